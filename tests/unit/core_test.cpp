@@ -1,0 +1,84 @@
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "core/error.hpp"
+#include "core/parallel.hpp"
+#include "core/philox.hpp"
+
+namespace atelier {
+namespace {
+
+TEST(Error, NamesPlaceRankAndMessage) {
+    try {
+        ATELIER_CHECK_INPUT(1 == 2, "file {} is short", "a.bin");
+        FAIL();
+    } catch (const Error& e) {
+        EXPECT_EQ(e.exit_code(), 3);
+        EXPECT_EQ(e.message(), "file a.bin is short");
+        EXPECT_NE(std::string(e.what()).find("1 == 2"), std::string::npos);
+        EXPECT_NE(std::string(e.what()).find("rank 0 of 1"), std::string::npos);
+    }
+}
+
+TEST(Arena, MeasuresThenHolds) {
+    auto layout = [](Arena& arena) {
+        Tensor a = arena.take_f32({3, 5});
+        Tensor b = arena.take(DType::u8, {7});
+        return std::pair(a, b);
+    };
+    Arena plan = Arena::measuring("test");
+    layout(plan);
+    EXPECT_EQ(plan.used(), 128u);
+    Arena real("test", plan.used());
+    auto [a, b] = layout(real);
+    a.f32()[14] = 1.5f;
+    EXPECT_EQ(b.as<std::uint8_t>()[0], 0);
+    EXPECT_THROW(real.take_f32({1}), Error);
+    EXPECT_THROW(a.as<double>(), Error);
+}
+
+// Known answers of the Random123 distribution (kat_vectors, philox4x32 10 rounds).
+TEST(Philox, KnownAnswers) {
+    EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
+              (std::array<std::uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+    EXPECT_EQ(philox4x32({0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}),
+              (std::array<std::uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+    EXPECT_EQ(philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
+              (std::array<std::uint32_t, 4>{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
+}
+
+TEST(Philox, NormalsHaveUnitMomentsAndDependOnPositionOnly) {
+    const RandomKey key = random_key(1, RandomUse::test);
+    std::vector<float> all(100001), some(37);
+    fill_normal(key, all);
+    fill_normal(key, some);
+    for (std::size_t i = 0; i < some.size(); ++i) EXPECT_EQ(all[i], some[i]);
+    double mean = 0, square = 0;
+    for (float v : all) mean += v, square += double(v) * v;
+    EXPECT_NEAR(mean / all.size(), 0, 0.015);
+    EXPECT_NEAR(square / all.size(), 1, 0.02);
+    EXPECT_NE(random_key(1, RandomUse::test, 1, 0), random_key(1, RandomUse::test, 0, 1));
+}
+
+TEST(Parallel, CoversEveryIndexOnceAndRethrows) {
+    for (int n : {1, 2, 5}) {
+        set_threads(n);
+        for (int repeat = 0; repeat < 200; ++repeat) {
+            std::vector<std::atomic<int>> hits(1003);
+            parallel_for(1003, 7, [&](std::int64_t begin, std::int64_t end) {
+                for (auto i = begin; i < end; ++i) ++hits[i];
+            });
+            for (auto& hit : hits) ASSERT_EQ(hit.load(), 1);
+        }
+        EXPECT_THROW(parallel_for(100, 1, [](std::int64_t i, std::int64_t) { ATELIER_CHECK(i != 63, "boom"); }),
+                     Error);
+    }
+    set_threads(1);
+}
+
+}  // namespace
+}  // namespace atelier
