@@ -1,0 +1,49 @@
+#include "io/mapped_file.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "core/error.hpp"
+
+namespace atelier::io {
+
+MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    ATELIER_CHECK_INPUT(file >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+    struct stat info {};
+    const bool known = fstat(file, &info) == 0 && S_ISREG(info.st_mode);
+    void* address = nullptr;
+    if (known && info.st_size > 0) {
+        address = mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+    }
+    const int error = errno;
+    close(file);
+    ATELIER_CHECK_INPUT(known, "{} is not a regular file", path.string());
+    ATELIER_CHECK_INPUT(address != MAP_FAILED, "cannot map {}: {}", path.string(), std::strerror(error));
+    data_ = static_cast<const std::byte*>(address);
+    size_ = static_cast<std::size_t>(info.st_size);
+}
+
+MappedFile::~MappedFile() {
+    if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+    std::swap(path_, other.path_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+}  // namespace atelier::io

@@ -1,0 +1,62 @@
+#include "nn/parameters.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "core/philox.hpp"
+
+namespace atelier::nn {
+
+int ParameterTable::add(ParameterSpec spec) {
+    const int index = size();
+    ATELIER_CHECK(index_.emplace(spec.name, index).second, "parameter {} stands twice in the table", spec.name);
+    offsets_.push_back(flat_size_);
+    flat_size_ += (spec.shape.elements() + alignment - 1) / alignment * alignment;
+    specs_.push_back(std::move(spec));
+    return index;
+}
+
+int ParameterTable::find(const std::string& name) const {
+    const auto found = index_.find(name);
+    return found == index_.end() ? -1 : found->second;
+}
+
+std::int64_t ParameterTable::count() const {
+    std::int64_t n = 0;
+    for (const ParameterSpec& spec : specs_) n += spec.shape.elements();
+    return n;
+}
+
+ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena)
+    : table_(&table), flat_(arena.take_f32({table.flat_size()})) {}
+
+Tensor ParameterStore::operator[](int index) const {
+    const std::int64_t offset = table_->offset(index);
+    const Shape& shape = table_->spec(index).shape;
+    return flat_.slice(offset, offset + shape.elements()).reshaped(shape);
+}
+
+Tensor ParameterStore::at(const std::string& name) const {
+    const int index = table_->find(name);
+    ATELIER_CHECK(index >= 0, "no parameter {}", name);
+    return (*this)[index];
+}
+
+void initialise(const ParameterStore& store, std::uint64_t seed) {
+    for (int i = 0; i < store.table().size(); ++i) {
+        const ParameterSpec& spec = store.table().spec(i);
+        const Tensor values = store[i];
+        std::span<float> out(values.f32(), static_cast<std::size_t>(values.elements()));
+        if (spec.init != Init::fan_in_normal) {
+            std::fill(out.begin(), out.end(), spec.init == Init::ones ? 1.0f : 0.0f);
+            continue;
+        }
+        fill_normal(random_key(seed, RandomUse::parameter_init, static_cast<std::uint64_t>(i)), out);
+        const std::int64_t fan_in = spec.shape.rank() > 1 ? spec.shape.elements() / spec.shape[0] : 1;
+        const float scale = 1.0f / std::sqrt(static_cast<float>(fan_in));
+        for (float& v : out) v *= scale;
+    }
+}
+
+}  // namespace atelier::nn
