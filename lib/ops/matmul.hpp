@@ -1,0 +1,21 @@
+#pragma once
+
+#include "core/tensor.hpp"
+
+namespace atelier::ops {
+
+/// A matrix in memory: rows x cols as stored, `stride` numbers from one row to the next.
+struct MatrixView {
+    float* data = nullptr;
+    std::int64_t rows = 0, cols = 0, stride = 0;
+};
+
+/// C = alpha * op(A) op(B) + beta * C, fp32, all row-major; op is the transpose where the flag says so.
+///
+/// Bits depend on the shapes, strides and flags alone: never on the number of threads, on what else
+/// runs, or (for a given A row) on beta = 0 garbage in C. With many threads the output is cut into
+/// tiles of a fixed size. Inside a parallel_for body it runs on the calling thread.
+void matmul(bool transpose_a, bool transpose_b, float alpha, const MatrixView& a, const MatrixView& b,
+            float beta, const MatrixView& c);
+
+}  // namespace atelier::ops
