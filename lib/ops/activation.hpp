@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+namespace atelier::ops {
+
+/// Elementwise over n numbers; y may be x, dx may be dy. Backward functions take the input x.
+void silu(const float* x, float* y, std::int64_t n);
+void silu_backward(const float* x, const float* dy, float* dx, std::int64_t n);
+/// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+void gelu_tanh(const float* x, float* y, std::int64_t n);
+void gelu_tanh_backward(const float* x, const float* dy, float* dx, std::int64_t n);
+/// 0.5 x (1 + erf(x / sqrt 2))
+void gelu_erf(const float* x, float* y, std::int64_t n);
+void gelu_erf_backward(const float* x, const float* dy, float* dx, std::int64_t n);
+void tanh(const float* x, float* y, std::int64_t n);
+
+/// SwiGLU: y = silu(gate) * value, all [n].
+void swiglu(const float* gate, const float* value, float* y, std::int64_t n);
+void swiglu_backward(const float* gate, const float* value, const float* dy, float* dgate, float* dvalue,
+                     std::int64_t n);
+
+/// y += x
+void add(const float* x, float* y, std::int64_t n);
+
+}  // namespace atelier::ops
