@@ -15,10 +15,13 @@ void gelu_erf(const float* x, float* y, std::int64_t n);
 void gelu_erf_backward(const float* x, const float* dy, float* dx, std::int64_t n);
 void tanh(const float* x, float* y, std::int64_t n);
 
-/// SwiGLU: y = silu(gate) * value, all [n].
-void swiglu(const float* gate, const float* value, float* y, std::int64_t n);
-void swiglu_backward(const float* gate, const float* value, const float* dy, float* dgate, float* dvalue,
-                     std::int64_t n);
+/// SwiGLU by rows: y = silu(gate) * value; rows of `width` numbers, `in_stride` apart in gate and value (so that
+/// both may lie in one packed buffer), contiguous in y.
+void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
+            float* y);
+/// dgate and dvalue by `in_stride`; dy contiguous.
+void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value,
+                     std::int64_t in_stride, const float* dy, float* dgate, float* dvalue);
 
 /// y += x
 void add(const float* x, float* y, std::int64_t n);

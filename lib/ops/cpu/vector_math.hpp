@@ -1,0 +1,70 @@
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+// Branch-free single-precision functions that the compiler vectorises. Every element goes through the same
+// operations wherever it lies in a vector, so results don't depend on position or length.
+namespace atelier::ops::cpu {
+
+/// exp(x), at most 2 units in the last place off for x in [-87, 88]; saturates outside, 0 below -87.33.
+inline float exp_f32(float x) {
+    const float clamped = x < -87.33f ? -87.33f : (x > 88.7f ? 88.7f : x);
+    constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    const float shifted = std::fma(clamped, 1.44269504088896341f, magic);
+    const float n = shifted - magic;
+    float r = std::fma(n, -0.693359375f, clamped);
+    r = std::fma(n, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;  // Cephes expf
+    p = std::fma(p, r, 1.3981999507e-3f);
+    p = std::fma(p, r, 8.3334519073e-3f);
+    p = std::fma(p, r, 4.1665795894e-2f);
+    p = std::fma(p, r, 1.6666665459e-1f);
+    p = std::fma(p, r, 5.0000001201e-1f);
+    p = std::fma(p, r * r, r + 1.0f);
+    const auto exponent = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(magic);
+    // 2^n in two factors, so that n = 128 and subnormal results stay in range.
+    const std::int32_t half = exponent >> 1;
+    const float a = std::bit_cast<float>((half + 127) << 23);
+    const float b = std::bit_cast<float>((exponent - half + 127) << 23);
+    const float y = p * a * b;
+    return x < -87.33f ? 0.0f : y;
+}
+
+inline float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
+inline float silu_f32(float x) { return x * sigmoid_f32(x); }
+inline float tanh_f32(float x) { return 1.0f - 2.0f / (exp_f32(2.0f * x) + 1.0f); }
+
+/// Numbers per partial sum: a fixed tree, so that a row's sum has the same bits everywhere.
+inline constexpr int lanes = 16;
+
+/// Sum of f(i) for i in [0, n) in `lanes` interleaved partial sums, then pairwise.
+template <typename Function>
+inline float lane_sum(std::int64_t n, Function f) {
+    float partial[lanes] = {};
+    std::int64_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+        for (int l = 0; l < lanes; ++l) partial[l] += f(i + l);
+    for (int l = 0; i + l < n; ++l) partial[l] += f(i + l);
+    for (int width = lanes / 2; width > 0; width /= 2)
+        for (int l = 0; l < width; ++l) partial[l] += partial[l + width];
+    return partial[0];
+}
+
+template <typename Function>
+inline float lane_max(std::int64_t n, float start, Function f) {
+    float partial[lanes];
+    for (float& p : partial) p = start;
+    std::int64_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+        for (int l = 0; l < lanes; ++l) {
+            const float v = f(i + l);
+            partial[l] = v > partial[l] ? v : partial[l];
+        }
+    for (int l = 0; i + l < n; ++l) partial[l] = f(i + l) > partial[l] ? f(i + l) : partial[l];
+    for (int l = 1; l < lanes; ++l) partial[0] = partial[l] > partial[0] ? partial[l] : partial[0];
+    return partial[0];
+}
+
+}  // namespace atelier::ops::cpu

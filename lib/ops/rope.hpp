@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+namespace atelier::ops {
+
+/// RMS norm of each head of q and k, then rotation of neighbouring channel pairs (2i, 2i + 1); v is copied.
+/// Rows hold [q | k | v], each heads * head_dim numbers. Row r rotates by row r % positions of cosine and sine
+/// ([positions, head_dim / 2]).
+struct QkNormRopeShape {
+    std::int64_t rows = 0, heads = 0, head_dim = 0, positions = 0;
+    float eps = 1e-6f;
+};
+
+/// in and out [rows, 3 * heads * head_dim]; weights [head_dim]; inverse_rms [rows, 2, heads] kept for the backward pass.
+void qk_norm_rope(const QkNormRopeShape& shape, const float* in, const float* q_weight, const float* k_weight,
+                  const float* cosine, const float* sine, float* out, float* inverse_rms);
+
+/// Numbers of workspace for the partial sums of the weight gradients.
+std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& shape);
+
+/// `gradient` [rows, 3 * heads * head_dim] is of `out` on entry and of `in` on return; dq_weight and dk_weight are
+/// added to (null: skipped).
+void qk_norm_rope_backward(const QkNormRopeShape& shape, const float* in, const float* q_weight,
+                           const float* k_weight, const float* cosine, const float* sine, const float* inverse_rms,
+                           float* gradient, float* dq_weight, float* dk_weight, float* workspace);
+
+}  // namespace atelier::ops
