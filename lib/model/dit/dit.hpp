@@ -1,0 +1,143 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "model/dit/config.hpp"
+#include "model/dit/layout.hpp"
+#include "nn/parameters.hpp"
+#include "ops/attention.hpp"
+
+namespace atelier::dit {
+
+/// What a pass keeps of its blocks.
+enum class Keep : std::uint8_t {
+    nothing,      ///< inference
+    activations,  ///< everything the backward pass needs
+    inputs,       ///< block inputs only; the backward pass runs each block's forward again
+};
+
+/// Indices of one block's rows in the parameter table.
+struct BlockParameters {
+    int q = 0, k = 0, v = 0, out = 0, q_norm = 0, k_norm = 0, mlp_value = 0, mlp_gate = 0, mlp_out = 0;
+};
+
+/// The transformer of Qwen-Image 2.1: config, parameter table (diffusers' names) and where its rows are.
+/// Weights live in a nn::ParameterStore made from `table()`.
+class Dit {
+  public:
+    explicit Dit(const Config& config);
+    const Config& config() const { return config_; }
+    const nn::ParameterTable& table() const { return table_; }
+    const std::vector<BlockParameters>& blocks() const { return blocks_; }
+
+    int time_in = 0, time_out = 0, text_norm = 0, text_in = 0, text_out = 0, image_in = 0, modulation = 0;
+    int norm_out = 0, proj_out = 0;
+
+  private:
+    Config config_;
+    nn::ParameterTable table_;
+    std::vector<BlockParameters> blocks_;
+};
+
+/// Buffers of a run of tokens through all blocks; shapes with R = groups * rows tokens. Internal to the passes.
+struct StreamBuffers;
+
+/// Modulation of G timesteps, forward and backward; shared by both passes.
+struct ModulationBuffers {
+    Tensor sinusoid;                ///< [G, 256]
+    Tensor hidden, hidden_act;      ///< [G, W]: linear_1 and its SiLU
+    Tensor temb, temb_act;          ///< [G, W]
+    Tensor blocks;                  ///< [G, 4W]: scale1, tanh gate1, scale2, tanh gate2
+    Tensor final_scale;             ///< [G, W]
+    Tensor d_blocks, d_final, d_temb_act, d_temb, d_hidden;  ///< gradients of the same
+    void plan(const Config& config, std::int64_t groups, bool training, Arena& arena);
+};
+
+/// Activations of one block.
+struct BlockActivations {
+    Tensor y1, mean1, inv1, qkv_in, qkv, inverse_rms, attended, log_sum_exp, branch1, middle, y2, mean2, inv2, value_gate,
+        act, branch2;
+};
+
+struct StreamBuffers {
+    std::int64_t max_rows = 0, groups = 0;
+    std::vector<Tensor> inputs;               ///< of each block and of the final norm: [R, W]
+    std::vector<BlockActivations> blocks;     ///< one per layer, or one for all
+    Tensor d_x, d_y, d_qkv, d_value_gate, d_act, rope_workspace, attention_workspace;
+    Keep keep = Keep::nothing;
+    void plan(const Config& config, std::int64_t groups, std::int64_t max_rows, std::int64_t max_keys, Keep keep,
+              bool final_norm, Arena& arena);
+};
+
+/// The prefix of one prompt: text and references, run once. Keys and values of every layer serve all target passes of
+/// the prompt; their gradients are summed in `key_gradients` and go back through the prefix once.
+class PrefixPass {
+  public:
+    /// Plans for prompts of up to `max_tokens` prefix tokens and `max_encoder_tokens` encoder rows.
+    PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max_encoder_tokens, Keep keep, Arena& arena);
+
+    /// encoder_states [encoder_tokens, context_dim], reference_latents [reference_tokens, in_channels] (may be empty).
+    /// `timestep` is 0 for a causal condition. With `outputs` [prefix_tokens, out_channels] the model's output at the
+    /// prefix's tokens too (nobody needs it but comparisons); the bits of keys and values are the same.
+    void forward(const nn::ParameterStore& weights, const Layout& layout, const Tensor& encoder_states,
+                 const Tensor& reference_latents, float timestep, const Tensor& outputs = {});
+
+    /// Sets the gradient of keys and values to zero; before the target passes of a prompt.
+    void zero_key_gradients();
+
+    /// After all target backward passes: adds to `gradients`; writes d_encoder_states and d_reference_latents
+    /// unless empty. Inputs as given to forward.
+    void backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, const Tensor& encoder_states,
+                  const Tensor& reference_latents, const Tensor& d_encoder_states, const Tensor& d_reference_latents);
+
+    const Layout& layout() const { return *layout_; }
+    /// [prefix_tokens, 2 W]: keys, then values, of a layer.
+    Tensor keys(std::int64_t layer) const;
+    Tensor key_gradients(std::int64_t layer) const;
+
+  private:
+    const Dit& dit_;
+    const Layout* layout_ = nullptr;
+    bool full_last_block_ = false;
+    ModulationBuffers modulation_;
+    StreamBuffers stream_;
+    std::vector<Tensor> keys_, key_gradients_;
+    Tensor text_normed_, text_inverse_, text_hidden_, text_act_, text_rows_, latent_rows_, d_text_rows_, d_text_act_,
+        d_latent_rows_;
+};
+
+/// A micro-batch of B targets of one prompt, L tokens each, every one at its own timestep.
+class TargetPass {
+  public:
+    TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_target_tokens, std::int64_t max_prefix_tokens,
+               Keep keep, Arena& arena);
+
+    /// latents [B, L, in_channels], timesteps B numbers in [0, 1], velocity [B, L, out_channels] (written). B must be the
+    /// planned batch: the micro-batch's shape is part of what makes replay exact.
+    void forward(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& latents,
+                 std::span<const float> timesteps, const Tensor& velocity);
+
+    /// d_velocity [B, L, out_channels]. Adds to `gradients` and to the prefix's key gradients; writes d_latents unless
+    /// empty.
+    void backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, PrefixPass& prefix,
+                  const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents);
+
+  private:
+    const Dit& dit_;
+    std::int64_t batch_;
+    ModulationBuffers modulation_;
+    StreamBuffers stream_;
+    Tensor final_normed_, final_mean_, final_inverse_;
+};
+
+/// Loads a diffusers component directory (config.json, diffusion_pytorch_model[.safetensors|.index.json]).
+void load(const nn::ParameterStore& weights, const std::filesystem::path& directory);
+
+/// Writes a component directory: config.json as it was in `config_source`, weights in `dtype`.
+void save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,
+          const std::filesystem::path& directory, DType dtype);
+
+}  // namespace atelier::dit
