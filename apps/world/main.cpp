@@ -1,0 +1,81 @@
+// atelier-world: pictures and prompts of the procedural world, for the maker of the miniature.
+//
+// pictures.bin holds raw RGBA, [N, 128, 128, 4] bytes for t2i and [N, 2, 128, 128, 4] (source, result) for
+// edit; scenes.jsonl one object a line {text, category, attributes}.
+#include <fmt/format.h>
+
+#include <boost/program_options.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+
+#include "core/error.hpp"
+#include "world/draw.hpp"
+#include "world/scene.hpp"
+
+namespace {
+
+using namespace atelier;
+namespace po = boost::program_options;
+
+constexpr std::array<std::string_view, 4> t2i_categories{"general", "portrait", "landscape", "typography"};
+constexpr std::array<std::string_view, 2> edit_categories{"general", "portrait"};
+
+void write_bytes(std::ofstream& out, const std::vector<std::uint8_t>& bytes) {
+    out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
+
+void run(const std::string& task, std::uint64_t count, std::uint64_t seed, const std::filesystem::path& output) {
+    ATELIER_CHECK_USAGE(task == "t2i" || task == "edit", "--task must be t2i or edit, found '{}'", task);
+    std::filesystem::create_directories(output);
+    std::ofstream pictures(output / "pictures.bin", std::ios::binary), scenes(output / "scenes.jsonl");
+    for (std::uint64_t i = 0; i < count; ++i) {
+        Random random(random_key(seed, RandomUse::world, i, task == "edit"));
+        nlohmann::json line;
+        if (task == "t2i") {
+            const auto category = t2i_categories[i % t2i_categories.size()];
+            const world::Scene scene = world::random_scene(category, random);
+            line = {{"text", world::caption(scene, random)}, {"category", category}, {"attributes", to_json(scene)}};
+            write_bytes(pictures, world::draw(scene));
+        } else {
+            const auto category = edit_categories[i % edit_categories.size()];
+            const world::Edit edit = world::random_edit(category, random);
+            line = {{"text", edit.instruction}, {"category", category}, {"attributes", to_json(edit)}};
+            write_bytes(pictures, world::draw(edit.source));
+            write_bytes(pictures, world::draw(edit.result));
+        }
+        scenes << line.dump() << '\n';
+    }
+    pictures.flush();
+    scenes.flush();
+    ATELIER_CHECK_IO(pictures.good() && scenes.good(), "cannot write to {}", output.string());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        po::options_description options("atelier-world: pictures and prompts of the procedural world");
+        options.add_options()("help", "this text")("task", po::value<std::string>()->default_value("t2i"), "t2i or edit")(
+            "count", po::value<std::uint64_t>()->required(), "pictures")(
+            "seed", po::value<std::uint64_t>()->default_value(1), "seed")(
+            "output", po::value<std::string>()->required(), "directory to write to");
+        po::variables_map values;
+        po::store(po::parse_command_line(argc, argv, options), values);
+        if (values.count("help") != 0) {
+            std::cout << options << '\n';
+            return 0;
+        }
+        po::notify(values);
+        run(values["task"].as<std::string>(), values["count"].as<std::uint64_t>(), values["seed"].as<std::uint64_t>(),
+            values["output"].as<std::string>());
+        return 0;
+    } catch (const Error& e) {
+        std::cerr << "atelier-world: " << e.what() << '\n';
+        return e.exit_code();
+    } catch (const std::exception& e) {
+        std::cerr << "atelier-world: " << e.what() << '\n';
+        return static_cast<int>(ErrorKind::usage);
+    }
+}
