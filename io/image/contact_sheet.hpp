@@ -15,8 +15,8 @@ struct ContactSheet {
     int text_scale = 1;                           ///< a character takes 6 × 8 of these
 };
 
-/// One RGB picture: all cells as large as the largest picture, each picture centred in its cell, over
-/// white (alpha too), captions in black on one line, cut where the cell or the sheet ends. A
+/// One RGB picture: all cells as large as the largest picture, each picture centred in its cell,
+/// over white (alpha too), captions in black on one line, cut where the cell or the sheet ends. A
 /// character outside printable ASCII is drawn as a box. Throws Error(usage) if no picture is given.
 Image contact_sheet(const ContactSheet& sheet);
 

@@ -15,7 +15,9 @@ struct Image {
 
     Image() = default;
     Image(int wide, int high, int channel_count, std::uint8_t value = 0)
-        : width(wide), height(high), channels(channel_count),
+        : width(wide),
+          height(high),
+          channels(channel_count),
           pixels(static_cast<std::size_t>(wide) * static_cast<std::size_t>(high) *
                      static_cast<std::size_t>(channel_count),
                  value) {}
@@ -26,7 +28,8 @@ struct Image {
 
   private:
     std::size_t offset(int x, int y) const {
-        return (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) + static_cast<std::size_t>(x)) *
+        return (static_cast<std::size_t>(y) * static_cast<std::size_t>(width) +
+                static_cast<std::size_t>(x)) *
                static_cast<std::size_t>(channels);
     }
 };

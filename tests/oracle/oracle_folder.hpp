@@ -16,10 +16,12 @@ inline std::filesystem::path oracle_folder() {
 }
 
 /// The folders of oracle_folder()/`part` whose name begins with `prefix`, sorted.
-inline std::vector<std::filesystem::path> oracle_cases(const std::string& part, const std::string& prefix) {
+inline std::vector<std::filesystem::path> oracle_cases(const std::string& part,
+                                                       const std::string& prefix) {
     std::vector<std::filesystem::path> found;
     for (const auto& entry : std::filesystem::directory_iterator(oracle_folder() / part)) {
-        if (entry.is_directory() && entry.path().filename().string().starts_with(prefix)) found.push_back(entry.path());
+        if (entry.is_directory() && entry.path().filename().string().starts_with(prefix))
+            found.push_back(entry.path());
     }
     std::sort(found.begin(), found.end());
     return found;

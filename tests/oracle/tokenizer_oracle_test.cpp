@@ -43,7 +43,8 @@ TEST(tokenizer_oracle, DecodesBrokenUtf8) {
     const int lines = for_each_line("decode_only.jsonl", [&](const json& line) {
         const auto ids = line.at("ids").get<std::vector<std::int32_t>>();
         EXPECT_EQ(tok.decode(ids), line.at("decoded").get<std::string>()) << line;
-        EXPECT_EQ(tok.decode(ids, true), line.at("decoded_skip_special").get<std::string>()) << line;
+        EXPECT_EQ(tok.decode(ids, true), line.at("decoded_skip_special").get<std::string>())
+            << line;
     });
     EXPECT_GT(lines, 10);
 }
@@ -61,13 +62,15 @@ TEST(tokenizer_oracle, SplitsAsTheExpressionSays) {
 }
 
 /// The obvious encoder: merge the pair of lowest rank, leftmost first, until none is left.
-std::vector<std::string> merged_slowly(std::vector<std::string> symbols,
-                                       const std::vector<std::pair<std::string, std::string>>& merges) {
+std::vector<std::string> merged_slowly(
+    std::vector<std::string> symbols,
+    const std::vector<std::pair<std::string, std::string>>& merges) {
     for (;;) {
         std::size_t best_rank = merges.size(), best_at = 0;
         for (std::size_t i = 0; i + 1 < symbols.size(); ++i) {
             for (std::size_t rank = 0; rank < best_rank; ++rank) {
-                if (merges[rank] == std::pair(symbols[i], symbols[i + 1])) best_rank = rank, best_at = i;
+                if (merges[rank] == std::pair(symbols[i], symbols[i + 1]))
+                    best_rank = rank, best_at = i;
             }
         }
         if (best_rank == merges.size()) return symbols;
@@ -86,7 +89,8 @@ TEST(tokenizer_oracle, QueueMergesAsTheObviousLoop) {
             for (char c : text) bytes.push_back(byte_spelling(static_cast<std::uint8_t>(c)));
             std::vector<std::string> spellings;
             for (std::int32_t id : tok.encode(text)) spellings.push_back(tok.spelling(id));
-            const bool added = text.find('<') != std::string::npos;  // a piece may spell an added token
+            const bool added =
+                text.find('<') != std::string::npos;  // a piece may spell an added token
             if (added) continue;
             EXPECT_EQ(spellings, merged_slowly(bytes, file.merges)) << piece;
         }

@@ -20,12 +20,14 @@ using Bytes = std::vector<std::uint8_t>;
 
 Image gradient(int width, int height, int channels) {
     Image image(width, height, channels);
-    for (std::size_t i = 0; i < image.pixels.size(); ++i) image.pixels[i] = static_cast<std::uint8_t>(i * 7 + i / 13);
+    for (std::size_t i = 0; i < image.pixels.size(); ++i)
+        image.pixels[i] = static_cast<std::uint8_t>(i * 7 + i / 13);
     return image;
 }
 
 /// A PNG of any kind, written by libpng itself.
-Bytes png_of(int width, int height, int bits, int color, int interlace, const std::vector<Bytes>& rows,
+Bytes png_of(int width, int height, int bits, int color, int interlace,
+             const std::vector<Bytes>& rows,
              const std::function<void(png_structp, png_infop)>& more = {}) {
     Bytes out;
     png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
@@ -37,8 +39,8 @@ Bytes png_of(int width, int height, int bits, int color, int interlace, const st
             bytes->insert(bytes->end(), data, data + n);
         },
         nullptr);
-    png_set_IHDR(png, info, static_cast<png_uint_32>(width), static_cast<png_uint_32>(height), bits, color, interlace,
-                 PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_set_IHDR(png, info, static_cast<png_uint_32>(width), static_cast<png_uint_32>(height), bits,
+                 color, interlace, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     if (more) more(png, info);
     png_write_info(png, info);
     std::vector<png_bytep> pointers;
@@ -63,10 +65,13 @@ TEST(Png, ReadsEveryKind) {
                 ElementsAre(9, 9, 9, 200, 200, 200));
     EXPECT_THAT(decode_png(png_of(3, 1, 1, PNG_COLOR_TYPE_GRAY, 0, {{0xA0}}), "one bit").pixels,
                 ElementsAre(255, 255, 255, 0, 0, 0, 255, 255, 255));
-    EXPECT_THAT(decode_png(png_of(1, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, 0, {{9, 77}}), "gray alpha").pixels,
-                ElementsAre(9, 9, 9, 77));
-    EXPECT_THAT(decode_png(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, 0, {{1, 255, 2, 128, 3, 0}}), "16 bit").pixels,
-                ElementsAre(1, 2, 3));  // the high bytes
+    EXPECT_THAT(
+        decode_png(png_of(1, 1, 8, PNG_COLOR_TYPE_GRAY_ALPHA, 0, {{9, 77}}), "gray alpha").pixels,
+        ElementsAre(9, 9, 9, 77));
+    EXPECT_THAT(
+        decode_png(png_of(1, 1, 16, PNG_COLOR_TYPE_RGB, 0, {{1, 255, 2, 128, 3, 0}}), "16 bit")
+            .pixels,
+        ElementsAre(1, 2, 3));  // the high bytes
     const auto palette = [](bool transparent) {
         return [transparent](png_structp png, png_infop info) {
             const png_color colours[2] = {{10, 20, 30}, {40, 50, 60}};
@@ -75,22 +80,30 @@ TEST(Png, ReadsEveryKind) {
             if (transparent) png_set_tRNS(png, info, alpha, 1, nullptr);
         };
     };
-    EXPECT_THAT(decode_png(png_of(2, 1, 1, PNG_COLOR_TYPE_PALETTE, 0, {{0x40}}, palette(false)), "palette").pixels,
-                ElementsAre(10, 20, 30, 40, 50, 60));
-    EXPECT_THAT(decode_png(png_of(2, 1, 1, PNG_COLOR_TYPE_PALETTE, 0, {{0x40}}, palette(true)), "palette").pixels,
-                ElementsAre(10, 20, 30, 5, 40, 50, 60, 255));
+    EXPECT_THAT(
+        decode_png(png_of(2, 1, 1, PNG_COLOR_TYPE_PALETTE, 0, {{0x40}}, palette(false)), "palette")
+            .pixels,
+        ElementsAre(10, 20, 30, 40, 50, 60));
+    EXPECT_THAT(
+        decode_png(png_of(2, 1, 1, PNG_COLOR_TYPE_PALETTE, 0, {{0x40}}, palette(true)), "palette")
+            .pixels,
+        ElementsAre(10, 20, 30, 5, 40, 50, 60, 255));
     const auto key = [](png_structp png, png_infop info) {
         png_color_16 colour{};
         colour.red = 1, colour.green = 2, colour.blue = 3;
         png_set_tRNS(png, info, nullptr, 0, &colour);
     };
-    EXPECT_THAT(decode_png(png_of(2, 1, 8, PNG_COLOR_TYPE_RGB, 0, {{1, 2, 3, 4, 5, 6}}, key), "key").pixels,
-                ElementsAre(1, 2, 3, 0, 4, 5, 6, 255));
+    EXPECT_THAT(
+        decode_png(png_of(2, 1, 8, PNG_COLOR_TYPE_RGB, 0, {{1, 2, 3, 4, 5, 6}}, key), "key").pixels,
+        ElementsAre(1, 2, 3, 0, 4, 5, 6, 255));
 
     const Image image = gradient(19, 13, 3);
     std::vector<Bytes> rows;
-    for (int y = 0; y < image.height; ++y) rows.emplace_back(image.at(0, y), image.at(0, y) + 3 * image.width);
-    EXPECT_EQ(decode_png(png_of(19, 13, 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_ADAM7, rows), "interlaced"), image);
+    for (int y = 0; y < image.height; ++y)
+        rows.emplace_back(image.at(0, y), image.at(0, y) + 3 * image.width);
+    EXPECT_EQ(
+        decode_png(png_of(19, 13, 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_ADAM7, rows), "interlaced"),
+        image);
 }
 
 void expect_refused(const Bytes& bytes, const std::string& named) {
@@ -107,7 +120,8 @@ void expect_refused(const Bytes& bytes, const std::string& named) {
 TEST(Png, RefusesDamagedFiles) {
     const Bytes good = encode_png(gradient(40, 30, 3));
     for (std::size_t size : {std::size_t{20}, good.size() / 2, good.size() - 14, good.size() - 1}) {
-        expect_refused(Bytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size)), "truncated");
+        expect_refused(Bytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size)),
+                       "truncated");
     }
     Bytes flipped = good;
     flipped[good.size() / 2] ^= 0x10;
@@ -123,7 +137,8 @@ TEST(Png, RefusesDamagedFiles) {
 }
 
 TEST(Png, WritesFiles) {
-    const auto path = std::filesystem::temp_directory_path() / ("atelier-png-" + std::to_string(::getpid()) + ".png");
+    const auto path = std::filesystem::temp_directory_path() /
+                      ("atelier-png-" + std::to_string(::getpid()) + ".png");
     write_png(path, gradient(5, 4, 4));
     EXPECT_EQ(read_png(path), gradient(5, 4, 4));
     std::filesystem::remove(path);
@@ -140,8 +155,8 @@ TEST(ContactSheet, PlacesPicturesAndCaptions) {
     EXPECT_EQ(plain.channels, 3);
     EXPECT_EQ(*plain.at(2, 2), 200);
     EXPECT_EQ(*plain.at(1, 2), 255);
-    EXPECT_EQ(*plain.at(2, 10), 255);   // the empty cell
-    EXPECT_EQ(*plain.at(15, 4), 255);   // transparent over white
+    EXPECT_EQ(*plain.at(2, 10), 255);  // the empty cell
+    EXPECT_EQ(*plain.at(15, 4), 255);  // transparent over white
     EXPECT_EQ(*plain.at(12, 10), 200);
 
     sheet.row_captions = {"base \u4e00 a very long caption that is cut", ""};

@@ -32,26 +32,39 @@ class TokenizerFolder : public ::testing::Test {
     /// 256 bytes, then "ab", "abc"; `<s>` special and `<t>` not.
     static json small() {
         json vocab;
-        for (int byte = 0; byte < 256; ++byte) vocab[byte_spelling(static_cast<std::uint8_t>(byte))] = byte;
+        for (int byte = 0; byte < 256; ++byte)
+            vocab[byte_spelling(static_cast<std::uint8_t>(byte))] = byte;
         vocab["ab"] = 256;
         vocab["abc"] = 257;
         const auto added = [](int id, const char* content, bool special) {
-            return json{{"id", id},         {"content", content}, {"single_word", false}, {"lstrip", false},
-                        {"rstrip", false}, {"normalized", false}, {"special", special}};
+            return json{{"id", id},          {"content", content}, {"single_word", false},
+                        {"lstrip", false},   {"rstrip", false},    {"normalized", false},
+                        {"special", special}};
         };
         return {{"version", "1.0"},
                 {"truncation", nullptr},
                 {"padding", nullptr},
-                {"added_tokens", {added(258, "<s>", true), added(259, "<t>", false), added(260, "<s>x", true)}},
+                {"added_tokens",
+                 {added(258, "<s>", true), added(259, "<t>", false), added(260, "<s>x", true)}},
                 {"normalizer", {{"type", "NFC"}}},
                 {"pre_tokenizer",
                  {{"type", "Sequence"},
                   {"pretokenizers",
-                   {{{"type", "Split"}, {"pattern", {{"Regex", R"(\p{L}+|\s+)"}}}, {"behavior", "Isolated"}, {"invert", false}},
-                    {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}}}}}},
+                   {{{"type", "Split"},
+                     {"pattern", {{"Regex", R"(\p{L}+|\s+)"}}},
+                     {"behavior", "Isolated"},
+                     {"invert", false}},
+                    {{"type", "ByteLevel"},
+                     {"add_prefix_space", false},
+                     {"trim_offsets", true},
+                     {"use_regex", false}}}}}},
                 {"post_processor", nullptr},
                 {"decoder", {{"type", "ByteLevel"}}},
-                {"model", {{"type", "BPE"}, {"byte_fallback", false}, {"vocab", vocab}, {"merges", json::array({json::array({"a", "b"}), json::array({"ab", "c"})})}}}};
+                {"model",
+                 {{"type", "BPE"},
+                  {"byte_fallback", false},
+                  {"vocab", vocab},
+                  {"merges", json::array({json::array({"a", "b"}), json::array({"ab", "c"})})}}}};
     }
 
     Tokenizer load(const json& document) const {
@@ -59,7 +72,8 @@ class TokenizerFolder : public ::testing::Test {
         return Tokenizer::load(folder_);
     }
 
-    void expect_refused(const std::function<void(json&)>& change, const std::vector<std::string>& named) const {
+    void expect_refused(const std::function<void(json&)>& change,
+                        const std::vector<std::string>& named) const {
         json document = small();
         change(document);
         try {
@@ -79,7 +93,8 @@ TEST_F(TokenizerFolder, MergesByRankAndKeepsAddedTokensWhole) {
     const Tokenizer tok = load(small());
     EXPECT_THAT(tok.encode("abcab"), ElementsAre(257, 256));
     EXPECT_THAT(tok.encode("ab<s>c<t>"), ElementsAre(256, 258, 'c', 259));
-    EXPECT_THAT(tok.encode("<s>xab"), ElementsAre(260, 256));  // the longest of those that begin here
+    EXPECT_THAT(tok.encode("<s>xab"),
+                ElementsAre(260, 256));  // the longest of those that begin here
     EXPECT_EQ(tok.decode(tok.encode("ab<s>c<t>"), true), "abc<t>");
     EXPECT_THAT(tok.encode(""), ElementsAre());
     EXPECT_EQ(tok.id_of("<t>"), 259);
@@ -107,32 +122,56 @@ TEST_F(TokenizerFolder, NormalisedAddedTokensAreFoundAfterNfc) {
 TEST_F(TokenizerFolder, LongPieceMergesQuickly) {
     std::string text;
     for (int i = 0; i < 200000; ++i) text += "abc";
-    EXPECT_EQ(load(small()).encode(text).size(), 200000u);  // one piece: quadratic time would not end
+    EXPECT_EQ(load(small()).encode(text).size(),
+              200000u);  // one piece: quadratic time would not end
 }
 
 TEST_F(TokenizerFolder, RefusesWhatItDoesNotKnow) {
     expect_refused([](json& d) { d["normalizer"]["type"] = "NFKC"; }, {"normalizer.type", "NFKC"});
     expect_refused([](json& d) { d["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed"; },
                    {"pre_tokenizer.pretokenizers[0].behavior", "Removed", "Isolated"});
-    expect_refused([](json& d) { d["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a"; },
-                   {"pre_tokenizer.pretokenizers[0].pattern.Regex", "(a"});
-    expect_refused([](json& d) { d["pre_tokenizer"]["pretokenizers"][0]["type"] = "Metaspace"; }, {"Metaspace"});
-    expect_refused([](json& d) { d["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; },
-                   {"add_prefix_space", "true"});
+    expect_refused(
+        [](json& d) { d["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a"; },
+        {"pre_tokenizer.pretokenizers[0].pattern.Regex", "(a"});
+    expect_refused([](json& d) { d["pre_tokenizer"]["pretokenizers"][0]["type"] = "Metaspace"; },
+                   {"Metaspace"});
+    expect_refused(
+        [](json& d) { d["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; },
+        {"add_prefix_space", "true"});
     expect_refused([](json& d) { d["pre_tokenizer"] = nullptr; }, {"pre_tokenizer", "ByteLevel"});
-    expect_refused([](json& d) { d["decoder"]["type"] = "WordPiece"; }, {"decoder.type", "WordPiece"});
-    expect_refused([](json& d) { d["post_processor"] = {{"type", "BertProcessing"}}; }, {"post_processor", "BertProcessing"});
-    expect_refused([](json& d) { d["truncation"] = {{"max_length", 5}}; }, {"truncation", "max_length"});
-    expect_refused([](json& d) { d["added_tokens"][1]["lstrip"] = true; }, {"added_tokens[1].lstrip", "true"});
+    expect_refused([](json& d) { d["decoder"]["type"] = "WordPiece"; },
+                   {"decoder.type", "WordPiece"});
+    expect_refused(
+        [](json& d) {
+            d["post_processor"] = {{"type", "BertProcessing"}};
+        },
+        {"post_processor", "BertProcessing"});
+    expect_refused(
+        [](json& d) {
+            d["truncation"] = {{"max_length", 5}};
+        },
+        {"truncation", "max_length"});
+    expect_refused([](json& d) { d["added_tokens"][1]["lstrip"] = true; },
+                   {"added_tokens[1].lstrip", "true"});
     expect_refused([](json& d) { d["added_tokens"][1]["id"] = 3; }, {"id 3", "<t>"});
     expect_refused([](json& d) { d["model"]["type"] = "Unigram"; }, {"model.type", "Unigram"});
-    expect_refused([](json& d) { d["model"]["byte_fallback"] = true; }, {"model.byte_fallback", "true"});
+    expect_refused([](json& d) { d["model"]["byte_fallback"] = true; },
+                   {"model.byte_fallback", "true"});
     expect_refused([](json& d) { d["model"]["dropout"] = 0.1; }, {"model.dropout", "0.1"});
-    expect_refused([](json& d) { d["model"]["unk_token"] = "<unk>"; }, {"model.unk_token", "<unk>"});
+    expect_refused([](json& d) { d["model"]["unk_token"] = "<unk>"; },
+                   {"model.unk_token", "<unk>"});
     expect_refused([](json& d) { d["model"]["novelty"] = 1; }, {"model.novelty", "not known"});
     expect_refused([](json& d) { d["model"]["merges"][1] = "ab"; }, {"model.merges[1]", "\"ab\""});
-    expect_refused([](json& d) { d["model"]["merges"][1] = json::array({"x", "y"}); }, {"model.merges[1]", "xy"});
-    expect_refused([](json& d) { d["model"]["merges"][1] = json::array({"a", "b"}); }, {"model.merges[1]", "twice"});
+    expect_refused(
+        [](json& d) {
+            d["model"]["merges"][1] = json::array({"x", "y"});
+        },
+        {"model.merges[1]", "xy"});
+    expect_refused(
+        [](json& d) {
+            d["model"]["merges"][1] = json::array({"a", "b"});
+        },
+        {"model.merges[1]", "twice"});
     expect_refused([](json& d) { d["model"]["vocab"].erase("a"); }, {"model.vocab", "0x61"});
     expect_refused([](json& d) { d["model"]["vocab"]["a"] = "one"; }, {"model.vocab", "one"});
     expect_refused([](json& d) { d.erase("model"); }, {"\"model\" is missing"});

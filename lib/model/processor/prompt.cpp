@@ -16,17 +16,19 @@ std::string prompt_text(std::string_view prompt, std::size_t references) {
     std::string text(system_turn);
     text += "<|im_start|>user\n";
     for (std::size_t i = 1; i <= references; ++i) {
-        text += fmt::format("{}<image{}><|vision_start|>{}<|vision_end|>", i == 1 ? "" : " ", i, image_pad);
+        text += fmt::format("{}<image{}><|vision_start|>{}<|vision_end|>", i == 1 ? "" : " ", i,
+                            image_pad);
     }
     text += prompt.empty() ? " " : prompt;
     text += "<|im_end|>\n<|im_start|>assistant\n";
     return text;
 }
 
-PromptInputs build_prompt(const Tokenizer& tokenizer, const ProcessorConfig& config, std::string_view prompt,
-                          std::shared_ptr<const ReferenceInputs> images) {
+PromptInputs build_prompt(const Tokenizer& tokenizer, const ProcessorConfig& config,
+                          std::string_view prompt, std::shared_ptr<const ReferenceInputs> images) {
     ATELIER_CHECK_INPUT(prompt.find(image_pad) == std::string_view::npos,
-                        "the prompt holds {}, which stands for a reference picture; take it out", image_pad);
+                        "the prompt holds {}, which stands for a reference picture; take it out",
+                        image_pad);
     if (images && images->references.empty()) images = nullptr;
     const std::size_t count = images ? images->references.size() : 0;
     const std::int32_t slot = tokenizer.id_of(image_pad);
@@ -42,10 +44,13 @@ PromptInputs build_prompt(const Tokenizer& tokenizer, const ProcessorConfig& con
             copies = frames * high * wide / (config.merge_size * config.merge_size);
         }
         inputs.input_ids.insert(inputs.input_ids.end(), static_cast<std::size_t>(copies), id);
-        inputs.image_mask.insert(inputs.image_mask.end(), static_cast<std::size_t>(copies), id == slot);
+        inputs.image_mask.insert(inputs.image_mask.end(), static_cast<std::size_t>(copies),
+                                 id == slot);
     }
-    ATELIER_CHECK_INPUT(picture == count, "{}: expected {} image slots in the template, found {}: {} is no added token",
-                        tokenizer.path().string(), count, picture, image_pad);
+    ATELIER_CHECK_INPUT(
+        picture == count,
+        "{}: expected {} image slots in the template, found {}: {} is no added token",
+        tokenizer.path().string(), count, picture, image_pad);
     inputs.images = std::move(images);
     return inputs;
 }

@@ -16,25 +16,32 @@ constexpr int weight_bits = 22;  // 32 − 8 bits of a sample − 2 bits for ove
 
 double support_of(ResizeFilter filter) {
     switch (filter) {
-        case ResizeFilter::bilinear: return 1;
-        case ResizeFilter::bicubic: return 2;
-        case ResizeFilter::lanczos: return 3;
+        case ResizeFilter::bilinear:
+            return 1;
+        case ResizeFilter::bicubic:
+            return 2;
+        case ResizeFilter::lanczos:
+            return 3;
     }
     return 0;
 }
 
-double sinc(double x) { return x == 0 ? 1 : std::sin(x * std::numbers::pi) / (x * std::numbers::pi); }
+double sinc(double x) {
+    return x == 0 ? 1 : std::sin(x * std::numbers::pi) / (x * std::numbers::pi);
+}
 
 double kernel(ResizeFilter filter, double x) {
     x = std::abs(x);
     switch (filter) {
-        case ResizeFilter::bilinear: return x < 1 ? 1 - x : 0;
+        case ResizeFilter::bilinear:
+            return x < 1 ? 1 - x : 0;
         case ResizeFilter::bicubic: {
             constexpr double a = -0.5;
             if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
             return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
         }
-        case ResizeFilter::lanczos: return x < 3 ? sinc(x) * sinc(x / 3) : 0;
+        case ResizeFilter::lanczos:
+            return x < 3 ? sinc(x) * sinc(x / 3) : 0;
     }
     return 0;
 }
@@ -86,7 +93,8 @@ io::Image across(const io::Image& in, int width, ResizeFilter filter) {
                 for (int c = 0; c < in.channels; ++c) {
                     std::int32_t sum = 1 << (weight_bits - 1);
                     for (std::size_t k = 0; k < values.size(); ++k) {
-                        sum += values[k] * from[k * static_cast<std::size_t>(in.channels) + static_cast<std::size_t>(c)];
+                        sum += values[k] * from[k * static_cast<std::size_t>(in.channels) +
+                                                static_cast<std::size_t>(c)];
                     }
                     out.at(x, y)[c] = clamped(sum);
                 }
@@ -107,7 +115,8 @@ io::Image down(const io::Image& in, int height, ResizeFilter filter) {
             std::uint8_t* to = out.at(0, y);
             for (std::size_t x = 0; x < row; ++x) {
                 std::int32_t sum = 1 << (weight_bits - 1);
-                for (std::size_t k = 0; k < values.size(); ++k) sum += values[k] * from[k * row + x];
+                for (std::size_t k = 0; k < values.size(); ++k)
+                    sum += values[k] * from[k * row + x];
                 to[x] = clamped(sum);
             }
         }
@@ -124,7 +133,8 @@ int divided_by_255(int x) {
 void premultiply(io::Image& image) {
     for (std::size_t i = 0; i < image.pixels.size(); i += 4) {
         for (std::size_t c = 0; c < 3; ++c) {
-            image.pixels[i + c] = static_cast<std::uint8_t>(divided_by_255(image.pixels[i + c] * image.pixels[i + 3]));
+            image.pixels[i + c] = static_cast<std::uint8_t>(
+                divided_by_255(image.pixels[i + c] * image.pixels[i + 3]));
         }
     }
 }
@@ -134,20 +144,27 @@ void unpremultiply(io::Image& image) {
         const int alpha = image.pixels[i + 3];
         if (alpha == 0 || alpha == 255) continue;
         for (std::size_t c = 0; c < 3; ++c) {
-            image.pixels[i + c] = static_cast<std::uint8_t>(std::min(255 * image.pixels[i + c] / alpha, 255));
+            image.pixels[i + c] =
+                static_cast<std::uint8_t>(std::min(255 * image.pixels[i + c] / alpha, 255));
         }
     }
 }
 
 }  // namespace
 
-io::Image resize(const io::Image& image, int width, int height, ResizeFilter filter) {
-    ATELIER_CHECK((image.channels == 3 || image.channels == 4) && !image.empty() && width > 0 && height > 0,
-                  "expected an RGB or RGBA picture and a size, found {} x {} x {} to {} x {}", image.width,
-                  image.height, image.channels, width, height);
+io::Image resize(const io::Image& image, int width, int height, ResizeFilter filter,
+                 PassOrder order) {
+    ATELIER_CHECK(
+        (image.channels == 3 || image.channels == 4) && !image.empty() && width > 0 && height > 0,
+        "expected an RGB or RGBA picture and a size, found {} x {} x {} to {} x {}", image.width,
+        image.height, image.channels, width, height);
     if (image.width == width && image.height == height) return image;
     io::Image out = image;
     if (out.channels == 4) premultiply(out);
+    // The rule of Pillow 13, as measured on 900 pairs of sizes.
+    const bool vertical_first = order == PassOrder::pillow_13 && height < image.height &&
+                                image.height - height > 2 * (image.width - width);
+    if (vertical_first) out = down(out, height, filter);
     if (out.width != width) out = across(out, width, filter);
     if (out.height != height) out = down(out, height, filter);
     if (out.channels == 4) unpremultiply(out);
@@ -160,8 +177,8 @@ io::Image over_white(const io::Image& image) {
     for (std::size_t i = 0, j = 0; i < image.pixels.size(); i += 4, j += 3) {
         const int alpha = image.pixels[i + 3];
         for (std::size_t c = 0; c < 3; ++c) {
-            out.pixels[j + c] =
-                static_cast<std::uint8_t>(divided_by_255(image.pixels[i + c] * alpha + 255 * (255 - alpha)));
+            out.pixels[j + c] = static_cast<std::uint8_t>(
+                divided_by_255(image.pixels[i + c] * alpha + 255 * (255 - alpha)));
         }
     }
     return out;

@@ -18,10 +18,12 @@ double round_half_even(double x) {
 
 }  // namespace
 
-PictureSize smart_resize(PictureSize size, std::int64_t factor, std::int64_t min_pixels, std::int64_t max_pixels) {
+PictureSize smart_resize(PictureSize size, std::int64_t factor, std::int64_t min_pixels,
+                         std::int64_t max_pixels) {
     const auto [short_side, long_side] = std::minmax(size.width, size.height);
     ATELIER_CHECK_INPUT(short_side > 0 && long_side <= 200 * short_side,
-                        "a picture of {} x {}: expected sides whose ratio is at most 200; crop it", size.width, size.height);
+                        "a picture of {} x {}: expected sides whose ratio is at most 200; crop it",
+                        size.width, size.height);
     const auto multiple = static_cast<double>(factor);
     const auto width = static_cast<double>(size.width), height = static_cast<double>(size.height);
     double wide = round_half_even(width / multiple) * multiple;

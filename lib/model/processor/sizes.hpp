@@ -13,7 +13,8 @@ struct PictureSize {
 /// Sides that are multiples of `factor`, close to the picture's, with an area between the limits
 /// (Qwen2-VL's rule; halves round to even). Throws Error(input) if one side is more than 200 times
 /// the other.
-PictureSize smart_resize(PictureSize size, std::int64_t factor, std::int64_t min_pixels, std::int64_t max_pixels);
+PictureSize smart_resize(PictureSize size, std::int64_t factor, std::int64_t min_pixels,
+                         std::int64_t max_pixels);
 
 /// Sides that are multiples of 32 with about `target_area` pixels and `ratio` = width / height (the
 /// pipeline's rule; halves round to even). A side may come out as 0 for extreme ratios.

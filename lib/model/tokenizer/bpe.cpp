@@ -8,7 +8,8 @@ namespace atelier::model {
 namespace {
 
 std::uint64_t key_of(std::int32_t left, std::int32_t right) {
-    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
+    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
+           static_cast<std::uint32_t>(right);
 }
 
 /// A token of the piece in a doubly linked list over indices; token -1: merged away.
@@ -30,7 +31,9 @@ struct Candidate {
 }  // namespace
 
 bool BytePairEncoder::add_merge(std::int32_t left, std::int32_t right, std::int32_t merged) {
-    return rules_.try_emplace(key_of(left, right), Rule{static_cast<std::int32_t>(rules_.size()), merged}).second;
+    return rules_
+        .try_emplace(key_of(left, right), Rule{static_cast<std::int32_t>(rules_.size()), merged})
+        .second;
 }
 
 const BytePairEncoder::Rule* BytePairEncoder::find(std::int32_t left, std::int32_t right) const {

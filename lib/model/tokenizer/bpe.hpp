@@ -14,7 +14,8 @@ namespace atelier::model {
 class BytePairEncoder {
   public:
     /// `byte_tokens[b]`: the token of byte b.
-    explicit BytePairEncoder(const std::array<std::int32_t, 256>& byte_tokens) : byte_tokens_(byte_tokens) {}
+    explicit BytePairEncoder(const std::array<std::int32_t, 256>& byte_tokens)
+        : byte_tokens_(byte_tokens) {}
     /// Rules in order of rank. Returns false, and changes nothing, if the pair has a rule already.
     bool add_merge(std::int32_t left, std::int32_t right, std::int32_t merged);
     /// Appends the tokens of `piece`; O(n log n) in its bytes.

@@ -20,7 +20,8 @@ constexpr Alphabet make_alphabet() {
     for (auto& entry : alphabet.byte) entry = -1;
     std::uint16_t next = 0x100;
     for (int byte = 0; byte < 256; ++byte) {
-        const std::uint16_t code = stands_for_itself(byte) ? static_cast<std::uint16_t>(byte) : next++;
+        const std::uint16_t code =
+            stands_for_itself(byte) ? static_cast<std::uint16_t>(byte) : next++;
         alphabet.code_point[static_cast<std::size_t>(byte)] = code;
         alphabet.byte[code] = static_cast<std::int16_t>(byte);
     }
@@ -65,7 +66,8 @@ std::string bytes_of_spelling(std::string_view spelling) {
         const auto lead = static_cast<std::uint8_t>(spelling[i]);
         std::uint32_t code = lead;
         if (lead >= 0x80) {  // the alphabet has only one- and two-byte characters
-            if (lead < 0xC0 || lead >= 0xE0 || i + 1 >= spelling.size()) return std::string(spelling);
+            if (lead < 0xC0 || lead >= 0xE0 || i + 1 >= spelling.size())
+                return std::string(spelling);
             code = (lead & 0x1Fu) << 6 | (static_cast<std::uint8_t>(spelling[i + 1]) & 0x3Fu);
         }
         if (code >= alphabet.byte.size() || alphabet.byte[code] < 0) return std::string(spelling);

@@ -26,8 +26,8 @@ bool JsonNode::has(const std::string& key) const {
 }
 
 JsonNode JsonNode::at(const std::string& key) const {
-    ATELIER_CHECK_INPUT(value_->is_object(), "{}: expected an object with the key \"{}\", found {}", place_, key,
-                        found());
+    ATELIER_CHECK_INPUT(value_->is_object(), "{}: expected an object with the key \"{}\", found {}",
+                        place_, key, found());
     const auto it = value_->find(key);
     ATELIER_CHECK_INPUT(it != value_->end(), "{}: the key \"{}\" is missing", place_, key);
     const bool top = place_.find(": ") == std::string::npos;
@@ -36,7 +36,8 @@ JsonNode JsonNode::at(const std::string& key) const {
 
 JsonNode JsonNode::operator[](std::size_t index) const {
     ATELIER_CHECK_INPUT(value_->is_array() && index < value_->size(),
-                        "{}: expected an array with more than {} entries, found {}", place_, index, found());
+                        "{}: expected an array with more than {} entries, found {}", place_, index,
+                        found());
     return {(*value_)[index], fmt::format("{}[{}]", place_, index)};
 }
 
@@ -46,7 +47,8 @@ std::string JsonNode::text() const {
 }
 
 std::int64_t JsonNode::integer() const {
-    ATELIER_CHECK_INPUT(value_->is_number_integer(), "{}: expected an integer, found {}", place_, found());
+    ATELIER_CHECK_INPUT(value_->is_number_integer(), "{}: expected an integer, found {}", place_,
+                        found());
     return value_->get<std::int64_t>();
 }
 
@@ -56,7 +58,8 @@ double JsonNode::number() const {
 }
 
 bool JsonNode::flag() const {
-    ATELIER_CHECK_INPUT(value_->is_boolean(), "{}: expected true or false, found {}", place_, found());
+    ATELIER_CHECK_INPUT(value_->is_boolean(), "{}: expected true or false, found {}", place_,
+                        found());
     return value_->get<bool>();
 }
 
@@ -78,21 +81,23 @@ void JsonNode::only_known(std::initializer_list<std::string_view> known) const {
     ATELIER_CHECK_INPUT(value_->is_object(), "{}: expected an object, found {}", place_, found());
     for (const auto& [key, value] : value_->items()) {
         const bool harmless = value.is_null() || (value.is_boolean() && !value.get<bool>());
-        ATELIER_CHECK_INPUT(harmless || std::find(known.begin(), known.end(), key) != known.end(),
-                            "{}: the setting is not known to this program and may change the result, found {}",
-                            at(key).place(), shortened(value));
+        ATELIER_CHECK_INPUT(
+            harmless || std::find(known.begin(), known.end(), key) != known.end(),
+            "{}: the setting is not known to this program and may change the result, found {}",
+            at(key).place(), shortened(value));
     }
 }
 
 json read_json_file(const std::filesystem::path& path) {
     std::ifstream stream(path, std::ios::binary);
     ATELIER_CHECK_INPUT(stream.good(), "{}: cannot be opened; expected a JSON file", path.string());
-    const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+    const std::string text{std::istreambuf_iterator<char>(stream),
+                           std::istreambuf_iterator<char>()};
     try {
         return json::parse(text);
     } catch (const json::exception& error) {
-        ATELIER_FAIL(ErrorKind::input, "{}: not valid JSON ({}); the file may be truncated", path.string(),
-                     error.what());
+        ATELIER_FAIL(ErrorKind::input, "{}: not valid JSON ({}); the file may be truncated",
+                     path.string(), error.what());
     }
 }
 

@@ -15,7 +15,8 @@ namespace atelier::model {
 /// the key and what was found. A view: the document must outlive it.
 class JsonNode {
   public:
-    JsonNode(const nlohmann::json& value, std::string place) : value_(&value), place_(std::move(place)) {}
+    JsonNode(const nlohmann::json& value, std::string place)
+        : value_(&value), place_(std::move(place)) {}
     const nlohmann::json& value() const { return *value_; }
     /// "dir/tokenizer.json: model.merges"
     const std::string& place() const { return place_; }

@@ -38,13 +38,16 @@ std::string message_of(int error) {
 
 }  // namespace
 
-SplitExpression::SplitExpression(const std::string& expression, std::string place) : place_(std::move(place)) {
+SplitExpression::SplitExpression(const std::string& expression, std::string place)
+    : place_(std::move(place)) {
     const std::string translated = with_unicode_white_space(expression);
     int error = 0;
     PCRE2_SIZE offset = 0;
-    pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                     PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
-    ATELIER_CHECK_INPUT(code != nullptr, "{}: expected a regular expression, found {} ({} at offset {})", place_,
+    pcre2_code* code =
+        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                      PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
+    ATELIER_CHECK_INPUT(code != nullptr,
+                        "{}: expected a regular expression, found {} ({} at offset {})", place_,
                         expression, message_of(error), offset);
     code_ = std::shared_ptr<const void>(code, [](const void* p) {
         pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(p)));
@@ -60,10 +63,12 @@ void SplitExpression::split(std::string_view text, std::vector<std::string_view>
     std::size_t taken = 0;   // everything before is in `pieces`
     std::size_t search = 0;  // where the next match may begin
     while (search < text.size()) {
-        const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), search,
-                                      search == 0 ? 0 : PCRE2_NO_UTF_CHECK, match.get(), nullptr);
+        const int found =
+            pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), search,
+                        search == 0 ? 0 : PCRE2_NO_UTF_CHECK, match.get(), nullptr);
         if (found == PCRE2_ERROR_NOMATCH) break;
-        ATELIER_CHECK_INPUT(found >= 0, "{}: the split expression failed at byte {} of a text of {} bytes: {}",
+        ATELIER_CHECK_INPUT(found >= 0,
+                            "{}: the split expression failed at byte {} of a text of {} bytes: {}",
                             place_, search, text.size(), message_of(found));
         const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(match.get());
         if (ends[0] > taken) pieces.push_back(text.substr(taken, ends[0] - taken));
@@ -74,7 +79,8 @@ void SplitExpression::split(std::string_view text, std::vector<std::string_view>
             taken = search = ends[0];
             do {
                 ++search;
-            } while (search < text.size() && (static_cast<unsigned char>(text[search]) & 0xC0) == 0x80);
+            } while (search < text.size() &&
+                     (static_cast<unsigned char>(text[search]) & 0xC0) == 0x80);
         }
     }
     if (taken < text.size()) pieces.push_back(text.substr(taken));

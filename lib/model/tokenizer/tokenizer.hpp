@@ -22,8 +22,8 @@ namespace atelier::model {
 /// Immutable: one object may serve many threads.
 class Tokenizer {
   public:
-    /// `path`: a tokenizer.json, or the directory (`tokenizer/`, `processor/`) that holds it. Throws
-    /// Error(input) naming file, key and found value if anything in it is not supported.
+    /// `path`: a tokenizer.json, or the directory (`tokenizer/`, `processor/`) that holds it.
+    /// Throws Error(input) naming file, key and found value if anything in it is not supported.
     static Tokenizer load(const std::filesystem::path& path);
 
     /// Throws Error(input) if `text` is not UTF-8.
@@ -33,7 +33,8 @@ class Tokenizer {
     /// reference implementation; `skip_special` leaves out the tokens flagged special.
     std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
 
-    /// The id of one token by its spelling (vocabulary or added). Throws Error(input) if there is none.
+    /// The id of one token by its spelling (vocabulary or added). Throws Error(input) if there is
+    /// none.
     std::int32_t id_of(std::string_view spelling) const;
     /// The spelling of a token; empty if the id has none.
     const std::string& spelling(std::int32_t id) const;
@@ -66,8 +67,8 @@ class Tokenizer {
     AddedTokenFinder raw_tokens_, normalised_tokens_;
     std::vector<SplitExpression> splits_;
     BytePairEncoder encoder_;
-    std::vector<std::string> spellings_;             // by id
-    std::vector<std::uint8_t> special_;              // by id
+    std::vector<std::string> spellings_;                 // by id
+    std::vector<std::uint8_t> special_;                  // by id
     std::unordered_map<std::string, std::int32_t> ids_;  // by spelling
 };
 
