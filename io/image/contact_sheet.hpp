@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "io/image/image.hpp"
+
+namespace atelier::io {
+
+struct ContactSheet {
+    std::vector<std::vector<const Image*>> rows;  ///< RGB or RGBA, any size; null: an empty cell
+    std::vector<std::string> row_captions;        ///< above each row; empty list or string: none
+    std::vector<std::string> column_captions;     ///< above each column
+    int margin = 4;                               ///< pixels between cells and around the sheet
+    int text_scale = 1;                           ///< a character takes 6 × 8 of these
+};
+
+/// One RGB picture: all cells as large as the largest picture, each picture centred in its cell,
+/// over white (alpha too), captions in black on one line, cut where the cell or the sheet ends. A
+/// character outside printable ASCII is drawn as a box. Throws Error(usage) if no picture is given.
+Image contact_sheet(const ContactSheet& sheet);
+
+}  // namespace atelier::io

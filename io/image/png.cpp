@@ -1,0 +1,159 @@
+#include "io/image/png.hpp"
+
+#include <png.h>
+
+#include <algorithm>
+#include <array>
+#include <csetjmp>
+#include <cstring>
+#include <fstream>
+
+#include "core/error.hpp"
+
+namespace atelier::io {
+
+namespace {
+
+// libpng leaves by longjmp: the functions that call setjmp hold only trivial objects, and what they
+// fill is owned by their caller.
+
+struct Message {
+    std::array<char, 200> text{};
+};
+
+[[noreturn]] void on_error(png_structp png, png_const_charp text) {
+    auto* message = static_cast<Message*>(png_get_error_ptr(png));
+    std::strncpy(message->text.data(), text, message->text.size() - 1);
+    png_longjmp(png, 1);
+}
+
+void on_warning(png_structp, png_const_charp) {}
+
+struct Source {
+    const std::uint8_t* data;
+    std::size_t left;
+};
+
+void read_bytes(png_structp png, png_bytep out, png_size_t count) {
+    auto* source = static_cast<Source*>(png_get_io_ptr(png));
+    if (source->left < count) png_error(png, "the file ends too early (truncated)");
+    std::memcpy(out, source->data, count);
+    source->data += count;
+    source->left -= count;
+}
+
+void append_bytes(png_structp png, png_bytep data, png_size_t count) {
+    static_cast<std::vector<std::uint8_t>*>(png_get_io_ptr(png))
+        ->insert(static_cast<std::vector<std::uint8_t>*>(png_get_io_ptr(png))->end(), data,
+                 data + count);
+}
+
+void flush_nothing(png_structp) {}
+
+/// False with `message` set if libpng gave up.
+bool decode(Source source, Image& image, Message& message) {
+    png_structp png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &message, on_error, on_warning);
+    png_infop info = png ? png_create_info_struct(png) : nullptr;
+    if (!info || setjmp(png_jmpbuf(png))) {
+        png_destroy_read_struct(&png, info ? &info : nullptr, nullptr);
+        return false;
+    }
+    png_set_read_fn(png, &source, read_bytes);
+    png_set_user_limits(png, max_png_side, max_png_side);
+    png_read_info(png, info);
+    const std::int64_t area =
+        std::int64_t{png_get_image_width(png, info)} * png_get_image_height(png, info);
+    if (area > max_png_area) png_error(png, "the picture is larger than 2^27 pixels");
+
+    png_set_expand(png);  // palette → RGB, fewer bits → 8, tRNS → alpha
+    png_set_strip_16(png);
+    png_set_gray_to_rgb(png);
+    const int passes = png_set_interlace_handling(png);
+    png_read_update_info(png, info);
+    image = Image(static_cast<int>(png_get_image_width(png, info)),
+                  static_cast<int>(png_get_image_height(png, info)), png_get_channels(png, info));
+    if (png_get_rowbytes(png, info) !=
+        static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.channels)) {
+        png_error(png, "an unexpected number of bytes in a row");
+    }
+    for (int pass = 0; pass < passes; ++pass) {
+        for (int y = 0; y < image.height; ++y) png_read_row(png, image.at(0, y), nullptr);
+    }
+    png_read_end(png, nullptr);
+    png_destroy_read_struct(&png, &info, nullptr);
+    return true;
+}
+
+bool encode(const Image& image, std::vector<std::uint8_t>& bytes, Message& message) {
+    png_structp png =
+        png_create_write_struct(PNG_LIBPNG_VER_STRING, &message, on_error, on_warning);
+    png_infop info = png ? png_create_info_struct(png) : nullptr;
+    if (!info || setjmp(png_jmpbuf(png))) {
+        png_destroy_write_struct(&png, info ? &info : nullptr);
+        return false;
+    }
+    png_set_write_fn(png, &bytes, append_bytes, flush_nothing);
+    png_set_compression_level(png, 6);
+    png_set_user_limits(png, max_png_side, max_png_side);
+    png_set_IHDR(png, info, static_cast<png_uint_32>(image.width),
+                 static_cast<png_uint_32>(image.height), 8,
+                 image.channels == 4 ? PNG_COLOR_TYPE_RGBA : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
+                 PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+    png_write_info(png, info);
+    for (int y = 0; y < image.height; ++y) png_write_row(png, image.at(0, y));
+    png_write_end(png, nullptr);
+    png_destroy_write_struct(&png, &info);
+    return true;
+}
+
+}  // namespace
+
+Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
+    ATELIER_CHECK_INPUT(
+        bytes.size() >= 8 && png_sig_cmp(bytes.data(), 0, 8) == 0,
+        "{}: expected a PNG picture, found {} bytes without its signature; convert it to PNG", name,
+        bytes.size());
+    Image image;
+    Message message;
+    const bool done = decode({bytes.data(), bytes.size()}, image, message);
+    ATELIER_CHECK_INPUT(done, "{}: cannot be read as PNG: {}", name, message.text.data());
+    return image;
+}
+
+Image read_png(const std::filesystem::path& path) {
+    std::ifstream stream(path, std::ios::binary);
+    ATELIER_CHECK_INPUT(stream.good() && !std::filesystem::is_directory(path),
+                        "{}: cannot be opened; expected a PNG picture", path.string());
+    const std::vector<char> bytes{std::istreambuf_iterator<char>(stream),
+                                  std::istreambuf_iterator<char>()};
+    return decode_png({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()},
+                      path.string());
+}
+
+std::vector<std::uint8_t> encode_png(const Image& image) {
+    ATELIER_CHECK((image.channels == 3 || image.channels == 4) && image.width > 0 &&
+                      image.height > 0 &&
+                      image.pixels.size() == static_cast<std::size_t>(image.width) *
+                                                 static_cast<std::size_t>(image.height) *
+                                                 static_cast<std::size_t>(image.channels),
+                  "expected an RGB or RGBA picture, found {} x {} x {} with {} bytes", image.width,
+                  image.height, image.channels, image.pixels.size());
+    std::vector<std::uint8_t> bytes;
+    Message message;
+    ATELIER_CHECK(encode(image, bytes, message),
+                  "a picture of {} x {} cannot be written as PNG: {}", image.width, image.height,
+                  message.text.data());
+    return bytes;
+}
+
+void write_png(const std::filesystem::path& path, const Image& image) {
+    const std::vector<std::uint8_t> bytes = encode_png(image);
+    std::ofstream stream(path, std::ios::binary | std::ios::trunc);
+    stream.write(reinterpret_cast<const char*>(bytes.data()),
+                 static_cast<std::streamsize>(bytes.size()));
+    stream.close();
+    ATELIER_CHECK_IO(stream.good(), "{}: cannot write {} bytes: {}", path.string(), bytes.size(),
+                     std::strerror(errno));
+}
+
+}  // namespace atelier::io
