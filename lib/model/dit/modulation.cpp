@@ -1,0 +1,80 @@
+#include <algorithm>
+#include <cmath>
+
+#include "model/dit/stream.hpp"
+#include "ops/activation.hpp"
+#include "ops/linear.hpp"
+
+namespace atelier::dit {
+namespace {
+
+constexpr std::int64_t sinusoid_width = 256;
+
+/// Cosines first, then sines; t is multiplied by 1000. Frequencies and 1000 t are single precision by definition.
+void embed_timestep(float t, float* out) {
+    constexpr std::int64_t half = sinusoid_width / 2;
+    const float scaled = 1000.0f * t;
+    for (std::int64_t i = 0; i < half; ++i) {
+        const float exponent = static_cast<float>(-std::log(10000.0)) * static_cast<float>(i) / static_cast<float>(half);
+        const double angle = static_cast<double>(scaled) * static_cast<double>(std::exp(exponent));
+        out[i] = static_cast<float>(std::cos(angle));
+        out[half + i] = static_cast<float>(std::sin(angle));
+    }
+}
+
+}  // namespace
+
+void ModulationBuffers::plan(const Config& c, std::int64_t groups, bool training, Arena& arena) {
+    const std::int64_t w = c.width();
+    sinusoid = arena.take_f32({groups, sinusoid_width});
+    for (Tensor* t : {&hidden, &hidden_act, &temb, &temb_act, &final_scale}) *t = arena.take_f32({groups, w});
+    blocks = arena.take_f32({groups, 4 * w});
+    if (!training) return;
+    for (Tensor* t : {&d_final, &d_temb_act, &d_temb, &d_hidden}) *t = arena.take_f32({groups, w});
+    d_blocks = arena.take_f32({groups, 4 * w});
+}
+
+void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::span<const float> timesteps,
+                        ModulationBuffers& m) {
+    const std::int64_t w = dit.config().width(), groups = m.temb.size(0);
+    for (std::int64_t g = 0; g < groups; ++g)
+        embed_timestep(timesteps[static_cast<std::size_t>(g)], m.sinusoid.f32() + g * sinusoid_width);
+    ops::linear(m.sinusoid, weights[dit.time_in], {}, m.hidden);
+    ops::silu(m.hidden.f32(), m.hidden_act.f32(), groups * w);
+    ops::linear(m.hidden_act, weights[dit.time_out], {}, m.temb);
+    ops::silu(m.temb.f32(), m.temb_act.f32(), groups * w);
+    ops::linear(m.temb_act, weights[dit.modulation], {}, m.blocks);
+    ops::linear(m.temb_act, weights[dit.norm_out], {}, m.final_scale);
+    for (std::int64_t g = 0; g < groups; ++g)
+        for (std::int64_t part : {1, 3}) {
+            float* gate = m.blocks.f32() + (g * 4 + part) * w;
+            ops::tanh(gate, gate, w);
+        }
+}
+
+void zero_modulation_gradients(ModulationBuffers& m) {
+    std::fill_n(m.d_blocks.f32(), m.d_blocks.elements(), 0.0f);
+    std::fill_n(m.d_final.f32(), m.d_final.elements(), 0.0f);
+}
+
+void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
+                         ModulationBuffers& m) {
+    const std::int64_t w = dit.config().width(), groups = m.temb.size(0);
+    for (std::int64_t g = 0; g < groups; ++g)
+        for (std::int64_t part : {1, 3}) {
+            const float* gate = m.blocks.f32() + (g * 4 + part) * w;
+            float* d = m.d_blocks.f32() + (g * 4 + part) * w;
+            for (std::int64_t j = 0; j < w; ++j) d[j] *= 1.0f - gate[j] * gate[j];
+        }
+    ops::linear_backward_weight(m.d_blocks, m.temb_act, gradients[dit.modulation], {});
+    ops::linear_backward_weight(m.d_final, m.temb_act, gradients[dit.norm_out], {});
+    ops::linear_backward_input(m.d_blocks, weights[dit.modulation], m.d_temb_act, false);
+    ops::linear_backward_input(m.d_final, weights[dit.norm_out], m.d_temb_act, true);
+    ops::silu_backward(m.temb.f32(), m.d_temb_act.f32(), m.d_temb.f32(), groups * w);
+    ops::linear_backward_weight(m.d_temb, m.hidden_act, gradients[dit.time_out], {});
+    ops::linear_backward_input(m.d_temb, weights[dit.time_out], m.d_temb_act, false);
+    ops::silu_backward(m.hidden.f32(), m.d_temb_act.f32(), m.d_hidden.f32(), groups * w);
+    ops::linear_backward_weight(m.d_hidden, m.sinusoid, gradients[dit.time_in], {});
+}
+
+}  // namespace atelier::dit

@@ -1,0 +1,175 @@
+#include "model/dit/stream.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "core/parallel.hpp"
+#include "model/dit/projection.hpp"
+#include "ops/activation.hpp"
+#include "ops/linear.hpp"
+#include "ops/modulation.hpp"
+#include "ops/rope.hpp"
+
+namespace atelier::dit {
+namespace {
+
+BlockActivations plan_block(const Config& c, std::int64_t rows, Arena& arena) {
+    const std::int64_t w = c.width(), m = c.mlp_width();
+    BlockActivations a;
+    for (Tensor* t : {&a.y1, &a.attended, &a.branch1, &a.middle, &a.y2, &a.branch2}) *t = arena.take_f32({rows, w});
+    for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows});
+    for (Tensor* t : {&a.qkv_in, &a.qkv}) *t = arena.take_f32({rows, 3 * w});
+    a.inverse_rms = arena.take_f32({rows, 2 * c.heads});
+    a.log_sum_exp = arena.take_f32({rows, c.heads});
+    a.value_gate = arena.take_f32({rows, 2 * m});
+    a.act = arena.take_f32({rows, m});
+    return a;
+}
+
+/// The first R rows of every buffer.
+BlockActivations head(const BlockActivations& a, std::int64_t rows) {
+    BlockActivations h = a;
+    for (Tensor* t : {&h.y1, &h.attended, &h.branch1, &h.middle, &h.y2, &h.branch2, &h.mean1, &h.inv1, &h.mean2, &h.inv2,
+                      &h.qkv_in, &h.qkv, &h.inverse_rms, &h.log_sum_exp, &h.value_gate, &h.act})
+        *t = t->slice(0, rows);
+    return h;
+}
+
+ops::ModulationShape modulation_shape(const Config& c, const StreamShape& s) {
+    return {s.groups, s.rows, c.width(), 4 * c.width(), c.eps};
+}
+
+ops::QkNormRopeShape rope_shape(const Config& c, const StreamShape& s) {
+    return {s.groups * s.rows, c.heads, c.head_dim, s.rows, c.eps};
+}
+
+ops::AttentionShape attention_shape(const Config& c, const StreamShape& s) {
+    ops::AttentionShape a;
+    a.batch = s.groups;
+    a.queries = a.own_keys = s.rows;
+    a.shared_keys = s.shared_keys;
+    a.heads = a.kv_heads = c.heads;
+    a.head_dim = c.head_dim;
+    a.q_stride = a.own_stride = 3 * c.width();
+    a.shared_stride = 2 * c.width();
+    a.out_stride = c.width();
+    a.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
+    a.own_limit = s.own_limit;
+    a.shared_valid = s.shared_valid;
+    a.own_valid = s.own_valid;
+    return a;
+}
+
+ops::AttentionKeys keys_of(const Tensor& shared, std::int64_t width) {
+    if (shared.empty()) return {};
+    return {shared.f32(), shared.f32() + width};
+}
+
+}  // namespace
+
+void StreamBuffers::plan(const Config& c, std::int64_t group_count, std::int64_t rows, std::int64_t max_keys, Keep kept,
+                         bool final_norm, Arena& arena) {
+    const std::int64_t w = c.width(), m = c.mlp_width();
+    groups = group_count;
+    max_rows = rows;
+    keep = kept;
+    // Inference needs two: a block's input and its output.
+    const std::int64_t states = keep == Keep::nothing ? 2 : c.layers + (final_norm ? 1 : 0);
+    for (std::int64_t i = 0; i < std::max<std::int64_t>(states, 2); ++i) inputs.push_back(arena.take_f32({rows, w}));
+    for (std::int64_t i = 0; i < (keep == Keep::activations ? c.layers : 1); ++i) blocks.push_back(plan_block(c, rows, arena));
+    ops::AttentionShape attention;
+    attention.shared_keys = max_keys;
+    attention_workspace = arena.take_f32({ops::attention_workspace(attention)});
+    if (keep == Keep::nothing) return;
+    d_x = arena.take_f32({rows, w});
+    d_y = arena.take_f32({rows, w});
+    d_qkv = arena.take_f32({rows, 3 * w});
+    d_value_gate = arena.take_f32({rows, 2 * m});
+    d_act = arena.take_f32({rows, m});
+    rope_workspace = arena.take_f32({ops::qk_norm_rope_workspace({rows, c.heads, c.head_dim, rows, c.eps})});
+}
+
+void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64_t layer, const StreamShape& s,
+                   const ModulationBuffers& m, const Tensor& x, const Tensor& shared_keys, const BlockActivations& all,
+                   const Tensor& attention_workspace, bool keys_only, const Tensor& y) {
+    const Config& c = dit.config();
+    const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(layer)];
+    const std::int64_t w = c.width(), mlp = c.mlp_width(), rows = s.groups * s.rows;
+    const BlockActivations a = head(all, rows);
+    const ops::ModulationShape mod = modulation_shape(c, s);
+    const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
+
+    ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1.f32(), a.mean1.f32(), a.inv1.f32());
+    project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
+    ops::qk_norm_rope(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine, s.sine,
+                      a.qkv.f32(), a.inverse_rms.f32());
+    if (keys_only) return;
+    const float* qkv = a.qkv.f32();
+    ops::attention(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w}, a.attended.f32(),
+                   a.log_sum_exp.f32(), attention_workspace);
+    ops::linear(a.attended, weights[p.out], {}, a.branch1);
+    ops::gate_residual(mod, x.f32(), gate1, a.branch1.f32(), a.middle.f32());
+
+    ops::layer_norm_modulate(mod, a.middle.f32(), scale2, a.y2.f32(), a.mean2.f32(), a.inv2.f32());
+    project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
+    ops::swiglu(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, a.act.f32());
+    ops::linear(a.act, weights[p.mlp_out], {}, a.branch2);
+    ops::gate_residual(mod, a.middle.f32(), gate2, a.branch2.f32(), y.f32());
+}
+
+void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
+                    std::int64_t layer, const StreamShape& s, ModulationBuffers& m, const Tensor& x,
+                    const Tensor& shared_keys, const Tensor& shared_key_gradients, const Tensor& own_key_gradients,
+                    const BlockActivations& all, StreamBuffers& buffers, bool keys_only) {
+    const Config& c = dit.config();
+    const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(layer)];
+    const std::int64_t w = c.width(), mlp = c.mlp_width(), rows = s.groups * s.rows;
+    const BlockActivations a = head(all, rows);
+    const ops::ModulationShape mod = modulation_shape(c, s);
+    const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
+    float *d_scale1 = m.d_blocks.f32(), *d_gate1 = d_scale1 + w, *d_scale2 = d_gate1 + w, *d_gate2 = d_scale2 + w;
+    const Tensor d_x = buffers.d_x.slice(0, rows), d_y = buffers.d_y.slice(0, rows), d_qkv = buffers.d_qkv.slice(0, rows);
+    const Tensor d_vg = buffers.d_value_gate.slice(0, rows), d_act = buffers.d_act.slice(0, rows);
+    float* dqkv = d_qkv.f32();
+
+    if (keys_only) {
+        std::fill_n(d_x.f32(), rows * w, 0.0f);
+        std::fill_n(dqkv, rows * 3 * w, 0.0f);
+    } else {
+        // MLP branch: y = middle + gate2 * branch2
+        ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_y.f32(), d_gate2);
+        ops::linear_backward_weight(d_y, a.act, gradients[p.mlp_out], {});
+        ops::linear_backward_input(d_y, weights[p.mlp_out], d_act, false);
+        ops::swiglu_backward(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, d_act.f32(),
+                             d_vg.f32() + mlp, d_vg.f32());
+        project_backward(weights, gradients, std::array{p.mlp_value, p.mlp_gate}, a.y2, d_vg, d_y);
+        ops::layer_norm_modulate_backward(mod, a.middle.f32(), scale2, a.mean2.f32(), a.inv2.f32(), d_y.f32(), d_x.f32(),
+                                          d_scale2);
+        // Attention branch: middle = x + gate1 * branch1. d_act's memory holds the gradient of the attention's output.
+        ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_y.f32(), d_gate1);
+        ops::linear_backward_weight(d_y, a.attended, gradients[p.out], {});
+        const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w});
+        ops::linear_backward_input(d_y, weights[p.out], d_attended, false);
+        const float* qkv = a.qkv.f32();
+        const ops::AttentionKeys shared = keys_of(shared_key_gradients, w);
+        ops::attention_backward(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w},
+                                a.attended.f32(), a.log_sum_exp.f32(), d_attended.f32(), dqkv,
+                                {const_cast<float*>(shared.k), const_cast<float*>(shared.v)}, {dqkv + w, dqkv + 2 * w},
+                                buffers.attention_workspace);
+    }
+    if (!own_key_gradients.empty()) {
+        const float* own = own_key_gradients.f32();
+        parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i)
+                for (std::int64_t j = 0; j < 2 * w; ++j) dqkv[i * 3 * w + w + j] += own[i * 2 * w + j];
+        });
+    }
+    ops::qk_norm_rope_backward(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine,
+                               s.sine, a.inverse_rms.f32(), dqkv, gradients[p.q_norm].f32(), gradients[p.k_norm].f32(),
+                               buffers.rope_workspace.f32());
+    project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_qkv, d_y);
+    ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y.f32(), d_x.f32(), d_scale1);
+}
+
+}  // namespace atelier::dit

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <span>
+
+#include "model/dit/dit.hpp"
+
+// The parts that prefix and target passes share: modulation, and a run of tokens through one block.
+namespace atelier::dit {
+
+void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::span<const float> timesteps,
+                        ModulationBuffers& m);
+void zero_modulation_gradients(ModulationBuffers& m);
+/// From m.d_blocks (of the gates past their tanh) and m.d_final to the parameters' gradients.
+void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
+                         ModulationBuffers& m);
+
+/// What one run of tokens attends to: shapes, masks and the shared keys of a layer.
+struct StreamShape {
+    std::int64_t groups = 1, rows = 0;  ///< R = groups * rows tokens
+    const float* cosine = nullptr;      ///< [rows, head_dim / 2]
+    const float* sine = nullptr;
+    std::int64_t shared_keys = 0;
+    const std::uint8_t* shared_valid = nullptr;
+    const std::int32_t* own_limit = nullptr;
+    const std::uint8_t* own_valid = nullptr;
+};
+
+/// The block's forward: x [R, W] -> y [R, W] (another buffer), activations into `a`. With `keys_only` it stops after
+/// keys and values (a.qkv) and leaves y alone.
+void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64_t layer, const StreamShape& shape,
+                   const ModulationBuffers& m, const Tensor& x, const Tensor& shared_keys, const BlockActivations& a,
+                   const Tensor& attention_workspace, bool keys_only, const Tensor& y);
+
+/// d_x [R, W]: gradient of the block's output on entry, of its input on return. `own_key_gradients` [R, 2W] is added to
+/// the gradient of the block's own keys and values (empty: none); `shared_key_gradients` is added to (empty: none).
+/// `keys_only` as in the forward: d_x is taken as zero on entry.
+void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
+                    std::int64_t layer, const StreamShape& shape, ModulationBuffers& m, const Tensor& x,
+                    const Tensor& shared_keys, const Tensor& shared_key_gradients, const Tensor& own_key_gradients,
+                    const BlockActivations& a, StreamBuffers& buffers, bool keys_only);
+
+}  // namespace atelier::dit

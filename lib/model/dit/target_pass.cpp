@@ -1,0 +1,91 @@
+#include "model/dit/stream.hpp"
+#include "ops/linear.hpp"
+#include "ops/modulation.hpp"
+
+namespace atelier::dit {
+namespace {
+
+StreamShape target_shape(const Layout& layout, std::int64_t batch) {
+    StreamShape s;
+    s.groups = batch;
+    s.rows = layout.target_tokens;
+    const std::size_t half = layout.cosine.size() / static_cast<std::size_t>(layout.prefix_tokens() + layout.target_tokens);
+    s.cosine = layout.cosine.data() + static_cast<std::size_t>(layout.prefix_tokens()) * half;
+    s.sine = layout.sine.data() + static_cast<std::size_t>(layout.prefix_tokens()) * half;
+    s.shared_keys = layout.prefix_tokens();
+    s.shared_valid = layout.valid.empty() ? nullptr : layout.valid.data();
+    return s;
+}
+
+Tensor flat(const Tensor& t, std::int64_t rows) { return t.reshaped({rows, t.elements() / rows}); }
+
+}  // namespace
+
+TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_target_tokens, std::int64_t max_prefix_tokens,
+                       Keep keep, Arena& arena)
+    : dit_(dit), batch_(batch) {
+    const Config& c = dit.config();
+    const std::int64_t rows = batch * max_target_tokens;
+    modulation_.plan(c, batch, keep != Keep::nothing, arena);
+    stream_.plan(c, batch, rows, max_prefix_tokens + max_target_tokens, keep, true, arena);
+    final_normed_ = arena.take_f32({rows, c.width()});
+    final_mean_ = arena.take_f32({rows});
+    final_inverse_ = arena.take_f32({rows});
+}
+
+void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& latents,
+                         std::span<const float> timesteps, const Tensor& velocity) {
+    const Config& c = dit_.config();
+    const StreamShape s = target_shape(prefix.layout(), batch_);
+    const std::int64_t rows = s.groups * s.rows;
+    ATELIER_CHECK(latents.elements() == rows * c.in_channels && velocity.elements() == rows * c.out_channels &&
+                      static_cast<std::int64_t>(timesteps.size()) == batch_ && rows <= stream_.max_rows,
+                  "a target pass of {} x {} tokens was given latents {} and {} timesteps", batch_, s.rows,
+                  latents.shape().str(), timesteps.size());
+    modulation_forward(dit_, weights, timesteps, modulation_);
+    const bool saves = stream_.keep != Keep::nothing;
+    const auto state = [&](std::int64_t i) {
+        return stream_.inputs[static_cast<std::size_t>(saves ? i : i % 2)].slice(0, rows);
+    };
+    ops::linear(flat(latents, rows), weights[dit_.image_in], {}, state(0));
+    for (std::int64_t i = 0; i < c.layers; ++i) {
+        const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        block_forward(dit_, weights, i, s, modulation_, state(i), prefix.keys(i), a, stream_.attention_workspace, false,
+                      state(i + 1));
+    }
+    ops::layer_norm_modulate({s.groups, s.rows, c.width(), c.width(), c.eps}, state(c.layers).f32(),
+                             modulation_.final_scale.f32(), final_normed_.f32(), final_mean_.f32(), final_inverse_.f32());
+    ops::linear(final_normed_.slice(0, rows), weights[dit_.proj_out], {}, flat(velocity, rows));
+}
+
+void TargetPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, PrefixPass& prefix,
+                          const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents) {
+    const Config& c = dit_.config();
+    const StreamShape s = target_shape(prefix.layout(), batch_);
+    const std::int64_t rows = s.groups * s.rows;
+    ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
+    zero_modulation_gradients(modulation_);
+    const Tensor d_x = stream_.d_x.slice(0, rows), d_y = stream_.d_y.slice(0, rows);
+    ops::linear_backward_weight(flat(d_velocity, rows), final_normed_.slice(0, rows), gradients[dit_.proj_out], {});
+    ops::linear_backward_input(flat(d_velocity, rows), weights[dit_.proj_out], d_y, false);
+    std::fill_n(d_x.f32(), d_x.elements(), 0.0f);
+    ops::layer_norm_modulate_backward({s.groups, s.rows, c.width(), c.width(), c.eps},
+                                      stream_.inputs[static_cast<std::size_t>(c.layers)].f32(), modulation_.final_scale.f32(),
+                                      final_mean_.f32(), final_inverse_.f32(), d_y.f32(), d_x.f32(),
+                                      modulation_.d_final.f32());
+    for (std::int64_t i = c.layers - 1; i >= 0; --i) {
+        const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
+        const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        // The output of the repeated forward goes where nobody looks: the state of the next block is not needed any more.
+        if (stream_.keep == Keep::inputs)
+            block_forward(dit_, weights, i, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false,
+                          stream_.inputs[static_cast<std::size_t>(i + 1)].slice(0, rows));
+        block_backward(dit_, weights, gradients, i, s, modulation_, x, prefix.keys(i), prefix.key_gradients(i), {}, a, stream_,
+                       false);
+    }
+    ops::linear_backward_weight(d_x, flat(latents, rows), gradients[dit_.image_in], {});
+    if (!d_latents.empty()) ops::linear_backward_input(d_x, weights[dit_.image_in], flat(d_latents, rows), false);
+    modulation_backward(dit_, weights, gradients, modulation_);
+}
+
+}  // namespace atelier::dit
