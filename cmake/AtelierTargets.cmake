@@ -30,6 +30,9 @@ endfunction()
 
 function(atelier_flags target)
     target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-missing-field-initializers)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+        target_compile_options(${target} PRIVATE -Wno-restrict)  # false positives on std::string, GCC bug 105329
+    endif()
     if(ATELIER_WERROR)
         target_compile_options(${target} PRIVATE -Werror)
     endif()

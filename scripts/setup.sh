@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Installs what building and running Atelier needs on Debian or Ubuntu, or says what is missing.
+#   scripts/setup.sh [build|slurm]...     default: build
+set -euo pipefail
+
+build_packages=(g++ cmake ninja-build ccache pkg-config git
+    libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools libdnnl-dev libboost-program-options-dev libtomlplusplus-dev
+    libfmt-dev libspdlog-dev nlohmann-json3-dev libpng-dev libpcre2-dev libutf8proc-dev libxxhash-dev
+    libgtest-dev libgmock-dev)
+slurm_packages=(slurmctld slurmd slurm-client munge libpmix-dev)
+
+wanted=()
+for kind in "${@:-build}"; do
+    case $kind in
+        build) wanted+=("${build_packages[@]}") ;;
+        slurm) wanted+=("${slurm_packages[@]}") ;;
+        *) echo "setup: unknown kind '$kind' (build or slurm)" >&2; exit 2 ;;
+    esac
+done
+
+missing=()
+for package in "${wanted[@]}"; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+done
+((${#missing[@]} == 0)) && exit 0
+
+as_root=()
+if ((EUID != 0)); then
+    if sudo -n true 2>/dev/null; then as_root=(sudo -n); else
+        echo "setup: missing packages, and no right to install them. Ask for:" >&2
+        echo "    apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+fi
+echo "setup: installing ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,0 +1,279 @@
+// The transformer against values that diffusers computed in float64. Every case of transformer/ runs: all tokens' outputs,
+// target outputs, gradients of all parameters and inputs, prefix caches over steps, a LoRA adapter.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "core/parallel.hpp"
+#include "io/safetensors.hpp"
+#include "model/dit/dit.hpp"
+#include "nn/lora.hpp"
+#include "oracle_folder.hpp"
+
+namespace atelier::dit {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A float32 run of diffusers itself shows `float32_error`; ours may round elsewhere and gets this many times that.
+constexpr double allowance = 8;
+
+/// Largest difference over the RMS of what is expected.
+double relative_error(const float* found, const std::vector<float>& expected) {
+    double square = 0, worst = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        square += double(expected[i]) * expected[i];
+        worst = std::max(worst, std::abs(double(found[i]) - expected[i]));
+    }
+    return worst / std::max(std::sqrt(square / static_cast<double>(expected.size())), 1e-30);
+}
+
+struct Model {
+    explicit Model(const fs::path& directory)
+        : dit(load_config(directory / "config.json")), arena("model", plan()), weights(dit.table(), arena),
+          gradients(dit.table(), arena) {
+        load(weights, directory);
+    }
+    std::size_t plan() const {
+        Arena measure = Arena::measuring("model");
+        nn::ParameterStore(dit.table(), measure);
+        nn::ParameterStore(dit.table(), measure);
+        return measure.used();
+    }
+    Dit dit;
+    Arena arena;
+    nn::ParameterStore weights, gradients;
+};
+
+struct Inputs {
+    explicit Inputs(const fs::path& folder) : file(io::Safetensors::open(folder / "inputs.safetensors")) {
+        const auto& hidden = file.at("hidden_states").shape;
+        const auto& context = file.at("encoder_hidden_states").shape;
+        batch = hidden[0];
+        image_tokens = hidden[1];
+        channels = hidden[2];
+        text = context[1];
+        context_dim = context[2];
+        latents = file.floats("hidden_states");
+        states = file.floats("encoder_hidden_states");
+        timestep = file.floats("timestep");
+        const auto shapes = file.integers("img_shapes");
+        for (std::size_t i = 0; i < shapes.size(); i += 3) grids.push_back({shapes[i + 1], shapes[i + 2]});
+        target = grids.back();
+        grids.pop_back();
+        for (auto v : file.integers("img_mask")) mask.push_back(static_cast<std::uint8_t>(v));
+        mask_tokens = file.at("img_mask").shape[1];
+        if (file.contains("encoder_hidden_states_mask"))
+            for (auto v : file.integers("encoder_hidden_states_mask")) valid.push_back(static_cast<std::uint8_t>(v));
+    }
+    Layout layout(const Config& config, std::int64_t row) const {
+        return make_layout(config, std::span(mask).subspan(row * mask_tokens, text), grids, target,
+                           valid.empty() ? std::span<const std::uint8_t>() : std::span(valid).subspan(row * text, text));
+    }
+    std::int64_t references() const { return image_tokens - target.tokens(); }
+    Tensor row_states(std::int64_t row) { return Tensor::of(states.data() + row * text * context_dim, {text, context_dim}); }
+    Tensor row_references(std::int64_t row) {
+        return Tensor::of(latents.data() + row * image_tokens * channels, {references(), channels});
+    }
+    Tensor row_target(std::int64_t row) {
+        return Tensor::of(latents.data() + (row * image_tokens + references()) * channels, {1, target.tokens(), channels});
+    }
+
+    io::Safetensors file;
+    std::int64_t batch, image_tokens, channels, text, context_dim, mask_tokens;
+    std::vector<float> latents, states, timestep;
+    std::vector<std::uint8_t> mask, valid;
+    std::vector<Grid> grids;
+    Grid target;
+};
+
+struct Result {
+    std::vector<float> output, target, d_latents, d_states;
+};
+
+/// Each row of the case by itself, as the engine runs prompts; gradients are summed in model.gradients.
+Result run(Model& model, Inputs& in, Keep keep, const std::vector<float>& loss_weight) {
+    const Config& c = model.dit.config();
+    const Layout first = in.layout(c, 0);
+    const std::int64_t prefix_tokens = first.prefix_tokens(), tokens = in.target.tokens();
+    const auto build = [&](Arena& arena) {
+        return std::pair(PrefixPass(model.dit, prefix_tokens, in.text, keep, arena),
+                         TargetPass(model.dit, 1, tokens, prefix_tokens, keep, arena));
+    };
+    Arena measure = Arena::measuring("activations");
+    build(measure);
+    Arena arena("activations", measure.used());
+    auto [prefix, target] = build(arena);
+    Result r;
+    r.output.resize(in.batch * (prefix_tokens + tokens) * c.out_channels);
+    r.target.resize(in.batch * tokens * c.out_channels);
+    r.d_latents.resize(in.latents.size());
+    r.d_states.resize(in.states.size());
+    std::fill_n(model.gradients.data(), model.gradients.flat().elements(), 0.0f);
+    for (std::int64_t row = 0; row < in.batch; ++row) {
+        const Layout layout = in.layout(c, row);
+        const float t = in.timestep[row % in.timestep.size()], prefix_t = c.causal_condition ? 0.0f : t;
+        float* out = r.output.data() + row * (prefix_tokens + tokens) * c.out_channels;
+        float* velocity = r.target.data() + row * tokens * c.out_channels;
+        const Tensor v = Tensor::of(velocity, {1, tokens, c.out_channels});
+        prefix.forward(model.weights, layout, in.row_states(row), in.row_references(row), prefix_t,
+                       Tensor::of(out, {prefix_tokens, c.out_channels}));
+        target.forward(model.weights, prefix, in.row_target(row), std::span(&t, 1), v);
+        std::copy_n(velocity, tokens * c.out_channels, out + prefix_tokens * c.out_channels);
+        if (keep == Keep::nothing) continue;
+        const std::vector<float> with_outputs(velocity, velocity + tokens * c.out_channels);
+        prefix.forward(model.weights, layout, in.row_states(row), in.row_references(row), prefix_t);
+        prefix.zero_key_gradients();
+        target.forward(model.weights, prefix, in.row_target(row), std::span(&t, 1), v);
+        EXPECT_TRUE(std::equal(with_outputs.begin(), with_outputs.end(), velocity));
+        const Tensor dv = Tensor::of(loss_weight.data() + row * tokens * c.out_channels, {1, tokens, c.out_channels});
+        const auto latents_at = [&](std::int64_t token) { return r.d_latents.data() + (row * in.image_tokens + token) * in.channels; };
+        target.backward(model.weights, model.gradients, prefix, in.row_target(row), dv,
+                        Tensor::of(latents_at(in.references()), {1, tokens, in.channels}));
+        prefix.backward(model.weights, model.gradients, in.row_states(row), in.row_references(row),
+                        Tensor::of(r.d_states.data() + row * in.text * in.context_dim, {in.text, in.context_dim}),
+                        in.references() > 0 ? Tensor::of(latents_at(0), {in.references(), in.channels}) : Tensor());
+    }
+    return r;
+}
+
+nlohmann::json case_info(const fs::path& folder) { return nlohmann::json::parse(std::ifstream(folder / "case.json")); }
+
+std::vector<fs::path> gradient_cases() {
+    std::vector<fs::path> cases;
+    for (const auto& folder : testing::oracle_cases("transformer", "case-"))
+        if (io::Safetensors::open(folder / "outputs.safetensors").contains("loss")) cases.push_back(folder);
+    return cases;
+}
+
+void check_case(const fs::path& folder) {
+    SCOPED_TRACE(folder.filename().string());
+    const auto info = case_info(folder);
+    Model model(folder.parent_path() / info["model"].get<std::string>());
+    nn::LoraAdapter adapter;
+    if (info.contains("adapter")) {
+        adapter = nn::load_lora(folder / info["adapter"].get<std::string>(), model.dit.table());
+        nn::merge_lora(adapter, model.weights);
+    }
+    Inputs in(folder);
+    const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
+    const double forward = allowance * info["float32_error"]["output"].get<double>();
+    const double backward = allowance * info["float32_error"]["gradients_max"].get<double>();
+    const auto loss_weight = in.file.floats("loss_weight");
+    const Result r = run(model, in, Keep::activations, loss_weight);
+
+    EXPECT_LT(relative_error(r.output.data(), expected.floats("output")), forward);
+    EXPECT_LT(relative_error(r.target.data(), expected.floats("target")), forward);
+    EXPECT_LT(relative_error(r.d_latents.data(), expected.floats("grad.hidden_states")), backward);
+    EXPECT_LT(relative_error(r.d_states.data(), expected.floats("grad.encoder_hidden_states")), backward);
+    std::size_t compared = 4;  // output, target, two inputs
+    std::map<int, nn::LoraMatrix> lora;
+    for (const auto& m : adapter.matrices) lora[m.parameter] = nn::lora_gradients(m, model.gradients[m.parameter]);
+    for (const auto& [name, stored] : expected.tensors()) {
+        if (!name.starts_with("grad.") || name == "grad.hidden_states" || name == "grad.encoder_hidden_states") continue;
+        std::string parameter = name.substr(5);
+        const float* found = nullptr;
+        if (const auto at = parameter.find(".lora_"); at != std::string::npos) {
+            const auto& g = lora.at(model.dit.table().find(parameter.substr(0, at) + ".weight"));
+            found = parameter[at + 6] == 'A' ? g.a.data() : g.b.data();
+        } else {
+            found = model.gradients.at(parameter).f32();
+        }
+        EXPECT_LT(relative_error(found, expected.floats(name)), backward) << name;
+        ++compared;
+    }
+    EXPECT_EQ(compared + 1, expected.tensors().size()) << "a tensor of the case was not compared";  // + loss
+    if (adapter.matrices.empty()) {
+        EXPECT_EQ(compared, 4u + model.dit.table().size());
+    }
+}
+
+TEST(dit_oracle, OutputsAndGradients) {
+    const auto cases = gradient_cases();
+    ASSERT_GE(cases.size(), 7u);
+    for (const auto& folder : cases) check_case(folder);
+}
+
+TEST(dit_oracle, PrefixCacheOverSteps) {
+    const auto cases = testing::oracle_cases("transformer", "case-cache-");
+    ASSERT_GE(cases.size(), 2u);
+    for (const auto& folder : cases) {
+        SCOPED_TRACE(folder.filename().string());
+        const auto info = case_info(folder);
+        Model model(folder.parent_path() / info["model"].get<std::string>());
+        const Config& c = model.dit.config();
+        Inputs in(folder);
+        const auto steps = in.file.floats("steps.timestep");
+        auto noise = in.file.floats("steps.target_latents");
+        const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
+        const std::int64_t tokens = in.target.tokens(), prefix_tokens = in.layout(c, 0).prefix_tokens();
+        const std::size_t picture = static_cast<std::size_t>(tokens * c.out_channels);
+        Arena measure = Arena::measuring("activations");
+        PrefixPass(model.dit, prefix_tokens, in.text, Keep::nothing, measure);
+        TargetPass(model.dit, 1, tokens, prefix_tokens, Keep::nothing, measure);
+        Arena arena("activations", measure.used());
+        PrefixPass prefix(model.dit, prefix_tokens, in.text, Keep::nothing, arena);
+        TargetPass target(model.dit, 1, tokens, prefix_tokens, Keep::nothing, arena);
+        std::vector<std::vector<float>> found(steps.size(), std::vector<float>(picture * in.batch));
+        for (std::int64_t row = 0; row < in.batch; ++row) {
+            const Layout layout = in.layout(c, row);
+            prefix.forward(model.weights, layout, in.row_states(row), in.row_references(row), 0.0f);
+            for (std::size_t s = 0; s < steps.size(); ++s)
+                target.forward(model.weights, prefix,
+                               Tensor::of(noise.data() + (s * in.batch + row) * tokens * in.channels, {1, tokens, in.channels}),
+                               std::span(&steps[s], 1),
+                               Tensor::of(found[s].data() + row * picture, {1, tokens, c.out_channels}));
+        }
+        // The case states no error of its own; the same model's forward cases do.
+        double worst = 0;
+        for (const auto& other : gradient_cases()) worst = std::max(worst, case_info(other)["float32_error"]["output"].get<double>());
+        for (std::size_t s = 0; s < steps.size(); ++s)
+            EXPECT_LT(relative_error(found[s].data(), expected.floats("target." + std::to_string(s))), allowance * worst) << s;
+    }
+}
+
+// Inference, training and recompute run the same kernels: the same bits, on any number of threads.
+TEST(dit_oracle, BitsDoNotDependOnKeepingOrThreads) {
+    for (const auto& folder : gradient_cases()) {
+        SCOPED_TRACE(folder.filename().string());
+        Model model(folder.parent_path() / case_info(folder)["model"].get<std::string>());
+        Inputs in(folder);
+        const auto loss_weight = in.file.floats("loss_weight");
+        const Result full = run(model, in, Keep::activations, loss_weight);
+        const std::vector<float> gradients(model.gradients.data(), model.gradients.data() + model.gradients.flat().elements());
+        for (int n : {1, 2, 3}) {
+            set_threads(n);
+            EXPECT_EQ(run(model, in, Keep::nothing, loss_weight).output, full.output);
+            const Result again = run(model, in, Keep::inputs, loss_weight);
+            EXPECT_EQ(again.target, full.target);
+            EXPECT_EQ(again.d_latents, full.d_latents);
+            EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.gradients.data()));
+        }
+        set_threads(1);
+    }
+}
+
+// A check that cannot fail checks nothing: a weight off by one part in a hundred must show.
+TEST(dit_oracle, SeesAChangedWeight) {
+    const auto folder = gradient_cases().front();
+    const auto info = case_info(folder);
+    Model model(folder.parent_path() / info["model"].get<std::string>());
+    Inputs in(folder);
+    const auto expected = io::Safetensors::open(folder / "outputs.safetensors").floats("target");
+    for (int row : {model.dit.modulation, model.dit.blocks()[0].k_norm, model.dit.text_norm, model.dit.time_in}) {
+        const Tensor w = model.weights[row];
+        const std::vector<float> kept(w.f32(), w.f32() + w.elements());
+        for (std::int64_t i = 0; i < w.elements(); ++i) w.f32()[i] *= 1.01f;
+        const Result r = run(model, in, Keep::nothing, {});
+        EXPECT_GT(relative_error(r.target.data(), expected), allowance * info["float32_error"]["output"].get<double>())
+            << model.dit.table().spec(row).name;
+        std::copy(kept.begin(), kept.end(), w.f32());
+    }
+}
+
+}  // namespace
+}  // namespace atelier::dit

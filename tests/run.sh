@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up, builds and runs the tests.   tests/run.sh [arguments of ctest]
+# ATELIER_BUILD_DIR: where to build (default build).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh build
+build=${ATELIER_BUILD_DIR:-build}
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
+cmake --build "$build"
+ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@"
