@@ -1,0 +1,297 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/vlm/vlm.hpp"
+#include "ops/activation.hpp"
+#include "ops/attention.hpp"
+#include "ops/linear.hpp"
+#include "ops/norm.hpp"
+#include "ops/rope.hpp"
+
+namespace atelier::vlm {
+namespace {
+
+constexpr float vision_eps = 1e-6f;  // in the class, not in its config
+
+/// theta^(-2i/n) in single precision, as the models define their angles.
+float frequency(double theta, std::int64_t i, std::int64_t n) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(n);
+    return 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+}
+
+void put_angle(float angle, float* cosine, float* sine) {
+    *cosine = static_cast<float>(std::cos(static_cast<double>(angle)));
+    *sine = static_cast<float>(std::sin(static_cast<double>(angle)));
+}
+
+void apply(const nn::ParameterStore& weights, const Affine& map, const Tensor& x, const Tensor& y) {
+    ops::linear(x, weights[map.weight], map.bias < 0 ? Tensor() : weights[map.bias], y);
+}
+
+void norm(const nn::ParameterStore& weights, const Affine& n, const Tensor& x, const Tensor& y) {
+    ops::layer_norm({x.size(0), x.size(1), vision_eps}, x.f32(), weights[n.weight].f32(), weights[n.bias].f32(), y.f32(),
+                    nullptr, nullptr);
+}
+
+/// Row and column of patch k of a grid in merge order (block row, block column, row in block, column in block).
+std::array<std::int64_t, 2> patch_place(const GridThw& grid, std::int64_t merge, std::int64_t k) {
+    const std::int64_t in_block = k % (merge * merge), block = k / (merge * merge), across = grid[2] / merge;
+    return {block / across * merge + in_block / merge, block % across * merge + in_block % merge};
+}
+
+}  // namespace
+
+Session::Session(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, Arena& arena)
+    : vlm_(vlm), max_tokens_(max_tokens), max_patches_(max_patches) {
+    const TextConfig& t = vlm.config().text;
+    const VisionConfig& v = vlm.config().vision;
+    const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
+    hidden_ = arena.take_f32({max_tokens, t.hidden});
+    normed_ = arena.take_f32({max_tokens, t.hidden});
+    q_ = arena.take_f32({max_tokens, q_width});
+    attended_ = arena.take_f32({max_tokens, q_width});
+    gate_up_ = arena.take_f32({2 * max_tokens, t.intermediate});
+    act_ = arena.take_f32({max_tokens, t.intermediate});
+    cosine_ = arena.take_f32({max_tokens, t.head_dim / 2});
+    sine_ = arena.take_f32({max_tokens, t.head_dim / 2});
+    // Keys, then values, of a layer: two blocks of [max_tokens, kv_width].
+    for (std::int64_t i = 0; i < t.layers; ++i) keys_.push_back(arena.take_f32({2 * max_tokens, kv_width}));
+    ops::AttentionShape attention;
+    attention.own_keys = std::max(max_tokens, max_patches);
+    attention_workspace_ = arena.take_f32({ops::attention_workspace(attention)});
+    if (max_patches == 0) return;
+    const std::int64_t tokens = max_patches / (v.merge * v.merge);
+    patches_ = arena.take_f32({max_patches, v.hidden});
+    vision_normed_ = arena.take_f32({max_patches, v.hidden});
+    vision_qkv_ = arena.take_f32({max_patches, 3 * v.hidden});
+    vision_attended_ = arena.take_f32({max_patches, v.hidden});
+    vision_act_ = arena.take_f32({max_patches, std::max(v.intermediate, v.hidden)});
+    vision_cosine_ = arena.take_f32({max_patches, v.head_dim() / 2});
+    vision_sine_ = arena.take_f32({max_patches, v.head_dim() / 2});
+    merged_ = arena.take_f32({tokens, v.merged()});
+    merged_act_ = arena.take_f32({tokens, v.merged()});
+    picture_tokens_ = arena.take_f32({tokens, v.out_hidden});
+    for (std::size_t i = 0; i < v.deepstack.size(); ++i) deepstack_.push_back(arena.take_f32({tokens, v.out_hidden}));
+}
+
+void Session::set_rope(std::span<const std::array<std::int64_t, 3>> positions) {
+    const TextConfig& t = vlm_.config().text;
+    const std::int64_t half = t.head_dim / 2;
+    for (std::size_t r = 0; r < positions.size(); ++r)
+        for (std::int64_t i = 0; i < half; ++i) {
+            // Interleaved sections: every third frequency belongs to h or w as far as their sections reach.
+            int axis = 0;
+            if (i % 3 == 1 && i < 3 * t.mrope_section[1]) axis = 1;
+            if (i % 3 == 2 && i < 3 * t.mrope_section[2]) axis = 2;
+            const float angle = static_cast<float>(positions[r][static_cast<std::size_t>(axis)]) *
+                                frequency(t.rope_theta, i, t.head_dim);
+            const std::int64_t at = static_cast<std::int64_t>(r) * half + i;
+            put_angle(angle, cosine_.f32() + at, sine_.f32() + at);
+        }
+}
+
+void Session::run_merger(const nn::ParameterStore& weights, const Merger& m, bool norm_after_merge, const Tensor& x,
+                         const Tensor& out) {
+    const VisionConfig& v = vlm_.config().vision;
+    const std::int64_t tokens = x.size(0) / (v.merge * v.merge);
+    const Tensor merged = merged_.slice(0, tokens), act = merged_act_.slice(0, tokens);
+    // Merge order makes 2 x 2 patches neighbours in memory: merging is a change of shape.
+    if (norm_after_merge)
+        norm(weights, m.norm, x.reshaped({tokens, v.merged()}), merged);
+    else
+        norm(weights, m.norm, x, merged.reshaped({x.size(0), v.hidden}));
+    apply(weights, m.fc1, merged, act);
+    ops::gelu_erf(act.f32(), act.f32(), act.elements());
+    apply(weights, m.fc2, act, out);
+}
+
+void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_values, std::span<const GridThw> grids,
+                         const Observer& observe) {
+    const VisionConfig& v = vlm_.config().vision;
+    const std::int64_t n = pixel_values.size(0), tokens = n / (v.merge * v.merge);
+    std::int64_t total = 0;
+    for (const GridThw& grid : grids) total += grid[0] * grid[1] * grid[2];
+    ATELIER_CHECK_INPUT(total == n && n <= max_patches_ && pixel_values.size(1) == v.patch_elements(),
+                        "pixel values {} for grids of {} patches of {} numbers (planned for {} patches)",
+                        pixel_values.shape().str(), total, v.patch_elements(), max_patches_);
+    const auto show = [&](const std::string& name, const Tensor& value) {
+        if (observe) observe("vision." + name, value);
+    };
+    const Tensor x = patches_.slice(0, n), y = vision_normed_.slice(0, n), qkv = vision_qkv_.slice(0, n);
+    const Tensor attended = vision_attended_.slice(0, n);
+    const Tensor weight = weights[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
+    ops::linear(pixel_values, weight, weights[vlm_.patch.bias], x);
+    show("patch_embed", x);
+
+    const auto side = static_cast<std::int64_t>(std::llround(std::sqrt(static_cast<double>(v.positions))));
+    ATELIER_CHECK_INPUT(side * side == v.positions, "num_position_embeddings must be a square, found {}", v.positions);
+    const float* table = weights[vlm_.position_embedding].f32();
+    const std::int64_t half = v.head_dim() / 2, quarter = half / 2;
+    std::int64_t row = 0;
+    for (const GridThw& grid : grids)
+        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row) {
+            const auto place = patch_place(grid, v.merge, k);
+            // Bilinear between the table's entries, corners aligned.
+            std::array<std::int64_t, 2> low{}, high{};
+            std::array<float, 2> part{};
+            for (int axis = 0; axis < 2; ++axis) {
+                const std::int64_t extent = grid[static_cast<std::size_t>(axis + 1)];
+                const float at = extent == 1 ? 0.0f
+                                             : static_cast<float>(place[axis] * (side - 1)) / static_cast<float>(extent - 1);
+                low[axis] = static_cast<std::int64_t>(at);
+                high[axis] = std::min(low[axis] + 1, side - 1);
+                part[axis] = at - static_cast<float>(low[axis]);
+            }
+            const float* corner[4] = {table + (low[0] * side + low[1]) * v.hidden, table + (low[0] * side + high[1]) * v.hidden,
+                                      table + (high[0] * side + low[1]) * v.hidden,
+                                      table + (high[0] * side + high[1]) * v.hidden};
+            const float share[4] = {(1 - part[0]) * (1 - part[1]), (1 - part[0]) * part[1], part[0] * (1 - part[1]),
+                                    part[0] * part[1]};
+            float* out = x.f32() + row * v.hidden;
+            for (std::int64_t j = 0; j < v.hidden; ++j)
+                out[j] += share[0] * corner[0][j] + share[1] * corner[1][j] + share[2] * corner[2][j] + share[3] * corner[3][j];
+            for (std::int64_t i = 0; i < half; ++i) {
+                const float angle = static_cast<float>(place[i < quarter ? 0 : 1]) * frequency(v.rope_theta, i % quarter, half);
+                put_angle(angle, vision_cosine_.f32() + row * half + i, vision_sine_.f32() + row * half + i);
+            }
+        }
+    show("block_in", x);
+
+    for (std::int64_t b = 0; b < v.depth; ++b) {
+        const VisionBlock& p = vlm_.blocks[static_cast<std::size_t>(b)];
+        norm(weights, p.norm1, x, y);
+        apply(weights, p.qkv, y, qkv);
+        float* q = qkv.f32();
+        for (std::int64_t part = 0; part < 2; ++part)
+            ops::rope_half(n, v.heads, v.head_dim(), 3 * v.hidden, vision_cosine_.f32(), vision_sine_.f32(), q + part * v.hidden);
+        std::int64_t first = 0;
+        for (const GridThw& grid : grids) {  // attention never crosses pictures
+            ops::AttentionShape s;
+            s.queries = s.own_keys = grid[1] * grid[2];
+            s.heads = s.kv_heads = v.heads;
+            s.head_dim = v.head_dim();
+            s.q_stride = s.own_stride = 3 * v.hidden;
+            s.out_stride = v.hidden;
+            s.scale = 1.0f / std::sqrt(static_cast<float>(v.head_dim()));
+            const float* base = q + first * 3 * v.hidden;
+            ops::attention(s, base, {}, {base + v.hidden, base + 2 * v.hidden}, attended.f32() + first * v.hidden, nullptr,
+                           attention_workspace_);
+            first += s.queries;
+        }
+        apply(weights, p.proj, attended, y);
+        ops::add(y.f32(), x.f32(), x.elements());
+        norm(weights, p.norm2, x, y);
+        const Tensor act(vision_act_.raw(), DType::f32, {n, v.intermediate});
+        apply(weights, p.fc1, y, act);
+        ops::gelu_tanh(act.f32(), act.f32(), act.elements());
+        apply(weights, p.fc2, act, y);
+        ops::add(y.f32(), x.f32(), x.elements());
+        show(fmt::format("block.{}", b), x);
+        for (std::size_t i = 0; i < v.deepstack.size(); ++i)
+            if (v.deepstack[i] == b) {
+                run_merger(weights, vlm_.deepstack_mergers[i], true, x, deepstack_[i].slice(0, tokens));
+                show(fmt::format("deepstack.{}", i), deepstack_[i].slice(0, tokens));
+            }
+    }
+    run_merger(weights, vlm_.merger, false, x, picture_tokens_.slice(0, tokens));
+    show("merger", picture_tokens_.slice(0, tokens));
+}
+
+Tensor Session::encode(const nn::ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
+                       std::span<const GridThw> grids, const Observer& observe) {
+    const Config& c = vlm_.config();
+    const auto n = static_cast<std::int64_t>(ids.size());
+    ATELIER_CHECK(n >= 1 && n <= max_tokens_, "a prompt of {} tokens, planned for {}", n, max_tokens_);
+    const Positions positions = make_positions(c, ids, grids);
+    set_rope(positions.token);
+    length_ = 0;
+    next_position_ = positions.next;
+    image_rows_.clear();
+    if (!grids.empty()) run_vision(weights, pixel_values, grids, observe);
+    const float* table = weights[vlm_.embedding].f32();
+    for (std::int64_t i = 0; i < n; ++i) {
+        const std::int32_t id = ids[static_cast<std::size_t>(i)];
+        ATELIER_CHECK_INPUT(id >= 0 && id < c.text.vocabulary, "token {} of a vocabulary of {}", id, c.text.vocabulary);
+        const float* from = table + id * c.text.hidden;
+        if (id == c.image_token) {
+            from = picture_tokens_.f32() + static_cast<std::int64_t>(image_rows_.size()) * c.text.hidden;
+            image_rows_.push_back(i);
+        }
+        std::copy_n(from, c.text.hidden, hidden_.f32() + i * c.text.hidden);
+    }
+    if (observe) observe("text.inputs_embeds", hidden_.slice(0, n));
+    const Tensor result = run_text(weights, n, observe);
+    image_rows_.clear();
+    return result;
+}
+
+Tensor Session::decode(const nn::ParameterStore& weights, std::int32_t id) {
+    const TextConfig& t = vlm_.config().text;
+    ATELIER_CHECK(length_ > 0 && length_ < max_tokens_, "decoding token {} of at most {}", length_, max_tokens_);
+    ATELIER_CHECK_INPUT(id >= 0 && id < t.vocabulary, "token {} of a vocabulary of {}", id, t.vocabulary);
+    const std::array<std::int64_t, 3> position{next_position_, next_position_, next_position_};
+    set_rope(std::span(&position, 1));
+    ++next_position_;
+    std::copy_n(weights[vlm_.embedding].f32() + id * t.hidden, t.hidden, hidden_.f32());
+    return run_text(weights, 1, {});
+}
+
+Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, const Observer& observe) {
+    const TextConfig& t = vlm_.config().text;
+    const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
+    const Tensor x = hidden_.slice(0, n), y = normed_.slice(0, n), q = q_.slice(0, n), attended = attended_.slice(0, n);
+    std::vector<std::int32_t> limits(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) limits[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i + 1);
+    ops::AttentionShape s;
+    s.queries = s.own_keys = n;
+    s.shared_keys = length_;  // what came before
+    s.heads = t.heads;
+    s.kv_heads = t.kv_heads;
+    s.head_dim = t.head_dim;
+    s.q_stride = s.out_stride = q_width;
+    s.own_stride = s.shared_stride = kv_width;
+    s.scale = 1.0f / std::sqrt(static_cast<float>(t.head_dim));
+    s.own_limit = limits.data();
+    for (std::size_t l = 0; l < vlm_.layers.size(); ++l) {
+        const TextLayer& p = vlm_.layers[l];
+        const Tensor all_keys = keys_[l].slice(0, max_tokens_), all_values = keys_[l].slice(max_tokens_, 2 * max_tokens_);
+        const Tensor k = all_keys.slice(length_, length_ + n), v = all_values.slice(length_, length_ + n);
+        ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.input_norm].f32(), y.f32(), nullptr);
+        ops::linear(y, weights[p.q], {}, q);
+        ops::linear(y, weights[p.k], {}, k);
+        ops::linear(y, weights[p.v], {}, v);
+        ops::head_rms_norm(n, t.heads, t.head_dim, q_width, weights[p.q_norm].f32(), t.eps, q.f32());
+        ops::head_rms_norm(n, t.kv_heads, t.head_dim, kv_width, weights[p.k_norm].f32(), t.eps, k.f32());
+        ops::rope_half(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), q.f32());
+        ops::rope_half(n, t.kv_heads, t.head_dim, kv_width, cosine_.f32(), sine_.f32(), k.f32());
+        ops::attention(s, q.f32(), {all_keys.f32(), all_values.f32()}, {k.f32(), v.f32()}, attended.f32(), nullptr,
+                       attention_workspace_);
+        ops::linear(attended, weights[p.out], {}, y);
+        ops::add(y.f32(), x.f32(), x.elements());
+        ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.post_norm].f32(), y.f32(), nullptr);
+        const Tensor gate = gate_up_.slice(0, n), up = gate_up_.slice(n, 2 * n), act = act_.slice(0, n);
+        ops::linear(y, weights[p.gate], {}, gate);
+        ops::linear(y, weights[p.up], {}, up);
+        ops::swiglu(n, t.intermediate, gate.f32(), up.f32(), t.intermediate, act.f32());
+        ops::linear(act, weights[p.down], {}, y);
+        ops::add(y.f32(), x.f32(), x.elements());
+        if (observe) observe(fmt::format("text.layer.{}", l), x);
+        if (l < deepstack_.size())  // features of vision blocks are added at the pictures' tokens after the layer
+            for (std::size_t k_row = 0; k_row < image_rows_.size(); ++k_row)
+                ops::add(deepstack_[l].f32() + static_cast<std::int64_t>(k_row) * t.hidden,
+                         x.f32() + image_rows_[k_row] * t.hidden, t.hidden);
+    }
+    length_ += n;
+    return x;
+}
+
+void Session::logits(const nn::ParameterStore& weights, const Tensor& states, const Tensor& out) {
+    const TextConfig& t = vlm_.config().text;
+    const Tensor y = normed_.slice(0, states.size(0));
+    ops::rms_norm({states.size(0), t.hidden, 0, 0, t.eps, 0.0f}, states.f32(), weights[vlm_.final_norm].f32(), y.f32(), nullptr);
+    ops::linear(y, weights[vlm_.head], {}, out);
+}
+
+}  // namespace atelier::vlm

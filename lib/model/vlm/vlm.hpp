@@ -1,0 +1,115 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "model/vlm/config.hpp"
+#include "nn/parameters.hpp"
+
+namespace atelier::vlm {
+
+using GridThw = std::array<std::int64_t, 3>;  ///< frames, patches high, patches wide
+
+/// A linear map's rows in the table: weight and bias (-1: none).
+struct Affine {
+    int weight = -1, bias = -1;
+};
+struct TextLayer {
+    int input_norm, q, k, v, out, q_norm, k_norm, post_norm, gate, up, down;
+};
+struct VisionBlock {
+    Affine norm1, norm2, qkv, proj, fc1, fc2;
+};
+struct Merger {
+    Affine norm, fc1, fc2;
+};
+
+/// Qwen3-VL: config and parameter table under transformers' names.
+class Vlm {
+  public:
+    explicit Vlm(const Config& config);
+    const Config& config() const { return config_; }
+    const nn::ParameterTable& table() const { return table_; }
+
+    int embedding = 0, final_norm = 0, head = 0;  ///< head == embedding when tied
+    int position_embedding = 0;
+    Affine patch;
+    std::vector<TextLayer> layers;
+    std::vector<VisionBlock> blocks;
+    Merger merger;
+    std::vector<Merger> deepstack_mergers;
+
+  private:
+    Config config_;
+    nn::ParameterTable table_;
+};
+
+/// Loads a transformers directory (model.safetensors or its index). A tied head may be stored or not.
+void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory);
+
+/// Positions of a sequence's tokens on the axes t, h, w, and where the next token stands.
+struct Positions {
+    std::vector<std::array<std::int64_t, 3>> token;
+    std::int64_t next = 0;
+    /// next - length: what decoding adds to the token index (transformers' rope_deltas).
+    std::int64_t rope_delta() const { return next - static_cast<std::int64_t>(token.size()); }
+};
+/// Throws Error(input) when image tokens and grids disagree.
+Positions make_positions(const Config& config, std::span<const std::int32_t> ids, std::span<const GridThw> grids);
+
+/// Sees intermediate values by name ("vision.block.0", "text.layer.1", …): for comparisons.
+using Observer = std::function<void(const std::string& name, const Tensor& value)>;
+
+/// Buffers for prompts of up to `max_tokens` tokens and `max_patches` patches, one sequence at a time, with keys and values
+/// of all layers kept, so that decoding goes on where the prompt ended.
+class Session {
+  public:
+    Session(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, Arena& arena);
+
+    /// Runs a whole prompt (unpadded). pixel_values [patches, patch_elements] in merge order, one grid a picture.
+    /// Returns [tokens, hidden]: states before the final norm. Valid until the next call.
+    Tensor encode(const nn::ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
+                  std::span<const GridThw> grids, const Observer& observe = {});
+
+    /// One more token after what was encoded: its state before the final norm [1, hidden].
+    Tensor decode(const nn::ParameterStore& weights, std::int32_t id);
+
+    /// Logits [rows, vocabulary] of states [rows, hidden] before the final norm.
+    void logits(const nn::ParameterStore& weights, const Tensor& states, const Tensor& out);
+
+    std::int64_t length() const { return length_; }
+
+  private:
+    void run_vision(const nn::ParameterStore& weights, const Tensor& pixel_values, std::span<const GridThw> grids,
+                    const Observer& observe);
+    void run_merger(const nn::ParameterStore& weights, const Merger& merger, bool norm_after_merge, const Tensor& x,
+                    const Tensor& out);
+    /// Tokens [length_, length_ + n) whose embeddings are in hidden_.
+    Tensor run_text(const nn::ParameterStore& weights, std::int64_t n, const Observer& observe);
+    void set_rope(std::span<const std::array<std::int64_t, 3>> positions);
+
+    const Vlm& vlm_;
+    std::int64_t max_tokens_, max_patches_, length_ = 0, next_position_ = 0;
+    std::vector<std::int64_t> image_rows_;
+    Tensor hidden_, normed_, q_, attended_, gate_up_, act_, cosine_, sine_, attention_workspace_;
+    std::vector<Tensor> keys_;  ///< per layer [max_tokens, 2 * kv_width]: keys, then values
+    Tensor patches_, vision_normed_, vision_qkv_, vision_attended_, vision_act_, vision_cosine_, vision_sine_, merged_,
+        merged_act_, picture_tokens_;
+    std::vector<Tensor> deepstack_;
+};
+
+/// Softmax of the candidates' logits over the whole vocabulary and over the candidates alone, and the expectation
+/// sum of s p(s) of scores 1, 2, … with the latter.
+struct ScoreReading {
+    std::vector<double> probability, renormalised;
+    double probability_of_candidates = 0, expected_score = 0;
+};
+ScoreReading read_score(std::span<const float> logits, std::span<const std::int32_t> candidates);
+
+}  // namespace atelier::vlm

@@ -1,0 +1,191 @@
+// Qwen3-VL against values that transformers computed in float64: every layer, pictures, decoding, scores.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "io/safetensors.hpp"
+#include "model/vlm/vlm.hpp"
+#include "oracle_folder.hpp"
+
+namespace atelier::vlm {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Model {
+    explicit Model(const fs::path& directory) : vlm(load_config(directory / "config.json")), arena("vlm", plan()), weights(vlm.table(), arena) {
+        load(vlm, weights, directory);
+    }
+    std::size_t plan() const {
+        Arena measure = Arena::measuring("vlm");
+        nn::ParameterStore(vlm.table(), measure);
+        return measure.used();
+    }
+    Vlm vlm;
+    Arena arena;
+    nn::ParameterStore weights;
+};
+
+struct Case {
+    explicit Case(const std::string& name)
+        : folder(testing::oracle_folder() / "parts" / name), info(nlohmann::json::parse(std::ifstream(folder / "case.json"))),
+          in(io::Safetensors::open(folder / "inputs.safetensors")), out(io::Safetensors::open(folder / "outputs.safetensors")),
+          ids(in.integers("input_ids")), mask(in.integers("attention_mask")) {
+        batch = in.at("input_ids").shape[0];
+        length = in.at("input_ids").shape[1];
+        if (in.contains("pixel_values")) {
+            pixels = in.floats("pixel_values");
+            patch_elements = in.at("pixel_values").shape[1];
+            const auto thw = in.integers("image_grid_thw");
+            for (std::size_t i = 0; i < thw.size(); i += 3) grids.push_back({thw[i], thw[i + 1], thw[i + 2]});
+        }
+    }
+    /// Unpadded ids of a row and the index of its first token.
+    std::vector<std::int32_t> row(std::int64_t r, std::int64_t& first) const {
+        std::vector<std::int32_t> found;
+        first = -1;
+        for (std::int64_t i = 0; i < length; ++i)
+            if (mask[r * length + i] != 0) {
+                if (first < 0) first = i;
+                found.push_back(static_cast<std::int32_t>(ids[r * length + i]));
+            }
+        return found;
+    }
+    double tolerance(const std::string& name) const { return info["tolerance"][name]["atol"].get<double>(); }
+
+    fs::path folder;
+    nlohmann::json info;
+    io::Safetensors in, out;
+    std::vector<std::int64_t> ids, mask;
+    std::vector<float> pixels;
+    std::vector<GridThw> grids;
+    std::int64_t batch, length, patch_elements = 0;
+};
+
+double worst(const float* a, const float* b, std::int64_t n) {
+    double w = 0;
+    for (std::int64_t i = 0; i < n; ++i) w = std::max(w, std::abs(double(a[i]) - b[i]));
+    return w;
+}
+
+/// Rows of a padded batch one by one; vision stages are packed picture by picture over the batch.
+void check_layers(const std::string& name, const std::string& model_name) {
+    SCOPED_TRACE(name + " with " + model_name);
+    const Case c(name);
+    Model model(testing::oracle_folder() / "parts" / model_name);
+    const Config& config = model.vlm.config();
+    Arena measure = Arena::measuring("session");
+    Session(model.vlm, c.length, 4096, measure);
+    Arena arena("session", measure.used());
+    Session session(model.vlm, c.length, 4096, arena);
+    std::size_t picture = 0;
+    std::int64_t patch = 0, seen = 0;
+    for (std::int64_t r = 0; r < c.batch; ++r) {
+        std::int64_t first = 0;
+        const auto ids = c.row(r, first);
+        const auto n = static_cast<std::int64_t>(ids.size());
+        std::vector<GridThw> grids;
+        std::int64_t patches = 0, image_tokens = std::count(ids.begin(), ids.end(), config.image_token);
+        while (image_tokens > 0) {
+            grids.push_back(c.grids.at(picture++));
+            patches += grids.back()[1] * grids.back()[2];
+            image_tokens -= grids.back()[1] * grids.back()[2] / (config.vision.merge * config.vision.merge);
+        }
+        const Tensor pixels = patches == 0 ? Tensor()
+                                           : Tensor::of(c.pixels.data() + patch * c.patch_elements, {patches, c.patch_elements});
+        const auto compare_text = [&](const std::string& what, const float* found, std::int64_t width) {
+            if (!c.out.contains(what)) return;
+            const auto expected = c.out.floats(what);
+            EXPECT_LE(worst(found, expected.data() + (r * c.length + first) * width, n * width), c.tolerance(what)) << what;
+            ++seen;
+        };
+        const Tensor states = session.encode(model.weights, ids, pixels, grids, [&](const std::string& what, const Tensor& value) {
+            if (what.starts_with("text.")) return compare_text(what, value.f32(), value.size(1));
+            const auto expected = c.out.floats(what);
+            const std::int64_t per = what == "vision.merger" || what.starts_with("vision.deepstack") ? config.vision.merge * config.vision.merge : 1;
+            EXPECT_LE(worst(value.f32(), expected.data() + patch / per * value.size(1), value.elements()), c.tolerance(what)) << what;
+            ++seen;
+        });
+        compare_text("hidden_pre_norm", states.f32(), config.text.hidden);
+        std::vector<float> logits(n * config.text.vocabulary);
+        session.logits(model.weights, states, Tensor::of(logits.data(), {n, config.text.vocabulary}));
+        compare_text("logits", logits.data(), config.text.vocabulary);
+        if (c.out.contains("pipeline.prompt_embeds")) {
+            const std::int64_t drop = c.info["drop_idx"].get<std::int64_t>(), kept = c.out.at("pipeline.prompt_embeds").shape[1];
+            const auto expected = c.out.floats("pipeline.prompt_embeds");
+            EXPECT_LE(worst(states.f32() + drop * config.text.hidden, expected.data() + r * kept * config.text.hidden,
+                            (n - drop) * config.text.hidden),
+                      c.tolerance("pipeline.prompt_embeds"));
+        }
+        if (c.out.contains("position_ids") && !grids.empty()) {
+            const auto expected = c.out.integers("position_ids");
+            const Positions p = make_positions(config, ids, grids);
+            for (std::int64_t axis = 0; axis < 3; ++axis)
+                for (std::int64_t i = 0; i < n; ++i)
+                    ASSERT_EQ(p.token[i][axis], expected[(axis * c.batch + r) * c.length + first + i]) << axis << " " << i;
+            EXPECT_EQ(p.rope_delta(), c.out.integers("rope_deltas")[r]);
+        }
+        patch += patches;
+    }
+    EXPECT_GE(seen, c.batch * (config.text.layers + 2));
+}
+
+TEST(vlm_oracle, TextLayersAndLogits) { check_layers("case-vlm-text", "model-vlm"); }
+TEST(vlm_oracle, PictureInThePrompt) { check_layers("case-vlm-image", "model-vlm"); }
+TEST(vlm_oracle, TwoPicturesLeftPadded) { check_layers("case-vlm-two-images", "model-vlm"); }
+TEST(vlm_oracle, ShardedBf16Checkpoint) { check_layers("case-vlm-image", "model-vlm-sharded-bf16"); }
+
+TEST(vlm_oracle, GreedyDecoding) {
+    const Case c("case-vlm-generate");
+    Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const auto expected = c.out.integers("ids");
+    const auto logits = c.out.floats("logits");
+    const std::int64_t vocabulary = model.vlm.config().text.vocabulary, steps = static_cast<std::int64_t>(expected.size());
+    Arena measure = Arena::measuring("session");
+    Session(model.vlm, c.length + steps, 4096, measure);
+    Arena arena("session", measure.used());
+    Session session(model.vlm, c.length + steps, 4096, arena);
+    std::int64_t first = 0;
+    const auto ids = c.row(0, first);
+    const Tensor states = session.encode(model.weights, ids, Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements}), c.grids);
+    Tensor last = states.slice(states.size(0) - 1, states.size(0));
+    std::vector<float> found(vocabulary);
+    for (std::int64_t k = 0; k < steps; ++k) {
+        session.logits(model.weights, last, Tensor::of(found.data(), {1, vocabulary}));
+        EXPECT_LE(worst(found.data(), logits.data() + k * vocabulary, vocabulary), c.tolerance("logits")) << k;
+        const auto id = std::max_element(found.begin(), found.end()) - found.begin();
+        ASSERT_EQ(id, expected[k]) << k;
+        last = session.decode(model.weights, static_cast<std::int32_t>(id));
+    }
+}
+
+TEST(vlm_oracle, ExpectedScoreOfTheJudge) {
+    const Case c("case-vlm-judge");
+    Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const std::int64_t vocabulary = model.vlm.config().text.vocabulary;
+    Arena measure = Arena::measuring("session");
+    Session(model.vlm, c.length, 4096, measure);
+    Arena arena("session", measure.used());
+    Session session(model.vlm, c.length, 4096, arena);
+    std::int64_t first = 0;
+    const auto ids = c.row(0, first);
+    const Tensor states = session.encode(model.weights, ids, Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements}), c.grids);
+    std::vector<float> logits(vocabulary);
+    session.logits(model.weights, states.slice(states.size(0) - 1, states.size(0)), Tensor::of(logits.data(), {1, vocabulary}));
+    std::vector<std::int32_t> candidates;
+    for (auto id : c.in.integers("candidate_ids")) candidates.push_back(static_cast<std::int32_t>(id));
+    const ScoreReading r = read_score(logits, candidates);
+    const auto close = [&](const std::string& name, const std::vector<double>& values) {
+        const auto expected = c.out.floats(name);
+        for (std::size_t i = 0; i < values.size(); ++i) EXPECT_NEAR(values[i], expected[i], c.tolerance(name)) << name;
+    };
+    close("probability", r.probability);
+    close("probability_renormalised", r.renormalised);
+    close("probability_of_five", {r.probability_of_candidates});
+    close("expected_score", {r.expected_score});
+}
+
+}  // namespace
+}  // namespace atelier::vlm
