@@ -1,0 +1,117 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "model/vae/config.hpp"
+#include "nn/parameters.hpp"
+#include "ops/convolution.hpp"
+
+namespace atelier::vae {
+
+struct ConvRows {
+    int weight = -1, bias = -1;
+};
+struct ResidualRows {
+    std::int64_t in = 0, out = 0;
+    int norm1 = -1, norm2 = -1;
+    ConvRows conv1, conv2, shortcut;  ///< shortcut.weight == -1: identity
+};
+struct AttentionRows {
+    int norm = -1;
+    ConvRows qkv, proj;
+};
+struct MidRows {
+    ResidualRows first, last;
+    AttentionRows attention;
+};
+struct LevelRows {
+    std::int64_t in = 0, out = 0;
+    bool resamples = false, temporal = false;
+    std::vector<ResidualRows> residuals;
+    ConvRows resample;
+};
+/// Encoder or decoder: conv_in, levels and a middle block, norm_out, conv_out.
+struct HalfRows {
+    ConvRows conv_in, conv_out;
+    int norm_out = -1;
+    MidRows mid;
+    std::vector<LevelRows> levels;
+};
+
+/// Architecture and parameter table (diffusers' names).
+class Vae {
+  public:
+    explicit Vae(const Config& config);
+    const Config& config() const { return config_; }
+    const nn::ParameterTable& table() const { return table_; }
+    HalfRows encoder, decoder;
+    ConvRows quant, post_quant;
+
+  private:
+    Config config_;
+    nn::ParameterTable table_;
+};
+
+void load(const nn::ParameterStore& weights, const std::filesystem::path& directory);
+
+/// Sees intermediate values [height, width, channels] by name; for comparisons.
+using Observer = std::function<void(const std::string& name, const float* value, std::int64_t height, std::int64_t width,
+                                    std::int64_t channels)>;
+
+/// A frozen autoencoder ready to run: convolutions prepared per picture size on first use of the size, pictures of a batch
+/// side by side on the pool's threads. Results depend neither on threads nor on the batch.
+class Codec {
+  public:
+    /// The weights must outlive the codec and not change.
+    Codec(const Vae& vae, const nn::ParameterStore& weights);
+
+    /// latents [batch, height * width, z], packed and normalised, on a grid of height x width ->
+    /// pictures [batch, H, W, channels] in [-1, 1], H = height * factor.
+    void decode(const Tensor& latents, std::int64_t height, std::int64_t width, const Tensor& pictures);
+    /// The same before the clamp, of one picture's raw latents [h, w, z] (not normalised).
+    void decode_raw(const float* latents, std::int64_t height, std::int64_t width, float* picture,
+                    const Observer& observe = {});
+    /// picture [channels, H, W] in [-1, 1] -> normalised packed latents [H / f * W / f, z] of the posterior's mode.
+    void encode(const float* picture, std::int64_t height, std::int64_t width, float* latents);
+    /// Posterior [h, w, 2 z] of a picture [H, W, channels]: means, then log variances clamped to [-30, 20].
+    void encode_raw(const float* picture, std::int64_t height, std::int64_t width, float* posterior,
+                    const Observer& observe = {});
+
+    /// Bytes of scratch memory for one picture of the size (per thread).
+    std::size_t plan(std::int64_t picture_height, std::int64_t picture_width);
+
+  private:
+    struct Image {
+        Tensor data;
+        std::int64_t height = 0, width = 0, channels = 0;
+        std::int64_t pixels() const { return height * width; }
+    };
+    Image convolve(Arena& arena, const ConvRows& rows, const Image& x, std::int64_t out_channels, std::int64_t stride);
+    Image residual(Arena& arena, const ResidualRows& rows, const Image& x);
+    Image attention(Arena& arena, const AttentionRows& rows, const Image& x);
+    Image middle(Arena& arena, const MidRows& rows, const Image& x);
+    Image run_decoder(Arena& arena, const Image& latents, const Observer& observe);
+    Image run_encoder(Arena& arena, const Image& picture, const Observer& observe);
+    Image head(Arena& arena, const HalfRows& rows, const Image& x, std::int64_t out_channels);
+    const ops::Convolution& prepared(const ConvRows& rows, const ops::ConvolutionShape& shape);
+    /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
+    void prepare(std::int64_t height, std::int64_t width, bool decoder);
+
+    const Vae& vae_;
+    const nn::ParameterStore& weights_;
+    std::map<std::tuple<int, std::int64_t, std::int64_t>, ops::Convolution> convolutions_;
+    std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> planned_;
+    std::vector<Arena> arenas_;
+};
+
+/// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even.
+void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes);
+
+}  // namespace atelier::vae

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace atelier::ops {
+
+/// A square 2-D convolution over one picture: rows and columns last but one, channels last (NHWC).
+struct ConvolutionShape {
+    std::int64_t in_channels = 0, out_channels = 0, height = 0, width = 0;
+    std::int64_t kernel = 3, stride = 1;
+    std::int64_t pad_begin = 1, pad_end = 1;  ///< zeros before the first and behind the last row and column
+    std::int64_t out_height() const { return (height + pad_begin + pad_end - kernel) / stride + 1; }
+    std::int64_t out_width() const { return (width + pad_begin + pad_end - kernel) / stride + 1; }
+};
+
+/// A convolution prepared for one shape: code generated and weights laid out once, then run by any number of threads at a
+/// time, each run on its calling thread. The bits depend on the shape alone.
+class Convolution {
+  public:
+    /// weights [out, in, kernel, kernel], bias [out], both copied.
+    Convolution(const ConvolutionShape& shape, const float* weights, const float* bias);
+    ~Convolution();
+    Convolution(Convolution&&) noexcept;
+
+    const ConvolutionShape& shape() const { return shape_; }
+    /// Numbers of scratch memory that `run` takes.
+    std::int64_t scratch() const;
+    /// in [height, width, in_channels] -> out [out_height, out_width, out_channels].
+    void run(const float* in, float* out, float* scratch) const;
+
+  private:
+    struct Prepared;
+    ConvolutionShape shape_;
+    std::unique_ptr<Prepared> prepared_;
+};
+
+}  // namespace atelier::ops

@@ -1,0 +1,99 @@
+#include "ops/convolution.hpp"
+
+#include <dnnl.hpp>
+#include <dnnl_version.h>
+#include <omp.h>
+
+#include <cstring>
+#include <unordered_map>
+
+#include "core/error.hpp"
+
+namespace atelier::ops {
+namespace {
+
+const dnnl::engine& engine() {
+    static const dnnl::engine instance(dnnl::engine::kind::cpu, 0);
+    return instance;
+}
+
+dnnl::memory::desc plain(dnnl::memory::dims dims, dnnl::memory::format_tag tag) {
+    return {std::move(dims), dnnl::memory::data_type::f32, tag};
+}
+
+dnnl::convolution_forward::primitive_desc describe(const ConvolutionShape& s) {
+    using Tag = dnnl::memory::format_tag;
+    const auto in = plain({1, s.in_channels, s.height, s.width}, Tag::nhwc);
+    const auto out = plain({1, s.out_channels, s.out_height(), s.out_width()}, Tag::nhwc);
+    const auto weights = plain({s.out_channels, s.in_channels, s.kernel, s.kernel}, Tag::any);
+    const auto bias = plain({s.out_channels}, Tag::x);
+    const dnnl::memory::dims strides{s.stride, s.stride}, begin{s.pad_begin, s.pad_begin}, end{s.pad_end, s.pad_end};
+    dnnl::primitive_attr attributes;
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+#if DNNL_VERSION_MAJOR >= 3
+    return {engine(), dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, in, weights, bias, out,
+            strides, begin, end, attributes};
+#else
+    return {dnnl::convolution_forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, in,
+                                            weights, bias, out, strides, begin, end),
+            attributes, engine()};
+#endif
+}
+
+/// oneDNN would start OpenMP threads of its own: one thread per call, wherever the call comes from.
+void use_one_thread() {
+    thread_local const bool once = (omp_set_num_threads(1), true);
+    static_cast<void>(once);
+}
+
+}  // namespace
+
+struct Convolution::Prepared {
+    dnnl::convolution_forward::primitive_desc description;
+    dnnl::convolution_forward primitive;
+    dnnl::memory weights, bias;
+};
+
+Convolution::Convolution(const ConvolutionShape& shape, const float* weights, const float* bias) : shape_(shape) {
+    use_one_thread();
+    try {
+        auto description = describe(shape);
+        const auto given = plain({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel},
+                                 dnnl::memory::format_tag::oihw);
+        dnnl::memory from(given, engine(), const_cast<float*>(weights));
+        dnnl::memory to(description.weights_desc(), engine());
+        dnnl::memory kept_bias(description.bias_desc(), engine());
+        dnnl::stream stream(engine());
+        dnnl::reorder(from, to).execute(stream, from, to);
+        stream.wait();
+        std::memcpy(kept_bias.get_data_handle(), bias, static_cast<std::size_t>(shape.out_channels) * sizeof(float));
+        prepared_ = std::make_unique<Prepared>(
+            Prepared{description, dnnl::convolution_forward(description), std::move(to), std::move(kept_bias)});
+    } catch (const dnnl::error& e) {
+        ATELIER_FAIL(ErrorKind::internal, "convolution {} -> {} of {} x {}, kernel {}: {}", shape.in_channels,
+                     shape.out_channels, shape.height, shape.width, shape.kernel, e.what());
+    }
+}
+
+Convolution::~Convolution() = default;
+Convolution::Convolution(Convolution&&) noexcept = default;
+
+std::int64_t Convolution::scratch() const {
+    return (static_cast<std::int64_t>(prepared_->description.scratchpad_desc().get_size()) + 3) / 4;
+}
+
+void Convolution::run(const float* in, float* out, float* scratch) const {
+    use_one_thread();
+    thread_local dnnl::stream stream(engine());
+    const auto& d = prepared_->description;
+    const std::unordered_map<int, dnnl::memory> arguments{
+        {DNNL_ARG_SRC, {d.src_desc(), engine(), const_cast<float*>(in)}},
+        {DNNL_ARG_DST, {d.dst_desc(), engine(), out}},
+        {DNNL_ARG_WEIGHTS, prepared_->weights},
+        {DNNL_ARG_BIAS, prepared_->bias},
+        {DNNL_ARG_SCRATCHPAD, {d.scratchpad_desc(), engine(), scratch}}};
+    prepared_->primitive.execute(stream, arguments);
+    stream.wait();
+}
+
+}  // namespace atelier::ops

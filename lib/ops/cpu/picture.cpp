@@ -1,0 +1,59 @@
+#include "ops/picture.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cpu/vector_math.hpp"
+
+namespace atelier::ops {
+
+void channel_norm(std::int64_t pixels, std::int64_t channels, const float* x, const float* gamma, bool silu, float* y) {
+    const float root = std::sqrt(static_cast<float>(channels));
+    for (std::int64_t p = 0; p < pixels; ++p) {
+        const float* in = x + p * channels;
+        float* out = y + p * channels;
+        const float square = cpu::lane_sum(channels, [=](std::int64_t c) { return in[c] * in[c]; });
+        const float scale = root / std::max(std::sqrt(square), 1e-12f);
+        for (std::int64_t c = 0; c < channels; ++c) out[c] = in[c] * scale * gamma[c];
+    }
+    if (silu)
+        for (std::int64_t i = 0; i < pixels * channels; ++i) y[i] = cpu::silu_f32(y[i]);
+}
+
+void upsample_nearest(std::int64_t height, std::int64_t width, std::int64_t channels, const float* x, float* y) {
+    for (std::int64_t r = 0; r < 2 * height; ++r)
+        for (std::int64_t c = 0; c < 2 * width; ++c)
+            std::copy_n(x + (r / 2 * width + c / 2) * channels, channels, y + (r * 2 * width + c) * channels);
+}
+
+void add_average_down(std::int64_t height, std::int64_t width, std::int64_t in_channels, std::int64_t out_channels,
+                      std::int64_t frames, std::int64_t space, const float* x, float* y) {
+    const std::int64_t square = space * space, group = in_channels * frames * square / out_channels;
+    for (std::int64_t r = 0; r < height / space; ++r)
+        for (std::int64_t c = 0; c < width / space; ++c) {
+            float* out = y + (r * (width / space) + c) * out_channels;
+            for (std::int64_t o = 0; o < out_channels; ++o) {
+                float sum = 0;
+                for (std::int64_t k = o * group; k < (o + 1) * group; ++k) {
+                    if (k / square % frames != frames - 1) continue;
+                    const std::int64_t row = r * space + k % square / space, column = c * space + k % space;
+                    sum += x[(row * width + column) * in_channels + k / (square * frames)];
+                }
+                out[o] += sum / static_cast<float>(group);
+            }
+        }
+}
+
+void add_duplicate_up(std::int64_t height, std::int64_t width, std::int64_t in_channels, std::int64_t out_channels,
+                      std::int64_t frames, const float* x, float* y) {
+    const std::int64_t repeats = out_channels * frames * 4 / in_channels;
+    for (std::int64_t r = 0; r < 2 * height; ++r)
+        for (std::int64_t c = 0; c < 2 * width; ++c) {
+            const float* in = x + (r / 2 * width + c / 2) * in_channels;
+            float* out = y + (r * 2 * width + c) * out_channels;
+            for (std::int64_t o = 0; o < out_channels; ++o)
+                out[o] += in[((o * frames + frames - 1) * 4 + r % 2 * 2 + c % 2) / repeats];
+        }
+}
+
+}  // namespace atelier::ops

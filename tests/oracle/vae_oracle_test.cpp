@@ -1,0 +1,154 @@
+// The autoencoder against values that diffusers computed in float64: decoding, encoding, every stage.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/parallel.hpp"
+#include "io/safetensors.hpp"
+#include "model/vae/vae.hpp"
+#include "oracle_folder.hpp"
+
+namespace atelier::vae {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Model {
+    Model() : Model(testing::oracle_folder() / "parts" / "model-vae") {}
+    explicit Model(const fs::path& directory)
+        : vae(load_config(directory / "config.json")), arena("vae", plan()), weights(vae.table(), arena), codec(vae, weights) {
+        load(weights, directory);
+    }
+    std::size_t plan() const {
+        Arena measure = Arena::measuring("vae");
+        nn::ParameterStore(vae.table(), measure);
+        return measure.used();
+    }
+    Vae vae;
+    Arena arena;
+    nn::ParameterStore weights;
+    Codec codec;
+};
+
+struct Case {
+    explicit Case(const std::string& name)
+        : folder(testing::oracle_folder() / "parts" / name), info(nlohmann::json::parse(std::ifstream(folder / "case.json"))),
+          in(io::Safetensors::open(folder / "inputs.safetensors")), out(io::Safetensors::open(folder / "outputs.safetensors")) {}
+    double tolerance(const std::string& name) const { return info["tolerance"][name]["atol"].get<double>(); }
+    fs::path folder;
+    nlohmann::json info;
+    io::Safetensors in, out;
+};
+
+/// Entry b of [B, C, 1, H, W] as [H, W, C].
+std::vector<float> channels_last(const std::vector<float>& v, std::int64_t b, std::int64_t c, std::int64_t pixels) {
+    std::vector<float> r(c * pixels);
+    for (std::int64_t k = 0; k < c; ++k)
+        for (std::int64_t p = 0; p < pixels; ++p) r[p * c + k] = v[(b * c + k) * pixels + p];
+    return r;
+}
+
+double worst(const float* a, const std::vector<float>& b) {
+    double w = 0;
+    for (std::size_t i = 0; i < b.size(); ++i) w = std::max(w, std::abs(double(a[i]) - b[i]));
+    return w;
+}
+
+void check_decode(const std::string& name) {
+    SCOPED_TRACE(name);
+    Model model;
+    const Case c(name);
+    const Shape shape = c.in.at("latents").shape;
+    const std::int64_t batch = shape[0], z = shape[1], h = shape[3], w = shape[4], f = model.vae.config().factor();
+    const std::int64_t pixels = h * w * f * f, channels = model.vae.config().channels;
+    auto packed = c.in.floats("packed_latents");
+    const auto image = c.out.floats("image"), unclamped = c.out.floats("unclamped"), raw = c.out.floats("vae_input");
+    const auto bytes = c.out.integers("image_u8");
+    std::vector<float> first;
+    for (int n : {1, 2}) {
+        set_threads(n);
+        std::vector<float> pictures(batch * pixels * channels);
+        model.codec.decode(Tensor::of(packed.data(), {batch, h * w, z}), h, w,
+                           Tensor::of(pictures.data(), {batch, h * f, w * f, channels}));
+        for (std::int64_t b = 0; b < batch; ++b)
+            EXPECT_LE(worst(pictures.data() + b * pixels * channels, channels_last(image, b, channels, pixels)), c.tolerance("image"));
+        std::vector<std::uint8_t> u8(pictures.size());
+        to_bytes(pictures.data(), static_cast<std::int64_t>(pictures.size()), u8.data());
+        for (std::size_t i = 0; i < u8.size(); ++i) ASSERT_LE(std::abs(u8[i] - bytes[i]), 1) << i;
+        if (n == 1) first = pictures;
+        EXPECT_EQ(pictures, first) << "on " << n << " threads";
+    }
+    set_threads(1);
+    for (std::int64_t b = 0; b < batch; ++b) {
+        std::vector<float> picture(pixels * channels);
+        model.codec.decode_raw(channels_last(raw, b, z, h * w).data(), h, w, picture.data());
+        EXPECT_LE(worst(picture.data(), channels_last(unclamped, b, channels, pixels)), c.tolerance("unclamped"));
+    }
+}
+
+TEST(vae_oracle, DecodeSquare) { check_decode("case-vae-decode-square"); }
+TEST(vae_oracle, DecodeBatch) { check_decode("case-vae-decode-batch"); }
+
+TEST(vae_oracle, EncodeBatch) {
+    Model model;
+    const Case c("case-vae-encode-batch");
+    const Shape shape = c.in.at("image").shape;
+    const std::int64_t z = model.vae.config().z, f = model.vae.config().factor(), h = shape[3], w = shape[4];
+    const std::int64_t tokens = h * w / (f * f);
+    const auto image = c.in.floats("image");
+    const auto mean = c.out.floats("mean"), logvar = c.out.floats("logvar"), latents = c.out.floats("latents");
+    for (std::int64_t b = 0; b < shape[0]; ++b) {
+        std::vector<float> found(tokens * z), posterior(tokens * 2 * z);
+        model.codec.encode(image.data() + b * shape[1] * h * w, h, w, found.data());
+        EXPECT_LE(worst(found.data(), channels_last(latents, b, z, tokens)), c.tolerance("latents"));
+        model.codec.encode_raw(channels_last(image, b, shape[1], h * w).data(), h, w, posterior.data());
+        std::vector<float> means, variances;
+        for (std::int64_t t = 0; t < tokens; ++t) {
+            means.insert(means.end(), &posterior[t * 2 * z], &posterior[t * 2 * z] + z);
+            variances.insert(variances.end(), &posterior[t * 2 * z] + z, &posterior[t * 2 * z] + 2 * z);
+        }
+        EXPECT_LE(worst(means.data(), channels_last(mean, b, z, tokens)), c.tolerance("mean"));
+        EXPECT_LE(worst(variances.data(), channels_last(logvar, b, z, tokens)), c.tolerance("logvar"));
+    }
+}
+
+TEST(vae_oracle, EveryStage) {
+    Model model;
+    const Case c("case-vae-taps");
+    const Shape shape = c.in.at("image").shape;
+    const std::int64_t h = shape[3], w = shape[4], z = model.vae.config().z, f = model.vae.config().factor();
+    const auto image = c.in.floats("image");
+    std::set<std::string> seen;
+    const Observer compare = [&](const std::string& name, const float* value, std::int64_t height, std::int64_t width, std::int64_t channels) {
+        ASSERT_TRUE(c.out.contains(name)) << name;
+        EXPECT_LE(worst(value, channels_last(c.out.floats(name), 0, channels, height * width)), c.tolerance(name)) << name;
+        seen.insert(name);
+    };
+    std::vector<float> posterior(h * w / (f * f) * 2 * z), picture(h * w * shape[1]);
+    model.codec.encode_raw(channels_last(image, 0, shape[1], h * w).data(), h, w, posterior.data(), compare);
+    const auto mode = channels_last(c.out.floats("mode"), 0, z, h * w / (f * f));
+    model.codec.decode_raw(mode.data(), h / f, w / f, picture.data(), compare);
+    EXPECT_EQ(seen.size(), 2 * (2 + model.vae.config().multipliers.size()));
+}
+
+// A check that cannot fail checks nothing.
+TEST(vae_oracle, SeesAChangedWeight) {
+    const Case c("case-vae-encode-batch");
+    const Shape shape = c.in.at("image").shape;
+    const auto image = c.in.floats("image");
+    const auto expected = c.out.floats("latents");
+    for (int broken : {0, 1}) {
+        Model model;
+        if (broken == 1) model.weights.at("encoder.down_blocks.1.resnets.0.norm2.gamma").f32()[0] *= 1.01f;
+        const std::int64_t tokens = shape[3] * shape[4] / (model.vae.config().factor() * model.vae.config().factor());
+        std::vector<float> found(tokens * model.vae.config().z);
+        model.codec.encode(image.data(), shape[3], shape[4], found.data());
+        EXPECT_EQ(worst(found.data(), channels_last(expected, 0, model.vae.config().z, tokens)) > c.tolerance("latents"), broken == 1);
+    }
+}
+
+}  // namespace
+}  // namespace atelier::vae
