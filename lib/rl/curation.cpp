@@ -1,0 +1,143 @@
+#include "rl/curation.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.hpp"
+
+namespace atelier::rl {
+
+const char* name_of(CurationVerdict verdict) {
+    switch (verdict) {
+        case CurationVerdict::kept: return "kept";
+        case CurationVerdict::range_too_small: return "range_too_small";
+        case CurationVerdict::mean_too_low: return "mean_too_low";
+        case CurationVerdict::mean_too_high: return "mean_too_high";
+        case CurationVerdict::no_reward: return "no_reward";
+    }
+    return "unknown";
+}
+
+CurationDecision curate(const CurationRule& rule, std::span<const double> totals) {
+    CurationDecision decision;
+    decision.samples = static_cast<int>(totals.size());
+    if (totals.empty()) return decision;
+    double sum = 0;
+    for (std::size_t i = 0; i < totals.size(); ++i) {
+        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(totals[i]), "the total of member {} is {}", i, totals[i]);
+        sum += totals[i];
+    }
+    const auto [low, high] = std::minmax_element(totals.begin(), totals.end());
+    decision.mean = sum / static_cast<double>(totals.size());
+    decision.range = *high - *low;
+    if (decision.range < rule.range_min) {
+        decision.verdict = CurationVerdict::range_too_small;
+    } else if (rule.mean_low && decision.mean < *rule.mean_low) {
+        decision.verdict = CurationVerdict::mean_too_low;
+    } else if (rule.mean_high && decision.mean > *rule.mean_high) {
+        decision.verdict = CurationVerdict::mean_too_high;
+    } else {
+        decision.verdict = CurationVerdict::kept;
+    }
+    return decision;
+}
+
+SpreadCollector::SpreadCollector(int dimensions)
+    : dimensions_(dimensions),
+      moments_(static_cast<std::size_t>(dimensions) * static_cast<std::size_t>(dimensions), 0.0),
+      std_sum_(static_cast<std::size_t>(dimensions), 0.0),
+      groups_(static_cast<std::size_t>(dimensions), 0) {
+    ATELIER_CHECK(dimensions > 0, "{} reward dimensions", dimensions);
+}
+
+void SpreadCollector::add_group(const AdvantageConfig& config, int members, std::span<const float> scores,
+                                std::span<const std::uint8_t> present) {
+    const auto count = static_cast<std::size_t>(dimensions_);
+    const std::vector<double> ones(count, 1.0);
+    const GroupAdvantage group = group_advantage(config, members, scores, present, ones);
+    std::vector<double> z(count);
+    for (std::size_t j = 0; j < static_cast<std::size_t>(members); ++j) {
+        for (std::size_t k = 0; k < count; ++k) {
+            const DimensionSpread& spread = group.spread[k];
+            const std::size_t at = j * count + k;
+            z[k] = present[at] ? (scores[at] - spread.mean) / (spread.std + config.epsilon) : 0.0;
+        }
+        for (std::size_t k = 0; k < count; ++k)
+            for (std::size_t l = 0; l < count; ++l) moments_[k * count + l] += z[k] * z[l];
+    }
+    samples_ += members;
+    for (std::size_t k = 0; k < count; ++k) {
+        if (group.spread[k].present < 2) continue;
+        std_sum_[k] += group.spread[k].std;
+        ++groups_[k];
+    }
+}
+
+std::vector<double> SpreadCollector::covariance() const {
+    std::vector<double> result = moments_;
+    if (samples_ > 0)
+        for (double& value : result) value /= static_cast<double>(samples_);
+    return result;
+}
+
+std::vector<double> SpreadCollector::mean_std() const {
+    std::vector<double> result = std_sum_;
+    for (std::size_t k = 0; k < result.size(); ++k)
+        if (groups_[k] > 0) result[k] /= static_cast<double>(groups_[k]);
+    return result;
+}
+
+CalibratedWeights calibrate_weights(std::span<const double> covariance, std::span<const double> shares,
+                                    double min_variance) {
+    const std::size_t count = shares.size();
+    ATELIER_CHECK(count > 0 && covariance.size() == count * count, "{} shares, a covariance of {} numbers", count,
+                  covariance.size());
+    double share_sum = 0, balanced_sum = 0;
+    CalibratedWeights result;
+    for (std::size_t k = 0; k < count; ++k) {
+        ATELIER_CHECK_USAGE(shares[k] >= 0.0 && std::isfinite(shares[k]),
+                            "the share of dimension {} must be at least 0, found {}", k, shares[k]);
+        share_sum += shares[k];
+        result.calibrated.push_back(shares[k] > 0.0 && covariance[k * count + k] >= min_variance ? 1 : 0);
+        if (result.calibrated[k]) balanced_sum += shares[k];
+    }
+    ATELIER_CHECK_USAGE(share_sum > 0.0, "at least one dimension needs a positive share");
+
+    std::vector<double>& w = result.weights;
+    w.assign(count, 0.0);
+    for (std::size_t k = 0; k < count; ++k)
+        if (result.calibrated[k]) w[k] = 1.0 / std::sqrt(covariance[k * count + k]);
+    constexpr int max_sweeps = 10000;  // linear convergence; a handful suffices unless C is nearly singular
+    for (int sweep = 0; sweep < max_sweeps; ++sweep) {
+        double change = 0;
+        for (std::size_t k = 0; k < count; ++k) {
+            if (!result.calibrated[k]) continue;
+            double others = 0;
+            for (std::size_t l = 0; l < count; ++l)
+                if (l != k) others += covariance[k * count + l] * w[l];
+            const double own = covariance[k * count + k], share = shares[k] / balanced_sum;
+            const double next = (-others + std::sqrt(others * others + 4.0 * own * share)) / (2.0 * own);
+            change = std::max(change, std::abs(next - w[k]) / next);
+            w[k] = next;
+        }
+        if (change < 1e-13) break;
+    }
+    double sum = 0;
+    for (const double value : w) sum += value;
+    for (std::size_t k = 0; k < count; ++k) {
+        const double balanced = sum > 0.0 ? w[k] / sum * (balanced_sum / share_sum) : 0.0;
+        w[k] = result.calibrated[k] ? balanced : shares[k] / share_sum;
+    }
+    result.variance_share.assign(count, 0.0);
+    double variance = 0;
+    for (std::size_t k = 0; k < count; ++k) {
+        for (std::size_t l = 0; l < count; ++l)
+            result.variance_share[k] += w[k] * covariance[k * count + l] * w[l];
+        variance += result.variance_share[k];
+    }
+    if (variance > 0.0)
+        for (double& share : result.variance_share) share /= variance;
+    return result;
+}
+
+}  // namespace atelier::rl

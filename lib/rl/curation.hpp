@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "rl/advantage.hpp"
+
+namespace atelier::rl {
+
+struct CurationRule {
+    double range_min = 0.5;                   ///< max - min of the group's weighted totals (points)
+    std::optional<double> mean_low, mean_high;  ///< band of the group's mean total
+};
+
+enum class CurationVerdict { kept, range_too_small, mean_too_low, mean_too_high, no_reward };
+const char* name_of(CurationVerdict verdict);
+
+struct CurationDecision {
+    CurationVerdict verdict = CurationVerdict::no_reward;
+    double mean = 0, range = 0;
+    int samples = 0;  ///< with a total
+};
+
+/// Keep a prompt? `totals`: the weighted reward of each member that has one (see weighted_total).
+/// Throws Error(numeric) for a total that is not finite.
+CurationDecision curate(const CurationRule& rule, std::span<const double> totals);
+
+/// Second moments, over the samples of one category, of the per-dimension z-scores whose weighted sum
+/// is the advantage; and each dimension's spread within groups. An absent score counts as z = 0.
+class SpreadCollector {
+  public:
+    explicit SpreadCollector(int dimensions);
+    /// One group, as in group_advantage. Order matters in the last bits only: add groups in prompt order.
+    void add_group(const AdvantageConfig& config, int members, std::span<const float> scores,
+                   std::span<const std::uint8_t> present);
+    int dimensions() const { return dimensions_; }
+    std::int64_t samples() const { return samples_; }
+    /// E[z_k z_l], [K, K] row-major; zeros before any sample.
+    std::vector<double> covariance() const;
+    /// Mean over groups (with at least two present scores) of the population std, points, [K].
+    std::vector<double> mean_std() const;
+
+  private:
+    int dimensions_;
+    std::int64_t samples_ = 0;
+    std::vector<double> moments_, std_sum_;
+    std::vector<std::int64_t> groups_;
+};
+
+struct CalibratedWeights {
+    std::vector<double> weights;            ///< [K], sum 1
+    std::vector<std::uint8_t> calibrated;   ///< [K]; 0: too little spread, the asked share was taken as weight
+    std::vector<double> variance_share;     ///< [K], of the advantage under `weights`
+};
+
+/// Weights under which dimension k contributes the share `shares[k]` of the advantage's variance:
+/// w_k (C w)_k / w'Cw = shares_k, C = covariance. For C positive definite the solution is unique:
+/// the minimum of w'Cw/2 - sum shares_k ln w_k (risk budgeting; Spinu 2013), found by coordinate
+/// descent (Griveau-Billion, Richard, Roncalli 2013, arXiv 1311.4057). Dimensions with
+/// C_kk < min_variance (nearly always without spread) or share 0 are left out of the balance.
+/// Throws Error(usage) for negative shares or none positive.
+CalibratedWeights calibrate_weights(std::span<const double> covariance, std::span<const double> shares,
+                                    double min_variance = 0.02);
+
+}  // namespace atelier::rl
