@@ -81,7 +81,7 @@ void check_post_processor(const JsonNode& node) {
 }
 
 void read_model(const JsonNode& model, TokenizerFile& file) {
-    model.only_known({"type", "vocab", "merges"});
+    model.only_known({"type", "vocab", "merges", "continuing_subword_prefix", "end_of_word_suffix"});
     model.require("type", {"BPE"});
     for (const char* key : {"dropout", "unk_token"}) model.require(key, {});
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
