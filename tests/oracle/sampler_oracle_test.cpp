@@ -33,11 +33,14 @@ struct SamplerCase {
           steps(static_cast<std::size_t>(inputs.at("x").shape[0])),
           batch(static_cast<std::size_t>(inputs.at("x").shape[1])),
           n(x.size() / steps / batch) {}
-    std::span<const float> sample(const std::vector<float>& values, std::size_t step, std::size_t b) const {
+    std::span<const float> sample(const std::vector<float>& values, std::size_t step,
+                                  std::size_t b) const {
         return std::span<const float>(values).subspan((step * batch + b) * n, n);
     }
     /// Place of the first number of sample b at `step` for eta number e, in tensors [E, N, B, ...].
-    std::size_t at(std::size_t e, std::size_t step, std::size_t b) const { return (e * steps + step) * batch + b; }
+    std::size_t at(std::size_t e, std::size_t step, std::size_t b) const {
+        return (e * steps + step) * batch + b;
+    }
 
     io::Safetensors inputs, outputs;
     std::vector<float> sigmas, x, v, noise;
@@ -50,8 +53,10 @@ constexpr double state_tolerance = 2e-6, std_tolerance = 1e-6, log_prob_toleranc
 
 void check_stochastic(const SamplerCase& data, Sampler sampler) {
     const std::string prefix = name_of(sampler);
-    const auto mean = doubles(data.outputs, prefix + ".mean"), next = doubles(data.outputs, prefix + ".next"),
-               std = doubles(data.outputs, prefix + ".std"), log_p = doubles(data.outputs, prefix + ".log_prob");
+    const auto mean = doubles(data.outputs, prefix + ".mean"),
+               next = doubles(data.outputs, prefix + ".next"),
+               std = doubles(data.outputs, prefix + ".std"),
+               log_p = doubles(data.outputs, prefix + ".log_prob");
     const auto valid = data.outputs.integers(prefix + ".log_prob_valid");
     std::vector<float> found(data.n);
     for (std::size_t e = 0; e < data.eta.size(); ++e) {
@@ -64,14 +69,16 @@ void check_stochastic(const SamplerCase& data, Sampler sampler) {
                 step_mean<float>(t, x, v, found);
                 for (std::size_t j = 0; j < data.n; ++j)
                     ASSERT_NEAR(found[j], mean[first + j], state_tolerance * (1 + std::abs(x[j])));
-                const auto got = step_with_log_prob<float>(t, LogProb::mean, x, v, data.sample(data.noise, i, b), found);
+                const auto got = step_with_log_prob<float>(t, LogProb::mean, x, v,
+                                                           data.sample(data.noise, i, b), found);
                 for (std::size_t j = 0; j < data.n; ++j)
                     ASSERT_NEAR(found[j], next[first + j], state_tolerance * (1 + std::abs(x[j])));
                 ASSERT_EQ(got.has_value(), valid[data.at(e, i, b)] != 0);
                 if (got) {
                     ASSERT_NEAR(*got, log_p[data.at(e, i, b)], log_prob_tolerance);
                     const auto sum = log_prob<float>(t, LogProb::sum, x, v, found);
-                    ASSERT_NEAR(*sum, *got * static_cast<double>(data.n), 1e-9 * std::abs(*sum) + 1e-12);
+                    ASSERT_NEAR(*sum, *got * static_cast<double>(data.n),
+                                1e-9 * std::abs(*sum) + 1e-12);
                 }
             }
         }
@@ -104,9 +111,11 @@ TEST(SamplerOracle, oracle_steps_and_log_probabilities) {
 }
 
 /// What a peer's published step function gave, against ours at the oracle's next state.
-/// `mean_tolerance`, `log_tolerance`: float32 error of the peer's own arithmetic (README of the data).
-void check_peer(const SamplerCase& data, const io::Safetensors& peers, const std::string& peer, Sampler sampler,
-                LogProb kind, double mean_tolerance, double log_tolerance, bool constants_missing) {
+/// `mean_tolerance`, `log_tolerance`: float32 error of the peer's own arithmetic (README of the
+/// data).
+void check_peer(const SamplerCase& data, const io::Safetensors& peers, const std::string& peer,
+                Sampler sampler, LogProb kind, double mean_tolerance, double log_tolerance,
+                bool constants_missing) {
     const auto log_p = peers.floats(peer + ".log_prob");
     const bool has_mean = peers.contains(peer + ".mean");
     const auto mean = has_mean ? peers.floats(peer + ".mean") : std::vector<float>{};
@@ -117,12 +126,15 @@ void check_peer(const SamplerCase& data, const io::Safetensors& peers, const std
         for (std::size_t i = 0; i < data.steps; ++i) {
             const Transition t = transition(sampler, data.eta[e], data.sigmas, static_cast<int>(i));
             if (!t.has_log_prob()) continue;
-            const double constants = constants_missing ? std::log(t.std) + 0.5 * std::log(2.0 * M_PI) : 0.0;
+            const double constants =
+                constants_missing ? std::log(t.std) + 0.5 * std::log(2.0 * M_PI) : 0.0;
             for (std::size_t b = 0; b < data.batch; ++b) {
                 const auto x = data.sample(data.x, i, b), v = data.sample(data.v, i, b);
                 const std::size_t first = data.at(e, i, b) * data.n;
-                const auto got = log_prob<float>(t, kind, x, v, std::span(next).subspan(first, data.n));
-                ASSERT_NEAR(*got + constants, log_p[data.at(e, i, b)], log_tolerance * (1 + std::abs(*got)))
+                const auto got =
+                    log_prob<float>(t, kind, x, v, std::span(next).subspan(first, data.n));
+                ASSERT_NEAR(*got + constants, log_p[data.at(e, i, b)],
+                            log_tolerance * (1 + std::abs(*got)))
                     << "eta " << data.eta[e] << " step " << i;
                 if (!has_mean) continue;
                 step_mean<float>(t, x, v, found);
@@ -136,13 +148,16 @@ void check_peer(const SamplerCase& data, const io::Safetensors& peers, const std
 TEST(SamplerOracle, oracle_peers_published_code) {
     for (const auto& folder : testing::oracle_cases("parts", "case-sampler-")) {
         SCOPED_TRACE(folder.filename().string());
-        if (!std::filesystem::exists(folder / "peers.safetensors")) continue;  // only the open set has it
+        if (!std::filesystem::exists(folder / "peers.safetensors"))
+            continue;  // only the open set has it
         const SamplerCase data(folder);
         const auto peers = io::Safetensors::open(folder / "peers.safetensors");
-        const auto check = [&](const char* peer, Sampler sampler, LogProb kind, double mean, bool constants_missing) {
+        const auto check = [&](const char* peer, Sampler sampler, LogProb kind, double mean,
+                               bool constants_missing) {
             SCOPED_TRACE(peer);
             if (!peers.contains(std::string(peer) + ".log_prob")) return;
-            check_peer(data, peers, peer, sampler, kind, mean, log_prob_tolerance, constants_missing);
+            check_peer(data, peers, peer, sampler, kind, mean, log_prob_tolerance,
+                       constants_missing);
         };
         check("flow_grpo", Sampler::flow_sde, LogProb::mean, state_tolerance, false);
         check("flow_cps", Sampler::cps, LogProb::squared_error, state_tolerance, false);
@@ -157,7 +172,8 @@ TEST(SamplerOracle, oracle_peers_published_code) {
         const auto g = peers.floats("flow_grpo.std_dev_t");
         for (std::size_t e = 0; e < data.eta.size(); ++e)
             for (std::size_t i = 0; i < data.steps; ++i) {
-                const Transition t = transition(Sampler::flow_sde, data.eta[e], data.sigmas, static_cast<int>(i));
+                const Transition t =
+                    transition(Sampler::flow_sde, data.eta[e], data.sigmas, static_cast<int>(i));
                 EXPECT_NEAR(t.std, g[e * data.steps + i] * std::sqrt(-t.delta), std_tolerance);
             }
     }

@@ -16,8 +16,9 @@ namespace atelier::eval {
 namespace {
 
 TEST(Bootstrap, CoversTheTruthAsOftenAsItSays) {
-    // 200 data sets of 40 prompts x 2 samples with a common part per prompt. Percentile intervals of 40
-    // clusters cover a little less than 95 %; the bounds are five standard errors around 93 %.
+    // 200 data sets of 40 prompts x 2 samples with a common part per prompt. Percentile intervals
+    // of 40 clusters cover a little less than 95 %; the bounds are five standard errors around 93
+    // %.
     constexpr int sets = 200;
     Random random(random_key(1, RandomUse::test));
     int covered = 0, covered_unclustered = 0;
@@ -97,7 +98,9 @@ TEST(Bootstrap, PairsAreDifferencesAndEdgesAreHandled) {
     EXPECT_EQ(single.low, 2.0);
     EXPECT_EQ(single.clusters, 1);
     EXPECT_THROW(bootstrap_mean({}, {}, {}), Error);
-    EXPECT_THROW(bootstrap_mean({}, std::vector<double>{std::nan("")}, std::vector<std::uint64_t>{0}), Error);
+    EXPECT_THROW(
+        bootstrap_mean({}, std::vector<double>{std::nan("")}, std::vector<std::uint64_t>{0}),
+        Error);
     EXPECT_EQ(percentile(std::vector<double>{0, 10}, 0.25), 2.5);
 }
 
@@ -115,7 +118,8 @@ TEST(BradleyTerry, FindsTheMaximumOfTheLikelihood) {
         for (std::size_t j = 0; j < 4; ++j) {
             if (i == j) continue;
             const double games = wins[i * 4 + j] + wins[j * 4 + i];
-            sum += wins[i * 4 + j] - games / (1.0 + std::exp(fit.log_strength[j] - fit.log_strength[i]));
+            sum += wins[i * 4 + j] -
+                   games / (1.0 + std::exp(fit.log_strength[j] - fit.log_strength[i]));
         }
         return sum;
     };
@@ -143,7 +147,8 @@ TEST(Elo, RecoversKnownStrengths) {
     for (std::uint64_t prompt = 0; prompt < 400; ++prompt)
         for (int a = 0; a < 3; ++a)
             for (int b = a + 1; b < 3; ++b) {
-                const double gap = truth[static_cast<std::size_t>(a)] - truth[static_cast<std::size_t>(b)];
+                const double gap =
+                    truth[static_cast<std::size_t>(a)] - truth[static_cast<std::size_t>(b)];
                 const double p = 1.0 / (1.0 + std::exp(-gap));
                 outcomes.push_back({a, b, random.uniform() < p ? 1.0 : 0.0, prompt});
             }
@@ -172,9 +177,11 @@ TEST(Elo, TiesAreHalfAWinEachAndBadOutcomesAreRejected) {
 }
 
 TEST(Spearman, SharesRanksAndFollowsScipy) {
-    EXPECT_THAT(average_ranks(std::vector<double>{3, 1, 3, 2}), ::testing::ElementsAre(3.5, 1.0, 3.5, 2.0));
+    EXPECT_THAT(average_ranks(std::vector<double>{3, 1, 3, 2}),
+                ::testing::ElementsAre(3.5, 1.0, 3.5, 2.0));
     // scipy.stats.spearmanr([1, 2, 2, 4, 5, 6.5, 0], [2, 1, 4, 4, 3, 9, 0.5])
-    EXPECT_NEAR(*spearman(std::vector<double>{1, 2, 2, 4, 5, 6.5, 0}, std::vector<double>{2, 1, 4, 4, 3, 9, 0.5}),
+    EXPECT_NEAR(*spearman(std::vector<double>{1, 2, 2, 4, 5, 6.5, 0},
+                          std::vector<double>{2, 1, 4, 4, 3, 9, 0.5}),
                 0.790909090909091, 1e-14);
     EXPECT_NEAR(*spearman(std::vector<double>{1, 2, 3}, std::vector<double>{9, 4, 1}), -1.0, 1e-15);
     EXPECT_FALSE(spearman(std::vector<double>{1, 2}, std::vector<double>{3, 3}).has_value());

@@ -59,29 +59,42 @@ TEST(Schedule, FallsFromOneToTerminalThenZero) {
 }
 
 TEST(Schedule, OneStepCannotBeStretched) {
-    EXPECT_THAT(message_of([] { make_schedule(dynamic_config(), 1, 64); }), HasSubstr("shift_terminal = 0.02"));
+    EXPECT_THAT(message_of([] { make_schedule(dynamic_config(), 1, 64); }),
+                HasSubstr("shift_terminal = 0.02"));
 }
 
 TEST(Schedule, UnsupportedSettingsAreNamed) {
-    for (const char* key : {"invert_sigmas", "stochastic_sampling", "use_karras_sigmas", "use_exponential_sigmas",
-                            "use_beta_sigmas"}) {
-        const std::string message =
-            message_of([&] { parse_schedule_config({{key, true}}, "scheduler_config.json"); });
+    for (const char* key : {"invert_sigmas", "stochastic_sampling", "use_karras_sigmas",
+                            "use_exponential_sigmas", "use_beta_sigmas"}) {
+        const std::string message = message_of([&] {
+            parse_schedule_config({{key, true}}, "scheduler_config.json");
+        });
         EXPECT_THAT(message, HasSubstr(key));
         EXPECT_THAT(message, HasSubstr("true"));
         EXPECT_THAT(message, HasSubstr("scheduler_config.json"));
         EXPECT_NO_THROW(parse_schedule_config({{key, false}}, "here"));
     }
-    EXPECT_THAT(message_of([] { parse_schedule_config({{"shfit", 3.0}}, "here"); }), HasSubstr("\"shfit\""));
-    EXPECT_THAT(message_of([] { parse_schedule_config({{"shift", "3"}}, "here"); }), HasSubstr("\"shift\""));
-    EXPECT_THAT(message_of([] { parse_schedule_config({{"time_shift_type", "cubic"}}, "here"); }),
+    EXPECT_THAT(message_of([] {
+                    parse_schedule_config({{"shfit", 3.0}}, "here");
+                }),
+                HasSubstr("\"shfit\""));
+    EXPECT_THAT(message_of([] {
+                    parse_schedule_config({{"shift", "3"}}, "here");
+                }),
+                HasSubstr("\"shift\""));
+    EXPECT_THAT(message_of([] {
+                    parse_schedule_config({{"time_shift_type", "cubic"}}, "here");
+                }),
                 HasSubstr("cubic"));
-    EXPECT_THAT(message_of([] { parse_schedule_config({{"_class_name", "DDIMScheduler"}}, "here"); }),
+    EXPECT_THAT(message_of([] {
+                    parse_schedule_config({{"_class_name", "DDIMScheduler"}}, "here");
+                }),
                 HasSubstr("DDIMScheduler"));
 }
 
 TEST(Sampler, WordsRoundTrip) {
-    for (const Sampler sampler : {Sampler::ode, Sampler::flow_sde, Sampler::dance_sde, Sampler::cps})
+    for (const Sampler sampler :
+         {Sampler::ode, Sampler::flow_sde, Sampler::dance_sde, Sampler::cps})
         EXPECT_EQ(parse_sampler(name_of(sampler)), sampler);
     for (const LogProb kind : {LogProb::mean, LogProb::sum, LogProb::squared_error})
         EXPECT_EQ(parse_log_prob(name_of(kind)), kind);
@@ -164,7 +177,8 @@ double total_probability(const Transition& t, double log_p_error) {
     double sum = 0;
     for (int i = 0; i < points; ++i) {
         const double next = mean - 12.0 * t.std + i * width;
-        sum += width * std::exp(*log_prob<double>(t, LogProb::sum, {&x, 1}, {&v, 1}, {&next, 1}) + log_p_error);
+        sum += width * std::exp(*log_prob<double>(t, LogProb::sum, {&x, 1}, {&v, 1}, {&next, 1}) +
+                                log_p_error);
     }
     return sum;
 }
@@ -175,7 +189,8 @@ TEST(Sampler, DensityIntegratesToOne) {
         for (int i = 0; i < 4; ++i) {
             const Transition t = transition(sampler, 0.6, schedule.sigmas, i);
             EXPECT_NEAR(total_probability(t, 0.0), 1.0, 1e-9);
-            EXPECT_GT(std::abs(total_probability(t, std::log(t.std)) - 1.0), 1e-3) << "-ln std left out goes unseen";
+            EXPECT_GT(std::abs(total_probability(t, std::log(t.std)) - 1.0), 1e-3)
+                << "-ln std left out goes unseen";
         }
     }
 }
@@ -197,7 +212,8 @@ Moments moments_of(const std::vector<float>& values) {
 bool agrees(const Moments& found, const Moments& expected, std::size_t draws) {
     const double n = static_cast<double>(draws);
     return std::abs(found.mean - expected.mean) < 5.0 * std::sqrt(expected.variance / n) &&
-           std::abs(found.variance - expected.variance) < 5.0 * expected.variance * std::sqrt(2.0 / n);
+           std::abs(found.variance - expected.variance) <
+               5.0 * expected.variance * std::sqrt(2.0 / n);
 }
 
 TEST(Sampler, ManyDrawsHaveTheMeanAndVarianceOfTheTable) {
@@ -216,7 +232,8 @@ TEST(Sampler, ManyDrawsHaveTheMeanAndVarianceOfTheTable) {
                 expected = {(1.0 - n) * image + std::sqrt(n * n - std * std) * noise, std * std};
             } else {
                 const double bar = s == 1.0 ? schedule.sigmas[1] : s;
-                const double g = sampler == Sampler::flow_sde ? eta * std::sqrt(s / (1.0 - bar)) : eta;
+                const double g =
+                    sampler == Sampler::flow_sde ? eta * std::sqrt(s / (1.0 - bar)) : eta;
                 expected.mean = 0.7 * (1.0 + g * g * delta / (2.0 * s)) -
                                 1.3 * (1.0 + g * g * (1.0 - s) / (2.0 * s)) * delta;
                 expected.variance = -g * g * delta;
@@ -225,29 +242,35 @@ TEST(Sampler, ManyDrawsHaveTheMeanAndVarianceOfTheTable) {
             std::vector<float> noise(draws), next(draws);
             fill_normal(step_noise_key(sample_noise_key(1, 2, 3, 4), i), noise);
             step<float>(t, x, v, noise, next);
-            EXPECT_TRUE(agrees(moments_of(next), expected, draws)) << name_of(sampler) << " step " << i;
+            EXPECT_TRUE(agrees(moments_of(next), expected, draws))
+                << name_of(sampler) << " step " << i;
             Transition wrong = t;
             wrong.std *= 1.02;
             step<float>(wrong, x, v, noise, next);
-            EXPECT_FALSE(agrees(moments_of(next), expected, draws)) << "a std 2 % too large goes unseen";
+            EXPECT_FALSE(agrees(moments_of(next), expected, draws))
+                << "a std 2 % too large goes unseen";
         }
     }
 }
 
-/// Data N(image_mean, image_std^2): the marginal at t and the exact velocity are known in closed form.
+/// Data N(image_mean, image_std^2): the marginal at t and the exact velocity are known in closed
+/// form.
 struct GaussianToy {
     double image_mean = 0.8, image_std = 0.6;
     Moments marginal(double t) const {
         return {(1 - t) * image_mean, (1 - t) * (1 - t) * image_std * image_std + t * t};
     }
     /// E[noise - image | x] = slope x + offset.
-    double slope(double t) const { return (t - (1 - t) * image_std * image_std) / marginal(t).variance; }
+    double slope(double t) const {
+        return (t - (1 - t) * image_std * image_std) / marginal(t).variance;
+    }
     double offset(double t) const { return -image_mean - slope(t) * (1 - t) * image_mean; }
 };
 
 std::vector<float> uniform_sigmas(int steps) {
     std::vector<float> sigmas;
-    for (int i = 0; i <= steps; ++i) sigmas.push_back(static_cast<float>(1.0 - static_cast<double>(i) / steps));
+    for (int i = 0; i <= steps; ++i)
+        sigmas.push_back(static_cast<float>(1.0 - static_cast<double>(i) / steps));
     return sigmas;
 }
 
@@ -266,8 +289,8 @@ std::vector<Moments> exact_moments(const GaussianToy& toy, Sampler sampler, doub
     return result;
 }
 
-/// Largest relative difference of the variance, and difference of the mean, from the ODE's marginals
-/// over the states with t <= t_max.
+/// Largest relative difference of the variance, and difference of the mean, from the ODE's
+/// marginals over the states with t <= t_max.
 double largest_error(const GaussianToy& toy, Sampler sampler, double eta, int steps, double t_max) {
     const auto sigmas = uniform_sigmas(steps);
     const auto moments = exact_moments(toy, sampler, eta, steps);
@@ -293,18 +316,23 @@ TEST(GaussianToy, SampledTrajectoriesHaveTheOdesMarginalsAtEveryStep) {
         fill_normal(initial_noise_key(key), x);
         for (int i = 0; i < steps; ++i) {
             const double t = sigmas[static_cast<std::size_t>(i)];
-            const auto slope = static_cast<float>(toy.slope(t)), offset = static_cast<float>(toy.offset(t));
+            const auto slope = static_cast<float>(toy.slope(t)),
+                       offset = static_cast<float>(toy.offset(t));
             for (std::size_t j = 0; j < draws; ++j) v[j] = slope * x[j] + offset;
             fill_normal(step_noise_key(key, i), noise);
             step<float>(transition(sampler, eta, sigmas, i), x, v, noise, x);
-            // Discretisation (first order in 1/steps, next test) leaves up to 2 %; Monte Carlo five standard errors.
-            const Moments found = moments_of(x), marginal = toy.marginal(sigmas[static_cast<std::size_t>(i) + 1]);
+            // Discretisation (first order in 1/steps, next test) leaves up to 2 %; Monte Carlo five
+            // standard errors.
+            const Moments found = moments_of(x),
+                          marginal = toy.marginal(sigmas[static_cast<std::size_t>(i) + 1]);
             const double n = draws;
             EXPECT_NEAR(found.mean, marginal.mean, 0.02 + 5.0 * std::sqrt(marginal.variance / n))
                 << name_of(sampler) << " step " << i;
             EXPECT_NEAR(found.variance / marginal.variance, 1.0, 0.02 + 5.0 * std::sqrt(2.0 / n))
                 << name_of(sampler) << " step " << i;
-            EXPECT_TRUE(agrees(found, exact_moments(toy, sampler, eta, steps)[static_cast<std::size_t>(i) + 1], draws))
+            EXPECT_TRUE(agrees(
+                found, exact_moments(toy, sampler, eta, steps)[static_cast<std::size_t>(i) + 1],
+                draws))
                 << name_of(sampler) << " step " << i;
         }
     }
@@ -318,10 +346,10 @@ TEST(GaussianToy, MarginalsConvergeToTheOdesWithTheNumberOfSteps) {
         EXPECT_LT(fine, 0.55 * coarse) << eta;  // first order
         EXPECT_LT(fine, 0.01) << eta;
     }
-    // flow_sde's g grows like 1/sqrt(1 - sigma): of the first steps each has a std of order eta at any
-    // N (uniform sigmas: Delta/(1 - sigma_i) = -1/i, and -1 for i = 0), so their variance follows
-    // (1 - eta^2/2i)^2 variance + eta^2/i whatever N is. That excess is the sampler's own; it is
-    // forgotten like i^(-eta^2), so that it is gone at t = 1/2 for many steps only.
+    // flow_sde's g grows like 1/sqrt(1 - sigma): of the first steps each has a std of order eta at
+    // any N (uniform sigmas: Delta/(1 - sigma_i) = -1/i, and -1 for i = 0), so their variance
+    // follows (1 - eta^2/2i)^2 variance + eta^2/i whatever N is. That excess is the sampler's own;
+    // it is forgotten like i^(-eta^2), so that it is gone at t = 1/2 for many steps only.
     for (const double eta : {0.3, 0.7, 1.0}) {
         constexpr int steps = 400;
         double variance = 1.0, excess = 0.0;
@@ -330,8 +358,10 @@ TEST(GaussianToy, MarginalsConvergeToTheOdesWithTheNumberOfSteps) {
             variance = (1.0 - share / 2.0) * (1.0 - share / 2.0) * variance + share;
             excess = std::max(excess, variance - 1.0);
         }
-        EXPECT_NEAR(largest_error(toy, Sampler::flow_sde, eta, 10 * steps, 1.0), excess, 0.01) << eta;
-        EXPECT_LT(largest_error(toy, Sampler::flow_sde, eta, steps, 0.5), variance - 1.0 + 0.01) << eta;
+        EXPECT_NEAR(largest_error(toy, Sampler::flow_sde, eta, 10 * steps, 1.0), excess, 0.01)
+            << eta;
+        EXPECT_LT(largest_error(toy, Sampler::flow_sde, eta, steps, 0.5), variance - 1.0 + 0.01)
+            << eta;
     }
 }
 
@@ -355,7 +385,8 @@ TEST(GaussianToy, AWrongSignOfTheDriftIsSeen) {
     for (int i = 0; i < 400; ++i) {
         const double t = sigmas[static_cast<std::size_t>(i)];
         const Transition right = transition(Sampler::dance_sde, 0.7, sigmas, i);
-        const double on_x = 2.0 - right.on_x, on_v = 2.0 * right.delta - right.on_v;  // drift turned round
+        const double on_x = 2.0 - right.on_x,
+                     on_v = 2.0 * right.delta - right.on_v;  // drift turned round
         const double gain = on_x + on_v * toy.slope(t);
         variance = gain * gain * variance + right.std * right.std;
         const double marginal = toy.marginal(sigmas[static_cast<std::size_t>(i) + 1]).variance;
@@ -382,21 +413,24 @@ TEST(GaussianKl, IsTheExpectedLogRatioPerElement) {
 TEST(Noise, KeysDifferByEveryMeaning) {
     const RandomKey sample = sample_noise_key(1, 2, 3, 4);
     EXPECT_EQ(sample, sample_noise_key(1, 2, 3, 4));
-    for (const RandomKey other : {sample_noise_key(2, 2, 3, 4), sample_noise_key(1, 3, 3, 4),
-                                  sample_noise_key(1, 2, 4, 4), sample_noise_key(1, 2, 3, 5),
-                                  step_noise_key(sample, 0)})
+    for (const RandomKey other :
+         {sample_noise_key(2, 2, 3, 4), sample_noise_key(1, 3, 3, 4), sample_noise_key(1, 2, 4, 4),
+          sample_noise_key(1, 2, 3, 5), step_noise_key(sample, 0)})
         EXPECT_FALSE(sample == other);
     EXPECT_FALSE(step_noise_key(sample, 0) == step_noise_key(sample, 1));
 }
 
 TEST(StepChoice, AllLeavesOutStepsWithoutNoise) {
     const auto sigmas = make_schedule(dynamic_config(), 6, 64).sigmas;
-    EXPECT_THAT(choose_steps({}, Sampler::flow_sde, 0.5, sigmas, 1, 0, 0), ::testing::ElementsAre(0, 1, 2, 3, 4, 5));
-    EXPECT_THAT(choose_steps({}, Sampler::cps, 0.5, sigmas, 1, 0, 0), ::testing::ElementsAre(0, 1, 2, 3, 4));
+    EXPECT_THAT(choose_steps({}, Sampler::flow_sde, 0.5, sigmas, 1, 0, 0),
+                ::testing::ElementsAre(0, 1, 2, 3, 4, 5));
+    EXPECT_THAT(choose_steps({}, Sampler::cps, 0.5, sigmas, 1, 0, 0),
+                ::testing::ElementsAre(0, 1, 2, 3, 4));
     EXPECT_THROW(choose_steps({}, Sampler::ode, 0.5, sigmas, 1, 0, 0), Error);
     EXPECT_THROW(choose_steps({}, Sampler::cps, 0.0, sigmas, 1, 0, 0), Error);
     EXPECT_THROW(choose_steps({StepPolicy::subset, 6}, Sampler::cps, 0.5, sigmas, 1, 0, 0), Error);
-    EXPECT_THROW(choose_steps({StepPolicy::window, 2, 4}, Sampler::cps, 0.5, sigmas, 1, 0, 0), Error);
+    EXPECT_THROW(choose_steps({StepPolicy::window, 2, 4}, Sampler::cps, 0.5, sigmas, 1, 0, 0),
+                 Error);
 }
 
 TEST(StepChoice, WindowIsContiguousAndSubsetIsWithoutReplacement) {
@@ -404,15 +438,18 @@ TEST(StepChoice, WindowIsContiguousAndSubsetIsWithoutReplacement) {
     EXPECT_THAT(choose_steps({StepPolicy::window, 3, 2}, Sampler::flow_sde, 0.5, sigmas, 1, 0, 0),
                 ::testing::ElementsAre(2, 3, 4));
     for (std::uint64_t iteration = 0; iteration < 200; ++iteration) {
-        const auto window = choose_steps({StepPolicy::window, 4}, Sampler::cps, 0.5, sigmas, 1, iteration, 0);
+        const auto window =
+            choose_steps({StepPolicy::window, 4}, Sampler::cps, 0.5, sigmas, 1, iteration, 0);
         ASSERT_EQ(window.size(), 4u);
         EXPECT_EQ(window[3], window[0] + 3);
         EXPECT_LT(window[3], 9);
-        const auto subset = choose_steps({StepPolicy::subset, 4}, Sampler::cps, 0.5, sigmas, 1, iteration, 0);
+        const auto subset =
+            choose_steps({StepPolicy::subset, 4}, Sampler::cps, 0.5, sigmas, 1, iteration, 0);
         ASSERT_EQ(subset.size(), 4u);
         for (std::size_t i = 1; i < 4; ++i) EXPECT_LT(subset[i - 1], subset[i]);
         EXPECT_LT(subset[3], 9);
-        EXPECT_EQ(subset, choose_steps({StepPolicy::subset, 4}, Sampler::cps, 0.5, sigmas, 1, iteration, 0));
+        EXPECT_EQ(subset, choose_steps({StepPolicy::subset, 4}, Sampler::cps, 0.5, sigmas, 1,
+                                       iteration, 0));
     }
 }
 
@@ -422,8 +459,9 @@ TEST(StepChoice, FirstDrawFollowsTheWeights) {
     constexpr int draws = 20000;
     std::array<int, 4> counts{};
     for (int i = 0; i < draws; ++i)
-        ++counts[static_cast<std::size_t>(choose_steps({StepPolicy::subset, 1, -1, gamma}, Sampler::dance_sde, 0.5,
-                                                       sigmas, 3, static_cast<std::uint64_t>(i), 1)[0])];
+        ++counts[static_cast<std::size_t>(choose_steps({StepPolicy::subset, 1, -1, gamma},
+                                                       Sampler::dance_sde, 0.5, sigmas, 3,
+                                                       static_cast<std::uint64_t>(i), 1)[0])];
     for (std::size_t i = 0; i < 4; ++i) {
         const double p = std::pow(sigmas[i], gamma) / total;
         EXPECT_NEAR(counts[i], draws * p, 5.0 * std::sqrt(draws * p * (1.0 - p))) << i;

@@ -41,8 +41,10 @@ std::vector<std::uint8_t> presence(const std::vector<float>& scores) {
 }
 
 TEST(Advantage, IsTheWeightedZScore) {
-    const std::vector<float> scores{1, 3, 2, 3, 3, 3, 4, 3};  // 4 members, 2 dimensions; the second without spread
-    const auto group = group_advantage({}, 4, scores, presence(scores), std::vector<double>{3.0, 1.0});
+    const std::vector<float> scores{1, 3, 2, 3, 3,
+                                    3, 4, 3};  // 4 members, 2 dimensions; the second without spread
+    const auto group =
+        group_advantage({}, 4, scores, presence(scores), std::vector<double>{3.0, 1.0});
     EXPECT_FALSE(group.dropped);
     const double mean = 2.5, std = std::sqrt(1.25);
     for (std::size_t j = 0; j < 4; ++j) {
@@ -57,12 +59,15 @@ TEST(Advantage, IsTheWeightedZScore) {
 TEST(Advantage, AbsentScoresAreLeftOutAndWeightsScaledToThosePresent) {
     // Member 1 lacks dimension 1; member 3 lacks both.
     const std::vector<float> scores{1, 5, 4, absent, 4, 3, absent, absent};
-    const auto group = group_advantage({}, 4, scores, presence(scores), std::vector<double>{0.5, 0.5});
+    const auto group =
+        group_advantage({}, 4, scores, presence(scores), std::vector<double>{0.5, 0.5});
     EXPECT_EQ(group.spread[0].present, 3);
     EXPECT_EQ(group.spread[1].present, 2);
     const double std0 = std::sqrt(2.0), mean0 = 3.0;
-    EXPECT_NEAR(group.advantage[1], (4.0 - mean0) / (std0 + 1e-4), 1e-12);  // full weight on dimension 0
-    EXPECT_NEAR(group.advantage[0], 0.5 * (1.0 - mean0) / (std0 + 1e-4) + 0.5 * 1.0 / (1.0 + 1e-4), 1e-12);
+    EXPECT_NEAR(group.advantage[1], (4.0 - mean0) / (std0 + 1e-4),
+                1e-12);  // full weight on dimension 0
+    EXPECT_NEAR(group.advantage[0], 0.5 * (1.0 - mean0) / (std0 + 1e-4) + 0.5 * 1.0 / (1.0 + 1e-4),
+                1e-12);
     EXPECT_THAT(group.valid, ElementsAre(1, 1, 1, 0));
     EXPECT_EQ(group.advantage[3], 0.0);
 }
@@ -70,8 +75,10 @@ TEST(Advantage, AbsentScoresAreLeftOutAndWeightsScaledToThosePresent) {
 TEST(Advantage, SumsToZeroWhenAllArePresent) {
     Random random(random_key(1, RandomUse::test));
     std::vector<float> scores;
-    for (int i = 0; i < 24 * 3; ++i) scores.push_back(static_cast<float>(1.0 + 4.0 * random.uniform()));
-    const auto group = group_advantage({}, 24, scores, presence(scores), std::vector<double>{0.2, 0.5, 0.3});
+    for (int i = 0; i < 24 * 3; ++i)
+        scores.push_back(static_cast<float>(1.0 + 4.0 * random.uniform()));
+    const auto group =
+        group_advantage({}, 24, scores, presence(scores), std::vector<double>{0.2, 0.5, 0.3});
     double sum = 0;
     for (const double advantage : group.advantage) sum += advantage;
     EXPECT_NEAR(sum, 0.0, 1e-12);
@@ -87,23 +94,28 @@ TEST(Advantage, IsClipped) {
 TEST(Advantage, AGroupWithoutSpreadIsDropped) {
     const std::vector<float> scores{3, 1, 3.0002f, 5, 3, 2};
     // Dimension 1 has spread, but no weight.
-    const auto dropped = group_advantage({}, 3, scores, presence(scores), std::vector<double>{1.0, 0.0});
+    const auto dropped =
+        group_advantage({}, 3, scores, presence(scores), std::vector<double>{1.0, 0.0});
     EXPECT_TRUE(dropped.dropped);
     EXPECT_THAT(dropped.advantage, ElementsAre(0.0, 0.0, 0.0));
-    EXPECT_FALSE(group_advantage({}, 3, scores, presence(scores), std::vector<double>{1.0, 0.1}).dropped);
+    EXPECT_FALSE(
+        group_advantage({}, 3, scores, presence(scores), std::vector<double>{1.0, 0.1}).dropped);
     AdvantageConfig no_threshold;
     no_threshold.min_spread = 0.0;
     const std::vector<float> same{2, 2};
-    EXPECT_TRUE(group_advantage(no_threshold, 2, same, presence(same), std::vector<double>{1.0}).dropped);
+    EXPECT_TRUE(
+        group_advantage(no_threshold, 2, same, presence(same), std::vector<double>{1.0}).dropped);
 }
 
 TEST(Advantage, BadNumbersAreRejected) {
     const std::vector<float> scores{1, absent, 2};
     EXPECT_THAT(message_of([&] {
-                    group_advantage({}, 3, scores, std::vector<std::uint8_t>{1, 1, 1}, std::vector<double>{1.0});
+                    group_advantage({}, 3, scores, std::vector<std::uint8_t>{1, 1, 1},
+                                    std::vector<double>{1.0});
                 }),
                 HasSubstr("member 1, dimension 0"));
-    EXPECT_THROW(group_advantage({}, 3, scores, presence(scores), std::vector<double>{-1.0}), Error);
+    EXPECT_THROW(group_advantage({}, 3, scores, presence(scores), std::vector<double>{-1.0}),
+                 Error);
     EXPECT_THROW(group_advantage({}, 3, scores, presence(scores), std::vector<double>{0.0}), Error);
 }
 
@@ -150,8 +162,10 @@ TEST(Surrogate, CutsTheGradientOnlyWhereTheRatioHasGoneTheAdvantagesWay) {
             EXPECT_EQ(term.clipped, cut) << advantage << " " << ratio;
             EXPECT_EQ(term.outside, std::abs(ratio - 1.0) > c);
             EXPECT_NEAR(term.d_log_ratio, cut ? 0.0 : -ratio * advantage, 1e-12);
-            EXPECT_NEAR(term.loss,
-                        -std::min(ratio * advantage, std::min(std::max(ratio, 1 - c), 1 + c) * advantage), 1e-12);
+            EXPECT_NEAR(
+                term.loss,
+                -std::min(ratio * advantage, std::min(std::max(ratio, 1 - c), 1 + c) * advantage),
+                1e-12);
         }
     }
 }
@@ -168,7 +182,8 @@ TEST(Guard, LogRatioIsTheCitedFormula) {
         v[i] = v_old[i] + 0.1 * random.normal();
         noise[i] = random.normal();
     }
-    const double old = *flow::step_with_log_prob<double>(t, flow::LogProb::mean, x, v_old, noise, next);
+    const double old =
+        *flow::step_with_log_prob<double>(t, flow::LogProb::mean, x, v_old, noise, next);
     const double now = *flow::log_prob<double>(t, flow::LogProb::mean, x, v, next);
     flow::step_mean<double>(t, x, v, mean);
     flow::step_mean<double>(t, x, v_old, mean_old);
@@ -224,7 +239,8 @@ TEST(Curation, KeepsByRangeAndMean) {
     EXPECT_NEAR(curate({}, totals).range, 1.1, 1e-12);
 }
 
-/// Groups of 8 whose dimensions 0 and 1 go together, 2 is apart, and 3 has spread in one group of 50.
+/// Groups of 8 whose dimensions 0 and 1 go together, 2 is apart, and 3 has spread in one group
+/// of 50.
 void fill_groups(SpreadCollector& collector, std::vector<std::vector<float>>& groups) {
     Random random(random_key(4, RandomUse::test));
     for (int group = 0; group < 200; ++group) {
@@ -256,7 +272,8 @@ TEST(Calibration, EachDimensionHasItsShareOfTheAdvantagesVariance) {
     }
     EXPECT_NEAR(weight_sum, 1.0, 1e-12);
 
-    // Measured on the advantages themselves: the covariance of each dimension's term with the whole.
+    // Measured on the advantages themselves: the covariance of each dimension's term with the
+    // whole.
     auto weights = result.weights;
     weights[3] = 0.0;  // not balanced; zero it, so that the three others share the rest
     std::vector<double> contribution(3, 0.0);
@@ -267,14 +284,17 @@ TEST(Calibration, EachDimensionHasItsShareOfTheAdvantagesVariance) {
         const double scale = weights[0] + weights[1] + weights[2];
         for (std::size_t j = 0; j < 8; ++j) {
             for (std::size_t k = 0; k < 3; ++k) {
-                const double z = (scores[j * 4 + k] - group.spread[k].mean) / (group.spread[k].std + 1e-4);
+                const double z =
+                    (scores[j * 4 + k] - group.spread[k].mean) / (group.spread[k].std + 1e-4);
                 contribution[k] += weights[k] / scale * z * group.advantage[j];
             }
             variance += group.advantage[j] * group.advantage[j];
         }
     }
-    for (std::size_t k = 0; k < 3; ++k) EXPECT_NEAR(contribution[k] / variance, shares[k] / 0.9, 1e-6) << k;
-    // The population std of 8 normals is 0.9027 sigma on average, with a spread of 0.245 sigma: five standard errors.
+    for (std::size_t k = 0; k < 3; ++k)
+        EXPECT_NEAR(contribution[k] / variance, shares[k] / 0.9, 1e-6) << k;
+    // The population std of 8 normals is 0.9027 sigma on average, with a spread of 0.245 sigma:
+    // five standard errors.
     EXPECT_NEAR(collector.mean_std()[2], 0.09027, 5.0 * 0.0245 / std::sqrt(200.0));
 }
 
@@ -285,7 +305,8 @@ TEST(Calibration, WithoutCorrelationIsTheSquareRootRule) {
     EXPECT_NEAR(result.variance_share[0], 0.5, 1e-12);
     EXPECT_THROW(calibrate_weights(covariance, std::vector<double>{0.0, 0.0}), Error);
     EXPECT_THROW(calibrate_weights(covariance, std::vector<double>{1.0, -1.0}), Error);
-    const auto dead = calibrate_weights(std::vector<double>{0.0, 0.0, 0.0, 0.0}, std::vector<double>{1.0, 3.0});
+    const auto dead =
+        calibrate_weights(std::vector<double>{0.0, 0.0, 0.0, 0.0}, std::vector<double>{1.0, 3.0});
     EXPECT_THAT(dead.weights, ElementsAre(0.25, 0.75));
     EXPECT_THAT(dead.calibrated, ElementsAre(0, 0));
 }
@@ -294,11 +315,13 @@ TEST(DistillLoss, IsTheMeanSquareAndItsKlForm) {
     const std::vector<float> sigmas{1.0f, 0.8f, 0.5f, 0.0f}, v{1.0f, 2.0f}, teacher{0.0f, 4.0f};
     std::vector<float> d_v{10.0f, 0.0f};
     const flow::Transition t = flow::transition(flow::Sampler::dance_sde, 0.5, sigmas, 1);
-    EXPECT_NEAR(distill::loss<float>(distill::LossKind::velocity, t, v, teacher, 2.0, d_v), 2.5, 1e-6);
+    EXPECT_NEAR(distill::loss<float>(distill::LossKind::velocity, t, v, teacher, 2.0, d_v), 2.5,
+                1e-6);
     EXPECT_NEAR(d_v[0], 10.0 + 2.0 * 1.0, 1e-6);  // added to what was there
     EXPECT_NEAR(d_v[1], 2.0 * -2.0, 1e-6);
     const double factor = t.on_v * t.on_v / (2.0 * t.std * t.std);
-    EXPECT_NEAR(distill::loss<float>(distill::LossKind::kl, t, v, teacher, 1.0, d_v), 2.5 * factor, 1e-6);
+    EXPECT_NEAR(distill::loss<float>(distill::LossKind::kl, t, v, teacher, 1.0, d_v), 2.5 * factor,
+                1e-6);
     const flow::Transition ode = flow::transition(flow::Sampler::ode, 0.0, sigmas, 1);
     EXPECT_THROW(distill::loss<float>(distill::LossKind::kl, ode, v, teacher, 1.0, d_v), Error);
     EXPECT_THROW(distill::parse_loss_kind("l1"), Error);

@@ -1,0 +1,65 @@
+#include "requests.hpp"
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/error.hpp"
+
+namespace atelier::generate {
+namespace {
+
+using Json = nlohmann::json;
+
+std::string text_of(const Json& line, const char* key, const std::string& place) {
+    const auto found = line.find(key);
+    ATELIER_CHECK_INPUT(found != line.end() && found->is_string(), "{}: no text '{}'", place, key);
+    return found->get<std::string>();
+}
+
+/// A name that stays within the output directory.
+void check_name(const std::string& name, const std::string& place) {
+    ATELIER_CHECK_INPUT(!name.empty() && name[0] != '.' && name.find('/') == std::string::npos && name.size() <= 200,
+                        "{}: id '{}' cannot name a file", place, name);
+}
+
+}  // namespace
+
+std::vector<Request> make_requests(const Options& o) {
+    if (!o.prompts) return {{o.prompt, o.negative, o.has_negative, o.images, o.output}};
+    std::ifstream in(*o.prompts);
+    ATELIER_CHECK_INPUT(in.good(), "cannot open {}", o.prompts->string());
+    std::vector<Request> requests;
+    std::set<std::string> ids;
+    std::string text;
+    for (int number = 1; std::getline(in, text); ++number) {
+        if (text.empty()) continue;
+        const std::string place = fmt::format("{}:{}", o.prompts->string(), number);
+        const Json line = Json::parse(text, nullptr, false);
+        ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
+        Request r;
+        const std::string id = text_of(line, "id", place);
+        check_name(id, place);
+        ATELIER_CHECK_INPUT(ids.insert(id).second, "{}: id '{}' stands twice", place, id);
+        r.prompt = text_of(line, "text", place);
+        r.has_negative = line.contains("negative") && !line["negative"].is_null();
+        if (r.has_negative) r.negative = text_of(line, "negative", place);
+        if (o.has_negative && !r.has_negative) {
+            r.has_negative = true;
+            r.negative = o.negative;
+        }
+        for (const Json& image : line.value("images", Json::array())) {
+            ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
+            const std::filesystem::path relative = image.get<std::string>();
+            const auto inside = relative.lexically_normal();
+            ATELIER_CHECK_INPUT(relative.is_relative() && *inside.begin() != "..",
+                                "{}: picture {} lies outside the prompt file's directory", place, relative.string());
+            r.images.push_back(o.prompts->parent_path() / relative);
+        }
+        r.output = *o.output_dir / (id + ".png");
+        requests.push_back(std::move(r));
+    }
+    return requests;
+}
+
+}  // namespace atelier::generate

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "options.hpp"
+
+namespace atelier::generate {
+
+/// One picture to make.
+struct Request {
+    std::string prompt, negative;
+    bool has_negative = false;
+    std::vector<std::filesystem::path> images;
+    std::filesystem::path output;
+};
+
+/// The one request of the command line, or one for each line of the prompt file. Throws Error(input) naming file and line.
+std::vector<Request> make_requests(const Options& options);
+
+}  // namespace atelier::generate

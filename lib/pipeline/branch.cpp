@@ -1,0 +1,25 @@
+#include "pipeline/branch.hpp"
+
+namespace atelier::pipeline {
+
+Branch::Branch(const dit::Dit& dit, const nn::ParameterStore& weights, const EncodedPrompt& prompt, dit::Grid target,
+               dit::Keep keep, Arena& arena)
+    : dit_(dit),
+      prompt_(prompt),
+      layout_(dit::make_layout(dit.config(), prompt.image_slot, prompt.references, target)),
+      prefix_(dit, layout_.prefix_tokens(), prompt.tokens, keep, arena) {
+    if (!arena.is_measuring() && dit.config().causal_condition) refresh(weights, 0.0f);
+}
+
+void Branch::refresh(const nn::ParameterStore& weights, float timestep) {
+    if (dit_.config().causal_condition && has_run_) return;
+    const dit::Config& c = dit_.config();
+    const Tensor references = prompt_.reference_latents.empty()
+                                  ? Tensor()
+                                  : Tensor::of(prompt_.reference_latents.data(), {layout_.reference_tokens, c.in_channels});
+    prefix_.forward(weights, layout_, Tensor::of(prompt_.states.data(), {prompt_.tokens, c.context_dim}), references,
+                    c.causal_condition ? 0.0f : timestep);
+    has_run_ = true;
+}
+
+}  // namespace atelier::pipeline

@@ -1,0 +1,64 @@
+#include "pipeline/generate.hpp"
+
+#include <memory>
+
+#include "flow/sampler.hpp"
+#include "pipeline/branch.hpp"
+
+namespace atelier::pipeline {
+namespace {
+
+/// Everything that sampling needs in memory, planned once.
+struct Buffers {
+    Buffers(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& r, Arena& arena)
+        : conditional(dit, weights, *r.conditional, r.target, dit::Keep::nothing, arena) {
+        std::int64_t prefix = conditional.layout().prefix_tokens();
+        if (r.unconditional != nullptr) {
+            unconditional = std::make_unique<Branch>(dit, weights, *r.unconditional, r.target, dit::Keep::nothing, arena);
+            prefix = std::max(prefix, unconditional->layout().prefix_tokens());
+        }
+        pass = std::make_unique<dit::TargetPass>(dit, r.batch, r.target.tokens(), prefix, dit::Keep::nothing, arena);
+        const Shape shape{r.batch, r.target.tokens(), dit.config().out_channels};
+        velocity = arena.take_f32(shape);
+        other = arena.take_f32(shape);
+    }
+    Branch conditional;
+    std::unique_ptr<Branch> unconditional;
+    std::unique_ptr<dit::TargetPass> pass;
+    Tensor velocity, other;
+};
+
+std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+
+}  // namespace
+
+void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& r,
+                      std::span<float> latents, const StepCallback& callback) {
+    const std::int64_t channels = dit.config().out_channels;
+    ATELIER_CHECK(static_cast<std::int64_t>(latents.size()) == r.batch * r.target.tokens() * channels,
+                  "latents of {} numbers for {} x {} x {}", latents.size(), r.batch, r.target.tokens(), channels);
+    Arena measure = Arena::measuring("sampling");
+    Buffers(dit, weights, r, measure);
+    Arena arena("sampling", measure.used());
+    Buffers buffers(dit, weights, r, arena);
+    const Tensor x = Tensor::of(latents.data(), {r.batch, r.target.tokens(), channels});
+    std::vector<float> times(static_cast<std::size_t>(r.batch));
+    for (int i = 0; i < r.schedule.steps(); ++i) {
+        // The model's time: the timestep over num_train_timesteps, as the pipeline divides it.
+        const float t = r.schedule.timesteps[static_cast<std::size_t>(i)] / 1000.0f;
+        std::fill(times.begin(), times.end(), t);
+        buffers.conditional.refresh(weights, t);
+        buffers.pass->forward(weights, buffers.conditional.prefix(), x, times, buffers.velocity);
+        if (buffers.unconditional) {
+            buffers.unconditional->refresh(weights, t);
+            buffers.pass->forward(weights, buffers.unconditional->prefix(), x, times, buffers.other);
+            flow::guide<float>(r.guidance, channels, numbers(buffers.velocity), numbers(buffers.other),
+                               numbers(buffers.velocity));
+        }
+        const auto transition = flow::transition(flow::Sampler::ode, 0.0, r.schedule.sigmas, i);
+        flow::step<float>(transition, latents, numbers(buffers.velocity), {}, latents);
+        if (callback) callback(i, latents);
+    }
+}
+
+}  // namespace atelier::pipeline

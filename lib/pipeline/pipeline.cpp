@@ -1,0 +1,132 @@
+#include "pipeline/pipeline.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include "model/tokenizer/json_file.hpp"
+
+namespace atelier::pipeline {
+namespace {
+
+namespace fs = std::filesystem;
+using model::JsonNode;
+using model::read_json_file;
+
+void check_component(const JsonNode& index, const std::string& name, const std::string& expected) {
+    const JsonNode entry = index.at(name);
+    ATELIER_CHECK_INPUT(entry.value().is_array() && entry.size() == 2 && entry[1].text() == expected,
+                        "{} must be {}, found {}", entry.place(), expected, entry.found());
+}
+
+/// Pipeline directories hold the tokenizer in processor/ or in tokenizer/ beside it.
+fs::path tokenizer_directory(const fs::path& directory) {
+    for (const char* name : {"processor", "tokenizer"})
+        if (fs::exists(directory / name / "tokenizer.json")) return directory / name;
+    ATELIER_FAIL(ErrorKind::input, "{} holds neither processor/tokenizer.json nor tokenizer/tokenizer.json",
+                 directory.string());
+}
+
+nlohmann::json read_index(const fs::path& directory) {
+    ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
+                        directory.string());
+    return read_json_file(directory / "model_index.json");
+}
+
+}  // namespace
+
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer)
+    : directory_(directory),
+      transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
+      processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
+                                  "Qwen3VLProcessor"),
+                  ProcessorConfig::load(directory / "processor"))),
+      tokenizer_(Tokenizer::load(tokenizer_directory(directory))),
+      arena_("weights", 0) {
+    const auto json = read_index(directory);
+    const JsonNode index(json, (directory / "model_index.json").string() + ": ");
+    ATELIER_CHECK_INPUT(index.at("_class_name").text() == "QwenImage21Pipeline", "{} must be QwenImage21Pipeline, found {}",
+                        index.at("_class_name").place(), index.at("_class_name").found());
+    check_component(index, "scheduler", "FlowMatchEulerDiscreteScheduler");
+    check_component(index, "text_encoder", "Qwen3VLForConditionalGeneration");
+    check_component(index, "transformer", "QwenImage21Transformer2DModel");
+    check_component(index, "vae", "AutoencoderKLQwenImage21");
+    if (index.has("sample_sigmas")) {
+        const JsonNode list = index.at("sample_sigmas");
+        for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
+    }
+    schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(transformer_directory_ / "config.json"));
+    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
+    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
+    ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
+                        "{}: the text encoder gives states of width {}, the transformer takes context_in_dim {}",
+                        directory.string(), vlm_->config().text.hidden, dit_->config().context_dim);
+    ATELIER_CHECK_INPUT(vae_->config().z == dit_->config().in_channels && dit_->config().out_channels == dit_->config().in_channels,
+                        "{}: the VAE has {} latent channels, the transformer takes {} and gives {}", directory.string(),
+                        vae_->config().z, dit_->config().in_channels, dit_->config().out_channels);
+    ATELIER_CHECK_INPUT(vae_->config().factor() == model::pixels_per_latent,
+                        "{}: the pipeline needs a VAE of {} pixels per latent, found {}", directory.string(),
+                        model::pixels_per_latent, vae_->config().factor());
+
+    const auto stores = [&](Arena& arena) {
+        dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena);
+        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
+        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
+    };
+    Arena measure = Arena::measuring("weights");
+    stores(measure);
+    arena_ = Arena("weights", measure.used());
+    stores(arena_);
+    dit::load(*dit_weights_, transformer_directory_);
+    vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
+    vae::load(*vae_weights_, directory / "vae");
+    codec_ = std::make_unique<vae::Codec>(*vae_, *vae_weights_);
+}
+
+flow::Schedule Pipeline::schedule(int steps, std::int64_t tokens) const {
+    if (steps == 0 && !sample_sigmas_.empty()) return flow::make_schedule(schedule_, sample_sigmas_, tokens);
+    return flow::make_schedule(schedule_, steps == 0 ? 40 : steps, tokens);
+}
+
+std::shared_ptr<const ReferenceInputs> Pipeline::prepare(std::span<const io::Image> images,
+                                                         std::int64_t output_resolution) const {
+    if (images.empty()) return nullptr;
+    return std::make_shared<const ReferenceInputs>(model::prepare_references(processor_, images, output_resolution));
+}
+
+EncodedPrompt Pipeline::encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
+    const model::PromptInputs inputs = model::build_prompt(tokenizer_, processor_, prompt, references);
+    const std::int64_t patches = references ? references->vision.patches : 0;
+    if (!session_ || inputs.tokens() > session_tokens_ || patches > session_patches_) {
+        session_tokens_ = std::max(session_tokens_, inputs.tokens());
+        session_patches_ = std::max(session_patches_, patches);
+        Arena measure = Arena::measuring("text encoder");
+        vlm::Session(*vlm_, session_tokens_, session_patches_, measure);
+        session_.reset();
+        session_arena_ = std::make_unique<Arena>("text encoder", measure.used());
+        session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, *session_arena_);
+    }
+    const Tensor pixels = patches == 0 ? Tensor()
+                                       : Tensor::of(references->vision.pixel_values.data(),
+                                                    {patches, references->vision.patch_elements});
+    const Tensor states = session_->encode(*vlm_weights_, inputs.input_ids, pixels,
+                                           references ? std::span<const vlm::GridThw>(references->vision.image_grid_thw)
+                                                      : std::span<const vlm::GridThw>());
+    EncodedPrompt out;
+    out.tokens = inputs.tokens() - inputs.drop_idx;
+    const std::int64_t width = dit_->config().context_dim;
+    const float* kept = states.f32() + inputs.drop_idx * width;
+    out.states.assign(kept, kept + out.tokens * width);
+    out.image_slot.assign(inputs.image_mask.begin() + inputs.drop_idx, inputs.image_mask.end());
+    if (!references) return out;
+    const std::int64_t z = vae_->config().z;
+    for (const model::ReferencePicture& picture : references->references) {
+        out.references.push_back({picture.latent_height, picture.latent_width});
+        std::vector<float> latents(static_cast<std::size_t>(out.references.back().tokens() * z));
+        codec_->encode(picture.vae_input.data(), picture.latent_height * model::pixels_per_latent,
+                       picture.latent_width * model::pixels_per_latent, latents.data());
+        out.reference_latents.insert(out.reference_latents.end(), latents.begin(), latents.end());
+    }
+    return out;
+}
+
+}  // namespace atelier::pipeline

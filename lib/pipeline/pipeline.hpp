@@ -1,0 +1,86 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "flow/guidance.hpp"
+#include "flow/schedule.hpp"
+#include "io/image/image.hpp"
+#include "model/dit/dit.hpp"
+#include "model/processor/image_inputs.hpp"
+#include "model/processor/processor_config.hpp"
+#include "model/processor/prompt.hpp"
+#include "model/tokenizer/tokenizer.hpp"
+#include "model/vae/vae.hpp"
+#include "model/vlm/vlm.hpp"
+
+namespace atelier::pipeline {
+
+using model::ProcessorConfig;
+using model::ReferenceInputs;
+using model::Tokenizer;
+
+/// What the transformer takes of one prompt: encoder states without the system turn, image slots, reference latents.
+struct EncodedPrompt {
+    std::vector<float> states;             ///< [tokens, context_dim]
+    std::vector<std::uint8_t> image_slot;  ///< [tokens]
+    std::vector<float> reference_latents;  ///< [reference tokens, channels], normalised, packed
+    std::vector<dit::Grid> references;
+    std::int64_t tokens = 0;
+};
+
+/// A diffusers directory of class QwenImage21Pipeline, opened: configs, tokenizer, schedule, and the weights of the frozen
+/// parts and of the transformer in memory (fp32).
+class Pipeline {
+  public:
+    /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
+    /// transformer is read from that component directory instead (a teacher, a student).
+    explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {});
+
+    const dit::Dit& dit() const { return *dit_; }
+    const nn::ParameterStore& dit_weights() const { return *dit_weights_; }
+    const vae::Vae& vae() const { return *vae_; }
+    vae::Codec& codec() { return *codec_; }
+    const flow::ScheduleConfig& schedule_config() const { return schedule_; }
+    /// The directory that transformer weights came from.
+    const std::filesystem::path& transformer_directory() const { return transformer_directory_; }
+    /// sample_sigmas of model_index.json; empty: none.
+    const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
+    const ProcessorConfig& processor() const { return processor_; }
+    /// Bytes of all weights in memory.
+    std::size_t weight_bytes() const { return arena_.used(); }
+
+    /// The schedule of `steps` steps for a target of `tokens` latent tokens; the model's own sample_sigmas, if it has
+    /// them and steps is 0. Throws Error(usage).
+    flow::Schedule schedule(int steps, std::int64_t tokens) const;
+
+    /// References at the size in which encoder and VAE see them.
+    std::shared_ptr<const ReferenceInputs> prepare(std::span<const io::Image> images, std::int64_t output_resolution) const;
+
+    /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
+    EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
+
+  private:
+    std::filesystem::path directory_, transformer_directory_;
+    ProcessorConfig processor_;
+    Tokenizer tokenizer_;
+    flow::ScheduleConfig schedule_;
+    std::vector<double> sample_sigmas_;
+    std::unique_ptr<dit::Dit> dit_;
+    std::unique_ptr<vlm::Vlm> vlm_;
+    std::unique_ptr<vae::Vae> vae_;
+    Arena arena_;
+    std::unique_ptr<nn::ParameterStore> dit_weights_, vlm_weights_, vae_weights_;
+    std::unique_ptr<vae::Codec> codec_;
+    // One session, made again when a longer prompt comes.
+    std::unique_ptr<Arena> session_arena_;
+    std::unique_ptr<vlm::Session> session_;
+    std::int64_t session_tokens_ = 0, session_patches_ = 0;
+};
+
+}  // namespace atelier::pipeline

@@ -1,0 +1,89 @@
+#include <gtest/gtest.h>
+
+#include "core/parallel.hpp"
+#include "harness.hpp"
+#include "ops/linear.hpp"
+#include "ops/matmul.hpp"
+
+namespace atelier::ops {
+namespace {
+
+using testing::Doubles;
+using testing::Floats;
+
+/// Rounding of a sum of k products of unit size, largest of many elements over their RMS: errors of 2^-24 add like a random
+/// walk, and the worst of 10^5 elements lies within a few deviations.
+double rounding(std::int64_t k) { return 8 * 0x1p-24 * std::sqrt(static_cast<double>(std::max<std::int64_t>(k, 4))); }
+
+Floats normal(std::size_t n, std::uint64_t which) {
+    Floats v(n);
+    fill_normal(random_key(3, RandomUse::test, which), v);
+    return v;
+}
+
+TEST(Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
+    for (auto [m, n, k] : {std::tuple{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {2, 1000, 64}})
+        for (bool ta : {false, true})
+            for (bool tb : {false, true}) {
+                const std::int64_t ar = ta ? k : m, ac = ta ? m : k, br = tb ? n : k, bc = tb ? k : n, pad = 3;
+                Floats a = normal(ar * (ac + pad), 1), b = normal(br * (bc + pad), 2), c = normal(m * (n + pad), 3), before = c;
+                Doubles expected(m * n);
+                Floats found(m * n);
+                for (float beta : {0.0f, 1.0f}) {
+                    c = before;
+                    if (beta == 0) std::fill(c.begin(), c.end(), NAN);  // must be overwritten, not multiplied
+                    matmul(ta, tb, 0.5f, {a.data(), ar, ac, ac + pad}, {b.data(), br, bc, bc + pad}, beta, {c.data(), m, n, n + pad});
+                    for (int i = 0; i < m; ++i)
+                        for (int j = 0; j < n; ++j) {
+                            double sum = 0;
+                            for (int l = 0; l < k; ++l)
+                                sum += double(ta ? a[l * (ac + pad) + i] : a[i * (ac + pad) + l]) *
+                                       (tb ? b[j * (bc + pad) + l] : b[l * (bc + pad) + j]);
+                            expected[i * n + j] = 0.5 * sum + (beta == 0 ? 0 : before[i * (n + pad) + j]);
+                            found[i * n + j] = c[i * (n + pad) + j];
+                        }
+                    EXPECT_LT(testing::error_over_rms(found, expected), rounding(k)) << m << " " << n << " " << k << " " << ta << tb;
+                }
+            }
+}
+
+TEST(Matmul, BitsDoNotDependOnThreads) {
+    const std::int64_t m = 515, n = 577, k = 193;
+    Floats a = normal(m * k, 1), b = normal(n * k, 2), first(m * n);
+    for (int t : {1, 2, 3, 4}) {
+        set_threads(t);
+        Floats c(m * n);
+        matmul(false, true, 1, {a.data(), m, k, k}, {b.data(), n, k, k}, 0, {c.data(), m, n, n});
+        if (t == 1) first = c;
+        EXPECT_EQ(c, first) << t;
+    }
+    set_threads(1);
+}
+
+TEST(Linear, ForwardAndBackward) {
+    const std::int64_t m = 67, n = 35, k = 19;
+    Floats x = normal(m * k, 1), w = normal(n * k, 2), bias = normal(n, 3), dy = normal(m * n, 4), y(m * n), dx(m * k), dw(n * k, 1.0f), db(n, 1.0f);
+    const Tensor tx = Tensor::of(x.data(), {m, k}), tw = Tensor::of(w.data(), {n, k}), tdy = Tensor::of(dy.data(), {m, n});
+    linear(tx, tw, Tensor::of(bias.data(), {n}), Tensor::of(y.data(), {m, n}));
+    linear_backward_input(tdy, tw, Tensor::of(dx.data(), {m, k}), false);
+    linear_backward_weight(tdy, tx, Tensor::of(dw.data(), {n, k}), Tensor::of(db.data(), {n}));
+    Doubles ey(m * n), edx(m * k), edw(n * k, 1.0), edb(n, 1.0);
+    for (int i = 0; i < m; ++i)
+        for (int j = 0; j < n; ++j) {
+            ey[i * n + j] = bias[j];
+            edb[j] += dy[i * n + j];
+            for (int l = 0; l < k; ++l) {
+                ey[i * n + j] += double(x[i * k + l]) * w[j * k + l];
+                edx[i * k + l] += double(dy[i * n + j]) * w[j * k + l];
+                edw[j * k + l] += double(dy[i * n + j]) * x[i * k + l];
+            }
+        }
+    EXPECT_LT(testing::error_over_rms(y, ey), rounding(k));
+    EXPECT_LT(testing::error_over_rms(dx, edx), rounding(n));
+    EXPECT_LT(testing::error_over_rms(dw, edw), rounding(m));
+    EXPECT_LT(testing::error_over_rms(db, edb), rounding(m));
+    EXPECT_THROW(linear(tx, tx, {}, Tensor::of(y.data(), {m, n})), Error);
+}
+
+}  // namespace
+}  // namespace atelier::ops
