@@ -15,10 +15,12 @@ struct ClusterSum {
 };
 
 /// In the order of the cluster numbers, so that the order of the values does not matter.
-std::vector<ClusterSum> cluster_sums(std::span<const double> values, std::span<const std::uint64_t> cluster) {
+std::vector<ClusterSum> cluster_sums(std::span<const double> values,
+                                     std::span<const std::uint64_t> cluster) {
     std::map<std::uint64_t, ClusterSum> sums;
     for (std::size_t i = 0; i < values.size(); ++i) {
-        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(values[i]), "value {} is {}", i, values[i]);
+        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(values[i]), "value {} is {}", i,
+                           values[i]);
         ClusterSum& entry = sums[cluster[i]];
         entry.sum += values[i];
         ++entry.count;
@@ -31,7 +33,8 @@ std::vector<ClusterSum> cluster_sums(std::span<const double> values, std::span<c
 }  // namespace
 
 double percentile(std::span<const double> sorted, double share) {
-    ATELIER_CHECK(!sorted.empty() && share >= 0.0 && share <= 1.0, "share {} of {} numbers", share, sorted.size());
+    ATELIER_CHECK(!sorted.empty() && share >= 0.0 && share <= 1.0, "share {} of {} numbers", share,
+                  sorted.size());
     const double at = share * static_cast<double>(sorted.size() - 1);
     const auto below = static_cast<std::size_t>(at);
     const std::size_t above = std::min(below + 1, sorted.size() - 1);
@@ -40,17 +43,20 @@ double percentile(std::span<const double> sorted, double share) {
 
 void draw_multiplicities(const BootstrapConfig& config, int index, std::span<int> multiplicity) {
     std::fill(multiplicity.begin(), multiplicity.end(), 0);
-    Random random(random_key(config.seed, RandomUse::bootstrap, config.stream, static_cast<std::uint64_t>(index)));
-    for (std::size_t i = 0; i < multiplicity.size(); ++i) ++multiplicity[random.below(multiplicity.size())];
+    Random random(random_key(config.seed, RandomUse::bootstrap, config.stream,
+                             static_cast<std::uint64_t>(index)));
+    for (std::size_t i = 0; i < multiplicity.size(); ++i)
+        ++multiplicity[random.below(multiplicity.size())];
 }
 
 Interval bootstrap_mean(const BootstrapConfig& config, std::span<const double> values,
                         std::span<const std::uint64_t> cluster) {
-    ATELIER_CHECK(values.size() == cluster.size(), "{} values, {} cluster numbers", values.size(), cluster.size());
+    ATELIER_CHECK(values.size() == cluster.size(), "{} values, {} cluster numbers", values.size(),
+                  cluster.size());
     ATELIER_CHECK_INPUT(!values.empty(), "an interval needs at least one value");
     ATELIER_CHECK_USAGE(config.resamples >= 1 && config.level > 0.0 && config.level < 1.0,
-                        "resamples must be at least 1 and the level in (0, 1), found {} and {}", config.resamples,
-                        config.level);
+                        "resamples must be at least 1 and the level in (0, 1), found {} and {}",
+                        config.resamples, config.level);
     const std::vector<ClusterSum> sums = cluster_sums(values, cluster);
     Interval result;
     result.n = static_cast<std::int64_t>(values.size());
@@ -77,8 +83,10 @@ Interval bootstrap_mean(const BootstrapConfig& config, std::span<const double> v
 }
 
 Interval bootstrap_difference(const BootstrapConfig& config, std::span<const double> before,
-                              std::span<const double> after, std::span<const std::uint64_t> cluster) {
-    ATELIER_CHECK(before.size() == after.size(), "{} and {} values of pairs", before.size(), after.size());
+                              std::span<const double> after,
+                              std::span<const std::uint64_t> cluster) {
+    ATELIER_CHECK(before.size() == after.size(), "{} and {} values of pairs", before.size(),
+                  after.size());
     std::vector<double> differences(before.size());
     for (std::size_t i = 0; i < before.size(); ++i) differences[i] = after[i] - before[i];
     return bootstrap_mean(config, differences, cluster);

@@ -31,7 +31,8 @@ bool reaches_all(std::size_t models, std::span<const double> wins, bool along_wi
 
 std::vector<double> iterate(std::size_t models, std::span<const double> wins) {
     std::vector<double> strength(models, 1.0), next(models);
-    constexpr int max_iterations = 100000;  // MM is linear and slow where one model nearly always wins
+    constexpr int max_iterations =
+        100000;  // MM is linear and slow where one model nearly always wins
     for (int iteration = 0; iteration < max_iterations; ++iteration) {
         double log_sum = 0;
         for (std::size_t i = 0; i < models; ++i) {
@@ -39,7 +40,8 @@ std::vector<double> iterate(std::size_t models, std::span<const double> wins) {
             for (std::size_t j = 0; j < models; ++j) {
                 if (i == j) continue;
                 won += wins[i * models + j];
-                pressure += (wins[i * models + j] + wins[j * models + i]) / (strength[i] + strength[j]);
+                pressure +=
+                    (wins[i * models + j] + wins[j * models + i]) / (strength[i] + strength[j]);
             }
             next[i] = won / pressure;
             log_sum += std::log(next[i]);
@@ -57,7 +59,8 @@ std::vector<double> iterate(std::size_t models, std::span<const double> wins) {
 }
 
 void add_outcome(std::size_t models, const Outcome& outcome, std::span<double> wins) {
-    const auto i = static_cast<std::size_t>(outcome.first), j = static_cast<std::size_t>(outcome.second);
+    const auto i = static_cast<std::size_t>(outcome.first),
+               j = static_cast<std::size_t>(outcome.second);
     wins[i * models + j] += outcome.result;
     wins[j * models + i] += 1.0 - outcome.result;
 }
@@ -68,7 +71,8 @@ double elo(double log_strength) { return 1000.0 + 400.0 / std::numbers::ln10 * l
 
 Strengths fit_bradley_terry(int models, std::span<const double> wins) {
     const auto count = static_cast<std::size_t>(models);
-    ATELIER_CHECK(models >= 1 && wins.size() == count * count, "{} models, {} win counts", models, wins.size());
+    ATELIER_CHECK(models >= 1 && wins.size() == count * count, "{} models, {} win counts", models,
+                  wins.size());
     for (const double value : wins)
         ATELIER_CHECK_INPUT(value >= 0.0 && std::isfinite(value), "a number of wins is {}", value);
     Strengths result;
@@ -89,14 +93,16 @@ Strengths fit_bradley_terry(int models, std::span<const double> wins) {
 EloTable elo_table(const BootstrapConfig& config, int models, std::span<const Outcome> outcomes) {
     ATELIER_CHECK_INPUT(!outcomes.empty(), "an Elo table needs at least one comparison");
     const auto count = static_cast<std::size_t>(models);
-    std::map<std::uint64_t, std::vector<double>> by_cluster;  // wins [models, models] of each prompt
+    std::map<std::uint64_t, std::vector<double>>
+        by_cluster;  // wins [models, models] of each prompt
     std::vector<double> wins(count * count, 0.0);
     for (const Outcome& outcome : outcomes) {
         ATELIER_CHECK_INPUT(outcome.first >= 0 && outcome.first < models && outcome.second >= 0 &&
                                 outcome.second < models && outcome.first != outcome.second,
-                            "a comparison of models {} and {} of {}", outcome.first, outcome.second, models);
-        ATELIER_CHECK_INPUT(outcome.result >= 0.0 && outcome.result <= 1.0, "a comparison's result is {}",
-                            outcome.result);
+                            "a comparison of models {} and {} of {}", outcome.first, outcome.second,
+                            models);
+        ATELIER_CHECK_INPUT(outcome.result >= 0.0 && outcome.result <= 1.0,
+                            "a comparison's result is {}", outcome.result);
         auto& cluster = by_cluster[outcome.cluster];
         cluster.resize(count * count, 0.0);
         add_outcome(count, outcome, cluster);

@@ -10,15 +10,18 @@ namespace atelier::eval {
 
 std::vector<double> average_ranks(std::span<const double> values) {
     for (std::size_t i = 0; i < values.size(); ++i)
-        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(values[i]), "value {} is {}", i, values[i]);
+        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(values[i]), "value {} is {}", i,
+                           values[i]);
     std::vector<std::size_t> order(values.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
     std::vector<double> ranks(values.size());
     for (std::size_t begin = 0; begin < order.size();) {
         std::size_t end = begin + 1;
         while (end < order.size() && values[order[end]] == values[order[begin]]) ++end;
-        const double rank = 0.5 * static_cast<double>(begin + 1 + end);  // mean of begin + 1 ... end
+        const double rank =
+            0.5 * static_cast<double>(begin + 1 + end);  // mean of begin + 1 ... end
         for (; begin < end; ++begin) ranks[order[begin]] = rank;
     }
     return ranks;

@@ -15,7 +15,8 @@ double ordered_sum(std::size_t n, Term&& term) {
     for (; i + lanes <= n; i += lanes)
         for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += term(i + lane);
     for (std::size_t lane = 0; i < n; ++i, ++lane) sums[lane] += term(i);
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 }  // namespace atelier::flow

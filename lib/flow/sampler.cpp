@@ -11,16 +11,20 @@ const double half_log_two_pi = 0.5 * std::log(2.0 * std::numbers::pi);
 
 template <typename... Spans>
 void check_sizes(std::size_t n, const Spans&... spans) {
-    ATELIER_CHECK(n > 0 && ((spans.size() == n) && ...), "spans of one sample must have one size, {} and more", n);
+    ATELIER_CHECK(n > 0 && ((spans.size() == n) && ...),
+                  "spans of one sample must have one size, {} and more", n);
 }
 
 /// d log p / d mean = factor * (x' - mean).
 double residual_factor(const Transition& transition, LogProb kind, std::size_t n) {
     const double count = static_cast<double>(n), variance = transition.std * transition.std;
     switch (kind) {
-        case LogProb::mean: return 1.0 / (variance * count);
-        case LogProb::sum: return 1.0 / variance;
-        case LogProb::squared_error: return 2.0 / count;
+        case LogProb::mean:
+            return 1.0 / (variance * count);
+        case LogProb::sum:
+            return 1.0 / variance;
+        case LogProb::squared_error:
+            return 2.0 / count;
     }
     ATELIER_FAIL(ErrorKind::internal, "unknown log p kind {}", static_cast<int>(kind));
 }
@@ -28,43 +32,55 @@ double residual_factor(const Transition& transition, LogProb kind, std::size_t n
 }  // namespace
 
 Sampler parse_sampler(const std::string& word) {
-    for (const Sampler sampler : {Sampler::ode, Sampler::flow_sde, Sampler::dance_sde, Sampler::cps})
+    for (const Sampler sampler :
+         {Sampler::ode, Sampler::flow_sde, Sampler::dance_sde, Sampler::cps})
         if (word == name_of(sampler)) return sampler;
-    ATELIER_FAIL(ErrorKind::usage, "sampler must be ode, flow_sde, dance_sde or cps, found \"{}\"", word);
+    ATELIER_FAIL(ErrorKind::usage, "sampler must be ode, flow_sde, dance_sde or cps, found \"{}\"",
+                 word);
 }
 
 LogProb parse_log_prob(const std::string& word) {
     for (const LogProb kind : {LogProb::mean, LogProb::sum, LogProb::squared_error})
         if (word == name_of(kind)) return kind;
-    ATELIER_FAIL(ErrorKind::usage, "log_prob must be mean, sum or squared_error, found \"{}\"", word);
+    ATELIER_FAIL(ErrorKind::usage, "log_prob must be mean, sum or squared_error, found \"{}\"",
+                 word);
 }
 
 const char* name_of(Sampler sampler) {
     switch (sampler) {
-        case Sampler::ode: return "ode";
-        case Sampler::flow_sde: return "flow_sde";
-        case Sampler::dance_sde: return "dance_sde";
-        case Sampler::cps: return "cps";
+        case Sampler::ode:
+            return "ode";
+        case Sampler::flow_sde:
+            return "flow_sde";
+        case Sampler::dance_sde:
+            return "dance_sde";
+        case Sampler::cps:
+            return "cps";
     }
     return "unknown";
 }
 
 const char* name_of(LogProb log_prob) {
     switch (log_prob) {
-        case LogProb::mean: return "mean";
-        case LogProb::sum: return "sum";
-        case LogProb::squared_error: return "squared_error";
+        case LogProb::mean:
+            return "mean";
+        case LogProb::sum:
+            return "sum";
+        case LogProb::squared_error:
+            return "squared_error";
     }
     return "unknown";
 }
 
 Transition transition(Sampler sampler, double eta, std::span<const float> sigmas, int index) {
     ATELIER_CHECK_USAGE(index >= 0 && static_cast<std::size_t>(index) + 1 < sigmas.size(),
-                        "step {} of a schedule of {} steps", index, static_cast<long>(sigmas.size()) - 1);
+                        "step {} of a schedule of {} steps", index,
+                        static_cast<long>(sigmas.size()) - 1);
     const double sigma = sigmas[static_cast<std::size_t>(index)];
     const double next = sigmas[static_cast<std::size_t>(index) + 1];
     ATELIER_CHECK_USAGE(sigma <= 1.0 && next >= 0.0 && next < sigma,
-                        "sigmas must fall within [0, 1], found {} then {} at step {}", sigma, next, index);
+                        "sigmas must fall within [0, 1], found {} then {} at step {}", sigma, next,
+                        index);
     ATELIER_CHECK_USAGE(eta >= 0.0 && std::isfinite(eta), "eta must be at least 0, found {}", eta);
     Transition result;
     result.delta = next - sigma;
@@ -87,32 +103,34 @@ Transition transition(Sampler sampler, double eta, std::span<const float> sigmas
 }
 
 template <typename T>
-void step_mean(const Transition& transition, std::span<const T> x, std::span<const T> v, std::span<T> mean) {
+void step_mean(const Transition& transition, std::span<const T> x, std::span<const T> v,
+               std::span<T> mean) {
     check_sizes(x.size(), v, mean);
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     for (std::size_t i = 0; i < x.size(); ++i) mean[i] = mean_element(on_x, on_v, x[i], v[i]);
 }
 
 template <typename T>
-std::optional<double> log_prob(const Transition& transition, LogProb kind, std::span<const T> x, std::span<const T> v,
-                               std::span<const T> x_next) {
+std::optional<double> log_prob(const Transition& transition, LogProb kind, std::span<const T> x,
+                               std::span<const T> v, std::span<const T> x_next) {
     check_sizes(x.size(), v, x_next);
     if (!transition.has_log_prob()) return std::nullopt;
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     const double squares = ordered_sum(x.size(), [&](std::size_t i) {
-        const double residual = static_cast<double>(x_next[i] - mean_element(on_x, on_v, x[i], v[i]));
+        const double residual =
+            static_cast<double>(x_next[i] - mean_element(on_x, on_v, x[i], v[i]));
         return residual * residual;
     });
     const double count = static_cast<double>(x.size());
     if (kind == LogProb::squared_error) return -squares / count;
-    const double mean = -squares / count / (2.0 * transition.std * transition.std) - std::log(transition.std) -
-                        half_log_two_pi;
+    const double mean = -squares / count / (2.0 * transition.std * transition.std) -
+                        std::log(transition.std) - half_log_two_pi;
     return kind == LogProb::sum ? mean * count : mean;
 }
 
 template <typename T>
-void step(const Transition& transition, std::span<const T> x, std::span<const T> v, std::span<const T> noise,
-          std::span<T> x_next) {
+void step(const Transition& transition, std::span<const T> x, std::span<const T> v,
+          std::span<const T> noise, std::span<T> x_next) {
     check_sizes(x.size(), v, x_next);
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     if (!transition.has_log_prob()) {
@@ -126,20 +144,25 @@ void step(const Transition& transition, std::span<const T> x, std::span<const T>
 }
 
 template <typename T>
-std::optional<double> step_with_log_prob(const Transition& transition, LogProb kind, std::span<const T> x,
-                                         std::span<const T> v, std::span<const T> noise, std::span<T> x_next) {
-    ATELIER_CHECK(x.data() != x_next.data(), "the state is still needed for log p: x_next must be another span");
+std::optional<double> step_with_log_prob(const Transition& transition, LogProb kind,
+                                         std::span<const T> x, std::span<const T> v,
+                                         std::span<const T> noise, std::span<T> x_next) {
+    ATELIER_CHECK(x.data() != x_next.data(),
+                  "the state is still needed for log p: x_next must be another span");
     step<T>(transition, x, v, noise, x_next);
     return log_prob<T>(transition, kind, x, v, x_next);
 }
 
 template <typename T>
-void log_prob_backward(const Transition& transition, LogProb kind, std::span<const T> x, std::span<const T> v,
-                       std::span<const T> x_next, double scale, std::span<T> d_v) {
+void log_prob_backward(const Transition& transition, LogProb kind, std::span<const T> x,
+                       std::span<const T> v, std::span<const T> x_next, double scale,
+                       std::span<T> d_v) {
     check_sizes(x.size(), v, x_next, d_v);
-    ATELIER_CHECK(transition.has_log_prob(), "a step with standard deviation 0 has no log p and no gradient");
+    ATELIER_CHECK(transition.has_log_prob(),
+                  "a step with standard deviation 0 has no log p and no gradient");
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
-    const T factor = static_cast<T>(scale * residual_factor(transition, kind, x.size()) * transition.on_v);
+    const T factor =
+        static_cast<T>(scale * residual_factor(transition, kind, x.size()) * transition.on_v);
     for (std::size_t i = 0; i < x.size(); ++i)
         d_v[i] = std::fma(factor, x_next[i] - mean_element(on_x, on_v, x[i], v[i]), d_v[i]);
 }
@@ -155,7 +178,8 @@ double velocity_mse(std::span<const T> v, std::span<const T> v_ref) {
 }
 
 template <typename T>
-void velocity_mse_backward(std::span<const T> v, std::span<const T> v_ref, double scale, std::span<T> d_v) {
+void velocity_mse_backward(std::span<const T> v, std::span<const T> v_ref, double scale,
+                           std::span<T> d_v) {
     check_sizes(v.size(), v_ref, d_v);
     const T factor = static_cast<T>(2.0 * scale / static_cast<double>(v.size()));
     for (std::size_t i = 0; i < v.size(); ++i) d_v[i] = std::fma(factor, v[i] - v_ref[i], d_v[i]);
@@ -175,26 +199,30 @@ double gaussian_kl(const Transition& transition, std::span<const T> v, std::span
 }
 
 template <typename T>
-void gaussian_kl_backward(const Transition& transition, std::span<const T> v, std::span<const T> v_ref, double scale,
-                          std::span<T> d_v) {
+void gaussian_kl_backward(const Transition& transition, std::span<const T> v,
+                          std::span<const T> v_ref, double scale, std::span<T> d_v) {
     velocity_mse_backward<T>(v, v_ref, scale * kl_per_mse(transition), d_v);
 }
 
-#define ATELIER_INSTANTIATE(T)                                                                                        \
-    template void step_mean<T>(const Transition&, std::span<const T>, std::span<const T>, std::span<T>);              \
-    template std::optional<double> log_prob<T>(const Transition&, LogProb, std::span<const T>, std::span<const T>,    \
-                                               std::span<const T>);                                                  \
-    template void step<T>(const Transition&, std::span<const T>, std::span<const T>, std::span<const T>,              \
-                          std::span<T>);                                                                             \
-    template std::optional<double> step_with_log_prob<T>(const Transition&, LogProb, std::span<const T>,              \
-                                                         std::span<const T>, std::span<const T>, std::span<T>);      \
-    template void log_prob_backward<T>(const Transition&, LogProb, std::span<const T>, std::span<const T>,            \
-                                       std::span<const T>, double, std::span<T>);                                    \
-    template double gaussian_kl<T>(const Transition&, std::span<const T>, std::span<const T>);                        \
-    template void gaussian_kl_backward<T>(const Transition&, std::span<const T>, std::span<const T>, double,          \
-                                          std::span<T>);                                                             \
-    template double velocity_mse<T>(std::span<const T>, std::span<const T>);                                          \
-    template void velocity_mse_backward<T>(std::span<const T>, std::span<const T>, double, std::span<T>);
+#define ATELIER_INSTANTIATE(T)                                                                   \
+    template void step_mean<T>(const Transition&, std::span<const T>, std::span<const T>,        \
+                               std::span<T>);                                                    \
+    template std::optional<double> log_prob<T>(const Transition&, LogProb, std::span<const T>,   \
+                                               std::span<const T>, std::span<const T>);          \
+    template void step<T>(const Transition&, std::span<const T>, std::span<const T>,             \
+                          std::span<const T>, std::span<T>);                                     \
+    template std::optional<double> step_with_log_prob<T>(const Transition&, LogProb,             \
+                                                         std::span<const T>, std::span<const T>, \
+                                                         std::span<const T>, std::span<T>);      \
+    template void log_prob_backward<T>(const Transition&, LogProb, std::span<const T>,           \
+                                       std::span<const T>, std::span<const T>, double,           \
+                                       std::span<T>);                                            \
+    template double gaussian_kl<T>(const Transition&, std::span<const T>, std::span<const T>);   \
+    template void gaussian_kl_backward<T>(const Transition&, std::span<const T>,                 \
+                                          std::span<const T>, double, std::span<T>);             \
+    template double velocity_mse<T>(std::span<const T>, std::span<const T>);                     \
+    template void velocity_mse_backward<T>(std::span<const T>, std::span<const T>, double,       \
+                                           std::span<T>);
 
 ATELIER_INSTANTIATE(float)
 ATELIER_INSTANTIATE(double)

@@ -14,7 +14,8 @@ using Json = nlohmann::json;
 
 std::int64_t positive_integer(const Json& value, const std::string& key, const std::string& place) {
     ATELIER_CHECK_INPUT(value.is_number_integer() && value.get<std::int64_t>() >= 1,
-                        "{}: \"{}\" must be an integer of at least 1, found {}", place, key, value.dump());
+                        "{}: \"{}\" must be an integer of at least 1, found {}", place, key,
+                        value.dump());
     return value.get<std::int64_t>();
 }
 
@@ -25,7 +26,8 @@ double number(const Json& value, const std::string& key, const std::string& plac
 }
 
 bool flag(const Json& value, const std::string& key, const std::string& place) {
-    ATELIER_CHECK_INPUT(value.is_boolean(), "{}: \"{}\" must be true or false, found {}", place, key, value.dump());
+    ATELIER_CHECK_INPUT(value.is_boolean(), "{}: \"{}\" must be true or false, found {}", place,
+                        key, value.dump());
     return value.get<bool>();
 }
 
@@ -34,7 +36,8 @@ bool is_unsupported_flag(std::string_view key) {
            key == "use_exponential_sigmas" || key == "use_beta_sigmas";
 }
 
-void apply(ScheduleConfig& config, const std::string& key, const Json& value, const std::string& place) {
+void apply(ScheduleConfig& config, const std::string& key, const Json& value,
+           const std::string& place) {
     if (key == "num_train_timesteps") {
         config.num_train_timesteps = positive_integer(value, key, place);
     } else if (key == "shift") {
@@ -51,47 +54,55 @@ void apply(ScheduleConfig& config, const std::string& key, const Json& value, co
         config.max_image_seq_len = positive_integer(value, key, place);
     } else if (key == "shift_terminal") {
         const double terminal = number(value, key, place);
-        ATELIER_CHECK_INPUT(terminal >= 0.0 && terminal < 1.0, "{}: \"{}\" must lie in [0, 1), found {}", place, key,
-                            value.dump());
-        if (terminal != 0.0) config.shift_terminal = terminal;  // diffusers takes 0 for "no stretch"
+        ATELIER_CHECK_INPUT(terminal >= 0.0 && terminal < 1.0,
+                            "{}: \"{}\" must lie in [0, 1), found {}", place, key, value.dump());
+        if (terminal != 0.0)
+            config.shift_terminal = terminal;  // diffusers takes 0 for "no stretch"
     } else if (key == "time_shift_type") {
         ATELIER_CHECK_INPUT(value == "exponential" || value == "linear",
-                            "{}: \"{}\" must be \"exponential\" or \"linear\", found {}", place, key, value.dump());
+                            "{}: \"{}\" must be \"exponential\" or \"linear\", found {}", place,
+                            key, value.dump());
         config.time_shift = value == "linear" ? TimeShift::linear : TimeShift::exponential;
     } else if (is_unsupported_flag(key)) {
-        ATELIER_CHECK_INPUT(!flag(value, key, place),
-                            "{}: \"{}\": {} is not supported; only false is. Use a scheduler without it", place, key,
-                            value.dump());
+        ATELIER_CHECK_INPUT(
+            !flag(value, key, place),
+            "{}: \"{}\": {} is not supported; only false is. Use a scheduler without it", place,
+            key, value.dump());
     } else {
-        ATELIER_FAIL(ErrorKind::input, "{}: unknown key \"{}\" = {}; it may change the result", place, key,
-                     value.dump());
+        ATELIER_FAIL(ErrorKind::input, "{}: unknown key \"{}\" = {}; it may change the result",
+                     place, key, value.dump());
     }
 }
 
 }  // namespace
 
 ScheduleConfig parse_schedule_config(const Json& json, const std::string& place) {
-    ATELIER_CHECK_INPUT(json.is_object(), "{}: expected a JSON object, found {}", place, json.type_name());
+    ATELIER_CHECK_INPUT(json.is_object(), "{}: expected a JSON object, found {}", place,
+                        json.type_name());
     ScheduleConfig config;
     for (const auto& [key, value] : json.items()) {
         if (key == "_class_name") {
-            ATELIER_CHECK_INPUT(value == "FlowMatchEulerDiscreteScheduler",
-                                "{}: \"_class_name\" must be \"FlowMatchEulerDiscreteScheduler\", found {}", place,
-                                value.dump());
+            ATELIER_CHECK_INPUT(
+                value == "FlowMatchEulerDiscreteScheduler",
+                "{}: \"_class_name\" must be \"FlowMatchEulerDiscreteScheduler\", found {}", place,
+                value.dump());
         } else if (!key.starts_with('_') && !value.is_null()) {
             apply(config, key, value, place);
         }
     }
-    ATELIER_CHECK_INPUT(config.shift > 0.0, "{}: \"shift\" must be positive, found {}", place, config.shift);
-    ATELIER_CHECK_INPUT(config.max_image_seq_len != config.base_image_seq_len,
-                        "{}: \"base_image_seq_len\" and \"max_image_seq_len\" are both {}: mu is not defined", place,
-                        config.base_image_seq_len);
+    ATELIER_CHECK_INPUT(config.shift > 0.0, "{}: \"shift\" must be positive, found {}", place,
+                        config.shift);
+    ATELIER_CHECK_INPUT(
+        config.max_image_seq_len != config.base_image_seq_len,
+        "{}: \"base_image_seq_len\" and \"max_image_seq_len\" are both {}: mu is not defined",
+        place, config.base_image_seq_len);
     return config;
 }
 
 ScheduleConfig read_schedule_config(const std::filesystem::path& path) {
     std::ifstream file(path);
-    ATELIER_CHECK_INPUT(file.good(), "{}: cannot be read; a model directory has scheduler/scheduler_config.json",
+    ATELIER_CHECK_INPUT(file.good(),
+                        "{}: cannot be read; a model directory has scheduler/scheduler_config.json",
                         path.string());
     Json json;
     try {

@@ -8,8 +8,9 @@ namespace atelier::optim {
 enum class RateShape { constant, cosine };
 RateShape parse_rate_shape(const std::string& word);  ///< throws Error(usage)
 
-/// Learning rate by update number. Warm-up: rate * update / warm_up, update from 1 (the first update
-/// already moves). After it constant, or half a cosine from rate down to rate * floor at `total`.
+/// Learning rate by update number. Warm-up: rate * update / warm_up, update from 1 (the first
+/// update already moves). After it constant, or half a cosine from rate down to rate * floor at
+/// `total`.
 struct LearningRate {
     double rate = 1e-5;
     RateShape shape = RateShape::constant;

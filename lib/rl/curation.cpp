@@ -9,11 +9,16 @@ namespace atelier::rl {
 
 const char* name_of(CurationVerdict verdict) {
     switch (verdict) {
-        case CurationVerdict::kept: return "kept";
-        case CurationVerdict::range_too_small: return "range_too_small";
-        case CurationVerdict::mean_too_low: return "mean_too_low";
-        case CurationVerdict::mean_too_high: return "mean_too_high";
-        case CurationVerdict::no_reward: return "no_reward";
+        case CurationVerdict::kept:
+            return "kept";
+        case CurationVerdict::range_too_small:
+            return "range_too_small";
+        case CurationVerdict::mean_too_low:
+            return "mean_too_low";
+        case CurationVerdict::mean_too_high:
+            return "mean_too_high";
+        case CurationVerdict::no_reward:
+            return "no_reward";
     }
     return "unknown";
 }
@@ -24,7 +29,8 @@ CurationDecision curate(const CurationRule& rule, std::span<const double> totals
     if (totals.empty()) return decision;
     double sum = 0;
     for (std::size_t i = 0; i < totals.size(); ++i) {
-        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(totals[i]), "the total of member {} is {}", i, totals[i]);
+        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(totals[i]),
+                           "the total of member {} is {}", i, totals[i]);
         sum += totals[i];
     }
     const auto [low, high] = std::minmax_element(totals.begin(), totals.end());
@@ -50,7 +56,8 @@ SpreadCollector::SpreadCollector(int dimensions)
     ATELIER_CHECK(dimensions > 0, "{} reward dimensions", dimensions);
 }
 
-void SpreadCollector::add_group(const AdvantageConfig& config, int members, std::span<const float> scores,
+void SpreadCollector::add_group(const AdvantageConfig& config, int members,
+                                std::span<const float> scores,
                                 std::span<const std::uint8_t> present) {
     const auto count = static_cast<std::size_t>(dimensions_);
     const std::vector<double> ones(count, 1.0);
@@ -87,18 +94,19 @@ std::vector<double> SpreadCollector::mean_std() const {
     return result;
 }
 
-CalibratedWeights calibrate_weights(std::span<const double> covariance, std::span<const double> shares,
-                                    double min_variance) {
+CalibratedWeights calibrate_weights(std::span<const double> covariance,
+                                    std::span<const double> shares, double min_variance) {
     const std::size_t count = shares.size();
-    ATELIER_CHECK(count > 0 && covariance.size() == count * count, "{} shares, a covariance of {} numbers", count,
-                  covariance.size());
+    ATELIER_CHECK(count > 0 && covariance.size() == count * count,
+                  "{} shares, a covariance of {} numbers", count, covariance.size());
     double share_sum = 0, balanced_sum = 0;
     CalibratedWeights result;
     for (std::size_t k = 0; k < count; ++k) {
         ATELIER_CHECK_USAGE(shares[k] >= 0.0 && std::isfinite(shares[k]),
                             "the share of dimension {} must be at least 0, found {}", k, shares[k]);
         share_sum += shares[k];
-        result.calibrated.push_back(shares[k] > 0.0 && covariance[k * count + k] >= min_variance ? 1 : 0);
+        result.calibrated.push_back(
+            shares[k] > 0.0 && covariance[k * count + k] >= min_variance ? 1 : 0);
         if (result.calibrated[k]) balanced_sum += shares[k];
     }
     ATELIER_CHECK_USAGE(share_sum > 0.0, "at least one dimension needs a positive share");
@@ -107,7 +115,8 @@ CalibratedWeights calibrate_weights(std::span<const double> covariance, std::spa
     w.assign(count, 0.0);
     for (std::size_t k = 0; k < count; ++k)
         if (result.calibrated[k]) w[k] = 1.0 / std::sqrt(covariance[k * count + k]);
-    constexpr int max_sweeps = 10000;  // linear convergence; a handful suffices unless C is nearly singular
+    constexpr int max_sweeps =
+        10000;  // linear convergence; a handful suffices unless C is nearly singular
     for (int sweep = 0; sweep < max_sweeps; ++sweep) {
         double change = 0;
         for (std::size_t k = 0; k < count; ++k) {
@@ -116,7 +125,8 @@ CalibratedWeights calibrate_weights(std::span<const double> covariance, std::spa
             for (std::size_t l = 0; l < count; ++l)
                 if (l != k) others += covariance[k * count + l] * w[l];
             const double own = covariance[k * count + k], share = shares[k] / balanced_sum;
-            const double next = (-others + std::sqrt(others * others + 4.0 * own * share)) / (2.0 * own);
+            const double next =
+                (-others + std::sqrt(others * others + 4.0 * own * share)) / (2.0 * own);
             change = std::max(change, std::abs(next - w[k]) / next);
             w[k] = next;
         }

@@ -10,7 +10,7 @@
 namespace atelier::rl {
 
 struct CurationRule {
-    double range_min = 0.5;                   ///< max - min of the group's weighted totals (points)
+    double range_min = 0.5;  ///< max - min of the group's weighted totals (points)
     std::optional<double> mean_low, mean_high;  ///< band of the group's mean total
 };
 
@@ -27,12 +27,14 @@ struct CurationDecision {
 /// Throws Error(numeric) for a total that is not finite.
 CurationDecision curate(const CurationRule& rule, std::span<const double> totals);
 
-/// Second moments, over the samples of one category, of the per-dimension z-scores whose weighted sum
-/// is the advantage; and each dimension's spread within groups. An absent score counts as z = 0.
+/// Second moments, over the samples of one category, of the per-dimension z-scores whose weighted
+/// sum is the advantage; and each dimension's spread within groups. An absent score counts as z =
+/// 0.
 class SpreadCollector {
   public:
     explicit SpreadCollector(int dimensions);
-    /// One group, as in group_advantage. Order matters in the last bits only: add groups in prompt order.
+    /// One group, as in group_advantage. Order matters in the last bits only: add groups in prompt
+    /// order.
     void add_group(const AdvantageConfig& config, int members, std::span<const float> scores,
                    std::span<const std::uint8_t> present);
     int dimensions() const { return dimensions_; }
@@ -50,9 +52,10 @@ class SpreadCollector {
 };
 
 struct CalibratedWeights {
-    std::vector<double> weights;            ///< [K], sum 1
-    std::vector<std::uint8_t> calibrated;   ///< [K]; 0: too little spread, the asked share was taken as weight
-    std::vector<double> variance_share;     ///< [K], of the advantage under `weights`
+    std::vector<double> weights;  ///< [K], sum 1
+    std::vector<std::uint8_t>
+        calibrated;  ///< [K]; 0: too little spread, the asked share was taken as weight
+    std::vector<double> variance_share;  ///< [K], of the advantage under `weights`
 };
 
 /// Weights under which dimension k contributes the share `shares[k]` of the advantage's variance:
@@ -61,7 +64,7 @@ struct CalibratedWeights {
 /// descent (Griveau-Billion, Richard, Roncalli 2013, arXiv 1311.4057). Dimensions with
 /// C_kk < min_variance (nearly always without spread) or share 0 are left out of the balance.
 /// Throws Error(usage) for negative shares or none positive.
-CalibratedWeights calibrate_weights(std::span<const double> covariance, std::span<const double> shares,
-                                    double min_variance = 0.02);
+CalibratedWeights calibrate_weights(std::span<const double> covariance,
+                                    std::span<const double> shares, double min_variance = 0.02);
 
 }  // namespace atelier::rl

@@ -15,41 +15,45 @@ KlKind parse_kl_kind(const std::string& word) {
 }
 
 template <typename T>
-double guard_log_ratio(const flow::Transition& transition, std::span<const T> x, std::span<const T> v,
-                       std::span<const T> x_next, std::span<const T> noise) {
+double guard_log_ratio(const flow::Transition& transition, std::span<const T> x,
+                       std::span<const T> v, std::span<const T> x_next, std::span<const T> noise) {
     ATELIER_CHECK(transition.has_log_prob(), "a step with standard deviation 0 has no ratio");
-    ATELIER_CHECK(!x.empty() && v.size() == x.size() && x_next.size() == x.size() && noise.size() == x.size(),
-                  "x {}, v {}, x_next {}, noise {} elements: one size is needed", x.size(), v.size(), x_next.size(),
-                  noise.size());
+    ATELIER_CHECK(
+        !x.empty() && v.size() == x.size() && x_next.size() == x.size() && noise.size() == x.size(),
+        "x {}, v {}, x_next {}, noise {} elements: one size is needed", x.size(), v.size(),
+        x_next.size(), noise.size());
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     const T std = static_cast<T>(transition.std);
     // x' - mu_old = std noise, so mu - mu_old = std noise - (x' - mu).
     const double sum = flow::ordered_sum(x.size(), [&](std::size_t i) {
         const T residual = x_next[i] - flow::mean_element(on_x, on_v, x[i], v[i]);
-        return static_cast<double>(noise[i]) * static_cast<double>(std::fma(std, noise[i], -residual));
+        return static_cast<double>(noise[i]) *
+               static_cast<double>(std::fma(std, noise[i], -residual));
     });
     return sum / static_cast<double>(x.size());
 }
 
 template <typename T>
-void guard_log_ratio_backward(const flow::Transition& transition, std::span<const T> noise, double scale,
-                              std::span<T> d_v) {
-    ATELIER_CHECK(noise.size() == d_v.size() && !noise.empty(), "noise {} and d_v {} elements", noise.size(),
-                  d_v.size());
+void guard_log_ratio_backward(const flow::Transition& transition, std::span<const T> noise,
+                              double scale, std::span<T> d_v) {
+    ATELIER_CHECK(noise.size() == d_v.size() && !noise.empty(), "noise {} and d_v {} elements",
+                  noise.size(), d_v.size());
     const T factor = static_cast<T>(scale * transition.on_v / static_cast<double>(noise.size()));
     for (std::size_t i = 0; i < noise.size(); ++i) d_v[i] = std::fma(factor, noise[i], d_v[i]);
 }
 
 double guard_weight(const flow::Transition& transition) { return -1.0 / transition.delta; }
 
-template double guard_log_ratio<float>(const flow::Transition&, std::span<const float>, std::span<const float>,
-                                       std::span<const float>, std::span<const float>);
-template double guard_log_ratio<double>(const flow::Transition&, std::span<const double>, std::span<const double>,
-                                        std::span<const double>, std::span<const double>);
-template void guard_log_ratio_backward<float>(const flow::Transition&, std::span<const float>, double,
-                                              std::span<float>);
-template void guard_log_ratio_backward<double>(const flow::Transition&, std::span<const double>, double,
-                                               std::span<double>);
+template double guard_log_ratio<float>(const flow::Transition&, std::span<const float>,
+                                       std::span<const float>, std::span<const float>,
+                                       std::span<const float>);
+template double guard_log_ratio<double>(const flow::Transition&, std::span<const double>,
+                                        std::span<const double>, std::span<const double>,
+                                        std::span<const double>);
+template void guard_log_ratio_backward<float>(const flow::Transition&, std::span<const float>,
+                                              double, std::span<float>);
+template void guard_log_ratio_backward<double>(const flow::Transition&, std::span<const double>,
+                                               double, std::span<double>);
 
 void ObjectiveStats::add(const Surrogate& term, double kl_value) {
     ratio_min = terms > 0 ? std::min(ratio_min, term.ratio) : term.ratio;

@@ -7,19 +7,21 @@
 
 namespace atelier::rl {
 
-int gate_tiers(const TierGate& gate, std::span<const int> tiers, std::span<const std::uint8_t> present,
-               std::span<float> scores) {
-    ATELIER_CHECK(present.size() == scores.size(), "{} presence flags for {} scores", present.size(), scores.size());
+int gate_tiers(const TierGate& gate, std::span<const int> tiers,
+               std::span<const std::uint8_t> present, std::span<float> scores) {
+    ATELIER_CHECK(present.size() == scores.size(), "{} presence flags for {} scores",
+                  present.size(), scores.size());
     int lowered = 0;
     std::optional<double> cap;
     for (const int tier : tiers) {
-        ATELIER_CHECK(tier >= 0 && static_cast<std::size_t>(tier) < scores.size(), "tier {} of {} dimensions", tier,
-                      scores.size());
+        ATELIER_CHECK(tier >= 0 && static_cast<std::size_t>(tier) < scores.size(),
+                      "tier {} of {} dimensions", tier, scores.size());
         const auto k = static_cast<std::size_t>(tier);
         if (!present[k]) continue;
-        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(scores[k]),
-                           "the score of dimension {} is {}; a failed reward must be absent, never a number", k,
-                           scores[k]);
+        ATELIER_CHECK_KIND(
+            ErrorKind::numeric, std::isfinite(scores[k]),
+            "the score of dimension {} is {}; a failed reward must be absent, never a number", k,
+            scores[k]);
         const double own = scores[k];
         if (cap && own > *cap) {
             scores[k] = static_cast<float>(*cap);
@@ -30,18 +32,22 @@ int gate_tiers(const TierGate& gate, std::span<const int> tiers, std::span<const
     return lowered;
 }
 
-std::optional<double> weighted_total(std::span<const float> scores, std::span<const std::uint8_t> present,
+std::optional<double> weighted_total(std::span<const float> scores,
+                                     std::span<const std::uint8_t> present,
                                      std::span<const double> weights) {
     ATELIER_CHECK(present.size() == scores.size() && weights.size() == scores.size(),
-                  "{} scores, {} presence flags, {} weights", scores.size(), present.size(), weights.size());
+                  "{} scores, {} presence flags, {} weights", scores.size(), present.size(),
+                  weights.size());
     double sum = 0, total = 0;
     for (std::size_t k = 0; k < scores.size(); ++k) {
-        ATELIER_CHECK_USAGE(weights[k] >= 0.0, "the weight of dimension {} must be at least 0, found {}", k,
+        ATELIER_CHECK_USAGE(weights[k] >= 0.0,
+                            "the weight of dimension {} must be at least 0, found {}", k,
                             weights[k]);
         if (!present[k]) continue;
-        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(scores[k]),
-                           "the score of dimension {} is {}; a failed reward must be absent, never a number", k,
-                           scores[k]);
+        ATELIER_CHECK_KIND(
+            ErrorKind::numeric, std::isfinite(scores[k]),
+            "the score of dimension {} is {}; a failed reward must be absent, never a number", k,
+            scores[k]);
         sum += weights[k];
         total += weights[k] * static_cast<double>(scores[k]);
     }

@@ -110,24 +110,24 @@ Measurement measure_general(Picture p, const Scene& asked) {
 /// Dark pixels where glasses' rims would be, pupils not counted.
 double glasses_match(Picture p, bool asked) {
     int dark = 0;
-    for (int y = 52; y < 74; ++y)
-        for (int x = 40; x < 89; ++x) {
+    for (int y = 54; y < 73; ++y)
+        for (int x = 44; x < 84; ++x) {
             const Colour c = pixel(p, x, y);
             if (c[0] + c[1] + c[2] < 190) ++dark;
         }
-    const double worn = std::clamp((dark - 90) / 110.0, 0.0, 1.0);
+    const double worn = std::clamp((dark - 80) / 70.0, 0.0, 1.0);
     return asked ? worn : 1 - worn;
 }
 
 Measurement measure_person(Picture p, const Scene& asked) {
     const Colour skin = skin_colour(asked.face.skin), hair = hair_colour_of(asked.hair_colour);
     const Colour background = portrait_background(asked.background);
-    // Cheeks and chin: skin whatever the face's size.
-    const double face = std::min({coverage(p, 46, 56, 76, 88, skin), coverage(p, 72, 82, 76, 88, skin), coverage(p, 60, 68, 88, 94, skin)});
+    // Cheeks (below the rims, above the mouth) and chin: skin whatever the face's size.
+    const double face = std::min({coverage(p, 50, 57, 73, 77, skin), coverage(p, 71, 78, 73, 77, skin), coverage(p, 60, 68, 90, 94, skin)});
     const double top = coverage(p, 52, 76, 34, 42, hair);
-    const double sides = (coverage(p, 29, 34, 68, 92, hair) + coverage(p, 94, 99, 68, 92, hair)) / 2;
-    const double side_background = (coverage(p, 26, 31, 68, 92, background) + coverage(p, 97, 102, 68, 92, background)) / 2;
-    const double style = asked.face.hair_style == "long" ? sides : side_background;
+    // Beside the jaw long hair covers at least half of these columns, short hair none.
+    const Colour& beside = asked.face.hair_style == "long" ? hair : background;
+    const double style = std::min(1.0, coverage(p, 33, 37, 84, 90, beside) + coverage(p, 91, 95, 84, 90, beside));
     const double glasses = glasses_match(p, asked.glasses);
     const double behind = (coverage(p, 0, 18, 2, 60, background) + coverage(p, 110, 128, 2, 60, background)) / 2;
     const double f = face * (0.2 + 0.25 * top + 0.15 * style * top + 0.2 * glasses * top + 0.2 * behind);
@@ -143,8 +143,18 @@ Measurement measure_person(Picture p, const Scene& asked) {
 Measurement measure_landscape(Picture p, const Scene& asked) {
     const Colour sky = sky_colour(asked.time), ground = ground_colour(asked.ground, asked.time);
     const Colour lamp = asked.time == "night" ? Colour{235, 235, 215} : Colour{255, 225, 70};
-    const double above = coverage(p, 0, side, 0, 12, sky), below = coverage(p, 0, side, 116, side, ground);
-    const auto lamps = blobs(p, [&](int x, int y) { return y < 84 && distance(pixel(p, x, y), lamp) < 70; }, 40);
+    // By night sky and sea are nearly alike: a row counts for what it is nearer to.
+    const auto nearer = [&](int y0, int y1, const Colour& mine, const Colour& other) {
+        double sum = 0;
+        for (int y = y0; y < y1; ++y)
+            for (int x = 0; x < side; ++x) {
+                const Colour c = pixel(p, x, y);
+                if (distance(c, mine) < distance(c, other)) sum += falling(distance(c, mine), 25, 60);
+            }
+        return sum / ((y1 - y0) * side);
+    };
+    const double above = nearer(0, 12, sky, ground), below = nearer(116, side, ground, sky);
+    const auto lamps = blobs(p, [&](int x, int y) { return y < 70 && distance(pixel(p, x, y), lamp) < 55; }, 40);
     // A disc of radius 12 has 452 pixels.
     const double lit = lamps.size() == 1 ? falling(std::abs(lamps[0].area() - 430), 130, 400) * std::clamp((overlap(lamps[0], "circle") - 0.6) / 0.28, 0.0, 1.0) : 0;
     const Colour leaves = tree_colour(asked.time);
