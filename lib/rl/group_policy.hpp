@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "core/philox.hpp"
+#include "flow/guidance.hpp"
+#include "flow/sampler.hpp"
+#include "flow/schedule.hpp"
+#include "nn/parameters.hpp"
+#include "pipeline/branch.hpp"
+#include "rl/objective.hpp"
+
+namespace atelier::rl {
+
+/// How trajectories of an iteration are sampled and which of their steps are trained.
+struct SamplingSpec {
+    flow::Schedule schedule;
+    flow::Sampler sampler = flow::Sampler::flow_sde;
+    double eta = 0.7;
+    flow::LogProb log_prob = flow::LogProb::mean;
+    std::vector<int> trained_steps;  ///< rising; these are SDE, the others ODE
+    flow::Guidance guidance;
+    flow::GuidanceTrain guidance_train = flow::GuidanceTrain::conditional;
+    dit::Grid target;
+    int members = 8;      ///< of the group
+    int micro_batch = 8;  ///< members run together; divides `members`; part of what makes replay exact
+    bool uses_guidance() const {
+        return guidance_train != flow::GuidanceTrain::none && !guidance.is_off();
+    }
+};
+
+/// What a group left behind: states before and after each trained step and the log-probability of the policy that is
+/// trained, in the shard's layout.
+struct GroupTrajectory {
+    std::vector<float> x, x_next;   ///< [members, K, tokens * channels]
+    std::vector<float> log_prob;    ///< [members, K]
+    std::vector<float> latents;     ///< [members, tokens * channels]
+    std::vector<RandomKey> noise_key;  ///< [members]
+};
+
+/// Sampling, replaying and training one prompt's group with one engine: all three run the same kernels on the same
+/// micro-batches, so that replaying a trajectory gives the stored log-probability bit for bit.
+///
+/// The prefix of the prompt (and of the negative prompt) runs once per change of the weights and serves all members, all
+/// steps and all trained timesteps, backward included.
+class GroupPolicy {
+  public:
+    /// Plans its buffers in `arena`. `keep`: nothing for sampling and replay, else training. `unconditional` may be null
+    /// when no guidance is used. Throws Error(usage) when members is no multiple of micro_batch.
+    GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
+                const pipeline::EncodedPrompt* unconditional, const SamplingSpec& spec, dit::Keep keep, Arena& arena);
+
+    /// Draws the group; everything random follows from the keys.
+    GroupTrajectory sample(std::span<const RandomKey> noise_keys);
+
+    /// Log-probabilities [members, K] of a stored trajectory under the present weights.
+    std::vector<float> replay(const GroupTrajectory& trajectory);
+
+    /// Adds the gradient of `weight` times the sum over members and trained steps of the clipped surrogate to `gradients`.
+    /// Members whose advantage is 0 add nothing.
+    ObjectiveStats train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory,
+                         std::span<const double> advantage, double weight, const nn::ParameterStore& gradients);
+
+  private:
+    std::int64_t sample_size() const { return spec_.target.tokens() * dit_.config().out_channels; }
+    flow::Transition transition(int step) const;
+    /// Velocities of a micro-batch at a step: conditional in v_, the sampler's in guided_ (the same memory without guidance).
+    void evaluate(const float* x, int step, bool needs_guidance);
+    /// The velocity whose log-probability is trained.
+    const float* trained_velocity(std::int64_t member) const;
+    void run_prefixes();
+
+    const dit::Dit& dit_;
+    const nn::ParameterStore& weights_;
+    const pipeline::EncodedPrompt& conditional_prompt_;
+    const pipeline::EncodedPrompt* unconditional_prompt_;
+    SamplingSpec spec_;
+    dit::Keep keep_;
+    pipeline::Branch conditional_;
+    std::unique_ptr<pipeline::Branch> unconditional_;
+    std::unique_ptr<dit::TargetPass> conditional_pass_, unconditional_pass_;
+    Tensor x_, v_, u_, guided_, noise_, d_v_, d_u_, d_guided_;
+    std::vector<float> times_;
+};
+
+}  // namespace atelier::rl

@@ -1,0 +1,162 @@
+// Sampling, replaying and training a group on the toy pipeline of the oracle data.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "core/parallel.hpp"
+#include "flow/noise.hpp"
+#include "io/image/png.hpp"
+#include "optim/adamw.hpp"
+#include "../oracle/oracle_folder.hpp"
+#include "rl/group_policy.hpp"
+
+namespace atelier::rl {
+namespace {
+
+struct Fixture {
+    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline") {
+        spec.target = {4, 4};
+        spec.schedule = model.schedule(6, spec.target.tokens());
+        spec.trained_steps = {0, 2, 3};
+        spec.guidance.scale = 2.5;
+        spec.members = 4;
+        spec.micro_batch = 2;
+        for (int m = 0; m < spec.members; ++m) keys.push_back(flow::sample_noise_key(1, 2, 3, m));
+    }
+    void text_prompt() {
+        conditional = model.encode("A red circle left of the blue star", nullptr);
+        unconditional = model.encode("", nullptr);
+    }
+    void edit_prompt() {
+        const auto folder = testing::oracle_folder() / "pipeline" / "case-e2e-edit";
+        const std::vector<io::Image> images{io::read_png(folder / "image-0.png")};
+        const auto references = model.prepare(images, 96);
+        conditional = model.encode("make the circle green", references);
+        unconditional = model.encode("", references);
+    }
+    template <typename Function>
+    auto with_policy(dit::Keep keep, Function f) {
+        Arena measure = Arena::measuring("group");
+        GroupPolicy(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, measure);
+        Arena arena("group", measure.used());
+        GroupPolicy policy(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+        return f(policy);
+    }
+    pipeline::Pipeline model;
+    SamplingSpec spec;
+    std::vector<RandomKey> keys;
+    pipeline::EncodedPrompt conditional, unconditional;
+};
+
+class Replay : public ::testing::TestWithParam<std::tuple<flow::GuidanceTrain, flow::Sampler, bool>> {};
+
+TEST_P(Replay, GivesTheStoredLogProbabilityBitForBit) {
+    const auto [train, sampler, edit] = GetParam();
+    Fixture f;
+    edit ? f.edit_prompt() : f.text_prompt();
+    f.spec.guidance_train = train;
+    f.spec.sampler = sampler;
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    for (float v : t.log_prob) EXPECT_TRUE(std::isfinite(v));
+    for (int n : {1, 2})
+        for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::inputs}) {
+            set_threads(n);
+            EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob);
+            const auto again = f.with_policy(keep, [&](GroupPolicy& p) { return p.sample(f.keys); });
+            EXPECT_EQ(again.latents, t.latents);
+            EXPECT_EQ(again.x_next, t.x_next);
+        }
+    set_threads(1);
+    // A member's trajectory does not depend on who shares its micro-batch's place in the group.
+    std::vector<RandomKey> swapped = f.keys;
+    std::swap(swapped[0], swapped[3]);
+    const auto other = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(swapped); });
+    const std::size_t n = t.latents.size() / f.keys.size();
+    EXPECT_TRUE(std::equal(t.latents.begin(), t.latents.begin() + n, other.latents.begin() + 3 * n));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Replay,
+                         ::testing::Combine(::testing::Values(flow::GuidanceTrain::conditional, flow::GuidanceTrain::guided,
+                                                              flow::GuidanceTrain::none),
+                                            ::testing::Values(flow::Sampler::flow_sde, flow::Sampler::dance_sde, flow::Sampler::cps),
+                                            ::testing::Bool()));
+
+/// The surrogate's gradient against central differences through the whole model, in a random direction of the parameters.
+void check_gradient(flow::GuidanceTrain train, bool edit) {
+    Fixture f;
+    edit ? f.edit_prompt() : f.text_prompt();
+    f.spec.guidance_train = train;
+    GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};
+    // Unclipped, so that the loss is smooth; old log p moved off, so that the ratio is not 1.
+    ObjectiveConfig objective;
+    objective.clip = 1e9;
+    for (std::size_t i = 0; i < t.log_prob.size(); ++i) t.log_prob[i] += 0.01f * static_cast<float>(i % 3);
+    const nn::ParameterStore& weights = f.model.dit_weights();
+    const std::int64_t size = weights.flat().elements();
+    Arena arena("gradients", static_cast<std::size_t>(size) * 4 + 64);
+    const nn::ParameterStore gradients(weights.table(), arena);
+    f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 1.0, gradients); });
+    // Along the gradient itself the loss changes most: the derivative is its norm.
+    double norm = 0;
+    for (std::int64_t i = 0; i < size; ++i) norm += double(gradients.data()[i]) * gradients.data()[i];
+    norm = std::sqrt(norm);
+    ASSERT_GT(norm, 0);
+    const std::vector<float> kept(weights.data(), weights.data() + size);
+    const auto loss = [&](double step) {
+        for (std::int64_t i = 0; i < size; ++i) weights.data()[i] = static_cast<float>(kept[i] + step * gradients.data()[i] / norm);
+        const auto now = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.replay(t); });
+        double sum = 0;
+        for (std::size_t i = 0; i < now.size(); ++i)
+            sum -= std::exp(double(now[i]) - t.log_prob[i]) * advantage[i / f.spec.trained_steps.size()];
+        return sum;
+    };
+    const double step = 2e-3;
+    const double slope = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step);
+    std::copy(kept.begin(), kept.end(), weights.data());
+    EXPECT_NEAR(slope / norm, 1.0, 0.01);
+}
+
+TEST(GroupPolicy, GradientOfTheConditionalObjective) { check_gradient(flow::GuidanceTrain::conditional, false); }
+TEST(GroupPolicy, GradientThroughAReference) { check_gradient(flow::GuidanceTrain::conditional, true); }
+TEST(GroupPolicy, GradientThroughBothBranches) { check_gradient(flow::GuidanceTrain::guided, false); }
+TEST(GroupPolicy, GradientWithoutGuidance) { check_gradient(flow::GuidanceTrain::none, true); }
+
+TEST(GroupPolicy, FirstUpdateHasRatioOneAndStepsImproveTheSurrogate) {
+    Fixture f;
+    f.text_prompt();
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    const nn::ParameterStore& weights = f.model.dit_weights();
+    const std::int64_t size = weights.flat().elements();
+    Arena arena("state", static_cast<std::size_t>(size) * 4 + 64);
+    const nn::ParameterStore gradients(weights.table(), arena);
+    std::vector<float> m(size), v(size);
+    const std::vector<double> advantage{1.5, -0.5, 0.0, -1.0};
+    const std::vector<optim::ParameterRange> ranges{{0, size, false}};
+    ObjectiveConfig objective;
+    objective.clip = 0.2;
+    double first = 0, last = 0;
+    for (int update = 1; update <= 4; ++update) {
+        std::fill_n(gradients.data(), size, 0.0f);
+        const auto stats = f.with_policy(dit::Keep::inputs, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 0.1, gradients); });
+        EXPECT_EQ(stats.terms, 9);  // three members with an advantage, three steps
+        if (update == 1) {
+            EXPECT_EQ(stats.ratio, stats.terms);  // exactly 1 each
+            first = stats.loss;
+        }
+        last = stats.loss;
+        optim::adamw_step({}, 1e-4, update, 1.0, ranges, {gradients.data(), std::size_t(size)}, {weights.data(), std::size_t(size)}, m, v);
+    }
+    EXPECT_LT(last, first);
+}
+
+TEST(GroupPolicy, RefusesGroupsThatDoNotDivide) {
+    Fixture f;
+    f.text_prompt();
+    f.spec.micro_batch = 3;
+    EXPECT_THROW(f.with_policy(dit::Keep::nothing, [](GroupPolicy&) { return 0; }), Error);
+}
+
+}  // namespace
+}  // namespace atelier::rl
