@@ -1,0 +1,248 @@
+#include "io/hdf5.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace atelier::io::hdf5 {
+namespace {
+
+// HDF5 keeps its own stack of errors; ours says what matters.
+const bool quiet = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
+
+// Chunks of about a megabyte of whole rows: one row where a row is larger.
+constexpr std::int64_t chunk_bytes = 1 << 20;
+
+hid_t type_of(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return H5T_IEEE_F32LE;
+        case DType::f64: return H5T_IEEE_F64LE;
+        case DType::i64: return H5T_STD_I64LE;
+        case DType::i32: return H5T_STD_I32LE;
+        case DType::u64: return H5T_STD_U64LE;
+        case DType::u32: return H5T_STD_U32LE;
+        case DType::u8: return H5T_STD_U8LE;
+        default: ATELIER_FAIL(ErrorKind::internal, "{} is not written to HDF5", name_of(dtype));
+    }
+}
+
+Handle string_type() {
+    Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
+    H5Tset_size(type.id(), H5T_VARIABLE);
+    H5Tset_cset(type.id(), H5T_CSET_UTF8);
+    return type;
+}
+
+}  // namespace
+
+void Handle::swap(Handle& other) noexcept {
+    std::swap(id_, other.id_);
+    std::swap(closer_, other.closer_);
+}
+
+void Handle::reset() {
+    if (id_ >= 0 && closer_ != nullptr) closer_(id_);
+    id_ = -1;
+}
+
+File File::create(const std::filesystem::path& path) {
+    File f;
+    f.path_ = path;
+    f.file_ = Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+    ATELIER_CHECK_IO(quiet && f.file_.valid(), "cannot create {}: is the directory there and writable, and the disk not full?",
+                     path.string());
+    return f;
+}
+
+File File::open(const std::filesystem::path& path) {
+    File f;
+    f.path_ = path;
+    ATELIER_CHECK_INPUT(std::filesystem::exists(path), "{} is missing", path.string());
+    f.file_ = Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
+    ATELIER_CHECK_INPUT(f.file_.valid(), "{} is no complete HDF5 file: truncated, damaged or of another kind", path.string());
+    return f;
+}
+
+void File::close() {
+    const bool flushed = H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0;
+    const hid_t id = file_.id();
+    const bool closed = id >= 0 && H5Fclose(id) >= 0;
+    if (closed) file_ = Handle(-1, nullptr);
+    ATELIER_CHECK_IO(flushed && closed, "cannot write {}: is the disk full?", path_.string());
+}
+
+bool File::exists(const std::string& name) const {
+    // HDF5 wants every part of a path to be asked for in turn.
+    for (std::size_t at = name.find('/', 1);; at = name.find('/', at + 1)) {
+        const std::string part = name.substr(0, at);
+        if (H5Lexists(file_.id(), part.c_str(), H5P_DEFAULT) <= 0) return false;
+        if (at == std::string::npos) return true;
+    }
+}
+
+std::vector<std::string> File::children(const std::string& group) const {
+    const Handle g(H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT), H5Gclose);
+    ATELIER_CHECK_INPUT(g.valid(), "{} has no group {}", path_.string(), group);
+    std::vector<std::string> names;
+    H5Literate(
+        g.id(), H5_INDEX_NAME, H5_ITER_INC, nullptr,
+        [](hid_t, const char* name, const H5L_info_t*, void* out) -> herr_t {
+            static_cast<std::vector<std::string>*>(out)->emplace_back(name);
+            return 0;
+        },
+        &names);
+    return names;
+}
+
+void File::make_group(const std::string& name) {
+    if (exists(name)) return;
+    const Handle properties(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+    H5Pset_create_intermediate_group(properties.id(), 1);
+    const Handle g(H5Gcreate2(file_.id(), name.c_str(), properties.id(), H5P_DEFAULT, H5P_DEFAULT), H5Gclose);
+    ATELIER_CHECK_IO(g.valid(), "cannot write group {} to {}", name, path_.string());
+}
+
+namespace {
+void put_attribute(hid_t file, const std::filesystem::path& path, const std::string& object, const std::string& name, hid_t type,
+                   const void* value) {
+    const Handle o(H5Oopen(file, object.c_str(), H5P_DEFAULT), H5Oclose), space(H5Screate(H5S_SCALAR), H5Sclose);
+    const Handle a(H5Acreate2(o.id(), name.c_str(), type, space.id(), H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
+    ATELIER_CHECK_IO(a.valid() && H5Awrite(a.id(), type, value) >= 0, "cannot write attribute {} of {} to {}", name, object,
+                     path.string());
+}
+Handle open_attribute(hid_t file, const std::filesystem::path& path, const std::string& object, const std::string& name) {
+    const Handle o(H5Oopen(file, object.c_str(), H5P_DEFAULT), H5Oclose);
+    Handle a(o.valid() && H5Aexists(o.id(), name.c_str()) > 0 ? H5Aopen(o.id(), name.c_str(), H5P_DEFAULT) : -1, H5Aclose);
+    ATELIER_CHECK_INPUT(a.valid(), "{}: {} has no attribute {}", path.string(), object, name);
+    return a;
+}
+}  // namespace
+
+void File::set_attribute(const std::string& object, const std::string& name, const std::string& value) {
+    const Handle type = string_type();
+    const char* text = value.c_str();
+    put_attribute(file_.id(), path_, object, name, type.id(), &text);
+}
+void File::set_attribute(const std::string& object, const std::string& name, std::int64_t value) {
+    put_attribute(file_.id(), path_, object, name, H5T_STD_I64LE, &value);
+}
+void File::set_attribute(const std::string& object, const std::string& name, double value) {
+    put_attribute(file_.id(), path_, object, name, H5T_IEEE_F64LE, &value);
+}
+
+std::string File::text_attribute(const std::string& object, const std::string& name) const {
+    const Handle a = open_attribute(file_.id(), path_, object, name), found(H5Aget_type(a.id()), H5Tclose), type = string_type();
+    ATELIER_CHECK_INPUT(H5Tis_variable_str(found.id()) > 0, "{}: attribute {} of {} is no text", path_.string(), name, object);
+    char* text = nullptr;
+    ATELIER_CHECK_INPUT(H5Aread(a.id(), type.id(), &text) >= 0 && text != nullptr, "{}: attribute {} of {} is damaged",
+                        path_.string(), name, object);
+    std::string value(text);
+    H5free_memory(text);
+    return value;
+}
+std::int64_t File::integer_attribute(const std::string& object, const std::string& name) const {
+    const Handle a = open_attribute(file_.id(), path_, object, name);
+    std::int64_t value = 0;
+    ATELIER_CHECK_INPUT(H5Aread(a.id(), H5T_NATIVE_INT64, &value) >= 0, "{}: attribute {} of {} is no integer", path_.string(), name,
+                        object);
+    return value;
+}
+double File::number_attribute(const std::string& object, const std::string& name) const {
+    const Handle a = open_attribute(file_.id(), path_, object, name);
+    double value = 0;
+    ATELIER_CHECK_INPUT(H5Aread(a.id(), H5T_NATIVE_DOUBLE, &value) >= 0, "{}: attribute {} of {} is no number", path_.string(), name,
+                        object);
+    return value;
+}
+
+void File::write(const std::string& name, const Tensor& values) {
+    std::vector<hsize_t> dims;
+    for (auto e : values.shape().extents()) dims.push_back(static_cast<hsize_t>(e));
+    const Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_create_intermediate_group(links.id(), 1);
+    if (values.elements() > 0 && !dims.empty()) {
+        std::vector<hsize_t> chunk = dims;
+        const std::int64_t row = static_cast<std::int64_t>(values.bytes()) / values.size(0);
+        chunk[0] = static_cast<hsize_t>(std::clamp<std::int64_t>(chunk_bytes / std::max<std::int64_t>(row, 1), 1, values.size(0)));
+        H5Pset_chunk(properties.id(), static_cast<int>(chunk.size()), chunk.data());
+        H5Pset_fletcher32(properties.id());
+    }
+    const hid_t type = type_of(values.dtype());
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type, space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
+    ATELIER_CHECK_IO(set.valid() && (values.elements() == 0 || H5Dwrite(set.id(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.raw()) >= 0),
+                     "cannot write dataset {} to {}: is the disk full?", name, path_.string());
+}
+
+void File::write_strings(const std::string& name, std::span<const std::string> values) {
+    const hsize_t n = values.size();
+    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+    H5Pset_create_intermediate_group(links.id(), 1);
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
+    std::vector<const char*> texts;
+    for (const std::string& v : values) texts.push_back(v.c_str());
+    ATELIER_CHECK_IO(set.valid() && (n == 0 || H5Dwrite(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0),
+                     "cannot write dataset {} to {}: is the disk full?", name, path_.string());
+}
+
+std::vector<std::int64_t> File::extents(const std::string& name) const {
+    const Handle set(exists(name) ? H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
+    ATELIER_CHECK_INPUT(set.valid(), "{}: dataset {} is missing", path_.string(), name);
+    const Handle space(H5Dget_space(set.id()), H5Sclose);
+    std::vector<hsize_t> dims(static_cast<std::size_t>(std::max(0, H5Sget_simple_extent_ndims(space.id()))));
+    H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr);
+    return {dims.begin(), dims.end()};
+}
+
+std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const {
+    const auto found = extents(name);
+    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), type(H5Dget_type(set.id()), H5Tclose);
+    ATELIER_CHECK_INPUT(H5Tequal(type.id(), type_of(dtype)) > 0, "{}: dataset {} does not hold {}", path_.string(), name,
+                        name_of(dtype));
+    if (expected.empty()) return found;
+    bool fits = expected.size() == found.size();
+    std::string wanted, seen;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        fits = fits && (expected[i] < 0 || expected[i] == found[i]);
+        wanted += fmt::format("{}{}", i == 0 ? "" : ", ", expected[i] < 0 ? std::string("any") : std::to_string(expected[i]));
+    }
+    for (std::size_t i = 0; i < found.size(); ++i) seen += fmt::format("{}{}", i == 0 ? "" : ", ", found[i]);
+    ATELIER_CHECK_INPUT(fits, "{}: dataset {} must have shape [{}], found [{}]", path_.string(), name, wanted, seen);
+    return found;
+}
+
+void File::read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const {
+    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), space(H5Dget_space(set.id()), H5Sclose);
+    const auto dims = extents(name);
+    Handle memory;
+    if (!dims.empty()) {
+        std::vector<hsize_t> start(dims.size(), 0), extent(dims.begin(), dims.end());
+        start[0] = static_cast<hsize_t>(first);
+        extent[0] = static_cast<hsize_t>(count);
+        H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr);
+        memory = Handle(H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr), H5Sclose);
+    } else {
+        memory = Handle(H5Screate(H5S_SCALAR), H5Sclose);
+    }
+    ATELIER_CHECK_INPUT(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
+                        "{}: dataset {} is damaged (its checksum does not fit, or its bytes are missing)", path_.string(), name);
+}
+
+std::vector<std::string> File::read_strings(const std::string& name) const {
+    const auto found = extents(name);
+    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
+    ATELIER_CHECK_INPUT(H5Tis_variable_str(kind.id()) > 0 && found.size() == 1, "{}: dataset {} is no list of texts",
+                        path_.string(), name);
+    std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);
+    if (texts.empty()) return {};
+    ATELIER_CHECK_INPUT(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0, "{}: dataset {} is damaged",
+                        path_.string(), name);
+    std::vector<std::string> values;
+    for (char* text : texts) {
+        values.emplace_back(text == nullptr ? "" : text);
+        H5free_memory(text);
+    }
+    return values;
+}
+
+}  // namespace atelier::io::hdf5

@@ -1,0 +1,106 @@
+#pragma once
+
+#include <hdf5.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/tensor.hpp"
+
+// A thin layer over HDF5's C library: handles that close themselves, calls that throw Error naming file and dataset, and
+// HDF5's own error printing switched off.
+namespace atelier::io::hdf5 {
+
+/// Owns an HDF5 identifier of any kind. Destruction never throws.
+class Handle {
+  public:
+    using Closer = herr_t (*)(hid_t);
+    Handle() = default;
+    Handle(hid_t id, Closer closer) : id_(id), closer_(closer) {}
+    ~Handle() { reset(); }
+    Handle(Handle&& other) noexcept { swap(other); }
+    Handle& operator=(Handle&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    hid_t id() const { return id_; }
+    bool valid() const { return id_ >= 0; }
+    void reset();
+
+  private:
+    void swap(Handle& other) noexcept;
+    hid_t id_ = -1;
+    Closer closer_ = nullptr;
+};
+
+/// A file opened or created, or a group in it. Paths in it are absolute ("/prompts/text").
+class File {
+  public:
+    /// Throws Error(io).
+    static File create(const std::filesystem::path& path);
+    /// Throws Error(input): missing, truncated, or no HDF5 file.
+    static File open(const std::filesystem::path& path);
+    /// Closes and reports what closing says. Throws Error(io): a full disk shows here at the latest.
+    void close();
+
+    bool exists(const std::string& name) const;
+    std::vector<std::string> children(const std::string& group) const;
+    void make_group(const std::string& name);
+
+    void set_attribute(const std::string& object, const std::string& name, const std::string& value);
+    void set_attribute(const std::string& object, const std::string& name, std::int64_t value);
+    void set_attribute(const std::string& object, const std::string& name, double value);
+    std::string text_attribute(const std::string& object, const std::string& name) const;
+    std::int64_t integer_attribute(const std::string& object, const std::string& name) const;
+    double number_attribute(const std::string& object, const std::string& name) const;
+
+    /// Writes a whole dataset: chunked by the first axis, Fletcher-32 on (but for empty ones).
+    void write(const std::string& name, const Tensor& values);
+    void write_strings(const std::string& name, std::span<const std::string> values);
+    /// Extents of a dataset. Throws Error(input) if there is none.
+    std::vector<std::int64_t> extents(const std::string& name) const;
+    /// Reads a whole dataset of `expected` shape (-1: any extent) and dtype. Throws Error(input) naming the dataset, the
+    /// expected and the found; checksums are verified.
+    template <typename T>
+    std::vector<T> read(const std::string& name, std::initializer_list<std::int64_t> expected) const;
+    /// Rows [first, first + count) of the first axis.
+    template <typename T>
+    std::vector<T> read_rows(const std::string& name, std::int64_t first, std::int64_t count) const;
+    std::vector<std::string> read_strings(const std::string& name) const;
+
+    const std::filesystem::path& path() const { return path_; }
+
+  private:
+    void read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
+    std::vector<std::int64_t> check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
+    std::filesystem::path path_;
+    Handle file_;
+};
+
+template <typename T>
+std::vector<T> File::read(const std::string& name, std::initializer_list<std::int64_t> expected) const {
+    const auto found = check(name, DTypeOf<T>::value, std::span(expected.begin(), expected.size()));
+    std::int64_t n = 1;
+    for (auto e : found) n *= e;
+    std::vector<T> out(static_cast<std::size_t>(n));
+    if (n > 0) read_raw(name, DTypeOf<T>::value, 0, found.empty() ? 0 : found[0], out.data());
+    return out;
+}
+
+template <typename T>
+std::vector<T> File::read_rows(const std::string& name, std::int64_t first, std::int64_t count) const {
+    const auto found = check(name, DTypeOf<T>::value, {});
+    ATELIER_CHECK_INPUT(!found.empty() && first >= 0 && count >= 0 && first + count <= found[0],
+                        "{}: rows [{}, {}) of {} with {} rows", path_.string(), first, first + count, name,
+                        found.empty() ? 0 : found[0]);
+    std::int64_t per_row = 1;
+    for (std::size_t i = 1; i < found.size(); ++i) per_row *= found[i];
+    std::vector<T> out(static_cast<std::size_t>(count * per_row));
+    if (!out.empty()) read_raw(name, DTypeOf<T>::value, first, count, out.data());
+    return out;
+}
+
+}  // namespace atelier::io::hdf5

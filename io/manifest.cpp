@@ -1,0 +1,92 @@
+#include "io/manifest.hpp"
+
+#include <ctime>
+#include <fstream>
+
+#include "core/error.hpp"
+#include "core/process.hpp"
+
+namespace atelier::io {
+namespace {
+
+using Json = nlohmann::json;
+namespace fs = std::filesystem;
+
+Json to_json(const std::map<std::string, FileDigest>& files) {
+    Json json = Json::object();
+    for (const auto& [name, digest] : files) json[name] = {{"size", digest.size}, {"xxh3_128", digest.hash}};
+    return json;
+}
+
+std::map<std::string, FileDigest> files_from(const Json& json) {
+    std::map<std::string, FileDigest> files;
+    for (const auto& [name, entry] : json.items())
+        files[name] = {entry.at("size").get<std::uint64_t>(), entry.at("xxh3_128").get<std::string>()};
+    return files;
+}
+
+}  // namespace
+
+std::string utc_now() {
+    const std::time_t now = std::time(nullptr);
+    std::tm parts{};
+    gmtime_r(&now, &parts);
+    char text[32];
+    std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &parts);
+    return text;
+}
+
+void publish_manifest(const fs::path& directory, Manifest m) {
+    for (auto& [name, digest] : m.outputs) digest = digest_file(directory / name);
+    m.host = process().host;
+    m.world_size = process().world_size;
+    m.finished_utc = utc_now();
+    const Json json{{"schema", "atelier.manifest"}, {"schema_version", 1}, {"stage", m.stage}, {"task", m.task},
+                    {"iteration", m.iteration}, {"config_hash", m.config_hash}, {"code_version", m.code_version},
+                    {"host", m.host}, {"world_size", m.world_size}, {"started_utc", m.started_utc},
+                    {"finished_utc", m.finished_utc}, {"exit", 0}, {"inputs", to_json(m.inputs)},
+                    {"outputs", to_json(m.outputs)}, {"facts", m.facts}};
+    publish_text(directory / manifest_name, json.dump(1) + "\n");
+}
+
+Manifest read_manifest(const fs::path& directory) {
+    const fs::path path = directory / manifest_name;
+    std::ifstream in(path);
+    ATELIER_CHECK_INPUT(in.good(), "{} is missing: the stage was not finished", path.string());
+    const Json json = Json::parse(in, nullptr, false);
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", "") == "atelier.manifest", "{} is no manifest", path.string());
+    try {
+        Manifest m;
+        m.stage = json.at("stage");
+        m.task = json.at("task");
+        m.iteration = json.at("iteration");
+        m.config_hash = json.at("config_hash");
+        m.code_version = json.at("code_version");
+        m.host = json.at("host");
+        m.world_size = json.at("world_size");
+        m.started_utc = json.at("started_utc");
+        m.finished_utc = json.at("finished_utc");
+        m.inputs = files_from(json.at("inputs"));
+        m.outputs = files_from(json.at("outputs"));
+        m.facts = json.at("facts");
+        return m;
+    } catch (const Json::exception& e) {
+        ATELIER_FAIL(ErrorKind::input, "{} is damaged: {}", path.string(), e.what());
+    }
+}
+
+bool is_complete(const fs::path& directory) {
+    if (!fs::exists(directory / manifest_name)) return false;
+    const Manifest m = read_manifest(directory);
+    for (const auto& [name, digest] : m.outputs) {
+        const fs::path inside = fs::path(name).lexically_normal();
+        ATELIER_CHECK_INPUT(!inside.empty() && inside.is_relative() && *inside.begin() != "..",
+                            "{}: output '{}' lies outside the directory", (directory / manifest_name).string(), name);
+        const FileDigest found = digest_file(directory / name);
+        ATELIER_CHECK_INPUT(found == digest, "{} does not match its manifest: {} bytes with hash {} expected, found {} with {}",
+                            (directory / name).string(), digest.size, digest.hash, found.size, found.hash);
+    }
+    return true;
+}
+
+}  // namespace atelier::io

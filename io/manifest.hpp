@@ -1,0 +1,37 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "io/publish.hpp"
+
+namespace atelier::io {
+
+/// What a stage did: published last, so that a stage is done if and only if its manifest is there and its outputs match.
+struct Manifest {
+    std::string stage, task;
+    std::uint64_t iteration = 0;
+    std::string config_hash, code_version, host, started_utc, finished_utc;
+    int world_size = 1;
+    std::map<std::string, FileDigest> inputs;   ///< absolute or run-relative name -> digest
+    std::map<std::string, FileDigest> outputs;  ///< name relative to the manifest's directory -> digest
+    nlohmann::json facts = nlohmann::json::object();  ///< the stage's own numbers
+};
+
+inline constexpr const char* manifest_name = "manifest.json";
+
+/// Digests `outputs` (names relative to `directory`) and publishes the manifest.
+void publish_manifest(const std::filesystem::path& directory, Manifest manifest);
+
+/// Throws Error(input) naming the file and what is wrong with it.
+Manifest read_manifest(const std::filesystem::path& directory);
+
+/// The manifest is there and every output has its size and hash. A manifest that doesn't match is an Error(input): the
+/// outputs were changed or damaged after they were published.
+bool is_complete(const std::filesystem::path& directory);
+
+std::string utc_now();  ///< "2025-01-31T12:00:00Z"
+
+}  // namespace atelier::io

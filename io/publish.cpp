@@ -1,0 +1,149 @@
+#include "io/publish.hpp"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "core/error.hpp"
+#include "core/process.hpp"
+#include "io/mapped_file.hpp"
+
+namespace atelier::io {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* temporary_prefix = ".tmp-";
+constexpr const char* lock_name = ".lock";
+
+std::string hex(XXH128_hash_t hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
+
+void flush(const fs::path& path, int flags) {
+    const int file = open(path.c_str(), flags | O_CLOEXEC);
+    ATELIER_CHECK_IO(file >= 0, "cannot open {} to flush it: {}", path.string(), std::strerror(errno));
+    const bool flushed = fsync(file) == 0;
+    const int error = errno;
+    close(file);
+    ATELIER_CHECK_IO(flushed, "cannot flush {}: {}", path.string(), std::strerror(error));
+}
+
+fs::path parent_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
+
+fs::path temporary_for(const fs::path& path) {
+    return parent_of(path) / fmt::format("{}{}-{}-{}", temporary_prefix, path.filename().string(), process().host, getpid());
+}
+
+void rename_to(const fs::path& from, const fs::path& to) {
+    ATELIER_CHECK_IO(std::rename(from.c_str(), to.c_str()) == 0, "cannot rename {} to {}: {}", from.string(), to.string(),
+                     std::strerror(errno));
+}
+
+}  // namespace
+
+std::string digest_bytes(const void* data, std::size_t size) { return hex(XXH3_128bits(data, size)); }
+
+FileDigest digest_file(const fs::path& path) {
+    const MappedFile file(path);
+    return {file.bytes().size(), digest_bytes(file.bytes().data(), file.bytes().size())};
+}
+
+void publish_file(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+    const fs::path temporary = temporary_for(path);
+    try {
+        write(temporary);
+        flush(temporary, O_RDONLY);
+        rename_to(temporary, path);
+    } catch (...) {
+        std::error_code ignored;
+        fs::remove(temporary, ignored);
+        throw;
+    }
+    flush(parent_of(path), O_RDONLY | O_DIRECTORY);
+}
+
+void publish_text(const fs::path& path, const std::string& text) {
+    publish_file(path, [&](const fs::path& temporary) {
+        std::ofstream out(temporary, std::ios::binary);
+        ATELIER_CHECK_IO(out.good(), "cannot create {}: {}", temporary.string(), std::strerror(errno));
+        out << text;
+        out.flush();
+        ATELIER_CHECK_IO(out.good(), "cannot write {}: {}", temporary.string(), std::strerror(errno));
+    });
+}
+
+void publish_directory(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+    const fs::path temporary = temporary_for(path);
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+    try {
+        make_directories(temporary);
+        write(temporary);
+        for (const auto& entry : fs::recursive_directory_iterator(temporary))
+            flush(entry.path(), entry.is_directory() ? O_RDONLY | O_DIRECTORY : O_RDONLY);
+        flush(temporary, O_RDONLY | O_DIRECTORY);
+        if (fs::exists(path)) {
+            const fs::path old = fs::path(temporary.string() + "-old");
+            rename_to(path, old);
+            rename_to(temporary, path);
+            fs::remove_all(old, ignored);
+        } else {
+            rename_to(temporary, path);
+        }
+    } catch (...) {
+        fs::remove_all(temporary, ignored);
+        throw;
+    }
+    flush(parent_of(path), O_RDONLY | O_DIRECTORY);
+}
+
+int remove_temporaries(const fs::path& directory) {
+    int removed = 0;
+    std::error_code error;
+    std::vector<fs::path> stale;
+    for (const auto& entry : fs::directory_iterator(directory, error))
+        if (entry.path().filename().string().starts_with(temporary_prefix)) stale.push_back(entry.path());
+    for (const fs::path& path : stale) {
+        fs::remove_all(path, error);
+        ATELIER_CHECK_IO(!error, "cannot remove {}: {}", path.string(), error.message());
+        ++removed;
+    }
+    return removed;
+}
+
+void make_directories(const fs::path& path) {
+    std::error_code error;
+    fs::create_directories(path, error);
+    ATELIER_CHECK_IO(!error && fs::is_directory(path), "cannot create the directory {}: {}", path.string(), error.message());
+}
+
+DirectoryLock::DirectoryLock(const fs::path& directory) {
+    make_directories(directory);
+    const fs::path path = directory / lock_name;
+    file_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    ATELIER_CHECK_IO(file_ >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+    if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
+        const int error = errno;
+        char owner[256] = {};
+        const auto read_bytes = pread(file_, owner, sizeof(owner) - 1, 0);
+        close(file_);
+        ATELIER_CHECK_IO(error == EWOULDBLOCK, "cannot lock {}: {}", path.string(), std::strerror(error));
+        ATELIER_FAIL(ErrorKind::busy, "{} is being written by {}", directory.string(),
+                     read_bytes > 0 ? std::string(owner, static_cast<std::size_t>(read_bytes)) : std::string("another process"));
+    }
+    const char* job = std::getenv("SLURM_JOB_ID");
+    const std::string owner = fmt::format("process {} on {}{}", getpid(), process().host,
+                                          job == nullptr ? std::string() : fmt::format(" (Slurm job {})", job));
+    ATELIER_CHECK_IO(ftruncate(file_, 0) == 0 && pwrite(file_, owner.data(), owner.size(), 0) == static_cast<ssize_t>(owner.size()),
+                     "cannot write {}: {}", path.string(), std::strerror(errno));
+}
+
+DirectoryLock::~DirectoryLock() {
+    if (file_ >= 0) close(file_);
+}
+
+}  // namespace atelier::io

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+
+namespace atelier::io {
+
+/// Size and xxh3-128 (32 hexadecimal digits) of a file's bytes.
+struct FileDigest {
+    std::uint64_t size = 0;
+    std::string hash;
+    bool operator==(const FileDigest&) const = default;
+};
+/// Throws Error(input) if the file is missing or unreadable.
+FileDigest digest_file(const std::filesystem::path& path);
+std::string digest_bytes(const void* data, std::size_t size);
+
+/// Publishes a file: `write` gets a temporary name in the same directory; then flush to disk, rename, flush of the
+/// directory. A reader sees the old file or the new one, never half of one. Whatever `write` throws leaves the old file
+/// and no temporary. Throws Error(io).
+void publish_file(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
+/// The same with the file's text.
+void publish_text(const std::filesystem::path& path, const std::string& text);
+
+/// Publishes a directory that `write` fills under a temporary name: every file in it is flushed, then it is renamed. An
+/// older directory of the name is renamed away first and then removed.
+void publish_directory(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
+
+/// Removes what killed writers left in a directory (names that begin with ".tmp-"). Call only while holding the
+/// directory's lock. Returns how many.
+int remove_temporaries(const std::filesystem::path& directory);
+
+/// Creates a directory and its parents. Throws Error(io) naming it.
+void make_directories(const std::filesystem::path& path);
+
+/// Exclusive right to write a stage's directory, for as long as the object lives. The kernel gives it back when the
+/// process ends, however it ends.
+class DirectoryLock {
+  public:
+    /// Throws Error(busy) naming the owner if another process holds it.
+    explicit DirectoryLock(const std::filesystem::path& directory);
+    ~DirectoryLock();
+    DirectoryLock(const DirectoryLock&) = delete;
+    DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+  private:
+    int file_ = -1;
+};
+
+}  // namespace atelier::io

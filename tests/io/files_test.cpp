@@ -1,0 +1,257 @@
+// Publishing, manifests, locks and trajectory shards: what was published stays whole, and damage is named.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <fstream>
+
+#include "core/error.hpp"
+#include "core/philox.hpp"
+#include "io/hdf5.hpp"
+#include "io/manifest.hpp"
+#include "io/publish.hpp"
+#include "io/trajectory.hpp"
+
+namespace atelier::io {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+class Files : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        directory_ = fs::temp_directory_path() / fmt::format("atelier-files-{}-{}", getpid(),
+                                                             ::testing::UnitTest::GetInstance()->current_test_info()->name());
+        fs::create_directories(directory_);
+    }
+    void TearDown() override { fs::remove_all(directory_); }
+    template <typename Function>
+    static std::string refusal(ErrorKind kind, Function f) {
+        try {
+            f();
+        } catch (const Error& e) {
+            EXPECT_EQ(static_cast<int>(e.kind()), static_cast<int>(kind)) << e.what();
+            return e.message();
+        }
+        return "(no error)";
+    }
+    static std::string text_of(const fs::path& path) {
+        std::ifstream in(path, std::ios::binary);
+        return {std::istreambuf_iterator<char>(in), {}};
+    }
+    int temporaries() const {
+        int n = 0;
+        for (const auto& e : fs::recursive_directory_iterator(directory_)) n += e.path().filename().string().starts_with(".tmp-");
+        return n;
+    }
+    fs::path directory_;
+};
+
+TrajectoryShard make_shard(std::int64_t samples, bool teacher = false) {
+    TrajectoryShard shard;
+    shard.header = {"run", teacher ? "teacher_dump" : "rollout", "t2i", "flow_sde", "conditional", "mean", "config", "model", "v1",
+                    "2025-01-01T00:00:00Z", 3, 1, 2, 0.7, 4.0};
+    shard.prompts.id = {"a", "b"};
+    shard.prompts.text = {"zwölf Kreise", ""};
+    shard.prompts.negative = {"", ""};
+    shard.prompts.category = {"general", "portrait"};
+    shard.prompts.task = {"t2i", "t2i"};
+    shard.prompts.attributes = {"{}", "{\"x\":1}"};
+    shard.prompts.images = {{1, 2, 3, std::vector<std::uint8_t>(24, 7)}};
+    TrajectorySamples s;
+    s.height = 2, s.width = 3, s.channels = 4, s.steps = 5, s.trained = 2, s.picture_height = 32, s.picture_width = 48;
+    const auto n = static_cast<std::size_t>(samples);
+    for (std::size_t i = 0; i < n; ++i) {
+        s.sample_id.push_back(100 + i);
+        s.prompt.push_back(i % 2);
+        s.member.push_back(static_cast<std::uint32_t>(i / 2));
+        s.noise_key.insert(s.noise_key.end(), {i, ~std::uint64_t{i}});
+        s.trained_step.insert(s.trained_step.end(), {0, 3});
+    }
+    s.sigma.resize(n * 6), s.is_sde.resize(n * 5), s.x.resize(n * 2 * 24), s.x_next.resize(n * 2 * 24), s.log_prob.resize(n * 2);
+    s.latents.resize(n * 24), s.picture.resize(n * 32 * 48 * 4, 9), s.status.resize(n);
+    if (teacher) s.teacher_velocity.resize(n * 2 * 24);
+    std::uint64_t stream = 0;
+    for (auto* v : {&s.sigma, &s.x, &s.x_next, &s.log_prob, &s.latents, &s.teacher_velocity}) fill_normal(random_key(1, RandomUse::test, ++stream), *v);
+    if (!teacher) {
+        s.reward["alignment"] = {std::vector<float>(n, 3.5f), std::vector<float>(n, 0.25f), std::vector<std::uint8_t>(n, 1), std::vector<std::string>(n, "grün, ja")};
+        s.total.assign(n, 1.0f);
+        s.advantage.assign(n, -0.5f);
+    }
+    shard.shapes.push_back(s);
+    return shard;
+}
+
+TEST_F(Files, ShardsComeBackAsTheyWere) {
+    for (bool teacher : {false, true}) {
+        const auto path = directory_ / "shard.h5";
+        const auto shard = make_shard(6, teacher);
+        write_trajectory(path, shard);
+        const auto back = read_trajectory(path, "config");
+        EXPECT_EQ(back.header.eta, 0.7);
+        EXPECT_EQ(back.prompts.text, shard.prompts.text);
+        EXPECT_EQ(back.prompts.images[0].rgba, shard.prompts.images[0].rgba);
+        const auto &a = back.shapes.at(0), &b = shard.shapes[0];
+        EXPECT_EQ(a.x, b.x);
+        EXPECT_EQ(a.x_next, b.x_next);
+        EXPECT_EQ(a.log_prob, b.log_prob);
+        EXPECT_EQ(a.noise_key, b.noise_key);
+        EXPECT_EQ(a.picture, b.picture);
+        EXPECT_EQ(a.teacher_velocity, b.teacher_velocity);
+        EXPECT_EQ(a.reward.size(), b.reward.size());
+        if (!teacher) {
+            EXPECT_EQ(a.reward.at("alignment").reason, b.reward.at("alignment").reason);
+        }
+    }
+}
+
+TEST_F(Files, ShardsThatDoNotFitAreRefusedByName) {
+    const auto path = directory_ / "shard.h5";
+    write_trajectory(path, make_shard(4));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(path, "other"); }), HasSubstr("another configuration"));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(directory_ / "none.h5"); }), HasSubstr("is missing"));
+    // Truncated at many lengths: never read as whole.
+    const std::string bytes = text_of(path);
+    for (int part = 0; part < 20; ++part) {
+        std::ofstream(directory_ / "short.h5", std::ios::binary) << bytes.substr(0, bytes.size() * part / 20);
+        EXPECT_NE(refusal(ErrorKind::input, [&] { read_trajectory(directory_ / "short.h5"); }), "(no error)") << part;
+    }
+    // Without one of its datasets, or with one of another shape.
+    hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
+    H5Ldelete(file, "/shape-2x3/log_prob", H5P_DEFAULT);
+    H5Fclose(file);
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(path); }), HasSubstr("/shape-2x3/log_prob is missing"));
+    auto wrong = make_shard(4);
+    wrong.shapes[0].log_prob.pop_back();
+    EXPECT_THROW(write_trajectory(path, wrong), Error);
+}
+
+TEST_F(Files, FlippedBitsInTheDataAreSeen) {
+    const auto path = directory_ / "shard.h5";
+    const auto shard = make_shard(6);
+    write_trajectory(path, shard);
+    const std::string bytes = text_of(path);
+    Random random(random_key(9, RandomUse::test));
+    int refused = 0, same = 0;
+    for (int trial = 0; trial < 60; ++trial) {
+        std::string broken = bytes;
+        broken[random.below(broken.size())] ^= static_cast<char>(1 << random.below(8));
+        std::ofstream(directory_ / "flip.h5", std::ios::binary) << broken;
+        try {
+            const auto back = read_trajectory(directory_ / "flip.h5");
+            // Bits that hold no data (free space, time stamps) may flip unseen; numbers may not.
+            EXPECT_EQ(back.shapes.at(0).x, shard.shapes[0].x);
+            EXPECT_EQ(back.shapes.at(0).log_prob, shard.shapes[0].log_prob);
+            EXPECT_EQ(back.shapes.at(0).picture, shard.shapes[0].picture);
+            ++same;
+        } catch (const Error&) {
+            ++refused;
+        }
+    }
+    EXPECT_GT(refused, 20);
+}
+
+TEST_F(Files, PublishedFilesAreWholeOrAbsent) {
+    const auto path = directory_ / "a.txt";
+    publish_text(path, "one");
+    publish_text(path, "two");
+    EXPECT_EQ(text_of(path), "two");
+    EXPECT_THROW(publish_file(path, [](const fs::path& p) {
+                     std::ofstream(p) << "half";
+                     ATELIER_FAIL(ErrorKind::numeric, "broken");
+                 }),
+                 Error);
+    EXPECT_EQ(text_of(path), "two");
+    publish_directory(directory_ / "d", [](const fs::path& p) { std::ofstream(p / "x") << "1"; });
+    publish_directory(directory_ / "d", [](const fs::path& p) { std::ofstream(p / "y") << "2"; });
+    EXPECT_FALSE(fs::exists(directory_ / "d/x"));
+    EXPECT_EQ(text_of(directory_ / "d/y"), "2");
+    EXPECT_EQ(temporaries(), 0);
+}
+
+TEST_F(Files, AKilledWriterLeavesTheOldFileAndATemporaryToRemove) {
+    const auto path = directory_ / "a.txt";
+    publish_text(path, "old");
+    const pid_t child = fork();
+    if (child == 0) {
+        publish_file(path, [](const fs::path& p) {
+            std::ofstream(p) << "half";
+            kill(getpid(), SIGKILL);
+        });
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    EXPECT_EQ(text_of(path), "old");
+    EXPECT_EQ(temporaries(), 1);
+    EXPECT_EQ(remove_temporaries(directory_), 1);
+    EXPECT_EQ(temporaries(), 0);
+}
+
+// No small file system can be mounted everywhere tests run, so the limit on a file's size stands in for a full disk.
+TEST_F(Files, AFullDiskPublishesNothing) {
+    const auto path = directory_ / "shard.h5";
+    publish_file(path, [](const fs::path& p) { write_trajectory(p, make_shard(2)); });
+    const FileDigest before = digest_file(path);
+    const pid_t child = fork();
+    if (child == 0) {
+        signal(SIGXFSZ, SIG_IGN);
+        const rlimit limit{40000, 40000};
+        setrlimit(RLIMIT_FSIZE, &limit);
+        try {
+            publish_file(path, [](const fs::path& p) { write_trajectory(p, make_shard(64)); });
+        } catch (const Error& e) {
+            _exit(e.exit_code());
+        }
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_EQ(WEXITSTATUS(status), static_cast<int>(ErrorKind::io));
+    EXPECT_EQ(digest_file(path), before);
+    EXPECT_EQ(temporaries(), 0);
+}
+
+TEST_F(Files, ManifestIsCompleteOnlyWhileItsOutputsMatch) {
+    EXPECT_FALSE(is_complete(directory_));
+    publish_text(directory_ / "out.txt", "result");
+    Manifest m;
+    m.stage = "rollout";
+    m.outputs["out.txt"] = {};
+    m.facts["samples"] = 8;
+    publish_manifest(directory_, m);
+    EXPECT_TRUE(is_complete(directory_));
+    EXPECT_EQ(read_manifest(directory_).facts["samples"], 8);
+    std::ofstream(directory_ / "out.txt") << "changed";
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { is_complete(directory_); }), HasSubstr("does not match its manifest"));
+    std::ofstream(directory_ / manifest_name) << R"({"schema": "atelier.manifest", "stage": 5})";
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { is_complete(directory_); }), HasSubstr("is damaged"));
+}
+
+TEST_F(Files, ASecondWriterIsRefusedAndADeadOneIsNot) {
+    {
+        const DirectoryLock lock(directory_);
+        EXPECT_THAT(refusal(ErrorKind::busy, [&] { DirectoryLock second(directory_); }), HasSubstr("is being written by process"));
+    }
+    const pid_t child = fork();
+    if (child == 0) {
+        static const DirectoryLock held(directory_);
+        kill(getpid(), SIGKILL);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_NO_THROW(DirectoryLock again(directory_));
+}
+
+TEST_F(Files, UnwritableDirectoriesAreNamed) {
+    EXPECT_THAT(refusal(ErrorKind::io, [] { make_directories("/proc/atelier/run"); }), HasSubstr("/proc/atelier/run"));
+    EXPECT_THAT(refusal(ErrorKind::io, [] { hdf5::File::create("/proc/atelier.h5"); }), HasSubstr("/proc/atelier.h5"));
+}
+
+}  // namespace
+}  // namespace atelier::io
