@@ -1,7 +1,10 @@
 #include "io/hdf5.hpp"
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 namespace atelier::io::hdf5 {
@@ -45,12 +48,16 @@ void Handle::reset() {
     id_ = -1;
 }
 
+// HDF5 1.10 crashes when a write fails while it closes a dataset or a file (a full disk). So files grow in memory and close()
+// writes their bytes, where every error can be seen.
 File File::create(const std::filesystem::path& path) {
     File f;
     f.path_ = path;
-    f.file_ = Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
-    ATELIER_CHECK_IO(quiet && f.file_.valid(), "cannot create {}: is the directory there and writable, and the disk not full?",
-                     path.string());
+    f.writes_ = true;
+    const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
+    H5Pset_fapl_core(access.id(), chunk_bytes, false);
+    f.file_ = Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
+    ATELIER_CHECK_IO(quiet && f.file_.valid(), "cannot make an HDF5 file in memory for {}", path.string());
     return f;
 }
 
@@ -64,11 +71,18 @@ File File::open(const std::filesystem::path& path) {
 }
 
 void File::close() {
-    const bool flushed = H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0;
-    const hid_t id = file_.id();
-    const bool closed = id >= 0 && H5Fclose(id) >= 0;
-    if (closed) file_ = Handle(-1, nullptr);
-    ATELIER_CHECK_IO(flushed && closed, "cannot write {}: is the disk full?", path_.string());
+    if (writes_) {
+        ATELIER_CHECK_IO(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0, "cannot complete {}", path_.string());
+        const ssize_t size = H5Fget_file_image(file_.id(), nullptr, 0);
+        ATELIER_CHECK_IO(size > 0, "cannot complete {}", path_.string());
+        std::vector<char> image(static_cast<std::size_t>(size));
+        ATELIER_CHECK_IO(H5Fget_file_image(file_.id(), image.data(), image.size()) == size, "cannot complete {}", path_.string());
+        const std::unique_ptr<std::FILE, int (*)(std::FILE*)> out(std::fopen(path_.c_str(), "wb"), &std::fclose);
+        ATELIER_CHECK_IO(out != nullptr, "cannot create {}: {}", path_.string(), std::strerror(errno));
+        ATELIER_CHECK_IO(std::fwrite(image.data(), 1, image.size(), out.get()) == image.size() && std::fflush(out.get()) == 0,
+                         "cannot write {}: {}", path_.string(), std::strerror(errno));
+    }
+    file_.reset();
 }
 
 bool File::exists(const std::string& name) const {

@@ -39,11 +39,12 @@ class Handle {
 /// A file opened or created, or a group in it. Paths in it are absolute ("/prompts/text").
 class File {
   public:
-    /// Throws Error(io).
+    /// A new file, built in memory: nothing is on disk before close(). Throws Error(io).
     static File create(const std::filesystem::path& path);
     /// Throws Error(input): missing, truncated, or no HDF5 file.
     static File open(const std::filesystem::path& path);
-    /// Closes and reports what closing says. Throws Error(io): a full disk shows here at the latest.
+    /// Writes a created file to disk and closes it. Throws Error(io): no such directory, no right to write, a full disk. A
+    /// created file that is not closed leaves nothing.
     void close();
 
     bool exists(const std::string& name) const;
@@ -78,6 +79,7 @@ class File {
     std::vector<std::int64_t> check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
     std::filesystem::path path_;
     Handle file_;
+    bool writes_ = false;
 };
 
 template <typename T>

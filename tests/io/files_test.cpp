@@ -250,7 +250,7 @@ TEST_F(Files, ASecondWriterIsRefusedAndADeadOneIsNot) {
 
 TEST_F(Files, UnwritableDirectoriesAreNamed) {
     EXPECT_THAT(refusal(ErrorKind::io, [] { make_directories("/proc/atelier/run"); }), HasSubstr("/proc/atelier/run"));
-    EXPECT_THAT(refusal(ErrorKind::io, [] { hdf5::File::create("/proc/atelier.h5"); }), HasSubstr("/proc/atelier.h5"));
+    EXPECT_THAT(refusal(ErrorKind::io, [] { hdf5::File::create("/proc/atelier.h5").close(); }), HasSubstr("/proc/atelier.h5"));
 }
 
 }  // namespace
