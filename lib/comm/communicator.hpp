@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace atelier::comm {
+
+/// The ranks of a stage. Every rank makes the same calls in the same order.
+///
+/// Sums are made in rank order: for one world size they have the same bits every time. Errors of the transport are
+/// Error(rank).
+class Communicator {
+  public:
+    virtual ~Communicator() = default;
+    virtual int rank() const = 0;
+    virtual int size() const = 0;
+    virtual void barrier() = 0;
+    virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
+    /// values[i] = sum over ranks 0, 1, … of values[i], on every rank.
+    virtual void sum(std::span<float> values) = 0;
+    virtual void sum(std::span<double> values) = 0;
+    virtual double max(double value) = 0;
+    /// Every rank's bytes on every rank, in rank order.
+    virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) = 0;
+    /// Ends all ranks, wherever they are. Does not return.
+    [[noreturn]] virtual void abort(int exit_code) = 0;
+
+    bool is_root() const { return rank() == 0; }
+    /// True on every rank if it is true on any.
+    bool any(bool value) { return max(value ? 1.0 : 0.0) > 0.5; }
+};
+
+/// One rank: this process.
+std::unique_ptr<Communicator> make_self();
+
+/// The ranks that mpirun or srun started, or self where the program was started alone or built without MPI. Sets
+/// core/process.hpp's record. Call once; MPI is finalised when the communicator goes.
+std::unique_ptr<Communicator> make_world(int* argc, char*** argv);
+
+}  // namespace atelier::comm

@@ -1,0 +1,111 @@
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "comm/communicator.hpp"
+#include "core/error.hpp"
+#include "core/process.hpp"
+
+namespace atelier::comm {
+namespace {
+
+// Numbers gathered at a time for a sum in rank order: 4 MB of floats from every rank.
+constexpr std::size_t sum_block = 1 << 20;
+
+void check(int status, const char* what) {
+    if (status == MPI_SUCCESS) return;
+    char text[MPI_MAX_ERROR_STRING] = {};
+    int length = 0;
+    MPI_Error_string(status, text, &length);
+    ATELIER_FAIL(ErrorKind::rank, "{} failed: {}", what, text);
+}
+
+class Mpi final : public Communicator {
+  public:
+    Mpi() {
+        MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+        check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
+        check(MPI_Comm_size(MPI_COMM_WORLD, &size_), "MPI_Comm_size");
+        process().rank = rank_;
+        process().world_size = size_;
+    }
+    ~Mpi() override { MPI_Finalize(); }
+    int rank() const override { return rank_; }
+    int size() const override { return size_; }
+    void barrier() override { check(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier"); }
+    void broadcast(std::span<std::byte> bytes, int root) override {
+        constexpr std::size_t block = 1 << 30;  // MPI counts are ints
+        for (std::size_t at = 0; at < bytes.size(); at += block)
+            check(MPI_Bcast(bytes.data() + at, static_cast<int>(std::min(block, bytes.size() - at)), MPI_BYTE, root, MPI_COMM_WORLD),
+                  "MPI_Bcast");
+    }
+    void sum(std::span<float> values) override { ordered_sum(values, MPI_FLOAT, float_block_); }
+    void sum(std::span<double> values) override { ordered_sum(values, MPI_DOUBLE, double_block_); }
+    double max(double value) override {
+        double result = 0;
+        check(MPI_Allreduce(&value, &result, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");
+        return result;
+    }
+    std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) override {
+        ATELIER_CHECK(bytes.size() < (std::size_t{1} << 31), "gathering {} bytes from one rank", bytes.size());
+        const auto count = static_cast<int>(bytes.size());
+        std::vector<int> counts(static_cast<std::size_t>(size_));
+        check(MPI_Allgather(&count, 1, MPI_INT, counts.data(), 1, MPI_INT, MPI_COMM_WORLD), "MPI_Allgather");
+        std::vector<std::vector<std::byte>> all(static_cast<std::size_t>(size_));
+        for (int r = 0; r < size_; ++r) {
+            auto& part = all[static_cast<std::size_t>(r)];
+            if (r == rank_) part.assign(bytes.begin(), bytes.end());
+            part.resize(static_cast<std::size_t>(counts[static_cast<std::size_t>(r)]));
+            broadcast(part, r);
+        }
+        return all;
+    }
+    [[noreturn]] void abort(int exit_code) override {
+        MPI_Abort(MPI_COMM_WORLD, exit_code);
+        std::_Exit(exit_code);
+    }
+
+  private:
+    /// Each rank sums one share of the block over all ranks in rank order, then the shares are exchanged.
+    template <typename T>
+    void ordered_sum(std::span<T> values, MPI_Datatype type, std::vector<T>& buffer) {
+        const auto ranks = static_cast<std::size_t>(size_);
+        for (std::size_t at = 0; at < values.size(); at += sum_block) {
+            const std::size_t n = std::min(sum_block, values.size() - at), share = (n + ranks - 1) / ranks;
+            // Padded to equal shares, so that the exchange is regular.
+            buffer.assign(2 * share * ranks, T(0));
+            T *mine = buffer.data(), *theirs = buffer.data() + share * ranks;
+            std::copy_n(values.data() + at, n, mine);
+            check(MPI_Alltoall(mine, static_cast<int>(share), type, theirs, static_cast<int>(share), type, MPI_COMM_WORLD),
+                  "MPI_Alltoall");
+            for (std::size_t r = 1; r < ranks; ++r)
+                for (std::size_t i = 0; i < share; ++i) theirs[i] += theirs[r * share + i];
+            check(MPI_Allgather(theirs, static_cast<int>(share), type, mine, static_cast<int>(share), type, MPI_COMM_WORLD),
+                  "MPI_Allgather");
+            std::copy_n(mine, n, values.data() + at);
+        }
+    }
+    int rank_ = 0, size_ = 1;
+    std::vector<float> float_block_;
+    std::vector<double> double_block_;
+};
+
+bool was_launched() {
+    for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE"})
+        if (std::getenv(name) != nullptr) return true;
+    return false;
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_world(int* argc, char*** argv) {
+    if (!was_launched()) return make_self();
+    int provided = 0;
+    ATELIER_CHECK_KIND(ErrorKind::rank, MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) == MPI_SUCCESS &&
+                                            provided >= MPI_THREAD_FUNNELED,
+                       "MPI did not start with funneled threads (level {})", provided);
+    return std::make_unique<Mpi>();
+}
+
+}  // namespace atelier::comm
