@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace atelier::config {
+
+using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>>;
+
+/// One key of the configuration: what stands in its declaration is all that is to say about it.
+struct Key {
+    std::string name;     ///< "section.key"; "task.*.key" stands for every task
+    Value fallback;       ///< its type is the key's type
+    std::string meaning;
+    std::string unit = "";
+    double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
+    std::vector<std::string> choices = {};  ///< of a text; empty: any
+};
+
+/// Every key with its value and where that came from.
+class Config {
+  public:
+    /// Reads a TOML file over the schema's defaults. `extends = "other.toml"` at its top names a file (relative to it) that is
+    /// read first; `overrides` are "section.key=value" (TOML values; bare words are texts) and win.
+    /// Throws Error(usage) naming file and line: unknown keys with the nearest known one, wrong types, values out of range.
+    static Config resolve(const std::filesystem::path& file, std::span<const std::string> overrides, const std::vector<Key>& schema);
+
+    bool flag(const std::string& name) const;
+    std::int64_t integer(const std::string& name) const;
+    double number(const std::string& name) const;
+    const std::string& text(const std::string& name) const;
+    const std::vector<std::string>& list(const std::string& name) const;
+    /// Names of the [task.NAME] sections.
+    std::vector<std::string> tasks() const;
+
+    /// The whole as TOML, keys in order; reading it back gives the same configuration.
+    std::string to_toml() const;
+    /// The same with meaning, unit and origin of every key.
+    std::string describe() const;
+    /// xxh3-128 of to_toml().
+    std::string hash() const;
+
+  private:
+    struct Entry {
+        Value value;
+        std::string origin;
+    };
+    const Value& at(const std::string& name) const;
+    void set(const std::string& name, Value value, const std::string& origin);
+    void read_file(const std::filesystem::path& file, int depth);
+    std::vector<Key> schema_;
+    std::map<std::string, Entry> entries_;
+    friend struct Reader;
+};
+
+}  // namespace atelier::config

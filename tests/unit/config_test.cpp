@@ -1,0 +1,90 @@
+#include "config/config.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "core/error.hpp"
+
+namespace atelier::config {
+namespace {
+
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+const std::vector<Key> schema{
+    {.name = "run.seed", .fallback = std::int64_t{1}, .meaning = "seed of everything", .low = 0},
+    {.name = "sampling.eta", .fallback = 0.7, .meaning = "strength of the noise", .low = 0, .high = 1},
+    {.name = "sampling.sampler", .fallback = std::string("flow_sde"), .meaning = "sampler", .choices = {"ode", "flow_sde"}},
+    {.name = "sampling.rescale", .fallback = false, .meaning = "rescale"},
+    {.name = "run.tasks", .fallback = std::vector<std::string>{"a"}, .meaning = "tasks"},
+    {.name = "task.*.kind", .fallback = std::string("t2i"), .meaning = "kind", .choices = {"t2i", "edit"}},
+    {.name = "task.*.group", .fallback = std::int64_t{8}, .meaning = "members", .unit = "samples"}};
+
+class ConfigFile : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        directory_ = fs::temp_directory_path() / ("atelier-config-" + std::to_string(getpid()));
+        fs::create_directories(directory_);
+    }
+    void TearDown() override { fs::remove_all(directory_); }
+    fs::path file(const std::string& text, const std::string& name = "c.toml") {
+        std::ofstream(directory_ / name) << text;
+        return directory_ / name;
+    }
+    std::string refusal(const std::string& text, std::vector<std::string> set = {}) {
+        try {
+            Config::resolve(file(text), set, schema);
+        } catch (const Error& e) {
+            EXPECT_EQ(static_cast<int>(e.kind()), static_cast<int>(ErrorKind::usage));
+            return e.message();
+        }
+        return "(no error)";
+    }
+    fs::path directory_;
+};
+
+TEST_F(ConfigFile, DefaultsFilesAndOverridesInThatOrder) {
+    file("[run]\nseed = 5\n[sampling]\neta = 1\n", "base.toml");
+    const std::vector<std::string> set{"sampling.eta=0.25", "run.tasks=[\"x\", \"y\"]", "sampling.sampler=ode"};
+    const auto c = Config::resolve(file("extends = \"base.toml\"\n[sampling]\neta = 0.5\n[task.edit]\nkind = \"edit\"\n"), set, schema);
+    EXPECT_EQ(c.integer("run.seed"), 5);
+    EXPECT_EQ(c.number("sampling.eta"), 0.25);
+    EXPECT_EQ(c.text("sampling.sampler"), "ode");
+    EXPECT_FALSE(c.flag("sampling.rescale"));
+    EXPECT_EQ(c.list("run.tasks"), (std::vector<std::string>{"x", "y"}));
+    EXPECT_EQ(c.tasks(), std::vector<std::string>{"edit"});
+    EXPECT_EQ(c.integer("task.edit.group"), 8);
+    EXPECT_THAT(c.describe(), HasSubstr("seed = 5  # seed of everything ("));
+    EXPECT_THAT(c.describe(), HasSubstr("base.toml:2)"));
+    EXPECT_THAT(c.describe(), HasSubstr("group = 8  # members, samples (default)"));
+}
+
+TEST_F(ConfigFile, TheResolvedFileReadsBackTheSame) {
+    const auto c = Config::resolve(file("[sampling]\neta = 0.1\n[task.a]\nkind = \"edit\"\n[run]\ntasks = [\"q\\\"uote\"]\n"), {}, schema);
+    const auto back = Config::resolve(file(c.to_toml(), "resolved.toml"), {}, schema);
+    EXPECT_EQ(back.to_toml(), c.to_toml());
+    EXPECT_EQ(back.hash(), c.hash());
+    const std::vector<std::string> other{"run.seed=2"};
+    EXPECT_NE(Config::resolve(file(c.to_toml()), other, schema).hash(), c.hash());
+}
+
+TEST_F(ConfigFile, MistakesAreNamedWithFileLineAndKey) {
+    EXPECT_THAT(refusal("[sampling]\n\neat = 0.5\n"), HasSubstr("c.toml:3: unknown key sampling.eat; the nearest known one is sampling.eta"));
+    EXPECT_THAT(refusal("[smapling]\neta = 0.5\n"), HasSubstr("smapling"));
+    EXPECT_THAT(refusal("[sampling]\neta = \"much\"\n"), HasSubstr("c.toml:2: sampling.eta must be a number, found"));
+    EXPECT_THAT(refusal("[run]\nseed = 1.5\n"), HasSubstr("must be an integer"));
+    EXPECT_THAT(refusal("[sampling]\neta = 1.5\n"), HasSubstr("must lie in [0, 1], found 1.5"));
+    EXPECT_THAT(refusal("[sampling]\nsampler = \"heun\"\n"), HasSubstr("must be one of ode, flow_sde, found \"heun\""));
+    EXPECT_THAT(refusal("[task.t2i]\nknd = \"t2i\"\n"), HasSubstr("nearest known one is task.*.kind"));
+    EXPECT_THAT(refusal("[sampling\neta = 1\n"), HasSubstr("c.toml:1"));
+    EXPECT_THAT(refusal("", {"sampling.eta"}), HasSubstr("section.key=value was expected"));
+    EXPECT_THAT(refusal("", {"sampling.eta=x"}), HasSubstr("must be a number"));
+    EXPECT_THAT(refusal("extends = \"c.toml\"\n"), HasSubstr("does a file extend itself"));
+    EXPECT_THAT(refusal("extends = \"none.toml\"\n"), HasSubstr("none.toml is missing"));
+}
+
+}  // namespace
+}  // namespace atelier::config
