@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Rollout and GRPO as programs: the same samples at any number of ranks, weights that differ in rounding only, kill and
+# rerun, a signal, two writers, bad input.   stages_test.sh BIN_DIR MPIEXEC   (from the repository's root)
+set -euo pipefail
+bin=$1 mpiexec=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
+export OMPI_MCA_mpi_yield_when_idle=1
+model=tests/oracle/data/pipeline/pipeline
+
+fail() { echo "FAILED: $*" >&2; exit 1; }
+# code EXPECTED COMMAND...: the command ends with the documented code.
+code() {
+    local expected=$1 found=0
+    shift
+    "$@" >"$work/out" 2>&1 || found=$?
+    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
+}
+plan() {
+    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=4 \
+        --set rollout.prompts_per_iteration=4 --set rollout.group_size=4 --set rollout.micro_batch=2 --set steps.count=2 \
+        --set sampling.guidance_scale=2 --set grpo.learning_rate=1e-3 "${@:2}"
+}
+stage() { "$bin/atelier-$1" --run "$work/$2" --task "$3" --iteration "$4"; }
+ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" --task "$4" --iteration "$5"; }
+same_shards() {  # RUN RUN TASK ITERATION: all datasets of all shards
+    for shard in "$work/$1/$3/iter-$4/rollout"/shard-*.h5; do
+        other=$work/$2/$3/iter-$4/rollout/$(basename "$shard")
+        for name in $(h5ls "$shard/shape-8x8" | awk '$2 == "Dataset" { print $1 }'); do
+            h5diff -q "$shard" "$other" "/shape-8x8/$name" || fail "$name of $shard differs from $other"
+        done
+        for dimension in $(h5ls "$shard/shape-8x8/reward" | cut -d' ' -f1); do
+            # How long a measurement took may differ; what it said may not.
+            for name in score present reason; do
+                h5diff -q "$shard" "$other" "/shape-8x8/reward/$dimension/$name" || fail "$dimension of $shard differs"
+            done
+        done
+    done
+}
+
+for task in t2i edit; do
+    plan one-$task && plan three-$task
+    code 0 stage rollout one-$task $task 1
+    code 0 ranks 3 rollout three-$task $task 1
+    same_shards one-$task three-$task $task 0001
+    code 0 stage grpo one-$task $task 1
+    code 0 ranks 3 grpo three-$task $task 1
+    # Gradients are summed in another order: weights agree to rounding of an AdamW step of 1e-3.
+    python3 - "$work/one-$task/$task/iter-0001/policy" "$work/three-$task/$task/iter-0001/policy" 2>/dev/null <<'P' || fail "weights of one and three ranks"
+import array, json, struct, sys
+def weights(folder):
+    data = open(folder + "/diffusion_pytorch_model.safetensors", "rb").read()
+    (n,) = struct.unpack("<Q", data[:8])
+    return array.array("f", data[8 + n:])
+a, b = (weights(f) for f in sys.argv[1:])
+sys.exit(not (len(a) == len(b) and max(abs(x - y) for x, y in zip(a, b)) < 1e-4 and a != array.array("f")))
+P
+    code 0 stage rollout one-$task $task 2
+done
+
+# Killed, or asked to stop, in the middle of the rollout and run again: the same samples, nothing left over.
+more=(--set rollout.prompts_per_iteration=24)
+plan undisturbed "${more[@]}"
+code 0 stage rollout undisturbed t2i 1
+for signal in KILL TERM; do
+    run=after-$signal
+    plan $run "${more[@]}"
+    "$bin/atelier-rollout" --run "$work/$run" --task t2i --iteration 1 >/dev/null 2>&1 &
+    pid=$!
+    for _ in $(seq 500); do [[ -e $work/$run/t2i/iter-0001/rollout/shard-00001.h5 ]] && break; sleep 0.01; done
+    kill -$signal $pid
+    found=0
+    wait $pid 2>/dev/null || found=$?
+    [[ $signal == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
+    [[ ! -e $work/$run/t2i/iter-0001/rollout/manifest.json ]] || fail "the rollout was over before the signal"
+    code 3 stage grpo $run t2i 1
+    code 0 stage rollout $run t2i 1
+    same_shards undisturbed $run t2i 0001
+    [[ -z $(find "$work/$run" -name '.tmp-*') ]] || fail "temporaries were left"
+done
+
+# A finished stage is left alone; a damaged shard is named.
+code 0 stage rollout after-KILL t2i 1
+grep -q "complete already" "$work/out" || fail "a finished stage was run again"
+shard=$work/after-KILL/t2i/iter-0001/rollout/shard-00002.h5
+printf 'x' | dd of="$shard" bs=1 seek=20000 conv=notrunc status=none
+code 3 stage grpo after-KILL t2i 1
+grep -q "shard-00002.h5 does not match its manifest" "$work/out" || fail "the damaged shard was not named"
+
+# Another job holds the stage.
+plan busy && mkdir -p "$work/busy/t2i/iter-0001/rollout"
+flock "$work/busy/t2i/iter-0001/rollout/.lock" sleep 20 &
+holder=$!
+sleep 0.3
+code 7 stage rollout busy t2i 1
+code 7 ranks 2 rollout busy t2i 1
+kill $holder
+
+# Mistakes.
+code 2 stage rollout one-t2i portrait 1
+code 2 "$bin/atelier-rollout" --run "$work/none" --task t2i --iteration 1
+code 2 "$bin/atelier-plan" --config configs/mini.toml --set sampling.eat=1
+grep -q "nearest known one is sampling.eta" "$work/out" || fail "the nearest key was not named"
+code 3 stage rollout undisturbed t2i 3
+grep -q "run iteration 2" "$work/out" || fail "the missing iteration was not named"
+code 2 plan one-t2i --set run.seed=9
+echo "stages: all checks passed"
