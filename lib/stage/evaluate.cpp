@@ -107,8 +107,10 @@ void write_sheet(const std::filesystem::path& path, const Models& models, const 
                  const std::vector<std::vector<Sample>>& samples) {
     io::ContactSheet sheet;
     for (const auto& [name, directory] : models) sheet.column_captions.push_back(name);
+    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of them.
     const std::size_t step = std::max<std::size_t>(1, prompts.size() / sheet_rows);
-    for (std::size_t i = 0; i < prompts.size() && sheet.rows.size() < sheet_rows; i += step) {
+    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < prompts.size(); ++row) {
+        const std::size_t i = row * step + row % step;
         sheet.rows.emplace_back();
         for (const auto& of_model : samples) sheet.rows.back().push_back(&of_model[i].picture);
         sheet.row_captions.push_back(prompts[i].text);

@@ -97,6 +97,16 @@ code 7 stage rollout busy t2i 1
 code 7 ranks 2 rollout busy t2i 1
 kill $holder
 
+# Models side by side: the same summary from any number of ranks.
+for task in t2i edit; do
+    policy=$work/one-$task/$task/iter-0001/policy
+    code 0 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
+    grep -q "teacher" "$work/out" || fail "no table"
+    cp "$work/one-$task/eval/summary.json" "$work/summary.json"
+    code 0 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
+    cmp "$work/summary.json" "$work/one-$task/eval/summary.json" || fail "summaries of one and two ranks differ"
+done
+
 # Mistakes.
 code 2 stage rollout one-t2i portrait 1
 code 2 "$bin/atelier-rollout" --run "$work/none" --task t2i --iteration 1
