@@ -3,6 +3,7 @@
     python export.py --parts DIR --out assets/mini/base
 """
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def main():
         QwenImage21Transformer2DModel.from_pretrained(args.parts / "transformer", **load))
     shutil.rmtree(args.out, ignore_errors=True)
     pipe.save_pretrained(args.out)
+    for part in ("transformer", "vae"):  # where the parts lay on the maker's machine is nobody's business
+        path = args.out / part / "config.json"
+        config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
+        path.write_text(json.dumps(config, indent=2) + "\n")
     pipe = QwenImage21Pipeline.from_pretrained(args.out, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe(prompt="one red circle on white", height=128, width=128, num_inference_steps=4)
