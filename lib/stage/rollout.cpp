@@ -1,5 +1,6 @@
 #include "stage/rollout.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -8,7 +9,6 @@
 #include "io/image/png.hpp"
 #include "io/trajectory.hpp"
 #include "rl/advantage.hpp"
-#include "rl/reward_total.hpp"
 #include "world/measure.hpp"
 
 namespace atelier::stage {
@@ -65,8 +65,8 @@ void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {
     vae::to_bytes(pixels.data(), static_cast<std::int64_t>(pixels.size()), s.picture.data());
 }
 
-/// Scores every member, then totals and advantages of the group, all dimensions weighing the same.
-void score_group(const Prompt& prompt, io::TrajectorySamples& s) {
+/// Scores every member, then totals and advantages of the group, all dimensions that tell members apart weighing the same.
+void score_group(const Prompt& prompt, double min_spread, io::TrajectorySamples& s) {
     const auto attributes = nlohmann::json::parse(prompt.attributes);
     const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
     for (std::size_t m = 0; m < n; ++m) {
@@ -92,8 +92,24 @@ void score_group(const Prompt& prompt, io::TrajectorySamples& s) {
         }
         ++k;
     }
-    const std::vector<double> weights(dimensions, 1.0);
-    const auto group = rl::group_advantage({}, static_cast<int>(n), scores, present, weights);
+    // A dimension without spread keeps its place in the mean reward and loses its say in the advantage: z-scores would blow its
+    // rounding up to full size.
+    std::vector<double> weights(dimensions, 1.0);
+    double heard = 0;
+    for (std::size_t d = 0; d < dimensions; ++d) {
+        float low = 6, high = 0;
+        for (std::size_t m = 0; m < n; ++m)
+            if (present[m * dimensions + d] != 0) {
+                low = std::min(low, scores[m * dimensions + d]);
+                high = std::max(high, scores[m * dimensions + d]);
+            }
+        if (high - low < min_spread) weights[d] = 0;
+        heard += weights[d];
+    }
+    if (heard == 0) weights.assign(dimensions, 1.0);  // the whole group is dropped below
+    rl::AdvantageConfig advantage;
+    advantage.min_spread = min_spread;
+    const auto group = rl::group_advantage(advantage, static_cast<int>(n), scores, present, weights);
     for (std::size_t m = 0; m < n; ++m) {
         double sum = 0, count = 0;
         for (std::size_t d = 0; d < dimensions; ++d)
@@ -175,7 +191,7 @@ int run_rollout(const Context& c) {
         shard.prompts = prompt_table(c, prompt);
         shard.shapes.push_back(samples_of(spec, trajectory, unit * static_cast<std::uint64_t>(spec.members), model.dit().config().in_channels));
         decode_pictures(model, shard.shapes[0]);
-        score_group(prompt, shard.shapes[0]);
+        score_group(prompt, c.config.number("reward.min_spread"), shard.shapes[0]);
         io::publish_file(path, [&](const std::filesystem::path& temporary) { io::write_trajectory(temporary, shard); });
     }
     c.world->barrier();

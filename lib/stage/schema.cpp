@@ -30,7 +30,7 @@ const std::vector<config::Key>& schema() {
         {.name = "rollout.prompts_per_iteration", .fallback = Integer{8}, .meaning = "prompt groups of an iteration", .low = 1},
         {.name = "rollout.group_size", .fallback = Integer{8}, .meaning = "members of a group", .low = 2},
         {.name = "rollout.micro_batch", .fallback = Integer{8}, .meaning = "members run together; divides the group", .low = 1},
-        {.name = "reward.gate", .fallback = 3.0, .meaning = "a lower tier below this caps the higher ones", .unit = "points", .low = 1, .high = 5},
+        {.name = "reward.min_spread", .fallback = 0.3, .meaning = "a dimension whose scores within a group range over less than this says nothing about the group", .unit = "points", .low = 0, .high = 4},
         {.name = "grpo.clip", .fallback = 1e-3, .meaning = "the ratio is clipped to 1 ± this", .low = 0},
         {.name = "grpo.learning_rate", .fallback = 1e-4, .meaning = "AdamW's rate", .low = 0},
         {.name = "grpo.weight_decay", .fallback = 0.0, .meaning = "AdamW's decoupled decay", .low = 0},

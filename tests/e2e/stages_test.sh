@@ -20,7 +20,7 @@ code() {
 plan() {
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=4 \
         --set rollout.prompts_per_iteration=4 --set rollout.group_size=4 --set rollout.micro_batch=2 --set steps.count=2 \
-        --set sampling.guidance_scale=2 --set grpo.learning_rate=1e-3 "${@:2}"
+        --set sampling.guidance_scale=2 --set grpo.learning_rate=1e-3 --set reward.min_spread=0 "${@:2}"
 }
 stage() { "$bin/atelier-$1" --run "$work/$2" --task "$3" --iteration "$4"; }
 ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" --task "$4" --iteration "$5"; }
