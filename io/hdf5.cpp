@@ -199,6 +199,50 @@ void File::write_strings(const std::string& name, std::span<const std::string> v
                      "cannot write dataset {} to {}: is the disk full?", name, path_.string());
 }
 
+void File::write_virtual(const std::string& name, std::span<const std::string> files) {
+    ATELIER_CHECK(!files.empty(), "virtual dataset {} without files", name);
+    std::vector<std::vector<hsize_t>> extents;
+    Handle type;
+    hsize_t rows = 0;
+    for (const std::string& file : files) {
+        const File source = open(path_.parent_path() / file);
+        const auto found = source.extents(name);
+        const Handle set(H5Dopen2(source.file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
+        Handle own(H5Dget_type(set.id()), H5Tclose);
+        if (type.valid())
+            ATELIER_CHECK_INPUT(H5Tequal(own.id(), type.id()) > 0 && std::equal(found.begin() + 1, found.end(), extents[0].begin() + 1, extents[0].end(),
+                                                                                [](std::int64_t a, hsize_t b) { return static_cast<hsize_t>(a) == b; }),
+                                "{}: dataset {} differs in type or shape from that of {}", source.path_.string(), name, files[0]);
+        else
+            type = std::move(own);
+        extents.emplace_back(found.begin(), found.end());
+        rows += extents.back().at(0);
+    }
+    std::vector<hsize_t> all = extents[0];
+    all[0] = rows;
+    const Handle space(H5Screate_simple(static_cast<int>(all.size()), all.data(), nullptr), H5Sclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_create_intermediate_group(links.id(), 1);
+    std::vector<hsize_t> start(all.size(), 0);
+    for (std::size_t i = 0; i < files.size(); ++i) {
+        const Handle source(H5Screate_simple(static_cast<int>(all.size()), extents[i].data(), nullptr), H5Sclose);
+        H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, start.data(), nullptr, extents[i].data(), nullptr);
+        ATELIER_CHECK_IO(H5Pset_virtual(properties.id(), space.id(), files[i].c_str(), name.c_str(), source.id()) >= 0,
+                         "cannot map {} of {} into {}", name, files[i], path_.string());
+        start[0] += extents[i][0];
+    }
+    H5Sselect_all(space.id());
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
+    ATELIER_CHECK_IO(set.valid(), "cannot write dataset {} to {}", name, path_.string());
+}
+
+void File::write_link(const std::string& name, const std::string& file, const std::string& target) {
+    const Handle properties(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+    H5Pset_create_intermediate_group(properties.id(), 1);
+    ATELIER_CHECK_IO(H5Lcreate_external(file.c_str(), target.c_str(), file_.id(), name.c_str(), properties.id(), H5P_DEFAULT) >= 0,
+                     "cannot write the link {} to {}", name, path_.string());
+}
+
 std::vector<std::int64_t> File::extents(const std::string& name) const {
     const Handle set(exists(name) ? H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
     ATELIER_CHECK_INPUT(set.valid(), "{}: dataset {} is missing", path_.string(), name);

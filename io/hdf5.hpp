@@ -61,6 +61,11 @@ class File {
     /// Writes a whole dataset: chunked by the first axis, Fletcher-32 on (but for empty ones).
     void write(const std::string& name, const Tensor& values);
     void write_strings(const std::string& name, std::span<const std::string> values);
+    /// A virtual dataset: the rows of the same dataset in other files, one after another. `files` are names relative to this
+    /// file's directory, where they must be already. Throws Error(input) when they differ in type or in the other axes.
+    void write_virtual(const std::string& name, std::span<const std::string> files);
+    /// A link to an object of another file (a name relative to this file's directory).
+    void write_link(const std::string& name, const std::string& file, const std::string& target);
     /// Extents of a dataset. Throws Error(input) if there is none.
     std::vector<std::int64_t> extents(const std::string& name) const;
     /// Reads a whole dataset of `expected` shape (-1: any extent) and dtype. Throws Error(input) naming the dataset, the

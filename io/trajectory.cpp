@@ -90,7 +90,7 @@ TrajectoryPrompts read_prompts(const File& file) {
     return p;
 }
 
-TrajectorySamples read_samples(const File& file, const std::string& group, std::size_t prompts) {
+TrajectorySamples read_samples(const File& file, const std::string& group, std::size_t prompts, TrajectoryParts parts) {
     TrajectorySamples s;
     const std::string text = group.substr(std::string("shape-").size());
     const auto cross = text.find('x');
@@ -107,7 +107,7 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
     const auto latents = file.extents(g + "latents");
     ATELIER_CHECK_INPUT(latents.size() == 3, "{}: dataset {}latents must have 3 axes, found {}", file.path().string(), g, latents.size());
     s.channels = latents[2];
-    s.latents = file.read<float>(g + "latents", {n, l, s.channels});
+    if (parts == TrajectoryParts::all) s.latents = file.read<float>(g + "latents", {n, l, s.channels});
     s.is_sde = file.read<std::uint8_t>(g + "is_sde", {n, -1});
     s.steps = file.extents(g + "is_sde")[1];
     s.trained_step = file.read<std::uint32_t>(g + "trained_step", {n, -1});
@@ -116,11 +116,13 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
     s.member = file.read<std::uint32_t>(g + "member", {n});
     s.noise_key = file.read<std::uint64_t>(g + "noise_key", {n, 2});
     s.sigma = file.read<float>(g + "sigma", {n, s.steps + 1});
-    s.x = file.read<float>(g + "x", {n, s.trained, l, s.channels});
-    s.x_next = file.read<float>(g + "x_next", {n, s.trained, l, s.channels});
+    if (parts != TrajectoryParts::scores) {
+        s.x = file.read<float>(g + "x", {n, s.trained, l, s.channels});
+        s.x_next = file.read<float>(g + "x_next", {n, s.trained, l, s.channels});
+        if (file.exists(g + "teacher_velocity")) s.teacher_velocity = file.read<float>(g + "teacher_velocity", {n, s.trained, l, s.channels});
+    }
     s.log_prob = file.read<float>(g + "log_prob", {n, s.trained});
-    if (file.exists(g + "teacher_velocity")) s.teacher_velocity = file.read<float>(g + "teacher_velocity", {n, s.trained, l, s.channels});
-    s.picture = file.read<std::uint8_t>(g + "picture", {n, -1, -1, 4});
+    if (parts == TrajectoryParts::all) s.picture = file.read<std::uint8_t>(g + "picture", {n, -1, -1, 4});
     s.picture_height = file.extents(g + "picture")[1];
     s.picture_width = file.extents(g + "picture")[2];
     s.status = file.read<std::uint8_t>(g + "status", {n});
@@ -147,6 +149,12 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
 
 }  // namespace
 
+void drop_states(TrajectorySamples& s) {
+    s.trained = 0;
+    s.trained_step.clear();
+    for (auto* values : {&s.x, &s.x_next, &s.log_prob, &s.teacher_velocity}) values->clear();
+}
+
 void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& shard) {
     File file = File::create(path);
     const TrajectoryHeader& h = shard.header;
@@ -167,7 +175,7 @@ void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& 
     file.close();
 }
 
-TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash) {
+TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash, TrajectoryParts parts) {
     const File file = File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
     const std::int64_t version = file.integer_attribute("/", "schema_version");
@@ -190,7 +198,7 @@ TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::st
     h.guidance_scale = file.number_attribute("/", "guidance_scale");
     shard.prompts = read_prompts(file);
     for (const std::string& child : file.children("/"))
-        if (child.starts_with("shape-")) shard.shapes.push_back(read_samples(file, child, shard.prompts.id.size()));
+        if (child.starts_with("shape-")) shard.shapes.push_back(read_samples(file, child, shard.prompts.id.size(), parts));
     return shard;
 }
 

@@ -59,6 +59,9 @@ struct TrajectorySamples {
     std::int64_t tokens() const { return height * width; }
 };
 
+/// Leaves out the trained steps: states, log-probabilities, teacher velocities (K becomes 0).
+void drop_states(TrajectorySamples& samples);
+
 /// One HDF5 file of samples that were drawn together; opened by h5dump, h5py and HDFView without plug-ins.
 struct TrajectoryShard {
     static constexpr const char* schema = "atelier.trajectory";
@@ -72,8 +75,16 @@ struct TrajectoryShard {
 /// whose sizes do not agree.
 void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& shard);
 
+/// What of the samples is read; the rest stays empty.
+enum class TrajectoryParts {
+    all,
+    training,  ///< without final latents and pictures
+    scores,    ///< keys, log-probabilities and rewards: no states, velocities, latents, pictures
+};
+
 /// Reads and checks a shard: schema, datasets, shapes, dtypes, checksums, prompt numbers in range. With `config_hash` not
 /// empty a shard of another configuration is refused. Throws Error(input) naming file, dataset, expected and found.
-TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash = {});
+TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash = {},
+                                TrajectoryParts parts = TrajectoryParts::all);
 
 }  // namespace atelier::io

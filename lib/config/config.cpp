@@ -115,8 +115,15 @@ struct Reader {
                 continue;
             }
             const Key& key = key_for(name, origin);
-            config.set(name, convert(node, key.fallback, name, origin), origin);
+            config.set(name, located(key, convert(node, key.fallback, name, origin), std::filesystem::path(file).parent_path()), origin);
         }
+    }
+    /// Paths made absolute from `directory`.
+    static Value located(const Key& key, Value value, const std::filesystem::path& directory) {
+        if (!key.is_path) return value;
+        const auto& text = std::get<std::string>(value);
+        if (text.empty()) return value;
+        return std::filesystem::absolute(directory / text).lexically_normal().string();
     }
 };
 
@@ -170,12 +177,12 @@ Config Config::resolve(const std::filesystem::path& file, std::span<const std::s
         const Reader reader{c, "--set"};
         const Key& key = reader.key_for(name, origin);
         if (std::holds_alternative<std::string>(key.fallback) && (value.empty() || value[0] != '"')) {
-            c.set(name, value, origin);
+            c.set(name, Reader::located(key, value, {}), origin);
             continue;
         }
         try {
             const toml::table parsed = toml::parse("value = " + value);
-            c.set(name, convert(*parsed.get("value"), key.fallback, name, origin), origin);
+            c.set(name, Reader::located(key, convert(*parsed.get("value"), key.fallback, name, origin), {}), origin);
         } catch (const toml::parse_error&) {
             ATELIER_FAIL(ErrorKind::usage, "{}: {} must be {}, found {}", origin, name, type_name(key.fallback), value);
         }
@@ -205,32 +212,35 @@ std::vector<std::string> Config::tasks() const {
     return names;
 }
 
-std::string Config::to_toml() const {
-    std::string out, section;
+std::vector<std::pair<std::string, std::vector<std::pair<std::string, const Config::Entry*>>>> Config::sections() const {
+    std::map<std::string, std::vector<std::pair<std::string, const Entry*>>> by_section;
     for (const auto& [name, entry] : entries_) {
         const auto dot = name.rfind('.');
-        if (name.substr(0, dot) != section) {
-            section = name.substr(0, dot);
-            out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
-        }
-        out += fmt::format("{} = {}\n", name.substr(dot + 1), to_text(entry.value));
+        by_section[name.substr(0, dot)].emplace_back(name.substr(dot + 1), &entry);
+    }
+    return {by_section.begin(), by_section.end()};
+}
+
+std::string Config::to_toml() const {
+    std::string out;
+    for (const auto& [section, entries] : sections()) {
+        out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
+        for (const auto& [key, entry] : entries) out += fmt::format("{} = {}\n", key, to_text(entry->value));
     }
     return out;
 }
 
 std::string Config::describe() const {
-    std::string out, section;
-    for (const auto& [name, entry] : entries_) {
-        const auto dot = name.rfind('.');
-        if (name.substr(0, dot) != section) {
-            section = name.substr(0, dot);
-            out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
+    std::string out;
+    for (const auto& [section, entries] : sections()) {
+        out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
+        for (const auto& [name, entry] : entries) {
+            const std::string pattern = pattern_of(section + "." + name);
+            const auto key = std::find_if(schema_.begin(), schema_.end(), [&](const Key& k) { return k.name == pattern; });
+            out += fmt::format("{} = {}  # {}{}{} ({})\n", name, to_text(entry->value), key->meaning,
+                               key->unit.empty() ? "" : fmt::format(", {}", key->unit),
+                               key->choices.empty() ? "" : fmt::format(": {}", fmt::join(key->choices, " | ")), entry->origin);
         }
-        const std::string pattern = pattern_of(name);
-        const auto key = std::find_if(schema_.begin(), schema_.end(), [&](const Key& k) { return k.name == pattern; });
-        out += fmt::format("{} = {}  # {}{}{} ({})\n", name.substr(dot + 1), to_text(entry.value), key->meaning,
-                           key->unit.empty() ? "" : fmt::format(", {}", key->unit),
-                           key->choices.empty() ? "" : fmt::format(": {}", fmt::join(key->choices, " | ")), entry.origin);
     }
     return out;
 }

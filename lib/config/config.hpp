@@ -21,6 +21,7 @@ struct Key {
     std::string unit = "";
     double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
     std::vector<std::string> choices = {};  ///< of a text; empty: any
+    bool is_path = false;  ///< a text made absolute: relative to the file it stands in, or to the working directory with --set
 };
 
 /// Every key with its value and where that came from.
@@ -54,6 +55,8 @@ class Config {
     const Value& at(const std::string& name) const;
     void set(const std::string& name, Value value, const std::string& origin);
     void read_file(const std::filesystem::path& file, int depth);
+    /// Entries by section: a section's own keys before those of its subsections.
+    std::vector<std::pair<std::string, std::vector<std::pair<std::string, const Entry*>>>> sections() const;
     std::vector<Key> schema_;
     std::map<std::string, Entry> entries_;
     friend struct Reader;

@@ -14,10 +14,7 @@ Branch::Branch(const dit::Dit& dit, const nn::ParameterStore& weights, const Enc
 void Branch::refresh(const nn::ParameterStore& weights, float timestep) {
     if (dit_.config().causal_condition && has_run_) return;
     const dit::Config& c = dit_.config();
-    const Tensor references = prompt_.reference_latents.empty()
-                                  ? Tensor()
-                                  : Tensor::of(prompt_.reference_latents.data(), {layout_.reference_tokens, c.in_channels});
-    prefix_.forward(weights, layout_, Tensor::of(prompt_.states.data(), {prompt_.tokens, c.context_dim}), references,
+    prefix_.forward(weights, layout_, prompt_.states_tensor(c.context_dim), prompt_.references_tensor(c.in_channels),
                     c.causal_condition ? 0.0f : timestep);
     has_run_ = true;
 }

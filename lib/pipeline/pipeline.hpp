@@ -32,6 +32,12 @@ struct EncodedPrompt {
     std::vector<float> reference_latents;  ///< [reference tokens, channels], normalised, packed
     std::vector<dit::Grid> references;
     std::int64_t tokens = 0;
+    /// Views as the prefix pass takes them: [tokens, width]; [reference tokens, channels], empty without references.
+    Tensor states_tensor(std::int64_t width) const { return Tensor::of(states.data(), {tokens, width}); }
+    Tensor references_tensor(std::int64_t channels) const {
+        if (reference_latents.empty()) return {};
+        return Tensor::of(reference_latents.data(), {static_cast<std::int64_t>(reference_latents.size()) / channels, channels});
+    }
 };
 
 /// A diffusers directory of class QwenImage21Pipeline, opened: configs, tokenizer, schedule, and the weights of the frozen

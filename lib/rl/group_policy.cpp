@@ -9,16 +9,6 @@ namespace {
 
 std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
 
-Tensor states_of(const pipeline::EncodedPrompt& prompt, std::int64_t width) {
-    return Tensor::of(prompt.states.data(), {prompt.tokens, width});
-}
-
-Tensor references_of(const pipeline::EncodedPrompt& prompt, std::int64_t channels) {
-    if (prompt.reference_latents.empty()) return {};
-    return Tensor::of(prompt.reference_latents.data(),
-                      {static_cast<std::int64_t>(prompt.reference_latents.size()) / channels, channels});
-}
-
 }  // namespace
 
 GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
@@ -72,11 +62,11 @@ flow::Transition GroupPolicy::transition(int step) const {
 
 void GroupPolicy::run_prefixes() {
     const dit::Config& c = dit_.config();
-    conditional_.prefix().forward(weights_, conditional_.layout(), states_of(conditional_prompt_, c.context_dim),
-                                  references_of(conditional_prompt_, c.in_channels), 0.0f);
+    conditional_.prefix().forward(weights_, conditional_.layout(), conditional_prompt_.states_tensor(c.context_dim),
+                                  conditional_prompt_.references_tensor(c.in_channels), 0.0f);
     if (unconditional_)
-        unconditional_->prefix().forward(weights_, unconditional_->layout(), states_of(*unconditional_prompt_, c.context_dim),
-                                         references_of(*unconditional_prompt_, c.in_channels), 0.0f);
+        unconditional_->prefix().forward(weights_, unconditional_->layout(), unconditional_prompt_->states_tensor(c.context_dim),
+                                         unconditional_prompt_->references_tensor(c.in_channels), 0.0f);
 }
 
 void GroupPolicy::evaluate(const float* x, int step, bool needs_guidance) {
@@ -110,7 +100,7 @@ GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
         for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-            fill_normal(flow::initial_noise_key(noise_keys[static_cast<std::size_t>(first + b)]), {x_.f32() + b * n, size});
+            fill_normal(flow::initial_noise_key(noise_keys[spec_.shared_noise ? 0 : static_cast<std::size_t>(first + b)]), {x_.f32() + b * n, size});
         std::int64_t k = 0;
         for (int step = 0; step < spec_.schedule.steps(); ++step) {
             evaluate(x_.f32(), step, spec_.uses_guidance());
@@ -161,11 +151,31 @@ std::vector<float> GroupPolicy::replay(const GroupTrajectory& trajectory) {
     return result;
 }
 
-ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory,
-                                  std::span<const double> advantage, double weight, const nn::ParameterStore& gradients) {
+std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
+    const std::int64_t n = sample_size();
+    const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
+    std::vector<float> result(trajectory.x.size());
+    run_prefixes();
+    for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
+        for (std::int64_t k = 0; k < trained; ++k) {
+            for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
+                std::copy_n(trajectory.x.data() + ((first + b) * trained + k) * n, n, x_.f32() + b * n);
+            evaluate(x_.f32(), spec_.trained_steps[static_cast<std::size_t>(k)],
+                     spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
+            for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
+                std::copy_n(trained_velocity(b), n, result.data() + ((first + b) * trained + k) * n);
+        }
+    return result;
+}
+
+ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory, std::span<const double> advantage,
+                                  double weight, const nn::ParameterStore& gradients, std::span<const float> base_velocity) {
     ATELIER_CHECK(keep_ != dit::Keep::nothing, "this group was planned for sampling");
-    ATELIER_CHECK_USAGE(objective.kl == KlKind::none && !objective.ratio_norm,
-                        "KL and ratio normalisation are not part of the group's objective yet");
+    const bool has_kl = objective.kl != KlKind::none && objective.beta > 0;
+    ATELIER_CHECK(!has_kl || base_velocity.size() == trajectory.x.size(), "a KL term needs the base's velocities");
+    ATELIER_CHECK_USAGE(!objective.ratio_norm || !spec_.uses_guidance() || spec_.guidance_train == flow::GuidanceTrain::guided,
+                        "the normalised ratio needs the trained policy's own mean, which sampling with guidance_train = conditional does not give");
+    ATELIER_CHECK_USAGE(!objective.ratio_norm || spec_.log_prob == flow::LogProb::mean, "the normalised ratio is defined for log_prob = mean");
     const dit::Config& c = dit_.config();
     const std::int64_t n = sample_size();
     const auto size = static_cast<std::size_t>(n);
@@ -186,16 +196,36 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
             std::fill_n(d_trained.f32(), d_trained.elements(), 0.0f);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const double a = advantage[static_cast<std::size_t>(first + b)];
-                if (a == 0.0) continue;
+                if (a == 0.0 && !has_kl) continue;
                 const std::int64_t at = (first + b) * trained + k;
                 const std::span<const float> x(x_.f32() + b * n, size), v(trained_velocity(b), size);
                 const std::span<const float> next(trajectory.x_next.data() + at * n, size);
-                const auto now = static_cast<float>(*flow::log_prob<float>(t, spec_.log_prob, x, v, next));
-                const double log_ratio = static_cast<double>(now) - trajectory.log_prob[static_cast<std::size_t>(at)];
-                const Surrogate term = clipped_surrogate<double>(log_ratio, a, objective.clip);
-                stats.add(term, 0.0);
-                flow::log_prob_backward<float>(t, spec_.log_prob, x, v, next, weight * term.d_log_ratio,
-                                               {d_trained.f32() + b * n, size});
+                const std::span<float> d_v(d_trained.f32() + b * n, size);
+                Surrogate term;
+                if (objective.ratio_norm) {
+                    fill_normal(flow::step_noise_key(trajectory.noise_key[static_cast<std::size_t>(first + b)], step), numbers(noise_));
+                    const std::span<const float> noise = numbers(noise_);
+                    term = clipped_surrogate<double>(guard_log_ratio<float>(t, x, v, next, noise), a, objective.clip);
+                    guard_log_ratio_backward<float>(t, noise, weight * guard_weight(t) * term.d_log_ratio, d_v);
+                } else {
+                    const auto now = static_cast<float>(*flow::log_prob<float>(t, spec_.log_prob, x, v, next));
+                    const double log_ratio = static_cast<double>(now) - trajectory.log_prob[static_cast<std::size_t>(at)];
+                    term = clipped_surrogate<double>(log_ratio, a, objective.clip);
+                    flow::log_prob_backward<float>(t, spec_.log_prob, x, v, next, weight * term.d_log_ratio, d_v);
+                }
+                double kl = 0;
+                if (has_kl) {
+                    const std::span<const float> base = base_velocity.subspan(static_cast<std::size_t>(at * n), size);
+                    const double scale = weight * objective.beta;
+                    if (objective.kl == KlKind::gaussian) {
+                        kl = flow::gaussian_kl<float>(t, v, base);
+                        flow::gaussian_kl_backward<float>(t, v, base, scale, d_v);
+                    } else {
+                        kl = flow::velocity_mse<float>(v, base);
+                        flow::velocity_mse_backward<float>(v, base, scale, d_v);
+                    }
+                }
+                stats.add(term, kl);
             }
             if (both) {
                 std::fill_n(d_v_.f32(), d_v_.elements(), 0.0f);
@@ -206,11 +236,11 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
             }
             conditional_pass_->backward(weights_, gradients, conditional_.prefix(), x_, d_v_, {});
         }
-    conditional_.prefix().backward(weights_, gradients, states_of(conditional_prompt_, c.context_dim),
-                                   references_of(conditional_prompt_, c.in_channels), {}, {});
+    conditional_.prefix().backward(weights_, gradients, conditional_prompt_.states_tensor(c.context_dim),
+                                   conditional_prompt_.references_tensor(c.in_channels), {}, {});
     if (both)
-        unconditional_->prefix().backward(weights_, gradients, states_of(*unconditional_prompt_, c.context_dim),
-                                          references_of(*unconditional_prompt_, c.in_channels), {}, {});
+        unconditional_->prefix().backward(weights_, gradients, unconditional_prompt_->states_tensor(c.context_dim),
+                                          unconditional_prompt_->references_tensor(c.in_channels), {}, {});
     return stats;
 }
 

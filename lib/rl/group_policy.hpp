@@ -28,6 +28,9 @@ struct SamplingSpec {
     dit::Grid target;
     int members = 8;      ///< of the group
     int micro_batch = 8;  ///< members run together; divides `members`; part of what makes replay exact
+    /// All members start from the first one's initial noise (DanceGRPO): what tells them apart is then the noise of the trained
+    /// steps alone, which is what the policy gradient can credit.
+    bool shared_noise = false;
     bool uses_guidance() const {
         return guidance_train != flow::GuidanceTrain::none && !guidance.is_off();
     }
@@ -60,10 +63,16 @@ class GroupPolicy {
     /// Log-probabilities [members, K] of a stored trajectory under the present weights.
     std::vector<float> replay(const GroupTrajectory& trajectory);
 
-    /// Adds the gradient of `weight` times the sum over members and trained steps of the clipped surrogate to `gradients`.
-    /// Members whose advantage is 0 add nothing.
-    ObjectiveStats train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory,
-                         std::span<const double> advantage, double weight, const nn::ParameterStore& gradients);
+    /// Velocities [members, K, tokens * channels] at a stored trajectory's states under the present weights, of the branch that
+    /// is trained: what KL terms are measured against.
+    std::vector<float> velocities(const GroupTrajectory& trajectory);
+
+    /// Adds the gradient of `weight` times the sum over members and trained steps of the clipped surrogate, and of the KL term if
+    /// the objective has one, to `gradients`. Without a KL term members whose advantage is 0 add nothing. `base_velocity`: the
+    /// base policy's velocities(), needed by KL terms. Throws Error(usage) for GRPO-Guard's ratio where the sampled mean is not
+    /// that of the trained policy (guidance_train = conditional under guidance).
+    ObjectiveStats train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory, std::span<const double> advantage, double weight,
+                         const nn::ParameterStore& gradients, std::span<const float> base_velocity = {});
 
   private:
     std::int64_t sample_size() const { return spec_.target.tokens() * dit_.config().out_channels; }

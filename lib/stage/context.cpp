@@ -3,19 +3,15 @@
 #include <fmt/format.h>
 
 #include <atomic>
-#include <boost/program_options.hpp>
 #include <csignal>
-#include <iostream>
 
-#include "core/parallel.hpp"
+#include "core/progress.hpp"
 #include "flow/step_choice.hpp"
 #include "io/image/png.hpp"
-#include "stage/schema.hpp"
+#include "stage/curated.hpp"
 
 namespace atelier::stage {
 namespace {
-
-namespace po = boost::program_options;
 
 std::atomic<bool> signal_seen{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
@@ -24,16 +20,37 @@ void on_signal(int) { signal_seen.store(true); }
 
 }  // namespace
 
-std::filesystem::path RunDirectory::iteration(const std::string& task, std::int64_t iteration) const {
-    return root / task / fmt::format("iter-{:04}", iteration);
+std::filesystem::path RunDirectory::iteration(const std::string& policy, std::int64_t iteration) const {
+    return root / policy / fmt::format("iter-{:04}", iteration);
+}
+std::filesystem::path RunDirectory::round(std::int64_t round) const { return root / "opd" / fmt::format("round-{:02}", round); }
+
+std::vector<std::string> Context::tasks() const {
+    if (policy == mix_policy) return config.tasks();
+    return {policy};
+}
+
+std::int64_t Context::iterations(const std::string& name) const {
+    const std::int64_t own = config.integer(name == mix_policy ? "mix.iterations" : "task." + name + ".iterations");
+    return own > 0 ? own : config.integer("grpo.iterations");
+}
+
+double Context::learning_rate() const {
+    const double own = config.number(policy == mix_policy ? "mix.learning_rate" : "task." + policy + ".learning_rate");
+    return own > 0 ? own : config.number("grpo.learning_rate");
 }
 
 std::filesystem::path Context::starting_policy() const {
-    if (iteration == 1) return model() / "transformer";
-    const auto directory = run.policy(task, iteration - 1);
-    ATELIER_CHECK_INPUT(io::is_complete(directory), "{} is not complete: run iteration {} of task {} first", directory.string(),
-                        iteration - 1, task);
+    if (iteration == 1) return base_transformer();
+    const auto directory = run.policy(policy, iteration - 1);
+    require_complete(directory, fmt::format("run iteration {} of {} first", iteration - 1, policy));
     return directory;
+}
+
+std::filesystem::path Context::final_policy(const std::string& name) const {
+    const auto directory = run.policy(name, iterations(name));
+    require_complete(directory, fmt::format("policy {} has not had its {} iterations", name, iterations(name)));
+    return config.number("grpo.ema") > 0 ? directory / "ema" : directory;
 }
 
 rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
@@ -47,20 +64,21 @@ rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
     s.guidance_train = flow::parse_guidance_train(config.text("sampling.guidance_train"));
     s.members = static_cast<int>(config.integer("rollout.group_size"));
     s.micro_batch = static_cast<int>(config.integer("rollout.micro_batch"));
+    s.shared_noise = config.flag("rollout.shared_noise");
     flow::StepChoice choice;
     choice.policy = flow::parse_step_policy(config.text("steps.choice"));
     choice.count = static_cast<int>(config.integer("steps.count"));
     choice.gamma = config.number("steps.gamma");
     choice.window_begin = static_cast<int>(config.integer("steps.window_begin"));
     s.trained_steps = flow::choose_steps(choice, s.sampler, s.eta, s.schedule.sigmas, seed(), static_cast<std::uint64_t>(iteration),
-                                         task_number(task));
+                                         task_number(policy));
     return s;
 }
 
 io::Manifest Context::new_manifest(const std::string& stage) const {
     io::Manifest m;
     m.stage = stage;
-    m.task = task;
+    m.task = policy;
     m.iteration = static_cast<std::uint64_t>(iteration);
     m.config_hash = config.hash();
     m.code_version = code_version();
@@ -68,47 +86,29 @@ io::Manifest Context::new_manifest(const std::string& stage) const {
     return m;
 }
 
-std::unique_ptr<Context> make_context(const char* program, int argc, char** argv, comm::Communicator& world) {
-    std::string run, task;
-    std::int64_t iteration = 0;
-    po::options_description text(fmt::format("{}: one iteration of one task of a run", program));
-    text.add_options()("help", "this text")("run", po::value(&run), "run directory (required); atelier-plan makes it")(
-        "task", po::value(&task), "task of the configuration (required)")("iteration", po::value(&iteration), "from 1 (required)");
-    try {
-        po::variables_map values;
-        po::store(po::parse_command_line(argc, argv, text), values);
-        po::notify(values);
-        if (values.count("help") != 0) {
-            if (world.is_root()) std::cout << text << '\n';
-            return nullptr;
-        }
-    } catch (const po::error& e) {
-        ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
-    }
-    ATELIER_CHECK_USAGE(!run.empty() && !task.empty() && iteration >= 1, "--run, --task and --iteration (from 1) are required (see --help)");
-    const RunDirectory directory{run};
-    ATELIER_CHECK_USAGE(std::filesystem::exists(directory.config()), "{} is missing: make the run with atelier-plan --config FILE --run {}",
-                        directory.config().string(), run);
-    auto context = std::make_unique<Context>(Context{directory, config::Config::resolve(directory.config(), {}, schema()), task, iteration, &world});
-    const auto tasks = context->config.tasks();
-    ATELIER_CHECK_USAGE(std::find(tasks.begin(), tasks.end(), task) != tasks.end(), "{} has no [task.{}]", directory.config().string(), task);
-    set_threads(static_cast<int>(context->config.integer("compute.threads")));
-    catch_signals();
-    return context;
+void require_complete(const std::filesystem::path& directory, const std::string& what) {
+    ATELIER_CHECK_INPUT(io::is_complete(directory), "{} is not complete: {}", directory.string(), what);
 }
 
-std::unique_ptr<io::DirectoryLock> begin_stage(const Context& c, const std::filesystem::path& directory, bool& complete) {
-    std::unique_ptr<io::DirectoryLock> lock;
+std::string weights_hash(const std::filesystem::path& transformer) {
+    for (const char* name : {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"})
+        if (std::filesystem::exists(transformer / name)) return io::digest_file(transformer / name).hash;
+    ATELIER_FAIL(ErrorKind::input, "{} holds no diffusion_pytorch_model.safetensors", transformer.string());
+}
+
+StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at, const std::filesystem::path& product) {
+    StageLock stage;
     // Rank 0 decides; if it throws, it ends the others.
     std::byte done{0};
     if (c.world->is_root()) {
-        lock = std::make_unique<io::DirectoryLock>(directory);
-        io::remove_temporaries(directory);
-        done = std::byte{io::is_complete(directory)};
+        stage.lock = std::make_unique<io::DirectoryLock>(lock_at);
+        io::remove_temporaries(lock_at);
+        done = std::byte{io::is_complete(product)};
+        if (done != std::byte{0}) log_line(product.string() + " is complete already");
     }
     c.world->broadcast(std::span(&done, 1), 0);
-    complete = done != std::byte{0};
-    return lock;
+    stage.is_complete = done != std::byte{0};
+    return stage;
 }
 
 void catch_signals() {
@@ -121,14 +121,31 @@ bool stop_was_asked(comm::Communicator& world) { return world.any(signal_seen.lo
 
 std::string code_version() { return ATELIER_CODE_VERSION; }
 
-EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt, const rl::SamplingSpec& spec) {
+EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt, bool with_negative) {
     std::vector<io::Image> images;
     for (const auto& path : prompt.images) images.push_back(io::read_png(path));
     const auto references = model.prepare(images, c.config.integer("sampling.output_resolution"));
     EncodedPair pair;
     pair.conditional = model.encode(prompt.text, references);
-    if (spec.uses_guidance()) pair.unconditional = model.encode(c.config.text("task." + c.task + ".negative"), references);
+    if (with_negative) pair.unconditional = model.encode(c.config.text("task." + prompt.task + ".negative"), references);
     return pair;
+}
+
+std::vector<Prompt> training_prompts(const Context& c, const std::string& task) {
+    const std::filesystem::path file = c.config.text("task." + task + ".train");
+    auto prompts = read_prompts(file, task, c.kind(task));
+    if (!c.config.flag("curate.enabled")) return prompts;
+    require_complete(c.run.curation(task), fmt::format("run atelier-curate for task {} first", task));
+    const Curated curated = read_curated(c.run.curated(task));
+    ATELIER_CHECK_INPUT(curated.pool_hash == io::digest_file(file).hash, "{} was curated from another version of {}",
+                        c.run.curated(task).string(), file.string());
+    std::vector<Prompt> kept;
+    for (const std::uint64_t number : curated.kept_numbers()) {
+        ATELIER_CHECK_INPUT(number < prompts.size(), "{} names prompt {} of {}", c.run.curated(task).string(), number, prompts.size());
+        kept.push_back(prompts[number]);
+    }
+    ATELIER_CHECK_INPUT(!kept.empty(), "curation kept no prompt of task {}: lower curate.range_min", task);
+    return kept;
 }
 
 }  // namespace atelier::stage

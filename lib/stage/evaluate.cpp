@@ -1,15 +1,12 @@
 #include "stage/evaluate.hpp"
 
 #include <iostream>
-#include <nlohmann/json.hpp>
 
-#include "eval/bootstrap.hpp"
-#include "eval/bradley_terry.hpp"
+#include "core/progress.hpp"
 #include "flow/noise.hpp"
-#include "io/image/contact_sheet.hpp"
-#include "io/image/png.hpp"
 #include "pipeline/generate.hpp"
-#include "world/measure.hpp"
+#include "stage/evaluation_report.hpp"
+#include "stage/group_rollout.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -18,179 +15,157 @@ using Json = nlohmann::json;
 
 // Iteration number of evaluation seeds: no training iteration has it.
 constexpr std::uint64_t evaluation_iteration = ~std::uint64_t{0};
-constexpr std::size_t sheet_rows = 12;
 
-struct Sample {
-    io::Image picture;
-    std::map<std::string, double> scores;  ///< dimensions present
-    double total() const {
-        double sum = 0;
-        for (const auto& [name, score] : scores) sum += score;
-        return scores.empty() ? 0 : sum / static_cast<double>(scores.size());
-    }
+/// The pictures of one prompt, not yet scored.
+struct Drawn {
+    std::size_t prompt = 0;
+    io::TrajectorySamples samples;
+    std::vector<std::future<reward::Outcome>> outcomes;
 };
 
-Sample sample_prompt(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, const Prompt& prompt) {
-    const EncodedPair pair = encode_pair(model, c, prompt, spec);
+Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided, const EvaluatedTask& task, std::size_t index,
+           const std::string& name, Scoring& scoring) {
+    const Prompt& prompt = task.prompts[index];
+    const EncodedPair pair = encode_pair(model, c, prompt, guided);
     pipeline::GenerateRequest r;
     r.conditional = &pair.conditional;
-    r.unconditional = spec.uses_guidance() ? &pair.unconditional : nullptr;
+    r.unconditional = guided ? &pair.unconditional : nullptr;
     r.guidance = spec.guidance;
     r.schedule = spec.schedule;
     r.target = spec.target;
-    const std::int64_t channels = model.dit().config().in_channels;
-    std::vector<float> latents(static_cast<std::size_t>(spec.target.tokens() * channels));
-    fill_normal(flow::initial_noise_key(flow::sample_noise_key(c.seed(), evaluation_iteration, task_number(c.task) ^ prompt.number, 0)), latents);
-    pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents);
-    const std::int64_t height = spec.target.height * model::pixels_per_latent, width = spec.target.width * model::pixels_per_latent;
-    std::vector<float> pixels(static_cast<std::size_t>(height * width * 4));
-    model.codec().decode(Tensor::of(latents.data(), {1, spec.target.tokens(), channels}), spec.target.height, spec.target.width,
-                         Tensor::of(pixels.data(), {1, height, width, 4}));
-    Sample s;
-    s.picture.width = static_cast<int>(width);
-    s.picture.height = static_cast<int>(height);
-    s.picture.channels = 4;
-    s.picture.pixels.resize(pixels.size());
-    vae::to_bytes(pixels.data(), static_cast<std::int64_t>(pixels.size()), s.picture.pixels.data());
-    for (const auto& [name, verdict] : world::measure(Json::parse(prompt.attributes), s.picture.pixels))
-        if (verdict.present) s.scores[name] = verdict.score;
-    return s;
+    r.batch = static_cast<std::int64_t>(task.pictures);
+    const std::int64_t channels = model.dit().config().in_channels, n = spec.target.tokens() * channels;
+    Drawn drawn;
+    drawn.prompt = index;
+    io::TrajectorySamples& s = drawn.samples;
+    s.height = spec.target.height;
+    s.width = spec.target.width;
+    s.channels = channels;
+    s.latents.resize(task.pictures * static_cast<std::size_t>(n));
+    for (std::size_t m = 0; m < task.pictures; ++m) {
+        s.sample_id.push_back(index * task.pictures + m);
+        const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration, task_number(name) ^ prompt.number, m);
+        fill_normal(flow::initial_noise_key(key), std::span(s.latents).subspan(m * static_cast<std::size_t>(n), static_cast<std::size_t>(n)));
+    }
+    pipeline::generate_latents(model.dit(), model.dit_weights(), r, s.latents);
+    decode_pictures(model, s);
+    drawn.outcomes = scoring.submit(prompt, s);
+    return drawn;
 }
 
-/// Samples travel to rank 0 as JSON with the picture's bytes behind.
-std::vector<std::byte> pack(const std::vector<std::pair<std::size_t, Sample>>& samples) {
+/// Samples travel to every rank as JSON with the pictures' bytes inside.
+void exchange(comm::Communicator& world, std::vector<Drawn>& mine, std::vector<EvaluatedSample>& samples, std::size_t pictures) {
     Json list = Json::array();
-    for (const auto& [index, s] : samples)
-        list.push_back({{"i", index}, {"s", s.scores}, {"w", s.picture.width}, {"h", s.picture.height}, {"p", Json::binary(s.picture.pixels)}});
-    const auto bytes = Json::to_cbor(list);
-    const auto* data = reinterpret_cast<const std::byte*>(bytes.data());
-    return {data, data + bytes.size()};
-}
-
-void unpack(const std::vector<std::byte>& bytes, std::vector<Sample>& samples) {
-    const auto* data = reinterpret_cast<const std::uint8_t*>(bytes.data());
-    for (const Json& entry : Json::from_cbor(std::vector<std::uint8_t>(data, data + bytes.size()))) {
-        Sample& s = samples.at(entry.at("i").get<std::size_t>());
-        s.scores = entry.at("s").get<std::map<std::string, double>>();
-        s.picture.width = entry.at("w");
-        s.picture.height = entry.at("h");
-        s.picture.channels = 4;
-        s.picture.pixels = entry.at("p").get_binary();
-    }
-}
-
-/// Columns of one number per prompt, for intervals that resample prompts.
-Json interval_json(std::span<const double> values, std::span<const std::uint64_t> clusters) {
-    const eval::Interval i = eval::bootstrap_mean({}, values, clusters);
-    return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
-}
-
-Json summarise(const std::vector<Sample>& samples, const std::vector<Prompt>& prompts, const std::string& task) {
-    std::map<std::string, std::pair<std::vector<double>, std::vector<std::uint64_t>>> columns;
-    for (std::size_t i = 0; i < samples.size(); ++i) {
-        const auto add = [&](const std::string& name, double value) {
-            columns[name].first.push_back(value);
-            columns[name].second.push_back(prompts[i].number);
-        };
-        for (const auto& [name, score] : samples[i].scores) {
-            add(task + "/" + name, score);
-            add(task + "/" + name + "/" + prompts[i].category, score);
+    for (Drawn& d : mine) {
+        const std::size_t bytes = d.samples.picture.size() / pictures;
+        for (std::size_t m = 0; m < pictures; ++m) {
+            const reward::Outcome outcome = d.outcomes[m].get();
+            ATELIER_CHECK_KIND(ErrorKind::reward, !outcome.failed, "a held-out picture could not be scored: {}", outcome.verdicts.begin()->second.reason);
+            Json scores = Json::object();
+            for (const auto& [name, verdict] : outcome.verdicts)
+                if (verdict.present) scores[name] = verdict.score;
+            const auto begin = d.samples.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes);
+            list.push_back({{"i", d.prompt * pictures + m}, {"s", scores}, {"w", d.samples.picture_width}, {"h", d.samples.picture_height},
+                            {"p", Json::binary(std::vector<std::uint8_t>(begin, begin + static_cast<std::ptrdiff_t>(bytes)))}});
         }
-        add(task + "/total", samples[i].total());
     }
-    Json json = Json::object();
-    for (const auto& [name, column] : columns) json[name] = interval_json(column.first, column.second);
-    return json;
-}
-
-void write_sheet(const std::filesystem::path& path, const Models& models, const std::vector<Prompt>& prompts,
-                 const std::vector<std::vector<Sample>>& samples) {
-    io::ContactSheet sheet;
-    for (const auto& [name, directory] : models) sheet.column_captions.push_back(name);
-    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of them.
-    const std::size_t step = std::max<std::size_t>(1, prompts.size() / sheet_rows);
-    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < prompts.size(); ++row) {
-        const std::size_t i = row * step + row % step;
-        sheet.rows.emplace_back();
-        for (const auto& of_model : samples) sheet.rows.back().push_back(&of_model[i].picture);
-        sheet.row_captions.push_back(prompts[i].text);
+    const auto bytes = Json::to_cbor(list);
+    for (const auto& part : world.gather(std::as_bytes(std::span(bytes)))) {
+        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
+        for (const Json& entry : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
+            EvaluatedSample& s = samples.at(entry.at("i").get<std::size_t>());
+            s.scores = entry.at("s").get<std::map<std::string, double>>();
+            s.picture.width = entry.at("w");
+            s.picture.height = entry.at("h");
+            s.picture.channels = 4;
+            s.picture.pixels = entry.at("p").get_binary();
+        }
     }
-    io::write_png(path, io::contact_sheet(sheet));
 }
 
 }  // namespace
 
-int run_evaluate(const RunDirectory& run, const config::Config& config, const Models& models, std::int64_t limit, comm::Communicator& world) {
-    Json summary{{"models", Json::object()}, {"elo", Json::object()}};
-    std::vector<eval::Outcome> outcomes;
-    std::map<std::string, std::pair<std::vector<Prompt>, std::vector<std::vector<Sample>>>> by_task;
-    Context c{run, config, "", 1, &world};
-    for (const auto& [name, directory] : models) {
-        pipeline::Pipeline model(c.model(), directory);  // one at a time in memory
-        Json& entry = summary["models"][name] = Json::object();
-        for (const std::string& task : config.tasks()) {
-            c.task = task;
-            auto& [prompts, all] = by_task[task];
-            if (prompts.empty()) {
-                prompts = read_prompts(config.text("task." + task + ".heldout"));
-                if (limit > 0 && static_cast<std::int64_t>(prompts.size()) > limit) prompts.resize(static_cast<std::size_t>(limit));
-            }
+std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
+    const bool guides = c.config.number("sampling.guidance_scale") > 1 && c.config.text("sampling.guidance_train") != "none";
+    std::vector<Candidate> list{{"base", c.base_transformer(), false}};
+    if (guides) list.push_back({"base-guided", c.base_transformer(), true});
+    const auto add_policy = [&](const std::string& policy, const std::string& name) {
+        if (std::filesystem::exists(c.run.policy(policy, c.iterations(policy)) / io::manifest_name)) list.push_back({name, c.final_policy(policy), guides});
+    };
+    for (const std::string& task : c.config.tasks()) add_policy(task, "teacher-" + task);
+    add_policy(mix_policy, mix_policy);
+    const auto student = c.run.student(c.config.integer("distill.rounds"));
+    if (std::filesystem::exists(student / io::manifest_name)) {
+        require_complete(student, "the student was changed");
+        list.push_back({"student", student, false});
+    }
+    for (const std::string& text : extra) {
+        const auto equals = text.find('=');
+        ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0, "--model {}: NAME=DIRECTORY was expected", text);
+        list.push_back({text.substr(0, equals), text.substr(equals + 1), false});
+    }
+    return list;
+}
+
+int run_evaluate(const Context& given, const std::vector<Candidate>& candidates, std::int64_t limit) {
+    Context c = given;
+    const auto directory = c.run.evaluation();
+    std::unique_ptr<io::DirectoryLock> lock;
+    if (c.world->is_root()) lock = std::make_unique<io::DirectoryLock>(c.run.root / "eval.lock");
+    io::Manifest manifest = c.new_manifest("evaluate");
+    std::map<std::string, EvaluatedTask> tasks;
+    std::int64_t total = 0;
+    for (const std::string& name : c.config.tasks()) {
+        EvaluatedTask& task = tasks[name];
+        task.prompts = read_prompts(c.config.text("task." + name + ".heldout"), name, c.kind(name));
+        if (limit > 0 && static_cast<std::int64_t>(task.prompts.size()) > limit) task.prompts.resize(static_cast<std::size_t>(limit));
+        task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
+        total += static_cast<std::int64_t>(task.prompts.size() * task.pictures * candidates.size());
+    }
+    Scoring scoring(c);
+    Progress progress("evaluate", "pictures", total, !c.world->is_root());
+    std::int64_t done = 0;
+    std::vector<std::string> names;
+    const auto ranks = static_cast<std::size_t>(c.world->size());
+    for (const Candidate& candidate : candidates) {
+        names.push_back(candidate.name);
+        pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
+        manifest.inputs[candidate.name] = {0, weights_hash(candidate.transformer)};
+        for (auto& [name, task] : tasks) {
+            c.policy = name;
             const rl::SamplingSpec spec = c.sampling(model);
-            std::vector<std::pair<std::size_t, Sample>> mine;
-            for (std::size_t i = 0; i < prompts.size(); ++i)
-                if (c.is_mine(i)) mine.emplace_back(i, sample_prompt(model, c, spec, prompts[i]));
-            std::vector<Sample> samples(prompts.size());
-            for (const auto& part : world.gather(pack(mine))) unpack(part, samples);
-            entry.update(summarise(samples, prompts, task));
-            all.push_back(std::move(samples));
+            std::vector<Drawn> mine;
+            for (std::size_t first = 0; first < task.prompts.size(); first += ranks) {
+                if (stop_was_asked(*c.world)) {
+                    if (c.world->is_root()) log_line("stopped by a signal before the evaluation was complete");
+                    return static_cast<int>(ErrorKind::requeue);
+                }
+                const std::size_t i = first + static_cast<std::size_t>(c.world->rank());
+                if (i < task.prompts.size()) mine.push_back(draw(model, c, spec, candidate.guided, task, i, name, scoring));
+                done += static_cast<std::int64_t>(std::min(ranks, task.prompts.size() - first) * task.pictures);
+                progress.update(done);
+            }
+            task.models.emplace_back(task.prompts.size() * task.pictures);
+            exchange(*c.world, mine, task.models.back(), task.pictures);
         }
     }
-    if (!world.is_root()) return 0;
-    for (const auto& [task, data] : by_task) {
-        const auto& [prompts, all] = data;
-        for (std::size_t i = 0; i < prompts.size(); ++i)
-            for (std::size_t a = 0; a < all.size(); ++a)
-                for (std::size_t b = a + 1; b < all.size(); ++b) {
-                    const double x = all[a][i].total(), y = all[b][i].total();
-                    outcomes.push_back({static_cast<int>(a), static_cast<int>(b), x > y ? 1.0 : x < y ? 0.0 : 0.5,
-                                        task_number(task) ^ prompts[i].number});
-                }
-    }
-    if (models.size() > 1) {
-        const auto elo = eval::elo_table({}, static_cast<int>(models.size()), outcomes);
-        for (std::size_t m = 0; m < models.size(); ++m)
-            summary["elo"][models[m].first] = {{"elo", elo.entries[m].elo}, {"low", elo.entries[m].low}, {"high", elo.entries[m].high}};
-    }
-    const auto directory = run.root / "eval";
+    if (!c.world->is_root()) return 0;
+    const Json summary = evaluation_summary(names, tasks);
+    const std::string table = evaluation_table(summary, names);
+    manifest.task = "";
     io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
         io::publish_text(temporary / "summary.json", summary.dump(1) + "\n");
-        io::Manifest manifest = c.new_manifest("evaluate");
-        manifest.task = "";
-        manifest.outputs["summary.json"] = {};
-        for (const auto& [task, data] : by_task) {
-            const std::string sheet = "contact-" + task + ".png";
-            write_sheet(temporary / sheet, models, data.first, data.second);
+        io::publish_text(temporary / "table.txt", table);
+        manifest.outputs = {{"summary.json", {}}, {"table.txt", {}}};
+        for (const auto& [name, task] : tasks) {
+            const std::string sheet = "contact-" + name + ".png";
+            write_contact_sheet(temporary / sheet, names, task);
             manifest.outputs[sheet] = {};
         }
         io::publish_manifest(temporary, manifest);
     });
-    // The table: one line a dimension, one column a model.
-    std::map<std::string, bool> names;
-    for (const auto& [model, entry] : summary["models"].items())
-        for (const auto& [name, value] : entry.items())
-            if (std::count(name.begin(), name.end(), '/') == 1) names[name] = true;
-    std::cout << fmt::format("{:<22}", "");
-    for (const auto& [name, path] : models) std::cout << fmt::format("{:>26}", name);
-    std::cout << '\n';
-    for (const auto& [name, unused] : names) {
-        std::cout << fmt::format("{:<22}", name);
-        for (const auto& [model, path] : models) {
-            const Json& v = summary["models"][model][name];
-            std::cout << fmt::format("{:>26}", fmt::format("{:.2f} [{:.2f}, {:.2f}]", v["mean"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
-        }
-        std::cout << '\n';
-    }
-    std::cout << (directory / "summary.json").string() << '\n';
+    std::cout << table << (directory / "summary.json").string() << '\n';
+    for (const auto& [name, task] : tasks) std::cout << (directory / ("contact-" + name + ".png")).string() << '\n';
     return 0;
 }
 

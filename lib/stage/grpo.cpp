@@ -1,206 +1,271 @@
 #include "stage/grpo.hpp"
 
+#include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "io/hdf5.hpp"
+#include "core/progress.hpp"
+#include "eval/bootstrap.hpp"
+#include "io/metrics.hpp"
 #include "io/trajectory.hpp"
-#include "optim/adamw.hpp"
-#include "optim/gradient_norm.hpp"
+#include "optim/learning_rate.hpp"
+#include "stage/retention.hpp"
+#include "stage/training_state.hpp"
 
 namespace atelier::stage {
 namespace {
 
-constexpr const char* training_name = "training.h5";
+using Json = nlohmann::json;
 
-/// AdamW's memory of one policy, in the flat layout of the parameter table.
-struct OptimizerState {
-    std::int64_t update = 0;
-    std::vector<float> m, v;
-};
-
-OptimizerState load_state(const std::filesystem::path& policy, std::int64_t size) {
-    OptimizerState s;
-    s.m.resize(static_cast<std::size_t>(size));
-    s.v.resize(static_cast<std::size_t>(size));
-    if (!std::filesystem::exists(policy / training_name)) return s;  // the base: nothing learnt yet
-    const auto file = io::hdf5::File::open(policy / training_name);
-    s.update = file.integer_attribute("/", "update");
-    s.m = file.read<float>("/m", {size});
-    s.v = file.read<float>("/v", {size});
-    return s;
-}
-
-void save_state(const std::filesystem::path& directory, const OptimizerState& s, const Context& c) {
-    auto file = io::hdf5::File::create(directory / training_name);
-    file.set_attribute("/", "schema", std::string("atelier.training"));
-    file.set_attribute("/", "update", s.update);
-    file.set_attribute("/", "iteration", c.iteration);
-    file.set_attribute("/", "config_hash", c.config.hash());
-    file.write("/m", Tensor::of(s.m.data(), {static_cast<std::int64_t>(s.m.size())}));
-    file.write("/v", Tensor::of(s.v.data(), {static_cast<std::int64_t>(s.v.size())}));
-    file.close();
-}
-
-std::vector<optim::ParameterRange> decay_ranges(const nn::ParameterTable& table) {
-    std::vector<optim::ParameterRange> ranges;
-    for (int i = 0; i < table.size(); ++i) {
-        const std::int64_t end = i + 1 < table.size() ? table.offset(i + 1) : table.flat_size();
-        ranges.push_back({table.offset(i), end, table.spec(i).decay});
-    }
-    return ranges;
-}
-
-rl::GroupTrajectory trajectory_of(const io::TrajectorySamples& s) {
+rl::GroupTrajectory trajectory_of(io::TrajectorySamples& s) {
     rl::GroupTrajectory t;
-    t.x = s.x;
-    t.x_next = s.x_next;
-    t.log_prob = s.log_prob;
-    t.latents = s.latents;
+    t.x = std::move(s.x);
+    t.x_next = std::move(s.x_next);
+    t.log_prob = std::move(s.log_prob);
     for (std::size_t i = 0; i < s.noise_key.size(); i += 2) t.noise_key.push_back({s.noise_key[i], s.noise_key[i + 1]});
     return t;
 }
 
-struct Group {
-    io::TrajectorySamples samples;
-    EncodedPair prompt;
-    bool dropped() const { return samples.status[0] == static_cast<std::uint8_t>(io::SampleStatus::group_dropped); }
+bool is_dropped(const io::TrajectorySamples& s) {
+    return std::all_of(s.status.begin(), s.status.end(),
+                       [](std::uint8_t status) { return status != static_cast<std::uint8_t>(io::SampleStatus::complete); });
+}
+
+/// What one shard says without its states: enough for metrics, and for knowing which groups train.
+struct GroupScoresOf {
+    std::size_t unit = 0;
+    bool dropped = false;
+    std::map<std::string, std::vector<double>> scores;  ///< present ones, by dimension
+    std::vector<double> totals, advantages;
 };
 
-std::vector<Group> load_groups(const Context& c, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
-                               const std::vector<std::string>& shards) {
-    const auto directory = c.run.rollout(c.task, c.iteration);
-    const auto prompts = read_prompts(c.config.text("task." + c.task + ".train"));
-    std::vector<Group> groups;
+/// The groups of all ranks, in unit order: every rank gets the same numbers.
+std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem::path& directory, const std::vector<std::string>& shards,
+                                         const rl::SamplingSpec& spec) {
+    Json mine = Json::array();
     for (std::size_t unit = 0; unit < shards.size(); ++unit) {
         if (!c.is_mine(unit)) continue;
-        auto shard = io::read_trajectory(directory / shards[unit], c.config.hash());
+        const auto shard = io::read_trajectory(directory / shards[unit], c.config.hash(), io::TrajectoryParts::scores);
         ATELIER_CHECK_INPUT(shard.shapes.size() == 1 && shard.prompts.id.size() == 1 && shard.shapes[0].samples() == spec.members,
                             "{} does not hold one group of {}", (directory / shards[unit]).string(), spec.members);
-        const auto prompt = std::find_if(prompts.begin(), prompts.end(), [&](const Prompt& p) { return p.id == shard.prompts.id[0]; });
-        ATELIER_CHECK_INPUT(prompt != prompts.end(), "{}: prompt {} is not in the prompt file", shards[unit], shard.prompts.id[0]);
-        groups.push_back({std::move(shard.shapes[0]), encode_pair(model, c, *prompt, spec)});
+        const io::TrajectorySamples& s = shard.shapes[0];
+        for (const std::int64_t step : s.trained_step)
+            ATELIER_CHECK_INPUT(std::count(spec.trained_steps.begin(), spec.trained_steps.end(), step) == 1,
+                                "{}: step {} was trained, which the configuration does not choose", (directory / shards[unit]).string(), step);
+        Json scores = Json::object(), totals = Json::array(), advantages = Json::array();
+        for (const auto& [name, column] : s.reward)
+            for (std::size_t m = 0; m < column.score.size(); ++m)
+                if (column.present[m] != 0) {
+                    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(column.score[m]), "{}: {} of member {} is {}",
+                                       (directory / shards[unit]).string(), name, m, column.score[m]);
+                    scores[name].push_back(column.score[m]);
+                }
+        for (std::size_t m = 0; m < s.total.size(); ++m) {
+            if (std::isfinite(s.total[m])) totals.push_back(s.total[m]);
+            ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(s.advantage[m]), "{}: the advantage of member {} is {}",
+                               (directory / shards[unit]).string(), m, s.advantage[m]);
+            advantages.push_back(s.advantage[m]);
+        }
+        mine.push_back({{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages}});
+    }
+    const auto bytes = Json::to_cbor(mine);
+    std::vector<GroupScoresOf> groups(shards.size());
+    for (const auto& part : c.world->gather(std::as_bytes(std::span(bytes)))) {
+        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
+        for (const Json& g : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
+            GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
+            group = {g.at("u"), g.at("d"), g.at("s"), g.at("t"), g.at("a")};
+        }
     }
     return groups;
 }
 
-/// Sums that every rank adds to: means over all samples are made from them.
-struct Totals {
-    std::map<std::string, std::pair<double, double>> reward;  ///< sum, count
-    double advantage_terms = 0, groups = 0, dropped = 0;
+Json interval(const std::vector<double>& values, const std::vector<std::uint64_t>& clusters) {
+    const auto i = eval::bootstrap_mean({}, values, clusters);
+    return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
+}
+
+/// Means with intervals over groups, and how far members of a group differ.
+Json describe_rewards(const std::vector<GroupScoresOf>& groups) {
+    std::map<std::string, std::pair<std::vector<double>, std::vector<std::uint64_t>>> columns;
+    std::map<std::string, std::pair<double, double>> spread;
+    std::int64_t dropped = 0;
+    const auto add = [&](const std::string& name, const std::vector<double>& values, std::uint64_t unit) {
+        double mean = 0, square = 0;
+        for (const double v : values) {
+            columns[name].first.push_back(v);
+            columns[name].second.push_back(unit);
+            mean += v / static_cast<double>(values.size());
+        }
+        for (const double v : values) square += (v - mean) * (v - mean) / static_cast<double>(values.size());
+        if (values.size() > 1) spread[name].first += std::sqrt(square), ++spread[name].second;
+    };
+    for (const GroupScoresOf& g : groups) {
+        dropped += g.dropped;
+        for (const auto& [name, values] : g.scores) add(name, values, g.unit);
+        add("total", g.totals, g.unit);
+    }
+    Json reward = Json::object(), std = Json::object();
+    for (const auto& [name, column] : columns)
+        if (!column.first.empty()) reward[name] = interval(column.first, column.second);
+    for (const auto& [name, sums] : spread) std[name] = sums.second > 0 ? sums.first / sums.second : 0.0;
+    return {{"reward", reward}, {"spread", std}, {"groups", groups.size()}, {"groups_dropped", dropped}};
+}
+
+/// The base's weights beside the policy's, for KL terms.
+struct Reference {
+    Reference(const dit::Dit& dit, const std::filesystem::path& directory)
+        : arena("base policy", static_cast<std::size_t>(dit.table().flat_size()) * sizeof(float) + Arena::alignment), weights(dit.table(), arena) {
+        dit::load(weights, directory);
+    }
+    Arena arena;
+    nn::ParameterStore weights;
 };
 
-nlohmann::json reward_means(comm::Communicator& world, const std::vector<Group>& groups, double& all, double& dropped) {
-    std::map<std::string, std::pair<double, double>> sums;
-    double counts[2] = {static_cast<double>(groups.size()), 0};
-    for (const Group& g : groups) {
-        counts[1] += g.dropped();
-        for (const auto& [name, column] : g.samples.reward)
-            for (std::size_t i = 0; i < column.score.size(); ++i)
-                if (column.present[i] != 0) sums[name].first += column.score[i], ++sums[name].second;
+/// One policy's update from one rollout.
+class Update {
+  public:
+    Update(const Context& c, pipeline::Pipeline& model, const rl::SamplingSpec& spec, const std::filesystem::path& rollout,
+           const std::vector<std::string>& shards, const std::vector<GroupScoresOf>& groups)
+        : c_(c), model_(model), spec_(spec), rollout_(rollout), shards_(shards), groups_(groups) {
+        objective_.clip = c.config.number("grpo.clip");
+        objective_.ratio_norm = c.config.flag("grpo.ratio_norm");
+        objective_.kl = rl::parse_kl_kind(c.config.text("grpo.kl"));
+        objective_.beta = c.config.number("grpo.kl_beta");
+        if (objective_.kl != rl::KlKind::none && objective_.beta > 0) reference_ = std::make_unique<Reference>(model.dit(), c.base_transformer());
+        for (const std::string& task : c.tasks())
+            for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task))) prompts_.emplace(task + "/" + p.id, std::move(p));
     }
-    world.sum(std::span(counts));
-    all = counts[0];
-    dropped = counts[1];
-    nlohmann::json means = nlohmann::json::object();
-    // A rank without groups has no names: all ranks ask for all dimensions there are.
-    for (const char* name : {"aesthetics", "alignment", "identity", "instruction", "portrait"}) {
-        double pair[2] = {sums[name].first, sums[name].second};
-        world.sum(std::span(pair));
-        if (pair[1] > 0) means[name] = pair[0] / pair[1];
+
+    /// Adds the gradient of a minibatch's groups, mean over their samples and trained steps. Returns how many groups train.
+    std::size_t accumulate(std::size_t part, std::size_t parts, const nn::ParameterStore& gradients, rl::ObjectiveStats& stats) {
+        std::size_t kept = 0;
+        for (std::size_t unit = part; unit < shards_.size(); unit += parts) kept += groups_[unit].dropped ? 0 : 1;
+        const double terms = static_cast<double>(kept) * spec_.members * static_cast<double>(spec_.trained_steps.size());
+        std::size_t turn = 0;
+        for (std::size_t unit = part; unit < shards_.size(); unit += parts) {
+            if (groups_[unit].dropped || !c_.is_mine(turn++)) continue;
+            stats.merge(train_group(unit, 1.0 / terms, gradients));
+        }
+        return kept;
     }
-    return means;
+
+  private:
+    rl::ObjectiveStats train_group(std::size_t unit, double weight, const nn::ParameterStore& gradients) {
+        auto shard = io::read_trajectory(rollout_ / shards_[unit], c_.config.hash(), io::TrajectoryParts::training);
+        const auto prompt = prompts_.find(shard.prompts.task[0] + "/" + shard.prompts.id[0]);
+        ATELIER_CHECK_INPUT(prompt != prompts_.end(), "{}: prompt {} is not in the prompt file", shards_[unit], shard.prompts.id[0]);
+        const EncodedPair pair = encode_pair(model_, c_, prompt->second, spec_.uses_guidance());
+        const auto trajectory = trajectory_of(shard.shapes[0]);
+        const auto build = [&](const nn::ParameterStore& weights, dit::Keep keep, Arena& arena) {
+            return rl::GroupPolicy(model_.dit(), weights, pair.conditional, spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_, keep, arena);
+        };
+        std::vector<float> base_velocity;
+        if (reference_) {
+            Arena measure = Arena::measuring("base policy's group");
+            build(reference_->weights, dit::Keep::nothing, measure);
+            Arena arena("base policy's group", measure.used());
+            base_velocity = build(reference_->weights, dit::Keep::nothing, arena).velocities(trajectory);
+        }
+        const dit::Keep keep = c_.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
+        Arena measure = Arena::measuring("group");
+        build(model_.dit_weights(), keep, measure);
+        Arena arena("group", measure.used());
+        return build(model_.dit_weights(), keep, arena).train(objective_, trajectory, groups_[unit].advantages, weight, gradients, base_velocity);
+    }
+
+    const Context& c_;
+    pipeline::Pipeline& model_;
+    const rl::SamplingSpec& spec_;
+    std::filesystem::path rollout_;
+    const std::vector<std::string>& shards_;
+    const std::vector<GroupScoresOf>& groups_;
+    rl::ObjectiveConfig objective_;
+    std::unique_ptr<Reference> reference_;
+    std::map<std::string, Prompt> prompts_;
+};
+
+/// Sums over ranks of what the metrics are made from.
+void sum_over_ranks(comm::Communicator& world, rl::ObjectiveStats& s) {
+    double sums[] = {s.terms, s.loss, s.ratio, s.ratio_deviation, s.clipped, s.outside, s.kl};
+    world.sum(std::span(sums));
+    s.terms = sums[0], s.loss = sums[1], s.ratio = sums[2], s.ratio_deviation = sums[3], s.clipped = sums[4], s.outside = sums[5], s.kl = sums[6];
 }
 
 }  // namespace
 
 int run_grpo(const Context& c) {
-    const auto rollout = c.run.rollout(c.task, c.iteration), directory = c.run.policy(c.task, c.iteration);
-    bool complete = false;
+    const auto rollout = c.run.rollout(c.policy, c.iteration), directory = c.run.policy(c.policy, c.iteration);
     // The lock stands beside the policy, which is published as a whole.
-    const auto lock = begin_stage(c, c.run.iteration(c.task, c.iteration), complete);
-    std::byte done{0};
-    if (c.world->is_root()) done = std::byte{std::filesystem::exists(directory) && io::is_complete(directory)};
-    c.world->broadcast(std::span(&done, 1), 0);
-    if (done != std::byte{0}) {
-        if (c.world->is_root()) std::cerr << directory.string() << " is complete already\n";
-        return 0;
-    }
-    ATELIER_CHECK_INPUT(io::is_complete(rollout), "{} is not complete: run atelier-rollout first", rollout.string());
+    const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
+    if (stage.is_complete) return 0;
+    require_complete(rollout, "run atelier-rollout first");
     io::Manifest manifest = c.new_manifest("grpo");
-    const io::Manifest source = io::read_manifest(rollout);
     std::vector<std::string> shards;
-    for (const auto& [name, digest] : source.outputs) shards.push_back(name);
+    for (const auto& [name, digest] : io::read_manifest(rollout).outputs)
+        if (name.starts_with("shard-")) shards.push_back(name);
 
     const auto policy = c.starting_policy();
     pipeline::Pipeline model(c.model(), policy);
     const rl::SamplingSpec spec = c.sampling(model);
-    const std::vector<Group> groups = load_groups(c, model, spec, shards);
-    const nn::ParameterStore& weights = model.dit_weights();
-    const std::int64_t size = weights.flat().elements();
-    OptimizerState state = load_state(policy, size);
-    Arena gradient_arena("gradients", static_cast<std::size_t>(size) * sizeof(float) + Arena::alignment);
-    const nn::ParameterStore gradients(weights.table(), gradient_arena);
-    const std::span<float> gradient(gradients.data(), static_cast<std::size_t>(size));
-    const auto ranges = decay_ranges(weights.table());
-    optim::GradientNorm gradient_norm(size);
-    rl::ObjectiveConfig objective;
-    objective.clip = c.config.number("grpo.clip");
-    const optim::AdamWConfig adamw{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8, c.config.number("grpo.weight_decay")};
-    const double terms = static_cast<double>(shards.size()) * spec.members * static_cast<double>(spec.trained_steps.size());
-    const dit::Keep keep = c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
+    const auto groups = gather_groups(c, rollout, shards, spec);
+    Trainer trainer(model.dit_weights(), policy,
+                    {{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8, c.config.number("grpo.weight_decay")},
+                     c.config.number("grpo.max_grad_norm"), c.config.number("grpo.ema")},
+                    *c.world);
+    const optim::LearningRate rate{c.learning_rate(), optim::RateShape::constant, c.config.integer("grpo.warm_up"), 0, 0.0};
+    Update update(c, model, spec, rollout, shards, groups);
 
-    double all = 0, dropped = 0;
-    nlohmann::json metrics{{"stage", "grpo"}, {"task", c.task}, {"iteration", c.iteration}};
-    metrics["reward"] = reward_means(*c.world, groups, all, dropped);
-    metrics["groups"] = all;
-    metrics["groups_dropped"] = dropped;
-    for (std::int64_t update = 0; update < c.config.integer("grpo.updates"); ++update) {
-        std::fill(gradient.begin(), gradient.end(), 0.0f);
-        rl::ObjectiveStats stats;
-        for (const Group& g : groups) {
-            if (g.dropped()) continue;
-            const std::vector<double> advantage(g.samples.advantage.begin(), g.samples.advantage.end());
-            const auto build = [&](Arena& arena) {
-                return rl::GroupPolicy(model.dit(), weights, g.prompt.conditional, spec.uses_guidance() ? &g.prompt.unconditional : nullptr,
-                                       spec, keep, arena);
-            };
-            Arena measure = Arena::measuring("group");
-            build(measure);
-            Arena arena("group", measure.used());
-            rl::GroupPolicy group = build(arena);
-            stats.merge(group.train(objective, trajectory_of(g.samples), advantage, 1.0 / terms, gradients));
+    Json metrics = describe_rewards(groups);
+    metrics.update({{"stage", "grpo"}, {"policy", c.policy}, {"iteration", c.iteration}});
+    const auto parts = std::min<std::size_t>(static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
+    const auto epochs = c.config.integer("grpo.epochs");
+    Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates", epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
+    rl::ObjectiveStats all;
+    double norm_sum = 0;
+    std::int64_t steps = 0, skipped = 0;
+    for (std::int64_t epoch = 0; epoch < epochs; ++epoch)
+        for (std::size_t part = 0; part < parts; ++part) {
+            if (stop_was_asked(*c.world)) {  // nothing of a policy is published before all of it is
+                if (c.world->is_root()) log_line("stopped by a signal before the update was complete");
+                return static_cast<int>(ErrorKind::requeue);
+            }
+            trainer.zero_gradients();
+            rl::ObjectiveStats stats;
+            const std::size_t kept = update.accumulate(part, parts, trainer.gradients(), stats);
+            sum_over_ranks(*c.world, stats);
+            all.merge(stats);
+            if (kept > 0) {
+                norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+                ++steps;
+            } else {
+                ++skipped;
+            }
+            progress.update(epoch * static_cast<std::int64_t>(parts) + static_cast<std::int64_t>(part) + 1);
         }
-        c.world->sum(gradient);
-        const double norm = std::sqrt(gradient_norm.sum_of_squares(gradient));
-        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(norm), "the gradient of iteration {} of task {} is not finite", c.iteration, c.task);
-        ++state.update;
-        optim::adamw_step(adamw, c.config.number("grpo.learning_rate"), state.update,
-                          optim::clip_scale(norm, c.config.number("grpo.max_grad_norm")), ranges, gradient,
-                          {weights.data(), static_cast<std::size_t>(size)}, state.m, state.v);
-        double sums[4] = {stats.terms, stats.ratio, stats.clipped, stats.loss};
-        c.world->sum(std::span(sums));
-        metrics["gradient_norm"] = norm;
-        metrics["ratio_mean"] = sums[0] > 0 ? sums[1] / sums[0] : 1.0;
-        metrics["clip_share"] = sums[0] > 0 ? sums[2] / sums[0] : 0.0;
-        metrics["loss"] = sums[3] / terms;
-    }
+    metrics["updates"] = steps;
+    metrics["updates_without_groups"] = skipped;
+    metrics["gradient_norm"] = steps > 0 ? norm_sum / static_cast<double>(steps) : 0.0;
+    metrics["ratio_mean"] = all.terms > 0 ? all.mean(all.ratio) : 1.0;
+    metrics["ratio_deviation"] = all.mean(all.ratio_deviation);
+    metrics["clip_share"] = all.mean(all.clipped);
+    metrics["kl"] = all.mean(all.kl);
+    metrics["loss"] = all.mean(all.loss);
+    metrics["learning_rate"] = c.learning_rate();
     if (c.world->is_root()) {
         io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
-            dit::save(weights, policy / "config.json", temporary, DType::f32);
-            save_state(temporary, state, c);
+            trainer.save(policy / "config.json", temporary, c, manifest);
             manifest.inputs["rollout/manifest.json"] = io::digest_file(rollout / io::manifest_name);
-            manifest.outputs = {{"config.json", {}}, {"diffusion_pytorch_model.safetensors", {}}, {training_name, {}}};
             manifest.facts = metrics;
             io::publish_manifest(temporary, manifest);
         });
-        std::ofstream out(c.run.metrics(), std::ios::app);
-        out << metrics.dump() << '\n';
-        out.flush();
-        ATELIER_CHECK_IO(out.good(), "cannot append to {}", c.run.metrics().string());
-        std::cerr << metrics.dump() << '\n';
+        io::put_metrics(c.run.metrics(), metrics);
+        const Json& total = metrics["reward"]["total"];
+        log_line(fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, gradient norm {:.3g}, clip share {:.3f}", c.policy,
+                             c.iteration, total.value("mean", 0.0), total.value("low", 0.0), total.value("high", 0.0),
+                             metrics["groups_dropped"].get<int>(), metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
+                             metrics["clip_share"].get<double>()));
+        retain(c, rollout);
     }
     c.world->barrier();
     return 0;

@@ -20,7 +20,7 @@ std::string text_field(const Json& line, const char* key, const std::string& pla
 
 }  // namespace
 
-std::vector<Prompt> read_prompts(const std::filesystem::path& file) {
+std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task, const std::string& kind) {
     std::ifstream in(file);
     ATELIER_CHECK_INPUT(in.good(), "cannot open the prompt file {}", file.string());
     std::vector<Prompt> prompts;
@@ -34,8 +34,11 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file) {
         Prompt p;
         p.number = prompts.size();
         p.id = text_field(line, "id", place);
-        p.task = text_field(line, "task", place);
+        const std::string found = text_field(line, "task", place);
+        ATELIER_CHECK_INPUT(found == kind, "{}: a prompt of kind {} in the file of task {}, whose kind is {}", place, found, task, kind);
+        p.task = task;
         p.category = text_field(line, "category", place);
+        ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos, "{}: '{}' cannot name a category", place, p.category);
         p.text = text_field(line, "text", place);
         ATELIER_CHECK_INPUT(ids.insert(p.id).second, "{}: id '{}' stands twice", place, p.id);
         p.attributes = line.value("attributes", Json::object()).dump();

@@ -13,13 +13,14 @@ namespace atelier::stage {
 /// One line of a prompt file.
 struct Prompt {
     std::uint64_t number = 0;  ///< its place in the file: what random keys are made from
-    std::string id, task, category, text, attributes;  ///< attributes as JSON
+    std::string id, task, category, text, attributes;  ///< task of the configuration; attributes as JSON
     std::vector<std::filesystem::path> images;
 };
 
-/// Reads JSON lines {id, task, category, text, images, attributes}. Throws Error(input) naming file and line: no object, a
-/// missing or wrong field, an id that stands twice, a picture outside the file's directory.
-std::vector<Prompt> read_prompts(const std::filesystem::path& file);
+/// Reads JSON lines {id, task, category, text, images, attributes}; `task` becomes theirs. Throws Error(input) naming file and
+/// line: no object, a missing or wrong field, a `task` that is not the configured kind, an id that stands twice, a picture
+/// outside the file's directory.
+std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task, const std::string& kind);
 
 /// `count` different prompts of `total`, in the order drawn; depends on (seed, task, iteration) alone.
 /// Throws Error(usage) if there are too few.

@@ -4,9 +4,13 @@
 
 namespace atelier::stage {
 
-/// One iteration's rollout: for each drawn prompt a group is sampled, decoded, measured and published as a shard of its own
-/// (rollout/shard-NNNNN.h5), so that a killed job loses at most the groups in work; the manifest comes last. Any number of
-/// ranks writes the same samples. Returns the process's exit code: 0, or requeue after a signal.
+/// The prompts of an iteration, in the order of its groups: drawn without replacement from each task's training prompts, the
+/// mixed policy's divided evenly over its tasks.
+std::vector<Prompt> draw_iteration(const Context& context);
+
+/// One iteration's rollout: each drawn prompt's group is sampled, decoded, scored and published as a shard of its own
+/// (rollout/shard-NNNNN.h5); then the index of the shards and the manifest. Any number of ranks writes the same samples.
+/// Returns the process's exit code: 0, or requeue after a signal.
 int run_rollout(const Context& context);
 
 }  // namespace atelier::stage

@@ -18,12 +18,12 @@ code() {
     ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
 }
 plan() {
-    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=4 \
+    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=4 --set curate.enabled=false \
         --set rollout.prompts_per_iteration=4 --set rollout.group_size=4 --set rollout.micro_batch=2 --set steps.count=2 \
-        --set sampling.guidance_scale=2 --set grpo.learning_rate=1e-3 --set reward.min_spread=0 "${@:2}"
+        --set sampling.guidance_scale=2 --set grpo.learning_rate=1e-3 --set reward.min_spread=0 --set reward.gate=0 "${@:2}" >/dev/null
 }
-stage() { "$bin/atelier-$1" --run "$work/$2" --task "$3" --iteration "$4"; }
-ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" --task "$4" --iteration "$5"; }
+stage() { "$bin/atelier-$1" --run "$work/$2" --policy "$3" --iteration "$4"; }
+ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" --policy "$4" --iteration "$5"; }
 same_shards() {  # RUN RUN TASK ITERATION: all datasets of all shards
     for shard in "$work/$1/$3/iter-$4/rollout"/shard-*.h5; do
         other=$work/$2/$3/iter-$4/rollout/$(basename "$shard")
@@ -66,7 +66,7 @@ code 0 stage rollout undisturbed t2i 1
 for signal in KILL TERM; do
     run=after-$signal
     plan $run "${more[@]}"
-    "$bin/atelier-rollout" --run "$work/$run" --task t2i --iteration 1 >/dev/null 2>&1 &
+    "$bin/atelier-rollout" --run "$work/$run" --policy t2i --iteration 1 >/dev/null 2>&1 &
     pid=$!
     for _ in $(seq 500); do [[ -e $work/$run/t2i/iter-0001/rollout/shard-00001.h5 ]] && break; sleep 0.01; done
     kill -$signal $pid
@@ -107,9 +107,39 @@ for task in t2i edit; do
     cmp "$work/summary.json" "$work/one-$task/eval/summary.json" || fail "summaries of one and two ranks differ"
 done
 
+# Replay gives the stored log-probabilities bit for bit; a shard with one changed bit is named.
+code 0 "$bin/atelier-inspect" --replay "$work/one-edit/edit/iter-0001/rollout"
+grep -q " 0 differ" "$work/out" || fail "the replay says nothing"
+code 0 "$bin/atelier-inspect" --verify "$work/one-edit"
+for what in "" /edit/iter-0001/rollout /edit/iter-0001/policy /edit/iter-0001/rollout/shard-00000.h5 /edit/iter-0001/policy/training.h5; do
+    code 0 "$bin/atelier-inspect" "$work/one-edit$what"
+done
+code 0 "$bin/atelier-inspect" --export "$work/pictures" "$work/one-edit/edit/iter-0001/rollout"
+(($(ls "$work/pictures"/*.png | wc -l) == 16 && $(wc -l <"$work/pictures/samples.jsonl") == 16)) || fail "pictures were not exported"
+code 3 "$bin/atelier-inspect" --verify "$work/after-KILL"
+
+# Scores that fail: retried, then absent and counted; too many end the stage, and a rerun asks again.
+plan absent --set reward.test_failures=0.5 --set reward.retries=1 --set reward.max_absent=0.9
+code 0 stage rollout absent t2i 1
+h5dump -d /shape-8x8/status "$work/absent/t2i/iter-0001/rollout/trajectories.h5" | grep -q '[ (]1[,\n]' || fail "no sample is marked as without score"
+code 0 stage grpo absent t2i 1
+plan failing --set reward.test_failures=0.9 --set reward.retries=0
+code 6 stage rollout failing t2i 1
+code 6 ranks 2 rollout failing t2i 1
+
+# Objectives with a distance to the base, a moving average, GRPO-Guard's ratio; what is kept of a rollout.
+plan options --set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --set grpo.ratio_norm=true --set sampling.guidance_train=guided --set storage.keep=summary
+code 0 stage rollout options t2i 1
+code 0 stage grpo options t2i 1
+[[ -e $work/options/t2i/iter-0001/policy/ema/diffusion_pytorch_model.safetensors ]] || fail "no moving average"
+[[ -z $(h5ls "$work/options/t2i/iter-0001/rollout/shard-00000.h5/shape-8x8" | grep '^x .*{4, 2') ]] || fail "states were kept"
+code 0 "$bin/atelier-inspect" --verify "$work/options"
+code 0 stage rollout options t2i 2
+(($(wc -l <"$work/options/metrics.jsonl") == 1)) || fail "metrics of one update on several lines"
+
 # Mistakes.
 code 2 stage rollout one-t2i portrait 1
-code 2 "$bin/atelier-rollout" --run "$work/none" --task t2i --iteration 1
+code 2 "$bin/atelier-rollout" --run "$work/none" --policy t2i --iteration 1
 code 2 "$bin/atelier-plan" --config configs/mini.toml --set sampling.eat=1
 grep -q "nearest known one is sampling.eta" "$work/out" || fail "the nearest key was not named"
 code 3 stage rollout undisturbed t2i 3

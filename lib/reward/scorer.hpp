@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace atelier::reward {
+
+/// One sample to score. The picture is RGBA bytes [height, width, 4].
+struct Request {
+    std::uint64_t sample_id = 0;
+    std::string kind;        ///< of the prompt's task: "t2i" or "edit"
+    std::string attributes;  ///< of the prompt, JSON
+    std::int64_t height = 0, width = 0;
+    std::vector<std::uint8_t> picture;
+};
+
+/// One dimension's verdict on one sample.
+struct Verdict {
+    bool present = true;  ///< false: the dimension does not apply, or scoring failed
+    double score = 1;     ///< [1, 5], read only if present
+    std::string reason;
+};
+using Verdicts = std::map<std::string, Verdict>;
+
+/// Scores samples pointwise on the 5-point scale. Called from several threads at once.
+class Scorer {
+  public:
+    virtual ~Scorer() = default;
+    /// Every dimension this scorer knows for a kind of prompt, lowest tier first.
+    virtual const std::vector<std::string>& dimensions(const std::string& kind) const = 0;
+    /// Verdicts by dimension. `attempt` counts from 0. Throws Error when the sample cannot be scored: the pool asks again.
+    virtual Verdicts score(const Request& request, int attempt) const = 0;
+};
+
+/// The measures of the procedural world (lib/world): exact, of the prompt's attributes.
+std::unique_ptr<Scorer> make_world_scorer();
+
+/// Settings that make a scorer slow and unreliable, for tests and benchmarks of what surrounds it.
+struct Faults {
+    double delay_seconds = 0;     ///< added to every attempt
+    double failure_share = 0;     ///< of attempts that fail, drawn by (seed, sample, attempt)
+    std::uint64_t seed = 0;
+};
+std::unique_ptr<Scorer> make_faulty_scorer(std::unique_ptr<Scorer> inner, const Faults& faults);
+
+}  // namespace atelier::reward

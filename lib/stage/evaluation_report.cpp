@@ -1,0 +1,127 @@
+#include "stage/evaluation_report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "eval/bootstrap.hpp"
+#include "eval/bradley_terry.hpp"
+#include "io/image/contact_sheet.hpp"
+#include "io/image/png.hpp"
+
+namespace atelier::stage {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::size_t sheet_rows = 12;
+
+struct Column {
+    std::vector<double> values;
+    std::vector<std::uint64_t> clusters;
+    void add(double value, std::uint64_t cluster) {
+        values.push_back(value);
+        clusters.push_back(cluster);
+    }
+};
+
+void add_scores(const EvaluatedTask& task, const std::string& name, const std::vector<EvaluatedSample>& samples, std::map<std::string, Column>& columns) {
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+        const Prompt& prompt = task.prompts[i / task.pictures];
+        for (const auto& [dimension, score] : samples[i].scores) {
+            columns[name + "/" + dimension].add(score, prompt.number);
+            columns[name + "/" + dimension + "/" + prompt.category].add(score, prompt.number);
+        }
+        columns[name + "/total"].add(samples[i].total(), prompt.number);
+    }
+}
+
+Json elo(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
+    std::vector<eval::Outcome> outcomes;
+    for (const auto& [name, task] : tasks)
+        for (std::size_t i = 0; i < task.prompts.size() * task.pictures; ++i)
+            for (std::size_t a = 0; a < models.size(); ++a)
+                for (std::size_t b = a + 1; b < models.size(); ++b) {
+                    const double x = task.models[a][i].total(), y = task.models[b][i].total();
+                    outcomes.push_back({static_cast<int>(a), static_cast<int>(b), x > y ? 1.0 : x < y ? 0.0 : 0.5,
+                                        task_number(name) ^ task.prompts[i / task.pictures].number});
+                }
+    Json json = Json::object();
+    if (models.size() < 2) return json;
+    const auto table = eval::elo_table({}, static_cast<int>(models.size()), outcomes);
+    for (std::size_t m = 0; m < models.size(); ++m)
+        json[models[m]] = {{"elo", table.entries[m].elo}, {"low", table.entries[m].low}, {"high", table.entries[m].high}};
+    return json;
+}
+
+}  // namespace
+
+double EvaluatedSample::total() const {
+    double sum = 0;
+    for (const auto& [name, score] : scores) sum += score;
+    return scores.empty() ? 0 : sum / static_cast<double>(scores.size());
+}
+
+Json evaluation_summary(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
+    Json summary{{"models", Json::object()}, {"elo", elo(models, tasks)}};
+    for (std::size_t m = 0; m < models.size(); ++m) {
+        std::map<std::string, Column> columns;
+        for (const auto& [name, task] : tasks) add_scores(task, name, task.models[m], columns);
+        Json& entry = summary["models"][models[m]] = Json::object();
+        for (const auto& [name, column] : columns) {
+            const auto i = eval::bootstrap_mean({}, column.values, column.clusters);
+            entry[name] = {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
+        }
+    }
+    return summary;
+}
+
+std::string evaluation_table(const Json& summary, const std::vector<std::string>& models) {
+    std::set<std::string> names;
+    for (const auto& [model, entry] : summary["models"].items())
+        for (const auto& [name, value] : entry.items())
+            if (std::count(name.begin(), name.end(), '/') == 1) names.insert(name);
+    std::string text = fmt::format("{:<18}", "");
+    for (const std::string& model : models) text += fmt::format("{:>20}", model);
+    for (const std::string& name : names) {
+        text += fmt::format("\n{:<18}", name);
+        for (const std::string& model : models) {
+            const Json& v = summary["models"][model][name];
+            text += fmt::format("{:>20}", fmt::format("{:.2f} [{:.2f}, {:.2f}]", v["mean"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
+        }
+    }
+    if (!summary["elo"].empty()) {
+        text += fmt::format("\n{:<18}", "Elo");
+        for (const std::string& model : models) {
+            const Json& v = summary["elo"][model];
+            text += fmt::format("{:>20}", fmt::format("{:.0f} [{:.0f}, {:.0f}]", v["elo"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
+        }
+    }
+    return text + "\n";
+}
+
+void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models, const EvaluatedTask& task) {
+    std::vector<io::Image> references;
+    references.reserve(sheet_rows);
+    const bool has_references = std::any_of(task.prompts.begin(), task.prompts.end(), [](const Prompt& p) { return !p.images.empty(); });
+    io::ContactSheet sheet;
+    if (has_references) sheet.column_captions.push_back("reference");
+    sheet.column_captions.insert(sheet.column_captions.end(), models.begin(), models.end());
+    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of them.
+    const std::size_t step = std::max<std::size_t>(1, task.prompts.size() / sheet_rows);
+    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < task.prompts.size(); ++row) {
+        const std::size_t i = row * step + row % step;
+        sheet.rows.emplace_back();
+        if (has_references) {
+            const auto& images = task.prompts[i].images;
+            if (!images.empty()) references.push_back(io::read_png(images[0]));
+            sheet.rows.back().push_back(images.empty() ? nullptr : &references.back());
+        }
+        for (const auto& samples : task.models) sheet.rows.back().push_back(&samples[i * task.pictures].picture);
+        sheet.row_captions.push_back(task.prompts[i].text);
+    }
+    io::write_png(path, io::contact_sheet(sheet));
+}
+
+}  // namespace atelier::stage

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "io/image/image.hpp"
+#include "stage/prompts.hpp"
+
+namespace atelier::stage {
+
+/// One picture of a held-out prompt and its scores.
+struct EvaluatedSample {
+    io::Image picture;
+    std::map<std::string, double> scores;  ///< dimensions present
+    double total() const;                  ///< their mean
+};
+
+/// One task's samples of every model: [models][prompts * pictures of a prompt].
+struct EvaluatedTask {
+    std::vector<Prompt> prompts;
+    std::size_t pictures = 1;  ///< of a prompt
+    std::vector<std::vector<EvaluatedSample>> models;
+};
+
+/// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>": ...}}, "elo": {name: {elo, low,
+/// high}}}, 95 % bootstrap bounds, prompts resampled.
+nlohmann::json evaluation_summary(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks);
+
+/// The summary's dimensions as lines of text, one column a model, and Elo.
+std::string evaluation_table(const nlohmann::json& summary, const std::vector<std::string>& models);
+
+/// A PNG: one row a prompt, its reference picture first where it has one, one column a model.
+void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models, const EvaluatedTask& task);
+
+}  // namespace atelier::stage

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Submits a run's stages as Slurm jobs, each after those it needs, and returns at once.
+#
+#   sbatch slurm/pipeline.sh CONFIG [--set section.key=value]... [--run DIR]    a new run (or one that is to go on)
+#   sbatch slurm/pipeline.sh --run RUN                                          go on with a run
+#   sbatch slurm/pipeline.sh --run RUN --from STAGE                             a stage again, and all that depends on it
+#
+# It may be run without sbatch as well. Stages that are complete are skipped. `column -t RUN/pipeline.tsv` lists the stages.
+#SBATCH --job-name=atelier-pipeline --time=00:10:00 --ntasks=1 --mem=256M
+set -euo pipefail
+
+say() { echo "pipeline: $*"; }
+die() { echo "pipeline: $*" >&2; exit 2; }
+
+# sbatch runs a copy of this script: Slurm knows where it was.
+script=${BASH_SOURCE[0]}
+if [[ -n ${SLURM_JOB_ID:-} && $script == */slurm_script ]]; then
+    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+fi
+here=$(cd "$(dirname "$script")" && pwd)
+for bin in "${ATELIER_BIN:-}" "$here/../build/bin" "$here/../../../bin"; do [[ -x $bin/atelier-plan ]] && break; done
+[[ -x $bin/atelier-plan ]] || die "atelier-plan is neither in build/bin nor in ATELIER_BIN: build first (tests/run.sh or cmake --build build)"
+bin=$(cd "$bin" && pwd)
+
+config= run= from=
+sets=()
+while (($# > 0)); do
+    case $1 in
+        --set) sets+=(--set "${2:?--set needs section.key=value}"); shift ;;
+        --run) run=${2:?--run needs a directory}; shift ;;
+        --from) from=${2:?--from needs a stage}; shift ;;
+        -h | --help) sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//p}' "$script"; exit ;;
+        -*) die "unknown option $1 (see --help)" ;;
+        *) [[ -z $config ]] || die "one configuration, found $config and $1"; config=$1 ;;
+    esac
+    shift
+done
+[[ -n $config || -n $run ]] || die "a configuration or --run is needed (see --help)"
+[[ -n $run ]] || run=runs/$(basename "$config" .toml)-$(date -u +%Y%m%d-%H%M%S)
+
+"$bin/atelier-plan" ${config:+--config "$config"} "${sets[@]}" --run "$run" >/dev/null
+run=$(cd "$run" && pwd)
+
+declare -A setting after output stage_of ranks nodes memory time gpus
+options=()
+while IFS=$'\t' read -r key value; do
+    if [[ $key == option ]]; then options+=("$value"); else setting[$key]=$value; fi
+done <"$run/slurm.tsv"
+names=()
+while IFS=$'\t' read -r name stage _ before out r n m t g; do
+    names+=("$name")
+    stage_of[$name]=$stage after[$name]=$before output[$name]=$out ranks[$name]=$r nodes[$name]=$n memory[$name]=$m time[$name]=$t gpus[$name]=$g
+done <"$run/pipeline.tsv"
+[[ -z $from || -n ${stage_of[$from]:-} ]] || die "$run has no stage $from: column -t $run/pipeline.tsv lists them"
+
+# One submission at a time, and none while jobs of the run are in the queue.
+exec 9>"$run/.submit.lock"
+flock -n 9 || die "another pipeline.sh is submitting $run"
+if [[ -s $run/jobs.tsv ]]; then
+    waiting=$(squeue -h -o %i -j "$(cut -f2 "$run/jobs.tsv" | paste -sd,)" 2>/dev/null | grep -vx "${SLURM_JOB_ID:-none}" | wc -l || true)
+    ((waiting == 0)) || die "$waiting jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
+fi
+
+# What is to be made again is put aside first, its dependents before it.
+declare -A again
+if [[ -n $from ]]; then
+    for name in "${names[@]}"; do
+        if [[ $name == "$from" ]]; then again[$name]=1; fi
+        for before in ${after[$name]//,/ }; do
+            if [[ -n ${again[$before]:-} ]]; then again[$name]=1; fi
+        done
+    done
+    aside=$run/.aside-$(date -u +%Y%m%d-%H%M%S)-$$
+    mkdir "$aside"
+    for ((i = ${#names[@]} - 1; i >= 0; --i)); do
+        name=${names[i]}
+        if [[ -n ${again[$name]:-} && -e $run/${output[$name]} ]]; then mv "$run/${output[$name]}" "$aside/$name"; fi
+    done
+    rm -rf "$aside"
+fi
+
+rm -rf "$run/failed"
+declare -A job
+submitted=0
+: >"$run/jobs.tsv.new"
+for name in "${names[@]}"; do
+    [[ -e $run/${output[$name]}/manifest.json ]] && continue
+    dependency=
+    for before in ${after[$name]//,/ }; do
+        if [[ -n ${job[$before]:-} ]]; then dependency+=:${job[$before]}; fi
+    done
+    job[$name]=$(sbatch --parsable --job-name="$name" --output="$run/logs/$name.log" --open-mode=append --requeue --kill-on-invalid-dep=yes \
+        ${dependency:+--dependency=afterok$dependency} --signal="B:USR1@${setting[stop_early]}" \
+        --ntasks="${ranks[$name]}" --nodes="${nodes[$name]}" --cpus-per-task="${setting[threads]}" --mem="${memory[$name]}" --time="${time[$name]}" \
+        ${gpus[$name]:+$( ((gpus[$name] > 0)) && echo "--gpus-per-node=${gpus[$name]}")} \
+        ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} \
+        "${options[@]}" "$here/stage.sh" "$run" "$name" 9>&-)
+    job[$name]=${job[$name]%%;*}
+    printf '%s\t%s\n' "$name" "${job[$name]}" >>"$run/jobs.tsv.new"
+    submitted=$((submitted + 1))
+done
+mv "$run/jobs.tsv.new" "$run/jobs.tsv"
+
+say "$submitted of ${#names[@]} stages submitted"
+say "run     $run"
+say "watch   squeue -o '%.10i %.32j %.3t %.10M %R' ; tail -f $run/logs/*.log ; $run/metrics.jsonl"
+say "failed  $run/failed/ says which stage failed, and why"

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The whole pipeline on the miniature, from nothing: sets up, builds, runs through Slurm (a private one on this machine where there
+# is none), prints a table.   slurm/quickstart.sh [--run DIR] [--config FILE] [--set section.key=value]...
+# A run that was interrupted goes on when it is given again with --run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+run=runs/quickstart config=configs/mini.toml
+sets=()
+while (($# > 0)); do
+    case $1 in
+        --run) run=${2:?--run needs a directory}; shift ;;
+        --config) config=${2:?--config needs a file}; shift ;;
+        --set) sets+=(--set "${2:?--set needs section.key=value}"); shift ;;
+        *) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "$0"; exit 2 ;;
+    esac
+    shift
+done
+
+has_cluster=
+if command -v sinfo >/dev/null && timeout 10 sinfo -h >/dev/null 2>&1; then has_cluster=1; fi
+scripts/setup.sh build ${has_cluster:-slurm}
+build=${ATELIER_BUILD_DIR:-build}
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=OFF >/dev/null
+cmake --build "$build"
+export ATELIER_BIN=$PWD/$build/bin
+
+if [[ -z $has_cluster ]]; then
+    slurm/local-cluster.sh start
+    trap 'slurm/local-cluster.sh stop' EXIT
+    eval "$(slurm/local-cluster.sh env)"
+fi
+begin=$SECONDS
+slurm/pipeline.sh "$config" "${sets[@]}" --run "$run"
+total=$(wc -l <"$run/pipeline.tsv")
+while :; do
+    left=$(squeue -h -o %i -j "$(cut -f2 "$run/jobs.tsv" | paste -sd,)" 2>/dev/null | wc -l)
+    complete=$(cut -f5 "$run/pipeline.tsv" | while read -r output; do [[ ! -e $run/$output/manifest.json ]] || echo; done | wc -l)
+    if [[ -t 1 ]]; then printf '\r\033[K%d of %d stages complete, %d s' "$complete" "$total" $((SECONDS - begin)); fi
+    ((left > 0)) || break
+    sleep 1
+done
+if [[ -t 1 ]]; then echo; fi
+if [[ ! -e $run/eval/manifest.json ]]; then
+    echo "quickstart: not every stage succeeded" >&2
+    cat "$run"/failed/*.txt >&2 2>/dev/null || true
+    exit 1
+fi
+echo "the pipeline took $((SECONDS - begin)) s"
+cat "$run/eval/table.txt"
+ls "$run"/eval/contact-*.png "$run/eval/summary.json"
