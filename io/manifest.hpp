@@ -22,7 +22,8 @@ struct Manifest {
 
 inline constexpr const char* manifest_name = "manifest.json";
 
-/// Digests `outputs` (names relative to `directory`) and publishes the manifest.
+/// Digests `outputs` (names relative to `directory`) and publishes the manifest, with this process's largest resident memory so
+/// far (peak_resident_kib).
 void publish_manifest(const std::filesystem::path& directory, Manifest manifest);
 
 /// Throws Error(input) naming the file and what is wrong with it.

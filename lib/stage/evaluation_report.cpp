@@ -37,6 +37,34 @@ void add_scores(const EvaluatedTask& task, const std::string& name, const std::v
     }
 }
 
+Json to_json(const eval::Interval& i) { return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}}; }
+
+/// Differences to the first model, prompt by prompt and seed by seed: far narrower than the means' own intervals, because most of
+/// their width is how prompts differ. Dimensions count where both have a score.
+Json gains(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
+    Json json = Json::object();
+    for (std::size_t m = 1; m < models.size(); ++m) {
+        std::map<std::string, std::pair<Column, Column>> columns;
+        for (const auto& [name, task] : tasks)
+            for (std::size_t i = 0; i < task.models[m].size(); ++i) {
+                const auto &before = task.models[0][i], &after = task.models[m][i];
+                const std::uint64_t cluster = task.prompts[i / task.pictures].number;
+                const auto add = [&](const std::string& dimension, double x, double y) {
+                    auto& [first, second] = columns[name + "/" + dimension];
+                    first.add(x, cluster);
+                    second.add(y, cluster);
+                };
+                for (const auto& [dimension, score] : before.scores)
+                    if (const auto found = after.scores.find(dimension); found != after.scores.end()) add(dimension, score, found->second);
+                add("total", before.total(), after.total());
+            }
+        json[models[m]] = Json::object();
+        for (const auto& [name, pair] : columns)
+            json[models[m]][name] = to_json(eval::bootstrap_difference({}, pair.first.values, pair.second.values, pair.first.clusters));
+    }
+    return json;
+}
+
 Json elo(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
     std::vector<eval::Outcome> outcomes;
     for (const auto& [name, task] : tasks)
@@ -64,14 +92,13 @@ double EvaluatedSample::total() const {
 }
 
 Json evaluation_summary(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
-    Json summary{{"models", Json::object()}, {"elo", elo(models, tasks)}};
+    Json summary{{"models", Json::object()}, {"gain", gains(models, tasks)}, {"elo", elo(models, tasks)}};
     for (std::size_t m = 0; m < models.size(); ++m) {
         std::map<std::string, Column> columns;
         for (const auto& [name, task] : tasks) add_scores(task, name, task.models[m], columns);
         Json& entry = summary["models"][models[m]] = Json::object();
         for (const auto& [name, column] : columns) {
-            const auto i = eval::bootstrap_mean({}, column.values, column.clusters);
-            entry[name] = {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
+            entry[name] = to_json(eval::bootstrap_mean({}, column.values, column.clusters));
         }
     }
     return summary;
@@ -84,12 +111,25 @@ std::string evaluation_table(const Json& summary, const std::vector<std::string>
             if (std::count(name.begin(), name.end(), '/') == 1) names.insert(name);
     std::string text = fmt::format("{:<18}", "");
     for (const std::string& model : models) text += fmt::format("{:>20}", model);
-    for (const std::string& name : names) {
-        text += fmt::format("\n{:<18}", name);
-        for (const std::string& model : models) {
-            const Json& v = summary["models"][model][name];
-            text += fmt::format("{:>20}", fmt::format("{:.2f} [{:.2f}, {:.2f}]", v["mean"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
+    const auto add_rows = [&](const Json& of_models, const char* form) {
+        for (const std::string& name : names) {
+            text += fmt::format("\n{:<18}", name);
+            for (const std::string& model : models) {
+                const auto entry = of_models.find(model);
+                if (entry == of_models.end() || !entry->contains(name)) {
+                    text += fmt::format("{:>20}", "");
+                    continue;
+                }
+                const Json& v = (*entry)[name];
+                text += fmt::format("{:>20}", fmt::format(fmt::runtime(form), v["mean"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
+            }
         }
+    };
+    add_rows(summary["models"], "{:.2f} [{:.2f}, {:.2f}]");
+    if (models.size() > 1) {
+        text += fmt::format("\n\ngain over {} (same prompts and seeds)", models[0]);
+        add_rows(summary["gain"], "{:+.2f} [{:+.2f}, {:+.2f}]");
+        text += '\n';
     }
     if (!summary["elo"].empty()) {
         text += fmt::format("\n{:<18}", "Elo");

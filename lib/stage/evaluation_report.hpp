@@ -25,8 +25,9 @@ struct EvaluatedTask {
     std::vector<std::vector<EvaluatedSample>> models;
 };
 
-/// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>": ...}}, "elo": {name: {elo, low,
-/// high}}}, 95 % bootstrap bounds, prompts resampled.
+/// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>": ...}}, "gain": {name: {"<task>/<dimension>":
+/// {mean, low, high, n}}} (differences to the first model, paired by prompt and seed), "elo": {name: {elo, low, high}}}, 95 %
+/// bootstrap bounds, prompts resampled.
 nlohmann::json evaluation_summary(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks);
 
 /// The summary's dimensions as lines of text, one column a model, and Elo.

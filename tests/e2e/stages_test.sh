@@ -4,7 +4,7 @@
 set -euo pipefail
 bin=$1 mpiexec=$2
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'umount "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
 export OMPI_MCA_mpi_yield_when_idle=1
 model=tests/oracle/data/pipeline/pipeline
@@ -136,6 +136,52 @@ code 0 stage grpo options t2i 1
 code 0 "$bin/atelier-inspect" --verify "$work/options"
 code 0 stage rollout options t2i 2
 (($(wc -l <"$work/options/metrics.jsonl") == 1)) || fail "metrics of one update on several lines"
+
+# Shards of another configuration, weights that are no numbers, a truncated checkpoint, a directory that cannot be made.
+plan other --set run.seed=5
+mkdir -p "$work/other/t2i/iter-0001/rollout"
+cp "$work/one-t2i/t2i/iter-0001/rollout/shard-00000.h5" "$work/other/t2i/iter-0001/rollout/"
+code 3 stage rollout other t2i 1
+grep -q "made with another configuration" "$work/out" || fail "the other configuration was not named"
+cp -r $model "$work/model"
+plan broken --set run.model="$work/model"
+weights=$work/model/transformer/diffusion_pytorch_model.safetensors
+printf '\xff\xff\xff\xff\xff\xff\xff\xff' | dd of="$weights" bs=1 seek=$(($(stat -c %s "$weights") - 8)) conv=notrunc status=none
+code 3 stage rollout broken t2i 1
+grep -q "holds -*nan at element" "$work/out" || { cat "$work/out" >&2; fail "weights that are no numbers were not named"; }
+truncate -s -100 "$weights"
+code 3 ranks 2 rollout broken t2i 1
+grep -q "diffusion_pytorch_model.safetensors" "$work/out" || fail "the truncated checkpoint was not named"
+code 4 plan ../../../proc/atelier-run
+
+# A full disk: what was published stays whole, and the stage goes on when there is room.
+if mkdir "$work/small" && mount -t tmpfs -o size=1500k none "$work/small" 2>/dev/null; then
+    "$bin/atelier-plan" --config "$work/one-t2i/config.toml" --run "$work/small/run" >/dev/null
+    code 4 "$bin/atelier-rollout" --run "$work/small/run" --policy t2i --iteration 1
+    grep -q "No space left" "$work/out" || fail "the full disk was not named"
+    code 0 "$bin/atelier-inspect" --verify "$work/small/run"
+    mount -o remount,size=100m "$work/small"
+    code 0 "$bin/atelier-rollout" --run "$work/small/run" --policy t2i --iteration 1
+    for shard in "$work/small/run/t2i/iter-0001/rollout"/shard-*.h5; do
+        h5diff -q "$shard" "$work/one-t2i/t2i/iter-0001/rollout/$(basename "$shard")" /shape-8x8/latents || fail "$shard differs after the full disk"
+    done
+    umount "$work/small"
+else
+    echo "no right to mount: the full disk was not tried"
+fi
+
+# A rank that dies ends the others within seconds; a rerun gives the same samples.
+plan dies "${more[@]}" --set reward.test_delay=0.02
+"$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-rollout" --run "$work/dies" --policy t2i --iteration 1 >"$work/out" 2>&1 &
+pid=$!
+for _ in $(seq 500); do [[ -e $work/dies/t2i/iter-0001/rollout/shard-00001.h5 ]] && break; sleep 0.01; done
+begin=$SECONDS
+kill -KILL "$(pgrep -f "^$bin/atelier-rollout --run $work/dies" | tail -1)"
+wait $pid && fail "a dead rank went unnoticed"
+((SECONDS - begin < 10)) || fail "the other rank lived on for $((SECONDS - begin)) s"
+[[ -z $(pgrep -f "^$bin/atelier-rollout --run $work/dies") ]] || fail "a rank is left"
+code 0 ranks 2 rollout dies t2i 1
+code 0 "$bin/atelier-inspect" --verify "$work/dies"
 
 # Mistakes.
 code 2 stage rollout one-t2i portrait 1

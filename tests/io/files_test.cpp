@@ -12,8 +12,10 @@
 #include "core/philox.hpp"
 #include "io/hdf5.hpp"
 #include "io/manifest.hpp"
+#include "io/metrics.hpp"
 #include "io/publish.hpp"
 #include "io/trajectory.hpp"
+#include "io/trajectory_index.hpp"
 
 namespace atelier::io {
 namespace {
@@ -251,6 +253,61 @@ TEST_F(Files, ASecondWriterIsRefusedAndADeadOneIsNot) {
 TEST_F(Files, UnwritableDirectoriesAreNamed) {
     EXPECT_THAT(refusal(ErrorKind::io, [] { make_directories("/proc/atelier/run"); }), HasSubstr("/proc/atelier/run"));
     EXPECT_THAT(refusal(ErrorKind::io, [] { hdf5::File::create("/proc/atelier.h5").close(); }), HasSubstr("/proc/atelier.h5"));
+}
+
+TEST_F(Files, AnIndexShowsAllShardsAsOne) {
+    std::vector<std::string> names;
+    std::vector<float> x;
+    for (int i = 0; i < 3; ++i) {
+        auto shard = make_shard(2 + 2 * i);
+        for (float& value : shard.shapes[0].x) value += static_cast<float>(i);
+        if (i == 1) shard.shapes[0].reward["extra"] = shard.shapes[0].reward["alignment"];
+        names.push_back(fmt::format("shard-{:05}.h5", i));
+        write_trajectory(directory_ / names.back(), shard);
+        x.insert(x.end(), shard.shapes[0].x.begin(), shard.shapes[0].x.end());
+    }
+    publish_trajectory_index(directory_, names);
+    const auto all = read_trajectory(directory_ / trajectory_index_name, "config");
+    EXPECT_EQ(all.prompts.id.size(), 6u);
+    EXPECT_EQ(all.prompts.images.at(2).prompt, 5u);
+    EXPECT_EQ(all.prompts.images.at(2).rgba, std::vector<std::uint8_t>(24, 7));
+    const TrajectorySamples& s = all.shapes.at(0);
+    EXPECT_EQ(s.samples(), 12);
+    EXPECT_EQ(s.x, x);
+    EXPECT_EQ(s.prompt, (std::vector<std::uint32_t>{0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 4, 5}));
+    EXPECT_EQ(s.reward.size(), 1u) << "a dimension that some shards lack is left out";
+    EXPECT_EQ(s.reward.at("alignment").reason.at(11), "grün, ja");
+
+    auto other = make_shard(2);
+    other.shapes[0].channels = 2;
+    other.shapes[0].x.resize(other.shapes[0].x.size() / 2), other.shapes[0].x_next.resize(other.shapes[0].x_next.size() / 2);
+    other.shapes[0].latents.resize(other.shapes[0].latents.size() / 2);
+    write_trajectory(directory_ / names[1], other);
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { publish_trajectory_index(directory_, names); }), HasSubstr("shard-00001.h5"));
+}
+
+TEST_F(Files, PartsOfAShard) {
+    const auto path = directory_ / "shard.h5";
+    const auto shard = make_shard(4, true);
+    write_trajectory(path, shard);
+    const auto scores = read_trajectory(path, "", TrajectoryParts::scores).shapes.at(0), training = read_trajectory(path, "", TrajectoryParts::training).shapes.at(0);
+    EXPECT_TRUE(scores.x.empty() && scores.latents.empty() && scores.picture.empty());
+    EXPECT_EQ(scores.log_prob, shard.shapes[0].log_prob);
+    EXPECT_EQ(training.teacher_velocity, shard.shapes[0].teacher_velocity);
+    EXPECT_TRUE(training.picture.empty());
+}
+
+TEST_F(Files, MetricsOfAStageThatRanAgainReplaceTheirLine) {
+    const auto path = directory_ / "metrics.jsonl";
+    for (int loss : {1, 2, 3})
+        for (int iteration : {1, 2}) put_metrics(path, {{"stage", "grpo"}, {"policy", "t2i"}, {"iteration", iteration}, {"loss", loss * iteration}});
+    put_metrics(path, {{"stage", "grpo"}, {"policy", "edit"}, {"iteration", 1}, {"loss", 9}});
+    std::ifstream in(path);
+    std::vector<int> losses;
+    for (std::string line; std::getline(in, line);) losses.push_back(nlohmann::json::parse(line)["loss"]);
+    EXPECT_EQ(losses, (std::vector<int>{3, 6, 9}));
+    std::ofstream(path, std::ios::app) << "not json\n";
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { put_metrics(path, {{"stage", "x"}}); }), HasSubstr("metrics.jsonl:4"));
 }
 
 }  // namespace

@@ -123,6 +123,69 @@ TEST(GroupPolicy, GradientThroughAReference) { check_gradient(flow::GuidanceTrai
 TEST(GroupPolicy, GradientThroughBothBranches) { check_gradient(flow::GuidanceTrain::guided, false); }
 TEST(GroupPolicy, GradientWithoutGuidance) { check_gradient(flow::GuidanceTrain::none, true); }
 
+/// The whole objective with a KL term or GRPO-Guard's ratio against central differences of the loss that train() reports.
+void check_objective(const ObjectiveConfig& objective) {
+    Fixture f;
+    f.text_prompt();
+    f.spec.guidance_train = flow::GuidanceTrain::none;
+    if (objective.ratio_norm) f.spec.trained_steps = {2};
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    std::vector<float> base = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.velocities(t); });
+    for (std::size_t i = 0; i < base.size(); ++i) base[i] += 0.05f * static_cast<float>(i % 5);
+    const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};
+    const nn::ParameterStore& weights = f.model.dit_weights();
+    const std::int64_t size = weights.flat().elements();
+    const std::vector<float> kept(weights.data(), weights.data() + size);
+    std::vector<float> gradient;
+    const auto loss = [&](double step, double norm) {
+        Arena arena("gradients", static_cast<std::size_t>(size) * 4 + 64);
+        const nn::ParameterStore gradients(weights.table(), arena);
+        for (std::int64_t i = 0; step != 0 && i < size; ++i)
+            weights.data()[i] = static_cast<float>(kept[i] + step * gradient[static_cast<std::size_t>(i)] / norm);
+        // Steps weigh differently under the normalised ratio: one step alone makes its loss the sum that is reported.
+        const auto stats = f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 1.0, gradients, base); });
+        std::copy(kept.begin(), kept.end(), weights.data());
+        if (step == 0) gradient.assign(gradients.data(), gradients.data() + size);
+        const double scale = objective.ratio_norm ? guard_weight(flow::transition(f.spec.sampler, f.spec.eta, f.spec.schedule.sigmas, f.spec.trained_steps[0])) : 1.0;
+        return scale * stats.loss + objective.beta * stats.kl;
+    };
+    loss(0, 1);
+    double norm = 0;
+    for (const float g : gradient) norm += double(g) * g;
+    norm = std::sqrt(norm);
+    const double step = 2e-3, slope = (8 * (loss(step, norm) - loss(-step, norm)) - (loss(2 * step, norm) - loss(-2 * step, norm))) / (12 * step);
+    EXPECT_NEAR(slope / norm, 1.0, 0.01);
+}
+
+TEST(GroupPolicy, GradientWithGaussianKl) { check_objective({1e9, false, KlKind::gaussian, 0.5}); }
+TEST(GroupPolicy, GradientWithVelocityKl) { check_objective({1e9, false, KlKind::velocity, 0.5}); }
+
+TEST(GroupPolicy, GradientWithTheNormalisedRatio) { check_objective({1e9, true}); }
+
+TEST(GroupPolicy, MembersMayShareTheirFirstNoise) {
+    Fixture f;
+    f.text_prompt();
+    f.spec.shared_noise = true;
+    f.spec.trained_steps = {2};
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    const std::size_t n = t.x.size() / f.keys.size();
+    for (std::size_t m = 1; m < f.keys.size(); ++m) {
+        EXPECT_TRUE(std::equal(t.x.begin(), t.x.begin() + static_cast<std::ptrdiff_t>(n), t.x.begin() + static_cast<std::ptrdiff_t>(m * n))) << "one state until the first SDE step";
+        EXPECT_FALSE(std::equal(t.latents.begin(), t.latents.begin() + static_cast<std::ptrdiff_t>(n), t.latents.begin() + static_cast<std::ptrdiff_t>(m * n)));
+    }
+    EXPECT_EQ(f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob);
+}
+
+TEST(GroupPolicy, TheNormalisedRatioNeedsTheTrainedPolicysMean) {
+    Fixture f;
+    f.text_prompt();
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    Arena arena("gradients", static_cast<std::size_t>(f.model.dit_weights().flat().elements()) * 4 + 64);
+    const nn::ParameterStore gradients(f.model.dit_weights().table(), arena);
+    const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};
+    EXPECT_THROW(f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train({1e9, true}, t, advantage, 1.0, gradients); }), Error);
+}
+
 TEST(GroupPolicy, FirstUpdateHasRatioOneAndStepsImproveTheSurrogate) {
     Fixture f;
     f.text_prompt();

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# The pipeline through a private Slurm: every stage is requeued or killed once while it runs, the run goes on, and the policies,
+# the student and the evaluation are those of an undisturbed run, bit for bit. Rerunning, --from, failure.
+#   slurm_test.sh BIN_DIR   (from the repository's root)
+set -euo pipefail
+export ATELIER_BIN=$1
+if ! command -v slurmctld >/dev/null && ! [[ -x /usr/sbin/slurmctld ]]; then
+    echo "skipped: slurmctld is not installed (scripts/setup.sh slurm)"
+    exit 77
+fi
+work=$(mktemp -d /tmp/atelier-slurm.XXXXXX)
+export ATELIER_CLUSTER_DIR=$work/c ATELIER_CLUSTER_NODES=2 ATELIER_CLUSTER_MEMORY=4000
+trap 'slurm/local-cluster.sh clean; rm -rf "$work"' EXIT
+slurm/local-cluster.sh start
+eval "$(slurm/local-cluster.sh env)"
+
+fail() {
+    echo "FAILED: $*" >&2
+    cat "$work"/*/failed/*.txt >&2 2>/dev/null || true
+    exit 1
+}
+drain() {
+    for _ in $(seq 1200); do
+        [[ -n $(squeue -h) ]] || return 0
+        sleep 0.1
+    done
+    squeue >&2
+    fail "jobs are left after two minutes"
+}
+# A delay for each score, so that a stage lasts long enough to be met while it runs.
+submit() {
+    local run=$1
+    shift
+    slurm/pipeline.sh configs/mini.toml --run "$work/$run" --set run.model=tests/oracle/data/pipeline/pipeline --set sampling.steps=4 \
+        --set curate.prompts=12 --set curate.range_min=0 --set rollout.prompts_per_iteration=6 --set rollout.group_size=4 \
+        --set rollout.micro_batch=4 --set steps.count=2 --set grpo.iterations=2 --set reward.min_spread=0 --set reward.gate=0 \
+        --set reward.workers=1 --set reward.test_delay=0.03 --set reward.queue=4 --set distill.rounds=1 --set distill.prompts=6 --set pipeline.mix=false \
+        --set task.edit.iterations=1 --set slurm.evaluate.ranks=2 --set slurm.evaluate.nodes=2 --set slurm.options='["--begin=now"]' "$@"
+}
+
+submit calm | grep -q " 12 of 12 stages submitted" || fail "nothing was submitted"
+drain
+[[ -e $work/calm/eval/manifest.json ]] || fail "the undisturbed run did not finish"
+"$ATELIER_BIN/atelier-inspect" --verify "$work/calm" >"$work/out" || { cat "$work/out"; fail "the undisturbed run does not verify"; }
+slurm/pipeline.sh --run "$work/calm" | grep -q " 0 of " || fail "complete stages were submitted again"
+
+# Each kind of stage is disturbed once: kill -9, or requeue.
+submit disturbed >/dev/null
+disturbed=0
+for kind in curate rollout grpo teacher-dump distill evaluate; do
+    how=$([[ $kind =~ ^(curate|grpo|distill)$ ]] && echo kill || echo requeue)
+    for attempt in $(seq 600); do
+        if [[ $how == kill ]]; then
+            pid=$(pgrep -f "^$ATELIER_BIN/atelier-$kind --run $work/disturbed" | head -1 || true)
+            if [[ -n $pid ]] && kill -KILL "$pid" 2>/dev/null; then disturbed=$((disturbed + 1)); break; fi
+        else
+            job=$(squeue -h -t R -o '%i %j' | awk -v k="$kind" 'index($2, k) == 1 { print $1; exit }')
+            if [[ -n $job ]] && pgrep -f "^$ATELIER_BIN/atelier-$kind --run $work/disturbed" >/dev/null && scontrol requeue "$job" 2>/dev/null; then
+                disturbed=$((disturbed + 1))
+                break
+            fi
+        fi
+        [[ -n $(squeue -h) ]] || break
+        sleep 0.02
+    done
+    if [[ $how == kill ]]; then  # the job has failed, its dependents are cancelled: say so, and go on
+        drain
+        ls "$work/disturbed/failed/$kind"*.txt >/dev/null || fail "killing $kind left no account in failed/"
+        slurm/pipeline.sh --run "$work/disturbed" >/dev/null
+    fi
+done
+drain
+((disturbed == 6)) || fail "$disturbed of 6 kinds of stages were disturbed"
+[[ -e $work/disturbed/eval/manifest.json ]] || fail "the disturbed run did not finish"
+"$ATELIER_BIN/atelier-inspect" --verify "$work/disturbed" >"$work/out" || { cat "$work/out"; fail "the disturbed run does not verify"; }
+compared=0
+while read -r weights; do
+    cmp "$work/calm/$weights" "$work/disturbed/$weights" || fail "$weights differs from the undisturbed run's"
+    compared=$((compared + 1))
+done < <(cd "$work/calm" && find . -name '*.safetensors')
+((compared == 4)) || fail "$compared policies were compared"
+cmp "$work/calm/eval/summary.json" "$work/disturbed/eval/summary.json" || fail "the evaluation differs"
+
+# A stage again, with what depends on it.
+before=$(stat -c %Y-%i "$work/calm/t2i/iter-0002/policy/manifest.json")
+slurm/pipeline.sh --run "$work/calm" --from distill-01 | grep -q " 2 of " || fail "--from did not submit two stages"
+drain
+[[ $before == $(stat -c %Y-%i "$work/calm/t2i/iter-0002/policy/manifest.json") ]] || fail "--from made a stage again that it should not"
+cmp "$work/calm/eval/summary.json" "$work/disturbed/eval/summary.json" || fail "the evaluation differs after --from"
+
+# A stage by hand, one that wants more ranks than it was given.
+mv "$work/calm/eval" "$work/calm-eval"
+sbatch --parsable --output="$work/by-hand.log" slurm/stage.sh "$work/calm" evaluate >/dev/null
+drain
+cmp "$work/calm/eval/summary.json" "$work/calm-eval/summary.json" || fail "evaluate by hand"
+
+# A stage that fails stops its dependents and says why.
+submit failing --set reward.test_failures=1 --set reward.retries=0 --set reward.test_delay=0 >/dev/null
+drain
+grep -q "could not be scored" "$work/failing/failed/curate-t2i.txt" || fail "failed/ does not say why"
+[[ ! -e $work/failing/t2i ]] || fail "a dependent of a failed stage ran"
+echo "slurm: all checks passed"
