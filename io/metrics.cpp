@@ -17,8 +17,10 @@ namespace {
 /// Waits for its turn; the kernel gives the turn back when the process ends.
 class Turn {
   public:
-    explicit Turn(const std::filesystem::path& path) : file_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
-        ATELIER_CHECK_IO(file_ >= 0 && flock(file_, LOCK_EX) == 0, "cannot lock {}: {}", path.string(), std::strerror(errno));
+    explicit Turn(const std::filesystem::path& path)
+        : file_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+        ATELIER_CHECK_IO(file_ >= 0 && flock(file_, LOCK_EX) == 0, "cannot lock {}: {}",
+                         path.string(), std::strerror(errno));
     }
     ~Turn() { close(file_); }
     Turn(const Turn&) = delete;
@@ -38,7 +40,8 @@ void put_metrics(const std::filesystem::path& path, const nlohmann::json& record
         const auto old = nlohmann::json::parse(line, nullptr, false);
         ATELIER_CHECK_INPUT(old.is_object(), "{}:{} is no JSON object", path.string(), number);
         bool same = true;
-        for (const char* key : {"stage", "policy", "iteration"}) same = same && old.value(key, nlohmann::json()) == record.value(key, nlohmann::json());
+        for (const char* key : {"stage", "policy", "iteration"})
+            same = same && old.value(key, nlohmann::json()) == record.value(key, nlohmann::json());
         if (!same) text += line + "\n";
     }
     in.close();

@@ -5,8 +5,9 @@
 
 namespace atelier::io {
 
-/// Puts a record into a file of JSON lines, in place of one with the same `stage`, `policy` and `iteration`: a stage that is run
-/// again leaves one line. Jobs that write at the same time take turns. Throws Error(io), Error(input) for a damaged file.
+/// Puts a record into a file of JSON lines, in place of one with the same `stage`, `policy` and
+/// `iteration`: a stage that is run again leaves one line. Jobs that write at the same time take
+/// turns. Throws Error(io), Error(input) for a damaged file.
 void put_metrics(const std::filesystem::path& path, const nlohmann::json& record);
 
 }  // namespace atelier::io

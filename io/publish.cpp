@@ -18,7 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* temporary_prefix = ".tmp-";
 constexpr const char* lock_name = ".lock";
 
 std::string hex(XXH128_hash_t hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
@@ -101,12 +100,13 @@ void publish_directory(const fs::path& path, const std::function<void(const fs::
     flush(parent_of(path), O_RDONLY | O_DIRECTORY);
 }
 
-int remove_temporaries(const fs::path& directory) {
+int remove_temporaries(const fs::path& directory, const std::string& name) {
+    const std::string prefix = temporary_prefix + (name.empty() ? std::string() : name + "-");
     int removed = 0;
     std::error_code error;
     std::vector<fs::path> stale;
     for (const auto& entry : fs::directory_iterator(directory, error))
-        if (entry.path().filename().string().starts_with(temporary_prefix)) stale.push_back(entry.path());
+        if (entry.path().filename().string().starts_with(prefix)) stale.push_back(entry.path());
     for (const fs::path& path : stale) {
         fs::remove_all(path, error);
         ATELIER_CHECK_IO(!error, "cannot remove {}: {}", path.string(), error.message());

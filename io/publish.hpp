@@ -28,9 +28,11 @@ void publish_text(const std::filesystem::path& path, const std::string& text);
 /// older directory of the name is renamed away first and then removed.
 void publish_directory(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
 
-/// Removes what killed writers left in a directory (names that begin with ".tmp-"). Call only while holding the
-/// directory's lock. Returns how many.
-int remove_temporaries(const std::filesystem::path& directory);
+/// Names of files and directories that are not published yet begin with this.
+inline constexpr const char* temporary_prefix = ".tmp-";
+/// Removes what killed writers left in a directory: everything, or what was to become `name`. Call only while holding the right
+/// to write it. Returns how many.
+int remove_temporaries(const std::filesystem::path& directory, const std::string& name = {});
 
 /// Creates a directory and its parents. Throws Error(io) naming it.
 void make_directories(const std::filesystem::path& path);

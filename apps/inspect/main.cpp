@@ -14,16 +14,22 @@ using namespace atelier;
 int run(int argc, char** argv) {
     std::string path, directory;
     bool check = false, again = false;
-    po::options_description text("atelier-inspect PATH: what a run, a stage's directory, a shard, a manifest or a checkpoint holds");
-    text.add_options()("help", "this text")("path", po::value(&path), "what to look at (also without --path)")(
-        "export", po::value(&directory), "write a rollout's pictures and their reasons to this directory")(
+    po::options_description text(
+        "atelier-inspect PATH: what a run, a stage's directory, a shard, a manifest or a "
+        "checkpoint holds");
+    text.add_options()("help", "this text")("path", po::value(&path),
+                                            "what to look at (also without --path)")(
+        "export", po::value(&directory),
+        "write a rollout's pictures and their reasons to this directory")(
         "verify", po::bool_switch(&check), "check manifests and checksums at and below the path")(
-        "replay", po::bool_switch(&again), "recompute a rollout's log-probabilities; they must agree bit for bit");
+        "replay", po::bool_switch(&again),
+        "recompute a rollout's log-probabilities; they must agree bit for bit");
     po::positional_options_description places;
     places.add("path", 1);
     po::variables_map values;
     try {
-        po::store(po::command_line_parser(argc, argv).options(text).positional(places).run(), values);
+        po::store(po::command_line_parser(argc, argv).options(text).positional(places).run(),
+                  values);
         po::notify(values);
     } catch (const po::error& e) {
         ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
@@ -33,7 +39,9 @@ int run(int argc, char** argv) {
         return 0;
     }
     ATELIER_CHECK_USAGE(!path.empty(), "a path is needed (see --help)");
-    if (!directory.empty()) std::cout << stage::export_pictures(path, directory) << " pictures in " << directory << '\n';
+    if (!directory.empty())
+        std::cout << stage::export_pictures(path, directory) << " pictures in " << directory
+                  << '\n';
     if (check && stage::verify(path, std::cout) > 0) return static_cast<int>(ErrorKind::input);
     if (again && stage::replay(path, std::cout) > 0) return static_cast<int>(ErrorKind::numeric);
     if (directory.empty() && !check && !again) stage::describe(path, std::cout);
@@ -43,5 +51,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    return comm::run_main(argc, argv, "atelier-inspect", [](comm::Communicator&, int count, char** arguments) { return run(count, arguments); });
+    return comm::run_main(
+        argc, argv, "atelier-inspect",
+        [](comm::Communicator&, int count, char** arguments) { return run(count, arguments); });
 }

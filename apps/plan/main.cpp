@@ -6,9 +6,9 @@
 #include "config/config.hpp"
 #include "core/error.hpp"
 #include "io/publish.hpp"
-#include "stage/storage_plan.hpp"
 #include "stage/dag.hpp"
 #include "stage/schema.hpp"
+#include "stage/storage_plan.hpp"
 
 namespace {
 
@@ -16,11 +16,14 @@ namespace po = boost::program_options;
 using namespace atelier;
 
 /// Makes the run's directory, or checks that it was made from the same configuration.
-void make_run(const stage::RunDirectory& run, const config::Config& config, const std::vector<stage::Job>& jobs) {
+void make_run(const stage::RunDirectory& run, const config::Config& config,
+              const std::vector<stage::Job>& jobs) {
     io::make_directories(run.root / "logs");
     if (std::filesystem::exists(run.config())) {
         const auto before = config::Config::resolve(run.config(), {}, stage::schema());
-        ATELIER_CHECK_USAGE(before.hash() == config.hash(), "{} is a run of another configuration: choose another directory", run.root.string());
+        ATELIER_CHECK_USAGE(before.hash() == config.hash(),
+                            "{} is a run of another configuration: choose another directory",
+                            run.root.string());
     } else {
         io::publish_text(run.config(), config.to_toml());
     }
@@ -33,12 +36,17 @@ int run(comm::Communicator& world, int argc, char** argv) {
     std::string file, directory;
     std::vector<std::string> overrides;
     bool print = false, dot = false, storage = false;
-    po::options_description text("atelier-plan: a configuration resolved, its jobs, and the run directory made from it");
-    text.add_options()("help", "this text")("config", po::value(&file), "TOML file (default: that of --run)")(
-        "set", po::value(&overrides)->composing(), "section.key=value, over the file's; may be repeated")(
-        "run", po::value(&directory), "run directory to make")(
-        "print-config", po::bool_switch(&print), "show every key with its meaning, unit and origin")(
-        "dot", po::bool_switch(&dot), "show the jobs as Graphviz")("storage", po::bool_switch(&storage), "show the disk space that a run needs");
+    po::options_description text(
+        "atelier-plan: a configuration resolved, its jobs, and the run directory made from it");
+    text.add_options()("help", "this text")("config", po::value(&file),
+                                            "TOML file (default: that of --run)")(
+        "set", po::value(&overrides)->composing(),
+        "section.key=value, over the file's; may be repeated")("run", po::value(&directory),
+                                                               "run directory to make")(
+        "print-config", po::bool_switch(&print),
+        "show every key with its meaning, unit and origin")("dot", po::bool_switch(&dot),
+                                                            "show the jobs as Graphviz")(
+        "storage", po::bool_switch(&storage), "show the disk space that a run needs");
     po::variables_map values;
     try {
         po::store(po::parse_command_line(argc, argv, text), values);
@@ -50,10 +58,13 @@ int run(comm::Communicator& world, int argc, char** argv) {
         std::cout << text << '\n';
         return 0;
     }
-    const stage::RunDirectory run{directory.empty() ? "run" : std::filesystem::absolute(directory).lexically_normal()};
-    if (file.empty() && !directory.empty() && std::filesystem::exists(run.config())) file = run.config().string();
+    const stage::RunDirectory run{
+        directory.empty() ? "run" : std::filesystem::absolute(directory).lexically_normal()};
+    if (file.empty() && !directory.empty() && std::filesystem::exists(run.config()))
+        file = run.config().string();
     ATELIER_CHECK_USAGE(!file.empty(), "--config is required (see --help)");
-    stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world, "", 1};
+    stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world,
+                           "", 1};
     const auto jobs = stage::pipeline_jobs(context);
     if (!directory.empty()) make_run(run, context.config, jobs);
     if (print) std::cout << context.config.describe();

@@ -21,7 +21,12 @@ void log_line(const std::string& text) {
 }
 
 Progress::Progress(std::string what, std::string unit, std::int64_t total, bool silent)
-    : what_(std::move(what)), unit_(std::move(unit)), total_(total), silent_(silent), terminal_(isatty(STDERR_FILENO) == 1), begin_(Clock::now()),
+    : what_(std::move(what)),
+      unit_(std::move(unit)),
+      total_(total),
+      silent_(silent),
+      terminal_(isatty(STDERR_FILENO) == 1),
+      begin_(Clock::now()),
       last_(begin_) {}
 
 Progress::~Progress() {
@@ -36,7 +41,9 @@ void Progress::start_at(std::int64_t done) {
 void Progress::update(std::int64_t done) {
     done_ = done;
     const auto now = Clock::now();
-    if (silent_ || (printed_ && now - last_ < (terminal_ ? Clock::duration(terminal_interval) : Clock::duration(log_interval)))) return;
+    if (silent_ || (printed_ && now - last_ < (terminal_ ? Clock::duration(terminal_interval)
+                                                         : Clock::duration(log_interval))))
+        return;
     last_ = now;
     print(false);
 }
@@ -46,8 +53,10 @@ void Progress::print(bool last) {
     const double rate = seconds > 0 ? static_cast<double>(done_ - first_) / seconds : 0;
     std::string text = fmt::format("{}: {} of {} {}", what_, done_, total_, unit_);
     if (rate > 0) text += fmt::format(", {:.1f} a second", rate);
-    if (last) text += fmt::format(", {:.1f} s", seconds);
-    else if (rate > 0) text += fmt::format(", {:.0f} s left", static_cast<double>(total_ - done_) / rate);
+    if (last)
+        text += fmt::format(", {:.1f} s", seconds);
+    else if (rate > 0)
+        text += fmt::format(", {:.0f} s left", static_cast<double>(total_ - done_) / rate);
     if (terminal_) {
         std::fprintf(stderr, "\r\033[K%s%s", text.c_str(), last ? "\n" : "");
         std::fflush(stderr);

@@ -6,8 +6,9 @@
 
 namespace atelier {
 
-/// How far a stage is, on standard error: one line that is rewritten on a terminal, plain lines every few seconds in a job's
-/// log. Says done, total, rate and the time left. A silent one says nothing (ranks other than 0).
+/// How far a stage is, on standard error: one line that is rewritten on a terminal, plain lines
+/// every few seconds in a job's log. Says done, total, rate and the time left. A silent one says
+/// nothing (ranks other than 0).
 class Progress {
   public:
     /// `what`: "rollout t2i 3"; `unit`: "samples".
@@ -15,7 +16,8 @@ class Progress {
     ~Progress();
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;
-    /// `done` of the total; what was done before the stage began this time does not count for the rate.
+    /// `done` of the total; what was done before the stage began this time does not count for the
+    /// rate.
     void start_at(std::int64_t done);
     void update(std::int64_t done);
 

@@ -8,12 +8,16 @@
 namespace atelier::distill {
 namespace {
 
-std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+std::span<float> numbers(const Tensor& t) {
+    return {t.f32(), static_cast<std::size_t>(t.elements())};
+}
 
 }  // namespace
 
-StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
-                           const pipeline::EncodedPrompt* unconditional, const StudentSpec& spec, dit::Keep keep, Arena& arena)
+StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weights,
+                           const pipeline::EncodedPrompt& conditional,
+                           const pipeline::EncodedPrompt* unconditional, const StudentSpec& spec,
+                           dit::Keep keep, Arena& arena)
     : dit_(dit),
       weights_(weights),
       conditional_prompt_(conditional),
@@ -21,15 +25,20 @@ StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weight
       spec_(spec),
       keep_(keep),
       conditional_(dit, weights, conditional, spec.target, keep, arena) {
-    ATELIER_CHECK_USAGE(spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
-                        "a group of {} members cannot be cut into micro-batches of {}", spec.members, spec.micro_batch);
-    ATELIER_CHECK_USAGE(dit.config().causal_condition, "training needs a model with causal_condition = true");
+    ATELIER_CHECK_USAGE(
+        spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
+        "a group of {} members cannot be cut into micro-batches of {}", spec.members,
+        spec.micro_batch);
+    ATELIER_CHECK_USAGE(dit.config().causal_condition,
+                        "training needs a model with causal_condition = true");
     std::int64_t prefix = conditional_.layout().prefix_tokens();
     if (unconditional != nullptr) {
-        unconditional_ = std::make_unique<pipeline::Branch>(dit, weights, *unconditional, spec.target, dit::Keep::nothing, arena);
+        unconditional_ = std::make_unique<pipeline::Branch>(dit, weights, *unconditional,
+                                                            spec.target, dit::Keep::nothing, arena);
         prefix = std::max(prefix, unconditional_->layout().prefix_tokens());
     }
-    pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, spec.target.tokens(), prefix, keep, arena);
+    pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, spec.target.tokens(), prefix,
+                                              keep, arena);
     const Shape shape{spec.micro_batch, spec.target.tokens(), dit.config().out_channels};
     x_ = arena.take_f32(shape);
     v_ = arena.take_f32(shape);
@@ -42,7 +51,8 @@ StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weight
 void StudentGroup::run_prefixes() {
     const dit::Config& c = dit_.config();
     const auto run = [&](pipeline::Branch& branch, const pipeline::EncodedPrompt& prompt) {
-        branch.prefix().forward(weights_, branch.layout(), prompt.states_tensor(c.context_dim), prompt.references_tensor(c.in_channels), 0.0f);
+        branch.prefix().forward(weights_, branch.layout(), prompt.states_tensor(c.context_dim),
+                                prompt.references_tensor(c.in_channels), 0.0f);
     };
     run(conditional_, conditional_prompt_);
     if (unconditional_) run(*unconditional_, *unconditional_prompt_);
@@ -55,35 +65,48 @@ void StudentGroup::evaluate(int step) {
 
 void StudentGroup::load_states(std::span<const float> x, std::int64_t first, int step) {
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
-    for (std::int64_t b = 0; b < spec_.micro_batch; ++b) std::copy_n(x.data() + ((first + b) * steps + step) * n, n, x_.f32() + b * n);
+    for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
+        std::copy_n(x.data() + ((first + b) * steps + step) * n, n, x_.f32() + b * n);
 }
 
 StudentTrajectory StudentGroup::sample(std::span<const RandomKey> noise_keys) {
-    ATELIER_CHECK(static_cast<int>(noise_keys.size()) == spec_.members, "{} noise keys for {} members", noise_keys.size(), spec_.members);
+    ATELIER_CHECK(static_cast<int>(noise_keys.size()) == spec_.members,
+                  "{} noise keys for {} members", noise_keys.size(), spec_.members);
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
     const auto size = static_cast<std::size_t>(n);
     StudentTrajectory out;
     out.noise_key.assign(noise_keys.begin(), noise_keys.end());
     out.x.resize(static_cast<std::size_t>(spec_.members * steps * n));
     out.x_next.resize(out.x.size());
-    out.log_prob.assign(static_cast<std::size_t>(spec_.members * steps), std::numeric_limits<float>::quiet_NaN());
+    out.log_prob.assign(static_cast<std::size_t>(spec_.members * steps),
+                        std::numeric_limits<float>::quiet_NaN());
     out.latents.resize(static_cast<std::size_t>(spec_.members * n));
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
         for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-            fill_normal(flow::initial_noise_key(noise_keys[static_cast<std::size_t>(first + b)]), {x_.f32() + b * n, size});
+            fill_normal(flow::initial_noise_key(noise_keys[static_cast<std::size_t>(first + b)]),
+                        {x_.f32() + b * n, size});
         for (int step = 0; step < steps; ++step) {
             evaluate(step);
-            const auto t = flow::transition(spec_.sampler, spec_.sampler == flow::Sampler::ode ? 0.0 : spec_.eta, spec_.schedule.sigmas, step);
+            const auto t = flow::transition(spec_.sampler,
+                                            spec_.sampler == flow::Sampler::ode ? 0.0 : spec_.eta,
+                                            spec_.schedule.sigmas, step);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::int64_t at = (first + b) * steps + step;
-                float *state = x_.f32() + b * n, *kept = out.x.data() + at * n, *next = out.x_next.data() + at * n;
+                float *state = x_.f32() + b * n, *kept = out.x.data() + at * n,
+                      *next = out.x_next.data() + at * n;
                 std::copy_n(state, n, kept);
                 const std::span<const float> velocity(v_.f32() + b * n, size);
-                if (t.has_log_prob()) fill_normal(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step), numbers(noise_));
-                flow::step<float>(t, {kept, size}, velocity, t.has_log_prob() ? std::span<const float>(numbers(noise_)) : std::span<const float>(),
+                if (t.has_log_prob())
+                    fill_normal(
+                        flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step),
+                        numbers(noise_));
+                flow::step<float>(t, {kept, size}, velocity,
+                                  t.has_log_prob() ? std::span<const float>(numbers(noise_))
+                                                   : std::span<const float>(),
                                   {next, size});
-                if (const auto p = flow::log_prob<float>(t, flow::LogProb::mean, {kept, size}, velocity, {next, size}))
+                if (const auto p = flow::log_prob<float>(t, flow::LogProb::mean, {kept, size},
+                                                         velocity, {next, size}))
                     out.log_prob[static_cast<std::size_t>(at)] = static_cast<float>(*p);
                 std::copy_n(next, n, state);
             }
@@ -93,10 +116,13 @@ StudentTrajectory StudentGroup::sample(std::span<const RandomKey> noise_keys) {
     return out;
 }
 
-std::vector<float> StudentGroup::velocities(const flow::Guidance& guidance, std::span<const float> x) {
-    ATELIER_CHECK(guidance.is_off() || unconditional_ != nullptr, "guidance {} needs a negative prompt", guidance.scale);
+std::vector<float> StudentGroup::velocities(const flow::Guidance& guidance,
+                                            std::span<const float> x) {
+    ATELIER_CHECK(guidance.is_off() || unconditional_ != nullptr,
+                  "guidance {} needs a negative prompt", guidance.scale);
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
-    ATELIER_CHECK(static_cast<std::int64_t>(x.size()) == spec_.members * steps * n, "{} numbers for {} states", x.size(), spec_.members * steps);
+    ATELIER_CHECK(static_cast<std::int64_t>(x.size()) == spec_.members * steps * n,
+                  "{} numbers for {} states", x.size(), spec_.members * steps);
     std::vector<float> result(x.size());
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
@@ -105,7 +131,8 @@ std::vector<float> StudentGroup::velocities(const flow::Guidance& guidance, std:
             evaluate(step);
             if (!guidance.is_off()) {
                 pass_->forward(weights_, unconditional_->prefix(), x_, times_, u_);
-                flow::guide<float>(guidance, dit_.config().out_channels, numbers(v_), numbers(u_), numbers(v_));
+                flow::guide<float>(guidance, dit_.config().out_channels, numbers(v_), numbers(u_),
+                                   numbers(v_));
             }
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
                 std::copy_n(v_.f32() + b * n, n, result.data() + ((first + b) * steps + step) * n);
@@ -113,21 +140,26 @@ std::vector<float> StudentGroup::velocities(const flow::Guidance& guidance, std:
     return result;
 }
 
-DistillStats StudentGroup::train(LossKind kind, std::span<const float> x, std::span<const float> teacher_velocity, double weight,
+DistillStats StudentGroup::train(LossKind kind, std::span<const float> x,
+                                 std::span<const float> teacher_velocity, double weight,
                                  const nn::ParameterStore& gradients) {
     ATELIER_CHECK(keep_ != dit::Keep::nothing, "this group was planned for sampling");
     const dit::Config& c = dit_.config();
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
     const auto size = static_cast<std::size_t>(n);
-    ATELIER_CHECK(static_cast<std::int64_t>(x.size()) == spec_.members * steps * n && teacher_velocity.size() == x.size(),
-                  "{} and {} numbers for {} states", x.size(), teacher_velocity.size(), spec_.members * steps);
+    ATELIER_CHECK(static_cast<std::int64_t>(x.size()) == spec_.members * steps * n &&
+                      teacher_velocity.size() == x.size(),
+                  "{} and {} numbers for {} states", x.size(), teacher_velocity.size(),
+                  spec_.members * steps);
     DistillStats stats;
     run_prefixes();
     conditional_.prefix().zero_key_gradients();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
         for (int step = 0; step < steps; ++step) {
-            // Along the ODE there is no KL of transitions: that of flow_sde's with the same states is taken.
-            const flow::Sampler sampler = spec_.sampler == flow::Sampler::ode ? flow::Sampler::flow_sde : spec_.sampler;
+            // Along the ODE there is no KL of transitions: that of flow_sde's with the same states
+            // is taken.
+            const flow::Sampler sampler =
+                spec_.sampler == flow::Sampler::ode ? flow::Sampler::flow_sde : spec_.sampler;
             const auto t = flow::transition(sampler, spec_.eta, spec_.schedule.sigmas, step);
             if (kind == LossKind::kl && !t.has_log_prob()) continue;
             load_states(x, first, step);
@@ -135,12 +167,15 @@ DistillStats StudentGroup::train(LossKind kind, std::span<const float> x, std::s
             std::fill_n(d_v_.f32(), d_v_.elements(), 0.0f);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::size_t at = static_cast<std::size_t>(((first + b) * steps + step) * n);
-                stats.loss += loss<float>(kind, t, {v_.f32() + b * n, size}, teacher_velocity.subspan(at, size), weight, {d_v_.f32() + b * n, size});
+                stats.loss += loss<float>(kind, t, {v_.f32() + b * n, size},
+                                          teacher_velocity.subspan(at, size), weight,
+                                          {d_v_.f32() + b * n, size});
                 ++stats.terms;
             }
             pass_->backward(weights_, gradients, conditional_.prefix(), x_, d_v_, {});
         }
-    conditional_.prefix().backward(weights_, gradients, conditional_prompt_.states_tensor(c.context_dim),
+    conditional_.prefix().backward(weights_, gradients,
+                                   conditional_prompt_.states_tensor(c.context_dim),
                                    conditional_prompt_.references_tensor(c.in_channels), {}, {});
     return stats;
 }

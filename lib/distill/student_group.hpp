@@ -24,7 +24,8 @@ struct StudentSpec {
     int micro_batch = 4;  ///< run together; divides members
 };
 
-/// Trajectories of one prompt: states before and after every step, in the shard's layout with K = N.
+/// Trajectories of one prompt: states before and after every step, in the shard's layout with K =
+/// N.
 struct StudentTrajectory {
     std::vector<float> x, x_next;      ///< [members, N, tokens * channels]
     std::vector<float> log_prob;       ///< [members, N]; NaN where the step is an ODE step
@@ -37,14 +38,18 @@ struct DistillStats {
     double loss = 0, terms = 0;
 };
 
-/// One prompt's trajectories under one set of weights: the student's to sample and to train, a teacher's to record velocities.
-/// The prefix runs once per call; in training its gradient goes back through it once.
+/// One prompt's trajectories under one set of weights: the student's to sample and to train, a
+/// teacher's to record velocities. The prefix runs once per call; in training its gradient goes
+/// back through it once.
 class StudentGroup {
   public:
-    /// Plans its buffers in `arena`. `keep`: nothing for sampling and recording, else training. `unconditional`: the negative
-    /// prompt of a guided teacher; null: no guidance. Throws Error(usage) when members is no multiple of micro_batch.
-    StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
-                 const pipeline::EncodedPrompt* unconditional, const StudentSpec& spec, dit::Keep keep, Arena& arena);
+    /// Plans its buffers in `arena`. `keep`: nothing for sampling and recording, else training.
+    /// `unconditional`: the negative prompt of a guided teacher; null: no guidance. Throws
+    /// Error(usage) when members is no multiple of micro_batch.
+    StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weights,
+                 const pipeline::EncodedPrompt& conditional,
+                 const pipeline::EncodedPrompt* unconditional, const StudentSpec& spec,
+                 dit::Keep keep, Arena& arena);
 
     /// Everything random follows from the keys.
     StudentTrajectory sample(std::span<const RandomKey> noise_keys);
@@ -52,8 +57,10 @@ class StudentGroup {
     /// Guided velocities [members, N, tokens * channels] at stored states of the same shape.
     std::vector<float> velocities(const flow::Guidance& guidance, std::span<const float> x);
 
-    /// Adds the gradient of `weight` times the sum over members and steps of the loss to `gradients`.
-    DistillStats train(LossKind kind, std::span<const float> x, std::span<const float> teacher_velocity, double weight,
+    /// Adds the gradient of `weight` times the sum over members and steps of the loss to
+    /// `gradients`.
+    DistillStats train(LossKind kind, std::span<const float> x,
+                       std::span<const float> teacher_velocity, double weight,
                        const nn::ParameterStore& gradients);
 
   private:

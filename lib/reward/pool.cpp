@@ -11,8 +11,10 @@
 namespace atelier::reward {
 
 Pool::Pool(const Scorer& scorer, const PoolConfig& config) : scorer_(scorer), config_(config) {
-    ATELIER_CHECK_USAGE(config.workers >= 1 && config.queue >= 1 && config.retries >= 0,
-                        "a reward pool needs at least one worker and one place in its queue, found {} and {}", config.workers, config.queue);
+    ATELIER_CHECK_USAGE(
+        config.workers >= 1 && config.queue >= 1 && config.retries >= 0,
+        "a reward pool needs at least one worker and one place in its queue, found {} and {}",
+        config.workers, config.queue);
     // Signals are for the main thread.
     sigset_t all, before;
     sigfillset(&all);
@@ -65,7 +67,8 @@ Outcome Pool::run(const Request& request) const {
     std::string why;
     for (; outcome.attempts <= config_.retries; ++outcome.attempts) {
         if (outcome.attempts > 0)
-            std::this_thread::sleep_for(std::chrono::duration<double>(std::ldexp(config_.retry_seconds, outcome.attempts - 1)));
+            std::this_thread::sleep_for(std::chrono::duration<double>(
+                std::ldexp(config_.retry_seconds, outcome.attempts - 1)));
         try {
             outcome.verdicts = scorer_.score(request, outcome.attempts);
         } catch (const Error& e) {
@@ -74,16 +77,21 @@ Outcome Pool::run(const Request& request) const {
         }
         for (const auto& [name, v] : outcome.verdicts)
             ATELIER_CHECK_KIND(ErrorKind::numeric, !v.present || (v.score >= 1 && v.score <= 5),
-                               "{} of sample {} is scored {}: a score lies within 1 and 5", name, request.sample_id, v.score);
+                               "{} of sample {} is scored {}: a score lies within 1 and 5", name,
+                               request.sample_id, v.score);
         ++outcome.attempts;
-        outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        for (const std::string& name : dimensions) outcome.verdicts.try_emplace(name, Verdict{false, 1, "not scored"});
+        outcome.seconds =
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        for (const std::string& name : dimensions)
+            outcome.verdicts.try_emplace(name, Verdict{false, 1, "not scored"});
         return outcome;
     }
     outcome.failed = true;
     for (const std::string& name : dimensions)
-        outcome.verdicts[name] = {false, 1, fmt::format("failed after {} attempts: {}", outcome.attempts, why)};
-    outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        outcome.verdicts[name] = {
+            false, 1, fmt::format("failed after {} attempts: {}", outcome.attempts, why)};
+    outcome.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return outcome;
 }
 

@@ -13,20 +13,22 @@ namespace atelier::reward {
 
 /// What became of one sample.
 struct Outcome {
-    Verdicts verdicts;         ///< every dimension of the kind; all absent, with the reason, after a failure
-    bool failed = false;       ///< no attempt succeeded
+    Verdicts
+        verdicts;  ///< every dimension of the kind; all absent, with the reason, after a failure
+    bool failed = false;  ///< no attempt succeeded
     int attempts = 0;
-    double seconds = 0;        ///< of scoring, all attempts and the waits between them
+    double seconds = 0;  ///< of scoring, all attempts and the waits between them
 };
 
 struct PoolConfig {
-    int workers = 2;             ///< samples scored at once
-    int queue = 64;              ///< samples waiting at most; submit() blocks above it
-    int retries = 2;             ///< further attempts after a failed one
+    int workers = 2;              ///< samples scored at once
+    int queue = 64;               ///< samples waiting at most; submit() blocks above it
+    int retries = 2;              ///< further attempts after a failed one
     double retry_seconds = 0.05;  ///< before the first repetition, doubled each time
 };
 
-/// Scores samples on threads of its own beside the sampling. Which thread scores a sample changes nothing in its outcome.
+/// Scores samples on threads of its own beside the sampling. Which thread scores a sample changes
+/// nothing in its outcome.
 class Pool {
   public:
     /// The scorer must outlive the pool. Throws Error(usage) for a pool without workers or queue.
@@ -36,8 +38,9 @@ class Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    /// Blocks while the queue is full. The future holds an Outcome, or Error(numeric) for a present score that is not a
-    /// number within [1, 5]: a broken scorer must not be taken for a missing score.
+    /// Blocks while the queue is full. The future holds an Outcome, or Error(numeric) for a present
+    /// score that is not a number within [1, 5]: a broken scorer must not be taken for a missing
+    /// score.
     std::future<Outcome> submit(Request request);
 
   private:

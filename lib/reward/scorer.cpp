@@ -13,13 +13,16 @@ namespace {
 class WorldScorer final : public Scorer {
   public:
     const std::vector<std::string>& dimensions(const std::string& kind) const override {
-        static const std::vector<std::string> t2i{"alignment", "aesthetics", "portrait"}, edit{"instruction", "identity"};
-        ATELIER_CHECK_USAGE(kind == "t2i" || kind == "edit", "a task's kind must be t2i or edit, found {}", kind);
+        static const std::vector<std::string> t2i{"alignment", "aesthetics", "portrait"},
+            edit{"instruction", "identity"};
+        ATELIER_CHECK_USAGE(kind == "t2i" || kind == "edit",
+                            "a task's kind must be t2i or edit, found {}", kind);
         return kind == "t2i" ? t2i : edit;
     }
     Verdicts score(const Request& request, int) const override {
         Verdicts verdicts;
-        for (auto& [name, m] : world::measure(nlohmann::json::parse(request.attributes), request.picture))
+        for (auto& [name, m] :
+             world::measure(nlohmann::json::parse(request.attributes), request.picture))
             verdicts[name] = {m.present, m.score, std::move(m.reason)};
         return verdicts;
     }
@@ -27,13 +30,19 @@ class WorldScorer final : public Scorer {
 
 class FaultyScorer final : public Scorer {
   public:
-    FaultyScorer(std::unique_ptr<Scorer> inner, const Faults& faults) : inner_(std::move(inner)), faults_(faults) {}
-    const std::vector<std::string>& dimensions(const std::string& kind) const override { return inner_->dimensions(kind); }
+    FaultyScorer(std::unique_ptr<Scorer> inner, const Faults& faults)
+        : inner_(std::move(inner)), faults_(faults) {}
+    const std::vector<std::string>& dimensions(const std::string& kind) const override {
+        return inner_->dimensions(kind);
+    }
     Verdicts score(const Request& request, int attempt) const override {
-        if (faults_.delay_seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(faults_.delay_seconds));
-        Random random(random_key(faults_.seed, RandomUse::test, request.sample_id, static_cast<std::uint64_t>(attempt)));
+        if (faults_.delay_seconds > 0)
+            std::this_thread::sleep_for(std::chrono::duration<double>(faults_.delay_seconds));
+        Random random(random_key(faults_.seed, RandomUse::test, request.sample_id,
+                                 static_cast<std::uint64_t>(attempt)));
         ATELIER_CHECK_KIND(ErrorKind::reward, random.uniform() >= faults_.failure_share,
-                           "attempt {} at sample {} fails by reward.test_failures", attempt, request.sample_id);
+                           "attempt {} at sample {} fails by reward.test_failures", attempt,
+                           request.sample_id);
         return inner_->score(request, attempt);
     }
 

@@ -31,7 +31,8 @@ class Scorer {
     virtual ~Scorer() = default;
     /// Every dimension this scorer knows for a kind of prompt, lowest tier first.
     virtual const std::vector<std::string>& dimensions(const std::string& kind) const = 0;
-    /// Verdicts by dimension. `attempt` counts from 0. Throws Error when the sample cannot be scored: the pool asks again.
+    /// Verdicts by dimension. `attempt` counts from 0. Throws Error when the sample cannot be
+    /// scored: the pool asks again.
     virtual Verdicts score(const Request& request, int attempt) const = 0;
 };
 
@@ -40,8 +41,8 @@ std::unique_ptr<Scorer> make_world_scorer();
 
 /// Settings that make a scorer slow and unreliable, for tests and benchmarks of what surrounds it.
 struct Faults {
-    double delay_seconds = 0;     ///< added to every attempt
-    double failure_share = 0;     ///< of attempts that fail, drawn by (seed, sample, attempt)
+    double delay_seconds = 0;  ///< added to every attempt
+    double failure_share = 0;  ///< of attempts that fail, drawn by (seed, sample, attempt)
     std::uint64_t seed = 0;
 };
 std::unique_ptr<Scorer> make_faulty_scorer(std::unique_ptr<Scorer> inner, const Faults& faults);

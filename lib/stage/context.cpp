@@ -20,10 +20,13 @@ void on_signal(int) { signal_seen.store(true); }
 
 }  // namespace
 
-std::filesystem::path RunDirectory::iteration(const std::string& policy, std::int64_t iteration) const {
+std::filesystem::path RunDirectory::iteration(const std::string& policy,
+                                              std::int64_t iteration) const {
     return root / policy / fmt::format("iter-{:04}", iteration);
 }
-std::filesystem::path RunDirectory::round(std::int64_t round) const { return root / "opd" / fmt::format("round-{:02}", round); }
+std::filesystem::path RunDirectory::round(std::int64_t round) const {
+    return root / "opd" / fmt::format("round-{:02}", round);
+}
 
 std::vector<std::string> Context::tasks() const {
     if (policy == mix_policy) return config.tasks();
@@ -31,12 +34,14 @@ std::vector<std::string> Context::tasks() const {
 }
 
 std::int64_t Context::iterations(const std::string& name) const {
-    const std::int64_t own = config.integer(name == mix_policy ? "mix.iterations" : "task." + name + ".iterations");
+    const std::int64_t own =
+        config.integer(name == mix_policy ? "mix.iterations" : "task." + name + ".iterations");
     return own > 0 ? own : config.integer("grpo.iterations");
 }
 
 double Context::learning_rate() const {
-    const double own = config.number(policy == mix_policy ? "mix.learning_rate" : "task." + policy + ".learning_rate");
+    const double own = config.number(policy == mix_policy ? "mix.learning_rate"
+                                                          : "task." + policy + ".learning_rate");
     return own > 0 ? own : config.number("grpo.learning_rate");
 }
 
@@ -49,18 +54,22 @@ std::filesystem::path Context::starting_policy() const {
 
 std::filesystem::path Context::final_policy(const std::string& name) const {
     const auto directory = run.policy(name, iterations(name));
-    require_complete(directory, fmt::format("policy {} has not had its {} iterations", name, iterations(name)));
+    require_complete(
+        directory, fmt::format("policy {} has not had its {} iterations", name, iterations(name)));
     return config.number("grpo.ema") > 0 ? directory / "ema" : directory;
 }
 
 rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
     rl::SamplingSpec s;
-    s.target = {config.integer("sampling.height") / model::pixels_per_latent, config.integer("sampling.width") / model::pixels_per_latent};
-    s.schedule = pipeline.schedule(static_cast<int>(config.integer("sampling.steps")), s.target.tokens());
+    s.target = {config.integer("sampling.height") / model::pixels_per_latent,
+                config.integer("sampling.width") / model::pixels_per_latent};
+    s.schedule =
+        pipeline.schedule(static_cast<int>(config.integer("sampling.steps")), s.target.tokens());
     s.sampler = flow::parse_sampler(config.text("sampling.sampler"));
     s.eta = config.number("sampling.eta");
     s.log_prob = flow::parse_log_prob(config.text("sampling.log_prob"));
-    s.guidance = {config.number("sampling.guidance_scale"), config.flag("sampling.guidance_rescale")};
+    s.guidance = {config.number("sampling.guidance_scale"),
+                  config.flag("sampling.guidance_rescale")};
     s.guidance_train = flow::parse_guidance_train(config.text("sampling.guidance_train"));
     s.members = static_cast<int>(config.integer("rollout.group_size"));
     s.micro_batch = static_cast<int>(config.integer("rollout.micro_batch"));
@@ -70,8 +79,9 @@ rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
     choice.count = static_cast<int>(config.integer("steps.count"));
     choice.gamma = config.number("steps.gamma");
     choice.window_begin = static_cast<int>(config.integer("steps.window_begin"));
-    s.trained_steps = flow::choose_steps(choice, s.sampler, s.eta, s.schedule.sigmas, seed(), static_cast<std::uint64_t>(iteration),
-                                         task_number(policy));
+    s.trained_steps =
+        flow::choose_steps(choice, s.sampler, s.eta, s.schedule.sigmas, seed(),
+                           static_cast<std::uint64_t>(iteration), task_number(policy));
     return s;
 }
 
@@ -87,16 +97,21 @@ io::Manifest Context::new_manifest(const std::string& stage) const {
 }
 
 void require_complete(const std::filesystem::path& directory, const std::string& what) {
-    ATELIER_CHECK_INPUT(io::is_complete(directory), "{} is not complete: {}", directory.string(), what);
+    ATELIER_CHECK_INPUT(io::is_complete(directory), "{} is not complete: {}", directory.string(),
+                        what);
 }
 
 std::string weights_hash(const std::filesystem::path& transformer) {
-    for (const char* name : {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"})
-        if (std::filesystem::exists(transformer / name)) return io::digest_file(transformer / name).hash;
-    ATELIER_FAIL(ErrorKind::input, "{} holds no diffusion_pytorch_model.safetensors", transformer.string());
+    for (const char* name :
+         {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"})
+        if (std::filesystem::exists(transformer / name))
+            return io::digest_file(transformer / name).hash;
+    ATELIER_FAIL(ErrorKind::input, "{} holds no diffusion_pytorch_model.safetensors",
+                 transformer.string());
 }
 
-StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at, const std::filesystem::path& product) {
+StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,
+                      const std::filesystem::path& product) {
     StageLock stage;
     // Rank 0 decides; if it throws, it ends the others.
     std::byte done{0};
@@ -121,13 +136,16 @@ bool stop_was_asked(comm::Communicator& world) { return world.any(signal_seen.lo
 
 std::string code_version() { return ATELIER_CODE_VERSION; }
 
-EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt, bool with_negative) {
+EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt,
+                        bool with_negative) {
     std::vector<io::Image> images;
     for (const auto& path : prompt.images) images.push_back(io::read_png(path));
     const auto references = model.prepare(images, c.config.integer("sampling.output_resolution"));
     EncodedPair pair;
     pair.conditional = model.encode(prompt.text, references);
-    if (with_negative) pair.unconditional = model.encode(c.config.text("task." + prompt.task + ".negative"), references);
+    if (with_negative)
+        pair.unconditional =
+            model.encode(c.config.text("task." + prompt.task + ".negative"), references);
     return pair;
 }
 
@@ -135,16 +153,20 @@ std::vector<Prompt> training_prompts(const Context& c, const std::string& task) 
     const std::filesystem::path file = c.config.text("task." + task + ".train");
     auto prompts = read_prompts(file, task, c.kind(task));
     if (!c.config.flag("curate.enabled")) return prompts;
-    require_complete(c.run.curation(task), fmt::format("run atelier-curate for task {} first", task));
+    require_complete(c.run.curation(task),
+                     fmt::format("run atelier-curate for task {} first", task));
     const Curated curated = read_curated(c.run.curated(task));
-    ATELIER_CHECK_INPUT(curated.pool_hash == io::digest_file(file).hash, "{} was curated from another version of {}",
-                        c.run.curated(task).string(), file.string());
+    ATELIER_CHECK_INPUT(curated.pool_hash == io::digest_file(file).hash,
+                        "{} was curated from another version of {}", c.run.curated(task).string(),
+                        file.string());
     std::vector<Prompt> kept;
     for (const std::uint64_t number : curated.kept_numbers()) {
-        ATELIER_CHECK_INPUT(number < prompts.size(), "{} names prompt {} of {}", c.run.curated(task).string(), number, prompts.size());
+        ATELIER_CHECK_INPUT(number < prompts.size(), "{} names prompt {} of {}",
+                            c.run.curated(task).string(), number, prompts.size());
         kept.push_back(prompts[number]);
     }
-    ATELIER_CHECK_INPUT(!kept.empty(), "curation kept no prompt of task {}: lower curate.range_min", task);
+    ATELIER_CHECK_INPUT(!kept.empty(), "curation kept no prompt of task {}: lower curate.range_min",
+                        task);
     return kept;
 }
 

@@ -14,7 +14,8 @@
 
 namespace atelier::stage {
 
-/// The policy that is trained on all tasks at once (the baseline); every other policy is the teacher of the task it is named for.
+/// The policy that is trained on all tasks at once (the baseline); every other policy is the
+/// teacher of the task it is named for.
 inline constexpr const char* mix_policy = "mix";
 
 /// Directories and files of a run (design section 5).
@@ -22,18 +23,29 @@ struct RunDirectory {
     std::filesystem::path root;
     std::filesystem::path config() const { return root / "config.toml"; }
     std::filesystem::path metrics() const { return root / "metrics.jsonl"; }
-    std::filesystem::path curated(const std::string& task) const { return root / "prompts" / (task + ".h5"); }
-    std::filesystem::path curation(const std::string& task) const { return root / "prompts" / task; }
+    std::filesystem::path curated(const std::string& task) const {
+        return root / "prompts" / (task + ".h5");
+    }
+    std::filesystem::path curation(const std::string& task) const {
+        return root / "prompts" / task;
+    }
     std::filesystem::path iteration(const std::string& policy, std::int64_t iteration) const;
-    std::filesystem::path rollout(const std::string& policy, std::int64_t i) const { return iteration(policy, i) / "rollout"; }
-    std::filesystem::path policy(const std::string& policy, std::int64_t i) const { return iteration(policy, i) / "policy"; }
+    std::filesystem::path rollout(const std::string& policy, std::int64_t i) const {
+        return iteration(policy, i) / "rollout";
+    }
+    std::filesystem::path policy(const std::string& policy, std::int64_t i) const {
+        return iteration(policy, i) / "policy";
+    }
     std::filesystem::path round(std::int64_t round) const;
-    std::filesystem::path dump(std::int64_t r, const std::string& task) const { return round(r) / ("teacher-" + task); }
+    std::filesystem::path dump(std::int64_t r, const std::string& task) const {
+        return round(r) / ("teacher-" + task);
+    }
     std::filesystem::path student(std::int64_t r) const { return round(r) / "student"; }
     std::filesystem::path evaluation() const { return root / "eval"; }
 };
 
-/// What every stage has: run, configuration, ranks; and which policy and iteration (or round) it works on, where it has one.
+/// What every stage has: run, configuration, ranks; and which policy and iteration (or round) it
+/// works on, where it has one.
 struct Context {
     RunDirectory run;
     config::Config config;
@@ -45,12 +57,15 @@ struct Context {
     std::filesystem::path base_transformer() const { return model() / "transformer"; }
     /// Tasks whose prompts the policy is trained on.
     std::vector<std::string> tasks() const;
-    const std::string& kind(const std::string& task) const { return config.text("task." + task + ".kind"); }
+    const std::string& kind(const std::string& task) const {
+        return config.text("task." + task + ".kind");
+    }
     /// Iterations and learning rate of a policy: its own, or grpo's.
     std::int64_t iterations(const std::string& policy) const;
     double learning_rate() const;
 
-    /// The transformer that this iteration starts from: the base's, or the previous iteration's policy.
+    /// The transformer that this iteration starts from: the base's, or the previous iteration's
+    /// policy.
     std::filesystem::path starting_policy() const;
     /// What a policy is after its last iteration: its weights, or their moving average.
     std::filesystem::path final_policy(const std::string& policy) const;
@@ -58,27 +73,35 @@ struct Context {
     /// How groups of this iteration are sampled, steps drawn.
     rl::SamplingSpec sampling(const pipeline::Pipeline& model) const;
     std::uint64_t seed() const { return static_cast<std::uint64_t>(config.integer("run.seed")); }
-    /// This rank's share of `units`: unit u belongs to rank u % size. Results don't depend on whose it is.
-    bool is_mine(std::size_t unit) const { return static_cast<int>(unit % static_cast<std::size_t>(world->size())) == world->rank(); }
+    /// This rank's share of `units`: unit u belongs to rank u % size. Results don't depend on whose
+    /// it is.
+    bool is_mine(std::size_t unit) const {
+        return static_cast<int>(unit % static_cast<std::size_t>(world->size())) == world->rank();
+    }
     io::Manifest new_manifest(const std::string& stage) const;
 };
 
-/// Throws Error(input) unless the directory's manifest is there and its outputs match; `what` says how to make it.
+/// Throws Error(input) unless the directory's manifest is there and its outputs match; `what` says
+/// how to make it.
 void require_complete(const std::filesystem::path& directory, const std::string& what);
 
 /// Transformer weights of a component directory: what names the policy that made a file.
 std::string weights_hash(const std::filesystem::path& transformer);
 
-/// One stage's right to its directory on all ranks: rank 0 holds the lock, temporaries of killed runs are removed. Every rank
-/// throws when another job holds it.
+/// One stage's right to its directory on all ranks: rank 0 holds the lock, temporaries of killed
+/// runs are removed. Every rank throws when another job holds it.
 struct StageLock {
     std::unique_ptr<io::DirectoryLock> lock;  ///< rank 0's
-    bool is_complete = false;                 ///< `product` is there and matches its manifest; the same on every rank
+    bool is_complete =
+        false;  ///< `product` is there and matches its manifest; the same on every rank
 };
-/// `lock_at`: the directory that is locked; `product`: the directory whose manifest says that the stage is done.
-StageLock begin_stage(const Context& context, const std::filesystem::path& lock_at, const std::filesystem::path& product);
+/// `lock_at`: the directory that is locked; `product`: the directory whose manifest says that the
+/// stage is done.
+StageLock begin_stage(const Context& context, const std::filesystem::path& lock_at,
+                      const std::filesystem::path& product);
 
-/// USR1, TERM and INT ask a stage to publish what is complete and end with the code that means "run me again".
+/// USR1, TERM and INT ask a stage to publish what is complete and end with the code that means "run
+/// me again".
 void catch_signals();
 /// Whether any rank was asked; the same answer on every rank.
 bool stop_was_asked(comm::Communicator& world);
@@ -90,10 +113,11 @@ std::string code_version();
 struct EncodedPair {
     pipeline::EncodedPrompt conditional, unconditional;
 };
-EncodedPair encode_pair(pipeline::Pipeline& model, const Context& context, const Prompt& prompt, bool with_negative);
+EncodedPair encode_pair(pipeline::Pipeline& model, const Context& context, const Prompt& prompt,
+                        bool with_negative);
 
-/// Prompts of a task to train on: those that curation kept, or the whole pool where curation is off. Throws Error(input) when
-/// the curated file is missing, or was made from another pool.
+/// Prompts of a task to train on: those that curation kept, or the whole pool where curation is
+/// off. Throws Error(input) when the curated file is missing, or was made from another pool.
 std::vector<Prompt> training_prompts(const Context& context, const std::string& task);
 
 }  // namespace atelier::stage

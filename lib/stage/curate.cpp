@@ -19,7 +19,8 @@ struct Group {
 };
 
 /// Weights of each category, so that its dimensions have equal shares in the advantage's variance.
-void calibrate(const Context& c, const std::vector<Prompt>& prompts, const std::vector<Group>& groups, const std::vector<std::string>& dimensions,
+void calibrate(const Context& c, const std::vector<Prompt>& prompts,
+               const std::vector<Group>& groups, const std::vector<std::string>& dimensions,
                Curated& out) {
     const std::size_t k = dimensions.size();
     rl::AdvantageConfig advantage;
@@ -34,7 +35,9 @@ void calibrate(const Context& c, const std::vector<Prompt>& prompts, const std::
         std::vector<float> scores(members * k);
         std::vector<std::uint8_t> present(members * k);
         for (std::size_t d = 0; d < g.scores.dimensions.size(); ++d) {
-            const auto column = static_cast<std::size_t>(std::find(dimensions.begin(), dimensions.end(), g.scores.dimensions[d]) - dimensions.begin());
+            const auto column = static_cast<std::size_t>(
+                std::find(dimensions.begin(), dimensions.end(), g.scores.dimensions[d]) -
+                dimensions.begin());
             share[column] = 1;
             for (std::size_t m = 0; m < members; ++m) {
                 scores[m * k + column] = g.scores.scores[m * g.scores.dimensions.size() + d];
@@ -47,7 +50,8 @@ void calibrate(const Context& c, const std::vector<Prompt>& prompts, const std::
         const auto& share = shares[category];
         if (std::accumulate(share.begin(), share.end(), 0.0) == 0) continue;
         std::vector<double> weights = share;
-        if (c.config.flag("curate.calibrate")) weights = rl::calibrate_weights(collector.covariance(), share).weights;
+        if (c.config.flag("curate.calibrate"))
+            weights = rl::calibrate_weights(collector.covariance(), share).weights;
         const auto spread = collector.mean_std();
         for (std::size_t d = 0; d < k; ++d)
             if (share[d] > 0) {
@@ -62,20 +66,27 @@ void calibrate(const Context& c, const std::vector<Prompt>& prompts, const std::
         }
 }
 
-Curated decide(const Context& c, const std::vector<Prompt>& prompts, const std::vector<Group>& groups, const std::vector<std::string>& dimensions) {
+Curated decide(const Context& c, const std::vector<Prompt>& prompts,
+               const std::vector<Group>& groups, const std::vector<std::string>& dimensions) {
     Curated out;
     out.config_hash = c.config.hash();
     out.pool_hash = io::digest_file(c.config.text("task." + c.policy + ".train")).hash;
     calibrate(c, prompts, groups, dimensions, out);
-    const rl::CurationRule rule{c.config.number("curate.range_min"), c.config.number("curate.mean_low"), c.config.number("curate.mean_high")};
+    const rl::CurationRule rule{c.config.number("curate.range_min"),
+                                c.config.number("curate.mean_low"),
+                                c.config.number("curate.mean_high")};
     for (const Group& g : groups) {
         const Prompt& prompt = prompts[g.unit];
         const std::size_t k = g.scores.dimensions.size();
         std::vector<double> weights(k, 1.0), totals;
         for (std::size_t d = 0; d < k; ++d)
-            if (const auto found = out.weights[prompt.category].find(g.scores.dimensions[d]); found != out.weights[prompt.category].end()) weights[d] = found->second;
+            if (const auto found = out.weights[prompt.category].find(g.scores.dimensions[d]);
+                found != out.weights[prompt.category].end())
+                weights[d] = found->second;
         for (std::size_t m = 0; k > 0 && m < g.scores.scores.size() / k; ++m)
-            if (const auto total = rl::weighted_total(std::span(g.scores.scores).subspan(m * k, k), std::span(g.scores.present).subspan(m * k, k), weights))
+            if (const auto total =
+                    rl::weighted_total(std::span(g.scores.scores).subspan(m * k, k),
+                                       std::span(g.scores.present).subspan(m * k, k), weights))
                 totals.push_back(*total);
         const auto decision = rl::curate(rule, totals);
         out.number.push_back(prompt.number);
@@ -103,37 +114,55 @@ int run_curate(const Context& given) {
     rl::SamplingSpec spec = c.sampling(model);
     // What the policy will see: the same sampler, noise included.
     spec.members = static_cast<int>(c.config.integer("curate.group_size"));
-    spec.micro_batch = std::gcd(spec.members, static_cast<int>(c.config.integer("rollout.micro_batch")));
-    auto prompts = read_prompts(c.config.text("task." + c.policy + ".train"), c.policy, c.kind(c.policy));
-    if (const auto wanted = static_cast<std::size_t>(c.config.integer("curate.prompts")); wanted > 0 && wanted < prompts.size()) {
+    spec.micro_batch =
+        std::gcd(spec.members, static_cast<int>(c.config.integer("rollout.micro_batch")));
+    auto prompts =
+        read_prompts(c.config.text("task." + c.policy + ".train"), c.policy, c.kind(c.policy));
+    if (const auto wanted = static_cast<std::size_t>(c.config.integer("curate.prompts"));
+        wanted > 0 && wanted < prompts.size()) {
         std::vector<Prompt> drawn;
-        for (const std::size_t i : draw_prompts(prompts.size(), wanted, c.seed(), task_number(c.policy), 0)) drawn.push_back(prompts[i]);
+        for (const std::size_t i :
+             draw_prompts(prompts.size(), wanted, c.seed(), task_number(c.policy), 0))
+            drawn.push_back(prompts[i]);
         prompts = std::move(drawn);
     }
-    GroupRollout rollout(c, model, spec, "curate", c.base_transformer(), directory, GroupRollout::States::left_out);
-    if (rollout.run(prompts, {}) == GroupRollout::End::stopped) return static_cast<int>(ErrorKind::requeue);
+    GroupRollout rollout(c, model, spec, "curate", c.base_transformer(), directory,
+                         GroupRollout::States::left_out);
+    if (rollout.run(prompts, {}) == GroupRollout::End::stopped)
+        return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
         const auto& dimensions = reward::make_world_scorer()->dimensions(c.kind(c.policy));
         const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
         std::vector<Group> groups;
         for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
-            const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(), io::TrajectoryParts::scores);
+            const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit),
+                                                   c.config.hash(), io::TrajectoryParts::scores);
             groups.push_back({unit, gated_scores(shard.shapes.at(0), dimensions, gate)});
             manifest.outputs[GroupRollout::shard_name(unit)] = {};
         }
+        io::remove_temporaries(c.run.curated(c.policy).parent_path(),
+                               c.run.curated(c.policy).filename().string());
         const Curated curated = decide(c, prompts, groups, dimensions);
-        io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) { write_curated(temporary, curated); });
+        io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) {
+            write_curated(temporary, curated);
+        });
         std::map<std::string, int> verdicts;
         for (const std::string& verdict : curated.verdict) ++verdicts[verdict];
         manifest.inputs["pool"] = {0, curated.pool_hash};
         manifest.inputs["policy"] = {0, rollout.model_hash()};
-        manifest.facts = {{"stage", "curate"}, {"policy", c.policy}, {"iteration", 0}, {"prompts", prompts.size()}, {"verdicts", verdicts},
-                          {"weights", curated.weights}, {"samples_without_score", rollout.absent()}};
+        manifest.facts = {{"stage", "curate"},
+                          {"policy", c.policy},
+                          {"iteration", 0},
+                          {"prompts", prompts.size()},
+                          {"verdicts", verdicts},
+                          {"weights", curated.weights},
+                          {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
         io::publish_manifest(directory, manifest);
         io::put_metrics(c.run.metrics(), manifest.facts);
-        log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy, curated.kept_numbers().size(), prompts.size()));
+        log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy,
+                             curated.kept_numbers().size(), prompts.size()));
     }
     c.world->barrier();
     return 0;

@@ -53,8 +53,10 @@ void write_curated(const std::filesystem::path& path, const Curated& c) {
 
 Curated read_curated(const std::filesystem::path& path) {
     const auto file = io::hdf5::File::open(path);
-    ATELIER_CHECK_INPUT(file.text_attribute("/", "schema") == schema_name && file.integer_attribute("/", "schema_version") == schema_version,
-                        "{} is no file of curated prompts of version {}", path.string(), schema_version);
+    ATELIER_CHECK_INPUT(file.text_attribute("/", "schema") == schema_name &&
+                            file.integer_attribute("/", "schema_version") == schema_version,
+                        "{} is no file of curated prompts of version {}", path.string(),
+                        schema_version);
     Curated c;
     c.config_hash = file.text_attribute("/", "config_hash");
     c.pool_hash = file.text_attribute("/", "pool_hash");
@@ -68,14 +70,16 @@ Curated read_curated(const std::filesystem::path& path) {
     c.mean = file.read<float>("/mean", {n});
     c.range = file.read<float>("/range", {n});
     for (const auto* texts : {&c.id, &c.text, &c.category, &c.verdict})
-        ATELIER_CHECK_INPUT(static_cast<std::int64_t>(texts->size()) == n, "{}: a column of {} texts beside {} prompts", path.string(),
+        ATELIER_CHECK_INPUT(static_cast<std::int64_t>(texts->size()) == n,
+                            "{}: a column of {} texts beside {} prompts", path.string(),
                             texts->size(), n);
     if (!file.exists("/weights")) return c;
     for (const std::string& category : file.children("/weights")) {
         const std::string at = "/weights/" + category;
         const auto names = file.read_strings(at + "/dimension");
         const auto k = static_cast<std::int64_t>(names.size());
-        const auto weight = file.read<float>(at + "/weight", {k}), spread = file.read<float>(at + "/mean_std", {k});
+        const auto weight = file.read<float>(at + "/weight", {k}),
+                   spread = file.read<float>(at + "/mean_std", {k});
         for (std::size_t i = 0; i < names.size(); ++i) {
             c.weights[category][names[i]] = weight[i];
             c.mean_std[category][names[i]] = spread[i];

@@ -13,17 +13,17 @@ using CategoryWeights = std::map<std::string, std::map<std::string, double>>;
 
 /// What curation found of a pool of prompts: prompts/<task>.h5.
 ///
-/// HDF5: / attributes schema = "atelier.prompts", schema_version, config_hash, pool_hash; /number u64, /id, /text, /category,
-/// /verdict (strings), /kept u8, /mean f32, /range f32 [P]; /weights/<category>/{dimension (strings), weight f32,
-/// mean_std f32} [K].
+/// HDF5: / attributes schema = "atelier.prompts", schema_version, config_hash, pool_hash; /number
+/// u64, /id, /text, /category, /verdict (strings), /kept u8, /mean f32, /range f32 [P];
+/// /weights/<category>/{dimension (strings), weight f32, mean_std f32} [K].
 struct Curated {
     std::string config_hash, pool_hash;
-    std::vector<std::uint64_t> number;              ///< place in the pool's file
+    std::vector<std::uint64_t> number;  ///< place in the pool's file
     std::vector<std::string> id, text, category, verdict;
     std::vector<std::uint8_t> kept;
-    std::vector<float> mean, range;                 ///< of the group's totals, points
+    std::vector<float> mean, range;  ///< of the group's totals, points
     CategoryWeights weights;
-    CategoryWeights mean_std;                       ///< mean within-group standard deviation, points
+    CategoryWeights mean_std;  ///< mean within-group standard deviation, points
     std::vector<std::uint64_t> kept_numbers() const;
 };
 

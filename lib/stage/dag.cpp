@@ -8,15 +8,21 @@
 namespace atelier::stage {
 namespace {
 
-std::string relative(const Context& c, const std::filesystem::path& path) { return path.lexically_relative(c.run.root).string(); }
+std::string relative(const Context& c, const std::filesystem::path& path) {
+    return path.lexically_relative(c.run.root).string();
+}
 
 /// Rollouts and updates of one policy; returns the name of the last update.
-std::string add_policy(const Context& c, const std::string& policy, const std::vector<std::string>& first, std::vector<Job>& jobs) {
+std::string add_policy(const Context& c, const std::string& policy,
+                       const std::vector<std::string>& first, std::vector<Job>& jobs) {
     std::vector<std::string> after = first;
     for (std::int64_t i = 1; i <= c.iterations(policy); ++i) {
-        const std::vector<std::string> arguments{"--policy", policy, "--iteration", std::to_string(i)};
-        const std::string rollout = fmt::format("rollout-{}-{:04}", policy, i), grpo = fmt::format("grpo-{}-{:04}", policy, i);
-        jobs.push_back({rollout, "rollout", arguments, after, relative(c, c.run.rollout(policy, i))});
+        const std::vector<std::string> arguments{"--policy", policy, "--iteration",
+                                                 std::to_string(i)};
+        const std::string rollout = fmt::format("rollout-{}-{:04}", policy, i),
+                          grpo = fmt::format("grpo-{}-{:04}", policy, i);
+        jobs.push_back(
+            {rollout, "rollout", arguments, after, relative(c, c.run.rollout(policy, i))});
         jobs.push_back({grpo, "grpo", arguments, {rollout}, relative(c, c.run.policy(policy, i))});
         after = {grpo};
     }
@@ -29,7 +35,9 @@ struct Resources {
 };
 Resources resources(const Job& job, const config::Config& c) {
     const std::string prefix = "slurm." + job.stage + ".";
-    return {c.integer(prefix + "ranks"), c.integer(prefix + "nodes"), c.integer(prefix + "gpus_per_node"), c.text(prefix + "memory"), c.text(prefix + "time")};
+    return {c.integer(prefix + "ranks"), c.integer(prefix + "nodes"),
+            c.integer(prefix + "gpus_per_node"), c.text(prefix + "memory"),
+            c.text(prefix + "time")};
 }
 
 }  // namespace
@@ -38,32 +46,46 @@ std::vector<Job> pipeline_jobs(const Context& c) {
     const auto tasks = c.config.tasks();
     ATELIER_CHECK_USAGE(!tasks.empty(), "the configuration has no [task.NAME] section");
     const bool teaches = c.config.flag("pipeline.teachers"), mixes = c.config.flag("pipeline.mix");
-    ATELIER_CHECK_USAGE(teaches || mixes, "pipeline.teachers and pipeline.mix are both off: there is nothing to train");
+    ATELIER_CHECK_USAGE(
+        teaches || mixes,
+        "pipeline.teachers and pipeline.mix are both off: there is nothing to train");
     std::vector<Job> jobs;
     std::map<std::string, std::vector<std::string>> curated;
     std::vector<std::string> all_curated, ends;
     for (const std::string& task : tasks) {
         ATELIER_CHECK_USAGE(task != mix_policy, "a task cannot be named {}", mix_policy);
         if (!c.config.flag("curate.enabled")) continue;
-        jobs.push_back({"curate-" + task, "curate", {"--task", task}, {}, relative(c, c.run.curation(task))});
+        jobs.push_back(
+            {"curate-" + task, "curate", {"--task", task}, {}, relative(c, c.run.curation(task))});
         curated[task] = {"curate-" + task};
         all_curated.push_back("curate-" + task);
     }
     if (teaches) {
         std::vector<std::string> teachers;
-        for (const std::string& task : tasks) teachers.push_back(add_policy(c, task, curated[task], jobs));
+        for (const std::string& task : tasks)
+            teachers.push_back(add_policy(c, task, curated[task], jobs));
         std::string student;
         for (std::int64_t r = 1; r <= c.config.integer("distill.rounds"); ++r) {
             std::vector<std::string> dumps;
             for (std::size_t t = 0; t < tasks.size(); ++t) {
                 // The first round's start may be made from all teachers.
-                std::vector<std::string> after = c.config.text("distill.start") == "average" ? teachers : std::vector<std::string>{teachers[t]};
+                std::vector<std::string> after = c.config.text("distill.start") == "average"
+                                                     ? teachers
+                                                     : std::vector<std::string>{teachers[t]};
                 if (r > 1) after = {student};
                 dumps.push_back(fmt::format("teacher-dump-{}-{:02}", tasks[t], r));
-                jobs.push_back({dumps.back(), "teacher-dump", {"--task", tasks[t], "--round", std::to_string(r)}, after, relative(c, c.run.dump(r, tasks[t]))});
+                jobs.push_back({dumps.back(),
+                                "teacher-dump",
+                                {"--task", tasks[t], "--round", std::to_string(r)},
+                                after,
+                                relative(c, c.run.dump(r, tasks[t]))});
             }
             student = fmt::format("distill-{:02}", r);
-            jobs.push_back({student, "distill", {"--round", std::to_string(r)}, dumps, relative(c, c.run.student(r))});
+            jobs.push_back({student,
+                            "distill",
+                            {"--round", std::to_string(r)},
+                            dumps,
+                            relative(c, c.run.student(r))});
         }
         ends.push_back(student);
     }
@@ -76,14 +98,17 @@ std::string to_dot(const std::vector<Job>& jobs) {
     std::string text = "digraph pipeline {\n    rankdir = LR;\n    node [shape = box];\n";
     for (const Job& job : jobs) text += fmt::format("    \"{}\";\n", job.name);
     for (const Job& job : jobs)
-        for (const std::string& before : job.after) text += fmt::format("    \"{}\" -> \"{}\";\n", before, job.name);
+        for (const std::string& before : job.after)
+            text += fmt::format("    \"{}\" -> \"{}\";\n", before, job.name);
     return text + "}\n";
 }
 
 std::string to_text(const std::vector<Job>& jobs) {
     std::string text;
     for (const Job& job : jobs)
-        text += job.after.empty() ? job.name + "\n" : fmt::format("{:<28} after {}\n", job.name, fmt::join(job.after, ", "));
+        text += job.after.empty()
+                    ? job.name + "\n"
+                    : fmt::format("{:<28} after {}\n", job.name, fmt::join(job.after, ", "));
     return text;
 }
 
@@ -91,18 +116,31 @@ std::string to_json(const std::vector<Job>& jobs, const config::Config& config) 
     auto list = nlohmann::json::array();
     for (const Job& job : jobs) {
         const Resources r = resources(job, config);
-        list.push_back({{"name", job.name}, {"program", "atelier-" + job.stage}, {"arguments", job.arguments}, {"after", job.after}, {"output", job.output},
-                        {"ranks", r.ranks}, {"nodes", r.nodes}, {"gpus_per_node", r.gpus}, {"memory", r.memory}, {"time", r.time}});
+        list.push_back({{"name", job.name},
+                        {"program", "atelier-" + job.stage},
+                        {"arguments", job.arguments},
+                        {"after", job.after},
+                        {"output", job.output},
+                        {"ranks", r.ranks},
+                        {"nodes", r.nodes},
+                        {"gpus_per_node", r.gpus},
+                        {"memory", r.memory},
+                        {"time", r.time}});
     }
-    return nlohmann::json{{"schema", "atelier.pipeline"}, {"schema_version", 1}, {"jobs", list}}.dump(1) + "\n";
+    return nlohmann::json{{"schema", "atelier.pipeline"}, {"schema_version", 1}, {"jobs", list}}
+               .dump(1) +
+           "\n";
 }
 
 std::string to_tsv(const std::vector<Job>& jobs, const config::Config& config) {
     std::string text;
     for (const Job& job : jobs) {
         const Resources r = resources(job, config);
-        text += fmt::format("{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\n", job.name, job.stage, job.arguments.empty() ? "-" : fmt::format("{}", fmt::join(job.arguments, " ")),
-                            job.after.empty() ? "-" : fmt::format("{}", fmt::join(job.after, ",")), job.output, r.ranks, r.nodes, r.memory, r.time, r.gpus);
+        text += fmt::format(
+            "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\n", job.name, job.stage,
+            job.arguments.empty() ? "-" : fmt::format("{}", fmt::join(job.arguments, " ")),
+            job.after.empty() ? "-" : fmt::format("{}", fmt::join(job.after, ",")), job.output,
+            r.ranks, r.nodes, r.memory, r.time, r.gpus);
     }
     return text;
 }
@@ -110,8 +148,10 @@ std::string to_tsv(const std::vector<Job>& jobs, const config::Config& config) {
 std::string slurm_settings(const config::Config& c) {
     // The programs beside the one that plans.
     const auto bin = std::filesystem::read_symlink("/proc/self/exe").parent_path();
-    std::string text = fmt::format("bin\t{}\npartition\t{}\naccount\t{}\nlauncher\t{}\nstop_early\t{}\nthreads\t{}\n", bin.string(), c.text("slurm.partition"), c.text("slurm.account"),
-                                   c.text("slurm.launcher"), c.integer("slurm.stop_early"), c.integer("compute.threads"));
+    std::string text = fmt::format(
+        "bin\t{}\npartition\t{}\naccount\t{}\nlauncher\t{}\nstop_early\t{}\nthreads\t{}\n",
+        bin.string(), c.text("slurm.partition"), c.text("slurm.account"), c.text("slurm.launcher"),
+        c.integer("slurm.stop_early"), c.integer("compute.threads"));
     for (const std::string& option : c.list("slurm.options")) text += "option\t" + option + "\n";
     return text;
 }

@@ -9,11 +9,11 @@ namespace atelier::stage {
 
 /// One job of the pipeline: a program with its arguments, and what must have succeeded before it.
 struct Job {
-    std::string name;                    ///< "grpo-t2i-0007"
-    std::string stage;                   ///< program is atelier-<stage>; resources are slurm.<stage>.*
+    std::string name;   ///< "grpo-t2i-0007"
+    std::string stage;  ///< program is atelier-<stage>; resources are slurm.<stage>.*
     std::vector<std::string> arguments;  ///< without --run
     std::vector<std::string> after;      ///< names of jobs
-    std::string output;                  ///< directory relative to the run whose manifest says that the job is done
+    std::string output;  ///< directory relative to the run whose manifest says that the job is done
 };
 
 /// Every job of a configuration, in an order in which each comes after what it needs.
@@ -25,10 +25,12 @@ std::string to_dot(const std::vector<Job>& jobs);
 std::string to_text(const std::vector<Job>& jobs);
 /// pipeline.json: jobs with their resources.
 std::string to_json(const std::vector<Job>& jobs, const config::Config& config);
-/// pipeline.tsv, for the Slurm scripts: one line a job, fields separated by tabs: name, stage, arguments (blanks between), after
-/// (commas between, "-": nothing), output, ranks, nodes, memory, time, GPUs a node.
+/// pipeline.tsv, for the Slurm scripts: one line a job, fields separated by tabs: name, stage,
+/// arguments (blanks between), after (commas between, "-": nothing), output, ranks, nodes, memory,
+/// time, GPUs a node.
 std::string to_tsv(const std::vector<Job>& jobs, const config::Config& config);
-/// slurm.tsv: what all jobs share: where the programs are, partition, account, launcher, stop_early, threads and options, a line each.
+/// slurm.tsv: what all jobs share: where the programs are, partition, account, launcher,
+/// stop_early, threads and options, a line each.
 std::string slurm_settings(const config::Config& config);
 
 }  // namespace atelier::stage

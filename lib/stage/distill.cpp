@@ -23,7 +23,9 @@ struct Shard {
 std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::int64_t epoch) {
     std::vector<std::size_t> order(count);
     for (std::size_t i = 0; i < count; ++i) order[i] = i;
-    Random random(random_key(c.seed(), RandomUse::data_order, static_cast<std::uint64_t>(c.iteration), static_cast<std::uint64_t>(epoch)));
+    Random random(random_key(c.seed(), RandomUse::data_order,
+                             static_cast<std::uint64_t>(c.iteration),
+                             static_cast<std::uint64_t>(epoch)));
     for (std::size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
     return order;
 }
@@ -32,39 +34,62 @@ std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::in
 
 int run_distill(const Context& c) {
     const std::int64_t round = c.iteration;
-    ATELIER_CHECK_USAGE(round <= c.config.integer("distill.rounds"), "round {} of {}", round, c.config.integer("distill.rounds"));
+    ATELIER_CHECK_USAGE(round <= c.config.integer("distill.rounds"), "round {} of {}", round,
+                        c.config.integer("distill.rounds"));
     const auto directory = c.run.student(round);
     const StageLock stage = begin_stage(c, c.run.round(round), directory);
-    if (stage.is_complete) return 0;
+    const auto retain_dumps = [&] {
+        for (const std::string& task : c.config.tasks()) retain(c, c.run.dump(round, task));
+    };
+    if (stage.is_complete) {
+        if (c.world->is_root()) retain_dumps();
+        return 0;
+    }
     io::Manifest manifest = c.new_manifest("distill");
     std::vector<Shard> shards;
     std::map<std::string, std::map<std::string, Prompt>> prompts;
     for (const std::string& task : c.config.tasks()) {
         const auto dump = c.run.dump(round, task);
-        require_complete(dump, fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
-        manifest.inputs["teacher-" + task + "/" + io::manifest_name] = io::digest_file(dump / io::manifest_name);
+        require_complete(
+            dump,
+            fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
+        manifest.inputs["teacher-" + task + "/" + io::manifest_name] =
+            io::digest_file(dump / io::manifest_name);
         for (const auto& [name, digest] : io::read_manifest(dump).outputs)
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
-        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task))) prompts[task].emplace(p.id, std::move(p));
+        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
+            prompts[task].emplace(p.id, std::move(p));
     }
     const auto source = student_source(c, round);
     pipeline::Pipeline model(c.model(), source);
     load_start(c, round, model.dit_weights());
     const distill::StudentSpec spec = student_spec(c, model);
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
-    Trainer trainer(model.dit_weights(), source, {{0.9, 0.999, 1e-8, 0.0}, c.config.number("distill.max_grad_norm"), 0.0}, *c.world);
-    const optim::LearningRate rate{c.config.number("distill.learning_rate"), optim::RateShape::constant, 0, 0, 0.0};
-    const dit::Keep keep = c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
+    Trainer trainer(model.dit_weights(), source,
+                    {{0.9, 0.999, 1e-8, 0.0}, c.config.number("distill.max_grad_norm"), 0.0},
+                    *c.world);
+    const optim::LearningRate rate{c.config.number("distill.learning_rate"),
+                                   optim::RateShape::constant, 0, 0, 0.0};
+    const dit::Keep keep =
+        c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
     const auto train_shard = [&](const Shard& shard, double weight) {
-        const auto data = io::read_trajectory(shard.path, c.config.hash(), io::TrajectoryParts::training);
+        const auto data =
+            io::read_trajectory(shard.path, c.config.hash(), io::TrajectoryParts::training);
         const io::TrajectorySamples& s = data.shapes.at(0);
-        ATELIER_CHECK_INPUT(s.samples() == spec.members && !s.teacher_velocity.empty() && s.trained == spec.schedule.steps(),
-                            "{} does not hold {} whole trajectories with a teacher's velocities", shard.path.string(), spec.members);
+        ATELIER_CHECK_INPUT(s.samples() == spec.members && !s.teacher_velocity.empty() &&
+                                s.trained == spec.schedule.steps(),
+                            "{} does not hold {} whole trajectories with a teacher's velocities",
+                            shard.path.string(), spec.members);
         const auto prompt = prompts[shard.task].find(data.prompts.id.at(0));
-        ATELIER_CHECK_INPUT(prompt != prompts[shard.task].end(), "{}: prompt {} is not in the prompt file", shard.path.string(), data.prompts.id[0]);
+        ATELIER_CHECK_INPUT(prompt != prompts[shard.task].end(),
+                            "{}: prompt {} is not in the prompt file", shard.path.string(),
+                            data.prompts.id[0]);
         const EncodedPair pair = encode_pair(model, c, prompt->second, false);
-        const auto build = [&](Arena& arena) { return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr, spec, keep, arena); };
+        const auto build = [&](Arena& arena) {
+            return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional,
+                                         nullptr, spec, keep, arena);
+        };
         Arena measure = Arena::measuring("trajectories");
         build(measure);
         Arena arena("trajectories", measure.used());
@@ -74,7 +99,8 @@ int run_distill(const Context& c) {
     const auto batch = static_cast<std::size_t>(c.config.integer("distill.batch"));
     const auto epochs = c.config.integer("distill.epochs");
     const std::size_t batches = (shards.size() + batch - 1) / batch;
-    Progress progress(fmt::format("distill {}", round), "updates", epochs * static_cast<std::int64_t>(batches), !c.world->is_root());
+    Progress progress(fmt::format("distill {}", round), "updates",
+                      epochs * static_cast<std::int64_t>(batches), !c.world->is_root());
     double first_loss = 0, last_loss = 0, norm_sum = 0;
     std::map<std::string, std::pair<double, double>> by_task;
     for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
@@ -82,14 +108,17 @@ int run_distill(const Context& c) {
         double loss_sum = 0, terms_sum = 0;
         for (std::size_t b = 0; b < batches; ++b) {
             if (stop_was_asked(*c.world)) {
-                if (c.world->is_root()) log_line("stopped by a signal before the round was complete");
+                if (c.world->is_root())
+                    log_line("stopped by a signal before the round was complete");
                 return static_cast<int>(ErrorKind::requeue);
             }
             const std::size_t begin = b * batch, end = std::min(shards.size(), begin + batch);
-            const double weight = 1.0 / (static_cast<double>(end - begin) * spec.members * spec.schedule.steps());
+            const double weight =
+                1.0 / (static_cast<double>(end - begin) * spec.members * spec.schedule.steps());
             trainer.zero_gradients();
             std::map<std::string, std::pair<double, double>> sums;
-            for (const std::string& task : c.config.tasks()) sums[task];  // the same keys on every rank
+            for (const std::string& task : c.config.tasks())
+                sums[task];  // the same keys on every rank
             for (std::size_t i = begin; i < end; ++i) {
                 if (!c.is_mine(i - begin)) continue;
                 const Shard& shard = shards[order[i]];
@@ -103,18 +132,29 @@ int run_distill(const Context& c) {
                 c.world->sum(std::span(pair));
                 loss_sum += pair[0];
                 terms_sum += pair[1];
-                if (epoch + 1 == epochs) by_task[task].first += pair[0], by_task[task].second += pair[1];
+                if (epoch + 1 == epochs)
+                    by_task[task].first += pair[0], by_task[task].second += pair[1];
             }
-            progress.update(epoch * static_cast<std::int64_t>(batches) + static_cast<std::int64_t>(b) + 1);
+            progress.update(epoch * static_cast<std::int64_t>(batches) +
+                            static_cast<std::int64_t>(b) + 1);
         }
         last_loss = terms_sum > 0 ? loss_sum / terms_sum : 0;
         if (epoch == 0) first_loss = last_loss;
     }
-    nlohmann::json metrics{{"stage", "distill"}, {"policy", "student"}, {"iteration", round}, {"shards", shards.size()},
-                           {"loss_first_epoch", first_loss}, {"loss_last_epoch", last_loss}, {"loss_kind", distill::name_of(kind)},
-                           {"gradient_norm", norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
-                           {"updates", trainer.updates()}, {"learning_rate", c.config.number("distill.learning_rate")}};
-    for (const auto& [task, sum] : by_task) metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
+    nlohmann::json metrics{
+        {"stage", "distill"},
+        {"policy", "student"},
+        {"iteration", round},
+        {"shards", shards.size()},
+        {"loss_first_epoch", first_loss},
+        {"loss_last_epoch", last_loss},
+        {"loss_kind", distill::name_of(kind)},
+        {"gradient_norm",
+         norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
+        {"updates", trainer.updates()},
+        {"learning_rate", c.config.number("distill.learning_rate")}};
+    for (const auto& [task, sum] : by_task)
+        metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
     if (c.world->is_root()) {
         io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
             trainer.save(c.base_transformer() / "config.json", temporary, c, manifest);
@@ -122,9 +162,10 @@ int run_distill(const Context& c) {
             io::publish_manifest(temporary, manifest);
         });
         io::put_metrics(c.run.metrics(), metrics);
-        log_line(fmt::format("distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round, last_loss, shards.size(),
-                             metrics["gradient_norm"].get<double>()));
-        for (const std::string& task : c.config.tasks()) retain(c, c.run.dump(round, task));
+        log_line(fmt::format(
+            "distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round,
+            last_loss, shards.size(), metrics["gradient_norm"].get<double>()));
+        retain_dumps();
     }
     c.world->barrier();
     return 0;

@@ -20,14 +20,16 @@ struct Group {
     distill::StudentTrajectory trajectory;
 };
 
-io::TrajectorySamples samples_of(const distill::StudentSpec& spec, const Group& g, std::vector<float> teacher_velocity, std::int64_t channels) {
+io::TrajectorySamples samples_of(const distill::StudentSpec& spec, const Group& g,
+                                 std::vector<float> teacher_velocity, std::int64_t channels) {
     io::TrajectorySamples s;
     s.height = spec.target.height;
     s.width = spec.target.width;
     s.channels = channels;
     s.steps = s.trained = spec.schedule.steps();
     for (int m = 0; m < spec.members; ++m) {
-        s.sample_id.push_back(g.unit * static_cast<std::uint64_t>(spec.members) + static_cast<std::uint64_t>(m));
+        s.sample_id.push_back(g.unit * static_cast<std::uint64_t>(spec.members) +
+                              static_cast<std::uint64_t>(m));
         s.prompt.push_back(0);
         s.member.push_back(static_cast<std::uint32_t>(m));
         const RandomKey& key = g.trajectory.noise_key[static_cast<std::size_t>(m)];
@@ -35,7 +37,9 @@ io::TrajectorySamples samples_of(const distill::StudentSpec& spec, const Group& 
         s.sigma.insert(s.sigma.end(), spec.schedule.sigmas.begin(), spec.schedule.sigmas.end());
         for (int step = 0; step < spec.schedule.steps(); ++step) {
             const double eta = spec.sampler == flow::Sampler::ode ? 0.0 : spec.eta;
-            s.is_sde.push_back(flow::transition(spec.sampler, eta, spec.schedule.sigmas, step).has_log_prob() ? 1 : 0);
+            s.is_sde.push_back(
+                flow::transition(spec.sampler, eta, spec.schedule.sigmas, step).has_log_prob() ? 1
+                                                                                               : 0);
             s.trained_step.push_back(static_cast<std::uint32_t>(step));
         }
     }
@@ -44,14 +48,17 @@ io::TrajectorySamples samples_of(const distill::StudentSpec& spec, const Group& 
     s.log_prob = g.trajectory.log_prob;
     s.latents = g.trajectory.latents;
     s.teacher_velocity = std::move(teacher_velocity);
-    s.status.assign(static_cast<std::size_t>(spec.members), static_cast<std::uint8_t>(io::SampleStatus::complete));
+    s.status.assign(static_cast<std::size_t>(spec.members),
+                    static_cast<std::uint8_t>(io::SampleStatus::complete));
     return s;
 }
 
-distill::StudentGroup plan_group(const pipeline::Pipeline& model, const EncodedPair& encoded, bool guided, const distill::StudentSpec& spec,
+distill::StudentGroup plan_group(const pipeline::Pipeline& model, const EncodedPair& encoded,
+                                 bool guided, const distill::StudentSpec& spec,
                                  std::unique_ptr<Arena>& arena) {
     const auto build = [&](Arena& into) {
-        return distill::StudentGroup(model.dit(), model.dit_weights(), encoded.conditional, guided ? &encoded.unconditional : nullptr, spec,
+        return distill::StudentGroup(model.dit(), model.dit_weights(), encoded.conditional,
+                                     guided ? &encoded.unconditional : nullptr, spec,
                                      dit::Keep::nothing, into);
     };
     Arena measure = Arena::measuring("trajectories");
@@ -65,20 +72,25 @@ distill::StudentGroup plan_group(const pipeline::Pipeline& model, const EncodedP
 int run_teacher_dump(const Context& c) {
     const std::string& task = c.policy;
     const std::int64_t round = c.iteration;
-    ATELIER_CHECK_USAGE(round <= c.config.integer("distill.rounds"), "round {} of {}", round, c.config.integer("distill.rounds"));
+    ATELIER_CHECK_USAGE(round <= c.config.integer("distill.rounds"), "round {} of {}", round,
+                        c.config.integer("distill.rounds"));
     const auto directory = c.run.dump(round, task);
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
     io::Manifest manifest = c.new_manifest("teacher_dump");
     const auto teacher = c.final_policy(task);
     const auto pool = training_prompts(c, task);
-    const auto drawn = draw_prompts(pool.size(), std::min(pool.size(), static_cast<std::size_t>(c.config.integer("distill.prompts"))), c.seed(),
-                                    task_number("opd/" + task), static_cast<std::uint64_t>(round));
+    const auto drawn = draw_prompts(
+        pool.size(),
+        std::min(pool.size(), static_cast<std::size_t>(c.config.integer("distill.prompts"))),
+        c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round));
     pipeline::Pipeline model(c.model(), student_source(c, round));
     const distill::StudentSpec spec = student_spec(c, model);
     const rl::SamplingSpec sampling = c.sampling(model);
     const bool guided = sampling.uses_guidance();
-    const std::string config_hash = c.config.hash(), student_hash = load_start(c, round, model.dit_weights()), teacher_hash = weights_hash(teacher);
+    const std::string config_hash = c.config.hash(),
+                      student_hash = load_start(c, round, model.dit_weights()),
+                      teacher_hash = weights_hash(teacher);
     auto header = shard_header(c, "teacher_dump", sampling, student_hash);
     header.sampler = flow::name_of(spec.sampler);
     header.eta = spec.eta;
@@ -90,7 +102,9 @@ int run_teacher_dump(const Context& c) {
         const auto path = directory / GroupRollout::shard_name(unit);
         if (std::filesystem::exists(path)) {
             const auto shard = io::read_trajectory(path, config_hash, io::TrajectoryParts::scores);
-            ATELIER_CHECK_INPUT(shard.header.model_hash == student_hash, "{} holds another student's trajectories: remove it", path.string());
+            ATELIER_CHECK_INPUT(shard.header.model_hash == student_hash,
+                                "{} holds another student's trajectories: remove it",
+                                path.string());
         } else {
             units.push_back(unit);
         }
@@ -98,7 +112,8 @@ int run_teacher_dump(const Context& c) {
     const auto resident = static_cast<std::size_t>(c.config.integer("distill.resident_groups"));
     double longest = static_cast<double>((units.size() + resident - 1) / resident);
     const auto turns = static_cast<std::size_t>(c.world->max(longest));
-    Progress progress(fmt::format("teacher-dump {} {}", task, round), "samples", static_cast<std::int64_t>(units.size()) * spec.members, !c.world->is_root());
+    Progress progress(fmt::format("teacher-dump {} {}", task, round), "samples",
+                      static_cast<std::int64_t>(units.size()) * spec.members, !c.world->is_root());
     std::int64_t done = 0;
     for (std::size_t turn = 0; turn < turns; ++turn) {
         if (stop_was_asked(*c.world)) {
@@ -107,14 +122,16 @@ int run_teacher_dump(const Context& c) {
         }
         std::vector<Group> groups;
         if (turn > 0) load_start(c, round, model.dit_weights());
-        for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident); ++i) {
+        for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident);
+             ++i) {
             Group g;
             g.unit = units[i];
             g.prompt = &pool[drawn[g.unit]];
             g.encoded = encode_pair(model, c, *g.prompt, guided);
             std::vector<RandomKey> keys;
             for (int m = 0; m < spec.members; ++m)
-                keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(round), task_number("opd/" + task) ^ g.prompt->number,
+                keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(round),
+                                                      task_number("opd/" + task) ^ g.prompt->number,
                                                       static_cast<std::uint64_t>(m)));
             std::unique_ptr<Arena> arena;
             g.trajectory = plan_group(model, g.encoded, false, spec, arena).sample(keys);
@@ -123,14 +140,19 @@ int run_teacher_dump(const Context& c) {
         dit::load(model.dit_weights(), teacher);
         for (Group& g : groups) {
             std::unique_ptr<Arena> arena;
-            auto velocity = plan_group(model, g.encoded, guided, spec, arena).velocities(guided ? sampling.guidance : flow::Guidance{}, g.trajectory.x);
+            auto velocity =
+                plan_group(model, g.encoded, guided, spec, arena)
+                    .velocities(guided ? sampling.guidance : flow::Guidance{}, g.trajectory.x);
             io::TrajectoryShard shard;
             shard.header = header;
             shard.prompts = prompt_table(c, *g.prompt);
-            shard.shapes.push_back(samples_of(spec, g, std::move(velocity), model.dit().config().in_channels));
+            shard.shapes.push_back(
+                samples_of(spec, g, std::move(velocity), model.dit().config().in_channels));
             decode_pictures(model, shard.shapes[0]);
             io::publish_file(directory / GroupRollout::shard_name(g.unit),
-                             [&](const std::filesystem::path& temporary) { io::write_trajectory(temporary, shard); });
+                             [&](const std::filesystem::path& temporary) {
+                                 io::write_trajectory(temporary, shard);
+                             });
             done += spec.members;
             progress.update(done);
         }
@@ -138,13 +160,16 @@ int run_teacher_dump(const Context& c) {
     c.world->barrier();
     if (c.world->is_root()) {
         std::vector<std::string> shards;
-        for (std::size_t unit = 0; unit < drawn.size(); ++unit) shards.push_back(GroupRollout::shard_name(unit));
+        for (std::size_t unit = 0; unit < drawn.size(); ++unit)
+            shards.push_back(GroupRollout::shard_name(unit));
         io::publish_trajectory_index(directory, shards);
         for (const std::string& name : shards) manifest.outputs[name] = {};
         manifest.outputs[io::trajectory_index_name] = {};
         manifest.inputs["student"] = {0, student_hash};
         manifest.inputs["teacher"] = {0, teacher_hash};
-        manifest.facts = {{"groups", drawn.size()}, {"group_size", spec.members}, {"teacher_guidance_scale", guided ? sampling.guidance.scale : 1.0}};
+        manifest.facts = {{"groups", drawn.size()},
+                          {"group_size", spec.members},
+                          {"teacher_guidance_scale", guided ? sampling.guidance.scale : 1.0}};
         io::publish_manifest(directory, manifest);
     }
     c.world->barrier();

@@ -1,5 +1,6 @@
 #include "stage/evaluate.hpp"
 
+#include <fstream>
 #include <iostream>
 
 #include "core/progress.hpp"
@@ -23,8 +24,9 @@ struct Drawn {
     std::vector<std::future<reward::Outcome>> outcomes;
 };
 
-Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided, const EvaluatedTask& task, std::size_t index,
-           const std::string& name, Scoring& scoring) {
+Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided,
+           const EvaluatedTask& task, std::size_t index, const std::string& name,
+           Scoring& scoring) {
     const Prompt& prompt = task.prompts[index];
     const EncodedPair pair = encode_pair(model, c, prompt, guided);
     pipeline::GenerateRequest r;
@@ -34,7 +36,8 @@ Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& 
     r.schedule = spec.schedule;
     r.target = spec.target;
     r.batch = static_cast<std::int64_t>(task.pictures);
-    const std::int64_t channels = model.dit().config().in_channels, n = spec.target.tokens() * channels;
+    const std::int64_t channels = model.dit().config().in_channels,
+                       n = spec.target.tokens() * channels;
     Drawn drawn;
     drawn.prompt = index;
     io::TrajectorySamples& s = drawn.samples;
@@ -44,8 +47,11 @@ Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& 
     s.latents.resize(task.pictures * static_cast<std::size_t>(n));
     for (std::size_t m = 0; m < task.pictures; ++m) {
         s.sample_id.push_back(index * task.pictures + m);
-        const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration, task_number(name) ^ prompt.number, m);
-        fill_normal(flow::initial_noise_key(key), std::span(s.latents).subspan(m * static_cast<std::size_t>(n), static_cast<std::size_t>(n)));
+        const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration,
+                                                task_number(name) ^ prompt.number, m);
+        fill_normal(flow::initial_noise_key(key),
+                    std::span(s.latents).subspan(m * static_cast<std::size_t>(n),
+                                                 static_cast<std::size_t>(n)));
     }
     pipeline::generate_latents(model.dit(), model.dit_weights(), r, s.latents);
     decode_pictures(model, s);
@@ -54,25 +60,33 @@ Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& 
 }
 
 /// Samples travel to every rank as JSON with the pictures' bytes inside.
-void exchange(comm::Communicator& world, std::vector<Drawn>& mine, std::vector<EvaluatedSample>& samples, std::size_t pictures) {
+void exchange(comm::Communicator& world, std::vector<Drawn>& mine,
+              std::vector<EvaluatedSample>& samples, std::size_t pictures) {
     Json list = Json::array();
     for (Drawn& d : mine) {
         const std::size_t bytes = d.samples.picture.size() / pictures;
         for (std::size_t m = 0; m < pictures; ++m) {
             const reward::Outcome outcome = d.outcomes[m].get();
-            ATELIER_CHECK_KIND(ErrorKind::reward, !outcome.failed, "a held-out picture could not be scored: {}", outcome.verdicts.begin()->second.reason);
+            ATELIER_CHECK_KIND(ErrorKind::reward, !outcome.failed,
+                               "a held-out picture could not be scored: {}",
+                               outcome.verdicts.begin()->second.reason);
             Json scores = Json::object();
             for (const auto& [name, verdict] : outcome.verdicts)
                 if (verdict.present) scores[name] = verdict.score;
             const auto begin = d.samples.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes);
-            list.push_back({{"i", d.prompt * pictures + m}, {"s", scores}, {"w", d.samples.picture_width}, {"h", d.samples.picture_height},
-                            {"p", Json::binary(std::vector<std::uint8_t>(begin, begin + static_cast<std::ptrdiff_t>(bytes)))}});
+            list.push_back({{"i", d.prompt * pictures + m},
+                            {"s", scores},
+                            {"w", d.samples.picture_width},
+                            {"h", d.samples.picture_height},
+                            {"p", Json::binary(std::vector<std::uint8_t>(
+                                      begin, begin + static_cast<std::ptrdiff_t>(bytes)))}});
         }
     }
     const auto bytes = Json::to_cbor(list);
     for (const auto& part : world.gather(std::as_bytes(std::span(bytes)))) {
         const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
-        for (const Json& entry : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
+        for (const Json& entry :
+             Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
             EvaluatedSample& s = samples.at(entry.at("i").get<std::size_t>());
             s.scores = entry.at("s").get<std::map<std::string, double>>();
             s.picture.width = entry.at("w");
@@ -86,11 +100,13 @@ void exchange(comm::Communicator& world, std::vector<Drawn>& mine, std::vector<E
 }  // namespace
 
 std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
-    const bool guides = c.config.number("sampling.guidance_scale") > 1 && c.config.text("sampling.guidance_train") != "none";
+    const bool guides = c.config.number("sampling.guidance_scale") > 1 &&
+                        c.config.text("sampling.guidance_train") != "none";
     std::vector<Candidate> list{{"base", c.base_transformer(), false}};
     if (guides) list.push_back({"base-guided", c.base_transformer(), true});
     const auto add_policy = [&](const std::string& policy, const std::string& name) {
-        if (std::filesystem::exists(c.run.policy(policy, c.iterations(policy)) / io::manifest_name)) list.push_back({name, c.final_policy(policy), guides});
+        if (std::filesystem::exists(c.run.policy(policy, c.iterations(policy)) / io::manifest_name))
+            list.push_back({name, c.final_policy(policy), guides});
     };
     for (const std::string& task : c.config.tasks()) add_policy(task, "teacher-" + task);
     add_policy(mix_policy, mix_policy);
@@ -101,24 +117,48 @@ std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::st
     }
     for (const std::string& text : extra) {
         const auto equals = text.find('=');
-        ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0, "--model {}: NAME=DIRECTORY was expected", text);
+        ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0,
+                            "--model {}: NAME=DIRECTORY was expected", text);
         list.push_back({text.substr(0, equals), text.substr(equals + 1), false});
     }
     return list;
 }
 
-int run_evaluate(const Context& given, const std::vector<Candidate>& candidates, std::int64_t limit) {
+int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
+                 std::int64_t limit) {
     Context c = given;
     const auto directory = c.run.evaluation();
-    std::unique_ptr<io::DirectoryLock> lock;
-    if (c.world->is_root()) lock = std::make_unique<io::DirectoryLock>(c.run.root / "eval.lock");
     io::Manifest manifest = c.new_manifest("evaluate");
+    manifest.facts = {{"limit", limit}};
+    std::unique_ptr<io::DirectoryLock> lock;
+    std::byte is_done{0};
+    if (c.world->is_root()) {
+        // eval/ is published as a whole: its right stands beside it.
+        lock = std::make_unique<io::DirectoryLock>(c.run.root / "eval.lock");
+        io::remove_temporaries(c.run.root, directory.filename().string());
+        for (const Candidate& candidate : candidates)
+            manifest.inputs[candidate.name] = {0, weights_hash(candidate.transformer)};
+        if (io::is_complete(directory)) {
+            const io::Manifest before = io::read_manifest(directory);
+            if (before.inputs == manifest.inputs && before.config_hash == manifest.config_hash &&
+                before.facts == manifest.facts)
+                is_done = std::byte{1};
+        }
+        if (is_done != std::byte{0})
+            log_line(directory.string() + " is complete already, of the same models");
+    }
+    c.world->broadcast(std::span(&is_done, 1), 0);
+    if (is_done != std::byte{0}) {
+        if (c.world->is_root()) std::cout << std::ifstream(directory / "table.txt").rdbuf();
+        return 0;
+    }
     std::map<std::string, EvaluatedTask> tasks;
     std::int64_t total = 0;
     for (const std::string& name : c.config.tasks()) {
         EvaluatedTask& task = tasks[name];
         task.prompts = read_prompts(c.config.text("task." + name + ".heldout"), name, c.kind(name));
-        if (limit > 0 && static_cast<std::int64_t>(task.prompts.size()) > limit) task.prompts.resize(static_cast<std::size_t>(limit));
+        if (limit > 0 && static_cast<std::int64_t>(task.prompts.size()) > limit)
+            task.prompts.resize(static_cast<std::size_t>(limit));
         task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
         total += static_cast<std::int64_t>(task.prompts.size() * task.pictures * candidates.size());
     }
@@ -130,19 +170,21 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     for (const Candidate& candidate : candidates) {
         names.push_back(candidate.name);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
-        manifest.inputs[candidate.name] = {0, weights_hash(candidate.transformer)};
         for (auto& [name, task] : tasks) {
             c.policy = name;
             const rl::SamplingSpec spec = c.sampling(model);
             std::vector<Drawn> mine;
             for (std::size_t first = 0; first < task.prompts.size(); first += ranks) {
                 if (stop_was_asked(*c.world)) {
-                    if (c.world->is_root()) log_line("stopped by a signal before the evaluation was complete");
+                    if (c.world->is_root())
+                        log_line("stopped by a signal before the evaluation was complete");
                     return static_cast<int>(ErrorKind::requeue);
                 }
                 const std::size_t i = first + static_cast<std::size_t>(c.world->rank());
-                if (i < task.prompts.size()) mine.push_back(draw(model, c, spec, candidate.guided, task, i, name, scoring));
-                done += static_cast<std::int64_t>(std::min(ranks, task.prompts.size() - first) * task.pictures);
+                if (i < task.prompts.size())
+                    mine.push_back(draw(model, c, spec, candidate.guided, task, i, name, scoring));
+                done += static_cast<std::int64_t>(std::min(ranks, task.prompts.size() - first) *
+                                                  task.pictures);
                 progress.update(done);
             }
             task.models.emplace_back(task.prompts.size() * task.pictures);
@@ -165,7 +207,8 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         io::publish_manifest(temporary, manifest);
     });
     std::cout << table << (directory / "summary.json").string() << '\n';
-    for (const auto& [name, task] : tasks) std::cout << (directory / ("contact-" + name + ".png")).string() << '\n';
+    for (const auto& [name, task] : tasks)
+        std::cout << (directory / ("contact-" + name + ".png")).string() << '\n';
     return 0;
 }
 

@@ -26,7 +26,9 @@ struct Column {
     }
 };
 
-void add_scores(const EvaluatedTask& task, const std::string& name, const std::vector<EvaluatedSample>& samples, std::map<std::string, Column>& columns) {
+void add_scores(const EvaluatedTask& task, const std::string& name,
+                const std::vector<EvaluatedSample>& samples,
+                std::map<std::string, Column>& columns) {
     for (std::size_t i = 0; i < samples.size(); ++i) {
         const Prompt& prompt = task.prompts[i / task.pictures];
         for (const auto& [dimension, score] : samples[i].scores) {
@@ -37,11 +39,15 @@ void add_scores(const EvaluatedTask& task, const std::string& name, const std::v
     }
 }
 
-Json to_json(const eval::Interval& i) { return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}}; }
+Json to_json(const eval::Interval& i) {
+    return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
+}
 
-/// Differences to the first model, prompt by prompt and seed by seed: far narrower than the means' own intervals, because most of
-/// their width is how prompts differ. Dimensions count where both have a score.
-Json gains(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
+/// Differences to the first model, prompt by prompt and seed by seed: far narrower than the means'
+/// own intervals, because most of their width is how prompts differ. Dimensions count where both
+/// have a score.
+Json gains(const std::vector<std::string>& models,
+           const std::map<std::string, EvaluatedTask>& tasks) {
     Json json = Json::object();
     for (std::size_t m = 1; m < models.size(); ++m) {
         std::map<std::string, std::pair<Column, Column>> columns;
@@ -55,31 +61,41 @@ Json gains(const std::vector<std::string>& models, const std::map<std::string, E
                     second.add(y, cluster);
                 };
                 for (const auto& [dimension, score] : before.scores)
-                    if (const auto found = after.scores.find(dimension); found != after.scores.end()) add(dimension, score, found->second);
+                    if (const auto found = after.scores.find(dimension);
+                        found != after.scores.end())
+                        add(dimension, score, found->second);
                 add("total", before.total(), after.total());
             }
         json[models[m]] = Json::object();
         for (const auto& [name, pair] : columns)
-            json[models[m]][name] = to_json(eval::bootstrap_difference({}, pair.first.values, pair.second.values, pair.first.clusters));
+            json[models[m]][name] = to_json(eval::bootstrap_difference(
+                {}, pair.first.values, pair.second.values, pair.first.clusters));
     }
     return json;
 }
 
-Json elo(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
+Json elo(const std::vector<std::string>& models,
+         const std::map<std::string, EvaluatedTask>& tasks) {
     std::vector<eval::Outcome> outcomes;
     for (const auto& [name, task] : tasks)
         for (std::size_t i = 0; i < task.prompts.size() * task.pictures; ++i)
             for (std::size_t a = 0; a < models.size(); ++a)
                 for (std::size_t b = a + 1; b < models.size(); ++b) {
                     const double x = task.models[a][i].total(), y = task.models[b][i].total();
-                    outcomes.push_back({static_cast<int>(a), static_cast<int>(b), x > y ? 1.0 : x < y ? 0.0 : 0.5,
-                                        task_number(name) ^ task.prompts[i / task.pictures].number});
+                    outcomes.push_back(
+                        {static_cast<int>(a), static_cast<int>(b),
+                         x > y   ? 1.0
+                         : x < y ? 0.0
+                                 : 0.5,
+                         task_number(name) ^ task.prompts[i / task.pictures].number});
                 }
     Json json = Json::object();
     if (models.size() < 2) return json;
     const auto table = eval::elo_table({}, static_cast<int>(models.size()), outcomes);
     for (std::size_t m = 0; m < models.size(); ++m)
-        json[models[m]] = {{"elo", table.entries[m].elo}, {"low", table.entries[m].low}, {"high", table.entries[m].high}};
+        json[models[m]] = {{"elo", table.entries[m].elo},
+                           {"low", table.entries[m].low},
+                           {"high", table.entries[m].high}};
     return json;
 }
 
@@ -91,8 +107,10 @@ double EvaluatedSample::total() const {
     return scores.empty() ? 0 : sum / static_cast<double>(scores.size());
 }
 
-Json evaluation_summary(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks) {
-    Json summary{{"models", Json::object()}, {"gain", gains(models, tasks)}, {"elo", elo(models, tasks)}};
+Json evaluation_summary(const std::vector<std::string>& models,
+                        const std::map<std::string, EvaluatedTask>& tasks) {
+    Json summary{
+        {"models", Json::object()}, {"gain", gains(models, tasks)}, {"elo", elo(models, tasks)}};
     for (std::size_t m = 0; m < models.size(); ++m) {
         std::map<std::string, Column> columns;
         for (const auto& [name, task] : tasks) add_scores(task, name, task.models[m], columns);
@@ -110,18 +128,20 @@ std::string evaluation_table(const Json& summary, const std::vector<std::string>
         for (const auto& [name, value] : entry.items())
             if (std::count(name.begin(), name.end(), '/') == 1) names.insert(name);
     std::string text = fmt::format("{:<18}", "");
-    for (const std::string& model : models) text += fmt::format("{:>20}", model);
+    for (const std::string& model : models) text += fmt::format("{:>22}", model);
     const auto add_rows = [&](const Json& of_models, const char* form) {
         for (const std::string& name : names) {
             text += fmt::format("\n{:<18}", name);
             for (const std::string& model : models) {
                 const auto entry = of_models.find(model);
                 if (entry == of_models.end() || !entry->contains(name)) {
-                    text += fmt::format("{:>20}", "");
+                    text += fmt::format("{:>22}", "");
                     continue;
                 }
                 const Json& v = (*entry)[name];
-                text += fmt::format("{:>20}", fmt::format(fmt::runtime(form), v["mean"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
+                text += fmt::format("{:>22}",
+                                    fmt::format(fmt::runtime(form), v["mean"].get<double>(),
+                                                v["low"].get<double>(), v["high"].get<double>()));
             }
         }
     };
@@ -135,22 +155,28 @@ std::string evaluation_table(const Json& summary, const std::vector<std::string>
         text += fmt::format("\n{:<18}", "Elo");
         for (const std::string& model : models) {
             const Json& v = summary["elo"][model];
-            text += fmt::format("{:>20}", fmt::format("{:.0f} [{:.0f}, {:.0f}]", v["elo"].get<double>(), v["low"].get<double>(), v["high"].get<double>()));
+            text +=
+                fmt::format("{:>22}", fmt::format("{:.0f} [{:.0f}, {:.0f}]", v["elo"].get<double>(),
+                                                  v["low"].get<double>(), v["high"].get<double>()));
         }
     }
     return text + "\n";
 }
 
-void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models, const EvaluatedTask& task) {
+void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models,
+                         const EvaluatedTask& task) {
     std::vector<io::Image> references;
     references.reserve(sheet_rows);
-    const bool has_references = std::any_of(task.prompts.begin(), task.prompts.end(), [](const Prompt& p) { return !p.images.empty(); });
+    const bool has_references = std::any_of(task.prompts.begin(), task.prompts.end(),
+                                            [](const Prompt& p) { return !p.images.empty(); });
     io::ContactSheet sheet;
     if (has_references) sheet.column_captions.push_back("reference");
     sheet.column_captions.insert(sheet.column_captions.end(), models.begin(), models.end());
-    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of them.
+    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of
+    // them.
     const std::size_t step = std::max<std::size_t>(1, task.prompts.size() / sheet_rows);
-    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < task.prompts.size(); ++row) {
+    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < task.prompts.size();
+         ++row) {
         const std::size_t i = row * step + row % step;
         sheet.rows.emplace_back();
         if (has_references) {
@@ -158,7 +184,8 @@ void write_contact_sheet(const std::filesystem::path& path, const std::vector<st
             if (!images.empty()) references.push_back(io::read_png(images[0]));
             sheet.rows.back().push_back(images.empty() ? nullptr : &references.back());
         }
-        for (const auto& samples : task.models) sheet.rows.back().push_back(&samples[i * task.pictures].picture);
+        for (const auto& samples : task.models)
+            sheet.rows.back().push_back(&samples[i * task.pictures].picture);
         sheet.row_captions.push_back(task.prompts[i].text);
     }
     io::write_png(path, io::contact_sheet(sheet));

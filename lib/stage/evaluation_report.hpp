@@ -25,15 +25,18 @@ struct EvaluatedTask {
     std::vector<std::vector<EvaluatedSample>> models;
 };
 
-/// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>": ...}}, "gain": {name: {"<task>/<dimension>":
-/// {mean, low, high, n}}} (differences to the first model, paired by prompt and seed), "elo": {name: {elo, low, high}}}, 95 %
-/// bootstrap bounds, prompts resampled.
-nlohmann::json evaluation_summary(const std::vector<std::string>& models, const std::map<std::string, EvaluatedTask>& tasks);
+/// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>":
+/// ...}}, "gain": {name: {"<task>/<dimension>": {mean, low, high, n}}} (differences to the first
+/// model, paired by prompt and seed), "elo": {name: {elo, low, high}}}, 95 % bootstrap bounds,
+/// prompts resampled.
+nlohmann::json evaluation_summary(const std::vector<std::string>& models,
+                                  const std::map<std::string, EvaluatedTask>& tasks);
 
 /// The summary's dimensions as lines of text, one column a model, and Elo.
 std::string evaluation_table(const nlohmann::json& summary, const std::vector<std::string>& models);
 
 /// A PNG: one row a prompt, its reference picture first where it has one, one column a model.
-void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models, const EvaluatedTask& task);
+void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models,
+                         const EvaluatedTask& task);
 
 }  // namespace atelier::stage

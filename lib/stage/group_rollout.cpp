@@ -11,7 +11,8 @@
 namespace atelier::stage {
 namespace {
 
-io::TrajectorySamples samples_of(const rl::SamplingSpec& spec, rl::GroupTrajectory&& t, std::uint64_t first_id, std::int64_t channels) {
+io::TrajectorySamples samples_of(const rl::SamplingSpec& spec, rl::GroupTrajectory&& t,
+                                 std::uint64_t first_id, std::int64_t channels) {
     io::TrajectorySamples s;
     s.height = spec.target.height;
     s.width = spec.target.width;
@@ -28,28 +29,34 @@ io::TrajectorySamples samples_of(const rl::SamplingSpec& spec, rl::GroupTrajecto
         std::vector<std::uint8_t> sde(static_cast<std::size_t>(s.steps));
         for (int step : spec.trained_steps) sde[static_cast<std::size_t>(step)] = 1;
         s.is_sde.insert(s.is_sde.end(), sde.begin(), sde.end());
-        s.trained_step.insert(s.trained_step.end(), spec.trained_steps.begin(), spec.trained_steps.end());
+        s.trained_step.insert(s.trained_step.end(), spec.trained_steps.begin(),
+                              spec.trained_steps.end());
     }
     s.x = std::move(t.x);
     s.x_next = std::move(t.x_next);
     s.log_prob = std::move(t.log_prob);
     s.latents = std::move(t.latents);
-    s.status.assign(static_cast<std::size_t>(spec.members), static_cast<std::uint8_t>(io::SampleStatus::complete));
+    s.status.assign(static_cast<std::size_t>(spec.members),
+                    static_cast<std::uint8_t>(io::SampleStatus::complete));
     return s;
 }
 
 bool lacks_scores(const io::TrajectorySamples& s) {
-    return std::count(s.status.begin(), s.status.end(), static_cast<std::uint8_t>(io::SampleStatus::reward_absent)) > 0;
+    return std::count(s.status.begin(), s.status.end(),
+                      static_cast<std::uint8_t>(io::SampleStatus::reward_absent)) > 0;
 }
 
 }  // namespace
 
 std::vector<RandomKey> group_keys(const Context& c, const Prompt& prompt, int members) {
     // A teacher's stream is its task's; the mixed policy has one for each of its tasks.
-    const std::uint64_t stream = task_number(c.policy == prompt.task ? c.policy : c.policy + "/" + prompt.task);
+    const std::uint64_t stream =
+        task_number(c.policy == prompt.task ? c.policy : c.policy + "/" + prompt.task);
     std::vector<RandomKey> keys;
     for (int m = 0; m < members; ++m)
-        keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(c.iteration), stream ^ prompt.number, static_cast<std::uint64_t>(m)));
+        keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(c.iteration),
+                                              stream ^ prompt.number,
+                                              static_cast<std::uint64_t>(m)));
     return keys;
 }
 
@@ -64,48 +71,79 @@ io::TrajectoryPrompts prompt_table(const Context& c, const Prompt& prompt) {
     for (const auto& path : prompt.images) {
         const io::Image image = io::read_png(path);
         io::ReferenceImage reference{0, image.height, image.width, {}};
-        for (std::size_t i = 0; i < image.pixels.size(); i += static_cast<std::size_t>(image.channels))
+        for (std::size_t i = 0; i < image.pixels.size();
+             i += static_cast<std::size_t>(image.channels))
             for (int k = 0; k < 4; ++k)
-                reference.rgba.push_back(k < image.channels ? image.pixels[i + static_cast<std::size_t>(k)] : 255);
+                reference.rgba.push_back(
+                    k < image.channels ? image.pixels[i + static_cast<std::size_t>(k)] : 255);
         p.images.push_back(std::move(reference));
     }
     return p;
 }
 
-io::TrajectoryHeader shard_header(const Context& c, const std::string& stage, const rl::SamplingSpec& spec, const std::string& model_hash) {
-    return {c.run.root.filename().string(), stage, c.policy, flow::name_of(spec.sampler), flow::name_of(spec.guidance_train),
-            flow::name_of(spec.log_prob), c.config.hash(), model_hash, code_version(), io::utc_now(), c.iteration, c.world->rank(),
-            c.world->size(), spec.eta, spec.guidance.scale};
+io::TrajectoryHeader shard_header(const Context& c, const std::string& stage,
+                                  const rl::SamplingSpec& spec, const std::string& model_hash) {
+    return {c.run.root.filename().string(),
+            stage,
+            c.policy,
+            flow::name_of(spec.sampler),
+            flow::name_of(spec.guidance_train),
+            flow::name_of(spec.log_prob),
+            c.config.hash(),
+            model_hash,
+            code_version(),
+            io::utc_now(),
+            c.iteration,
+            c.world->rank(),
+            c.world->size(),
+            spec.eta,
+            spec.guidance.scale};
 }
 
 void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {
     const std::int64_t n = s.samples(), planes = model.vae().config().channels;
-    ATELIER_CHECK_INPUT(planes == 4, "pictures are stored as RGBA, the VAE gives {} channels", planes);
+    ATELIER_CHECK_INPUT(planes == 4, "pictures are stored as RGBA, the VAE gives {} channels",
+                        planes);
     s.picture_height = s.height * model::pixels_per_latent;
     s.picture_width = s.width * model::pixels_per_latent;
-    std::vector<float> pixels(static_cast<std::size_t>(n * s.picture_height * s.picture_width * planes));
-    model.codec().decode(Tensor::of(s.latents.data(), {n, s.tokens(), s.channels}), s.height, s.width,
+    std::vector<float> pixels(
+        static_cast<std::size_t>(n * s.picture_height * s.picture_width * planes));
+    model.codec().decode(Tensor::of(s.latents.data(), {n, s.tokens(), s.channels}), s.height,
+                         s.width,
                          Tensor::of(pixels.data(), {n, s.picture_height, s.picture_width, planes}));
     s.picture.resize(pixels.size());
     vae::to_bytes(pixels.data(), static_cast<std::int64_t>(pixels.size()), s.picture.data());
 }
 
-GroupRollout::GroupRollout(const Context& context, pipeline::Pipeline& model, const rl::SamplingSpec& spec, const std::string& stage,
-                           const std::filesystem::path& transformer, std::filesystem::path directory, States states)
-    : context_(context), model_(model), spec_(spec), stage_(stage), config_hash_(context.config.hash()), model_hash_(weights_hash(transformer)),
-      directory_(std::move(directory)), states_(states), scoring_(context) {}
+GroupRollout::GroupRollout(const Context& context, pipeline::Pipeline& model,
+                           const rl::SamplingSpec& spec, const std::string& stage,
+                           const std::filesystem::path& transformer,
+                           std::filesystem::path directory, States states)
+    : context_(context),
+      model_(model),
+      spec_(spec),
+      stage_(stage),
+      config_hash_(context.config.hash()),
+      model_hash_(weights_hash(transformer)),
+      directory_(std::move(directory)),
+      states_(states),
+      scoring_(context) {}
 
-std::string GroupRollout::shard_name(std::size_t unit) { return fmt::format("shard-{:05}.h5", unit); }
+std::string GroupRollout::shard_name(std::size_t unit) {
+    return fmt::format("shard-{:05}.h5", unit);
+}
 
 bool GroupRollout::Pending::is_scored() const {
-    return std::all_of(outcomes.begin(), outcomes.end(),
-                       [](const auto& f) { return f.wait_for(std::chrono::seconds(0)) == std::future_status::ready; });
+    return std::all_of(outcomes.begin(), outcomes.end(), [](const auto& f) {
+        return f.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+    });
 }
 
 GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& prompt) {
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     const auto build = [&](Arena& arena) {
-        return rl::GroupPolicy(model_.dit(), model_.dit_weights(), pair.conditional, spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
+        return rl::GroupPolicy(model_.dit(), model_.dit_weights(), pair.conditional,
+                               spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
                                dit::Keep::nothing, arena);
     };
     Arena measure = Arena::measuring("group");
@@ -117,8 +155,9 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
     pending.prompt = &prompt;
     pending.shard.header = shard_header(context_, stage_, spec_, model_hash_);
     pending.shard.prompts = prompt_table(context_, prompt);
-    pending.shard.shapes.push_back(samples_of(spec_, group.sample(group_keys(context_, prompt, spec_.members)),
-                                              unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
+    pending.shard.shapes.push_back(samples_of(
+        spec_, group.sample(group_keys(context_, prompt, spec_.members)),
+        unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
     decode_pictures(model_, pending.shard.shapes[0]);
     pending.outcomes = scoring_.submit(prompt, pending.shard.shapes[0]);
@@ -132,19 +171,26 @@ void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWe
     const std::string& kind = context_.kind(prompt.task);
     std::map<std::string, double> named;
     if (const auto task = weights.find(prompt.task); task != weights.end())
-        if (const auto found = task->second.find(prompt.category); found != task->second.end()) named = found->second;
+        if (const auto found = task->second.find(prompt.category); found != task->second.end())
+            named = found->second;
     const double gate = kind == "t2i" ? context_.config.number("reward.gate") : 0.0;
-    set_advantages(gated_scores(s, scoring_.dimensions(kind), gate), named, context_.config.number("reward.min_spread"), s);
+    set_advantages(gated_scores(s, scoring_.dimensions(kind), gate), named,
+                   context_.config.number("reward.min_spread"), s);
     io::publish_file(directory_ / shard_name(group.unit),
-                     [&](const std::filesystem::path& temporary) { io::write_trajectory(temporary, group.shard); });
+                     [&](const std::filesystem::path& temporary) {
+                         io::write_trajectory(temporary, group.shard);
+                     });
 }
 
-GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts, const std::map<std::string, CategoryWeights>& weights) {
+GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
+                                    const std::map<std::string, CategoryWeights>& weights) {
     const auto ranks = static_cast<std::size_t>(context_.world->size());
-    const auto most_pending = static_cast<std::size_t>(
-        std::max<std::int64_t>(1, (context_.config.integer("reward.queue") + context_.config.integer("reward.workers")) / spec_.members));
-    Progress progress(fmt::format("{} {} {}", stage_, context_.policy, context_.iteration), "samples",
-                      static_cast<std::int64_t>(prompts.size()) * spec_.members, !context_.world->is_root());
+    const auto most_pending = static_cast<std::size_t>(std::max<std::int64_t>(
+        1, (context_.config.integer("reward.queue") + context_.config.integer("reward.workers")) /
+               spec_.members));
+    Progress progress(fmt::format("{} {} {}", stage_, context_.policy, context_.iteration),
+                      "samples", static_cast<std::int64_t>(prompts.size()) * spec_.members,
+                      !context_.world->is_root());
     std::deque<Pending> pending;
     const auto publish_first = [&] {
         Pending group = std::move(pending.front());
@@ -162,34 +208,46 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts, const st
         done = std::min(prompts.size(), first + ranks);
         if (std::filesystem::exists(path)) {  // published by an earlier run of this stage
             const auto shard = io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores);
-            ATELIER_CHECK_INPUT(shard.header.model_hash == model_hash_ && shard.prompts.id.at(0) == prompts[unit].id,
-                                "{} holds another model's samples or another prompt's: remove it", path.string());
+            ATELIER_CHECK_INPUT(shard.header.model_hash == model_hash_ &&
+                                    shard.prompts.id.at(0) == prompts[unit].id,
+                                "{} holds another model's samples or another prompt's: remove it",
+                                path.string());
             for (const auto& s : shard.shapes)
-                absent_ += std::count(s.status.begin(), s.status.end(), static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
+                absent_ += std::count(s.status.begin(), s.status.end(),
+                                      static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
             progress.start_at(static_cast<std::int64_t>(done) * spec_.members);
             continue;
         }
         pending.push_back(sample(unit, prompts[unit]));
-        while (!pending.empty() && (pending.size() > most_pending || pending.front().is_scored())) publish_first();
+        while (!pending.empty() && (pending.size() > most_pending || pending.front().is_scored()))
+            publish_first();
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
     }
     while (!pending.empty()) publish_first();
     if (stopped) {
-        if (context_.world->is_root()) log_line(fmt::format("stopped by a signal; {} of {} groups are published", done, prompts.size()));
+        if (context_.world->is_root())
+            log_line(fmt::format("stopped by a signal; {} of {} groups are published", done,
+                                 prompts.size()));
         return End::stopped;
     }
     double sum = static_cast<double>(absent_);
     context_.world->sum(std::span(&sum, 1));
     absent_ = static_cast<std::int64_t>(sum);
-    const double share = sum / static_cast<double>(prompts.size() * static_cast<std::size_t>(spec_.members));
+    const double share =
+        sum / static_cast<double>(prompts.size() * static_cast<std::size_t>(spec_.members));
     if (share > context_.config.number("reward.max_absent")) {
         for (std::size_t unit = 0; unit < prompts.size(); ++unit)
             if (context_.is_mine(unit) &&
-                lacks_scores(io::read_trajectory(directory_ / shard_name(unit), {}, io::TrajectoryParts::scores).shapes.at(0)))
+                lacks_scores(io::read_trajectory(directory_ / shard_name(unit), {},
+                                                 io::TrajectoryParts::scores)
+                                 .shapes.at(0)))
                 std::filesystem::remove(directory_ / shard_name(unit));
         context_.world->barrier();
-        ATELIER_FAIL(ErrorKind::reward, "{} of {} samples could not be scored, more than reward.max_absent = {} allows; their groups were removed and a rerun asks again",
-                     absent_, prompts.size() * static_cast<std::size_t>(spec_.members), context_.config.number("reward.max_absent"));
+        ATELIER_FAIL(ErrorKind::reward,
+                     "{} of {} samples could not be scored, more than reward.max_absent = {} "
+                     "allows; their groups were removed and a rerun asks again",
+                     absent_, prompts.size() * static_cast<std::size_t>(spec_.members),
+                     context_.config.number("reward.max_absent"));
     }
     return End::finished;
 }

@@ -8,21 +8,25 @@
 
 namespace atelier::stage {
 
-/// Draws groups, has them scored beside the sampling, and publishes one shard a group, so that a killed job loses at most the
-/// groups in work. Any number of ranks writes the same samples. What curation and rollout share.
+/// Draws groups, has them scored beside the sampling, and publishes one shard a group, so that a
+/// killed job loses at most the groups in work. Any number of ranks writes the same samples. What
+/// curation and rollout share.
 class GroupRollout {
   public:
     enum class States { kept, left_out };
-    /// `stage`: as it stands in the shards. `transformer`: where the model's policy came from. `states`: whether the trained
-    /// steps' states and log-probabilities go into the shards.
-    GroupRollout(const Context& context, pipeline::Pipeline& model, const rl::SamplingSpec& spec, const std::string& stage,
-                 const std::filesystem::path& transformer, std::filesystem::path directory, States states = States::kept);
+    /// `stage`: as it stands in the shards. `transformer`: where the model's policy came from.
+    /// `states`: whether the trained steps' states and log-probabilities go into the shards.
+    GroupRollout(const Context& context, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
+                 const std::string& stage, const std::filesystem::path& transformer,
+                 std::filesystem::path directory, States states = States::kept);
 
     enum class End { finished, stopped };
-    /// One group for each prompt, in the order given; this rank's share of them. `weights`: by task. A shard that is there
-    /// already is checked and left. Stopped by a signal, it publishes the groups in work first. Throws Error(reward) on every
-    /// rank when too many samples could not be scored; the shards that lack scores are removed, so that a rerun asks again.
-    End run(const std::vector<Prompt>& prompts, const std::map<std::string, CategoryWeights>& weights);
+    /// One group for each prompt, in the order given; this rank's share of them. `weights`: by
+    /// task. A shard that is there already is checked and left. Stopped by a signal, it publishes
+    /// the groups in work first. Throws Error(reward) on every rank when too many samples could not
+    /// be scored; the shards that lack scores are removed, so that a rerun asks again.
+    End run(const std::vector<Prompt>& prompts,
+            const std::map<std::string, CategoryWeights>& weights);
 
     static std::string shard_name(std::size_t unit);
     const std::string& model_hash() const { return model_hash_; }
@@ -54,7 +58,8 @@ std::vector<RandomKey> group_keys(const Context& context, const Prompt& prompt, 
 
 /// Columns of a shard that every stage's samples have.
 io::TrajectoryPrompts prompt_table(const Context& context, const Prompt& prompt);
-io::TrajectoryHeader shard_header(const Context& context, const std::string& stage, const rl::SamplingSpec& spec, const std::string& model_hash);
+io::TrajectoryHeader shard_header(const Context& context, const std::string& stage,
+                                  const rl::SamplingSpec& spec, const std::string& model_hash);
 /// Decodes `samples.latents` into `samples.picture`.
 void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& samples);
 

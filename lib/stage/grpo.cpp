@@ -22,13 +22,15 @@ rl::GroupTrajectory trajectory_of(io::TrajectorySamples& s) {
     t.x = std::move(s.x);
     t.x_next = std::move(s.x_next);
     t.log_prob = std::move(s.log_prob);
-    for (std::size_t i = 0; i < s.noise_key.size(); i += 2) t.noise_key.push_back({s.noise_key[i], s.noise_key[i + 1]});
+    for (std::size_t i = 0; i < s.noise_key.size(); i += 2)
+        t.noise_key.push_back({s.noise_key[i], s.noise_key[i + 1]});
     return t;
 }
 
 bool is_dropped(const io::TrajectorySamples& s) {
-    return std::all_of(s.status.begin(), s.status.end(),
-                       [](std::uint8_t status) { return status != static_cast<std::uint8_t>(io::SampleStatus::complete); });
+    return std::all_of(s.status.begin(), s.status.end(), [](std::uint8_t status) {
+        return status != static_cast<std::uint8_t>(io::SampleStatus::complete);
+    });
 }
 
 /// What one shard says without its states: enough for metrics, and for knowing which groups train.
@@ -40,33 +42,43 @@ struct GroupScoresOf {
 };
 
 /// The groups of all ranks, in unit order: every rank gets the same numbers.
-std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem::path& directory, const std::vector<std::string>& shards,
+std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem::path& directory,
+                                         const std::vector<std::string>& shards,
                                          const rl::SamplingSpec& spec) {
     Json mine = Json::array();
     for (std::size_t unit = 0; unit < shards.size(); ++unit) {
         if (!c.is_mine(unit)) continue;
-        const auto shard = io::read_trajectory(directory / shards[unit], c.config.hash(), io::TrajectoryParts::scores);
-        ATELIER_CHECK_INPUT(shard.shapes.size() == 1 && shard.prompts.id.size() == 1 && shard.shapes[0].samples() == spec.members,
-                            "{} does not hold one group of {}", (directory / shards[unit]).string(), spec.members);
+        const auto shard = io::read_trajectory(directory / shards[unit], c.config.hash(),
+                                               io::TrajectoryParts::scores);
+        ATELIER_CHECK_INPUT(shard.shapes.size() == 1 && shard.prompts.id.size() == 1 &&
+                                shard.shapes[0].samples() == spec.members,
+                            "{} does not hold one group of {}", (directory / shards[unit]).string(),
+                            spec.members);
         const io::TrajectorySamples& s = shard.shapes[0];
         for (const std::int64_t step : s.trained_step)
-            ATELIER_CHECK_INPUT(std::count(spec.trained_steps.begin(), spec.trained_steps.end(), step) == 1,
-                                "{}: step {} was trained, which the configuration does not choose", (directory / shards[unit]).string(), step);
+            ATELIER_CHECK_INPUT(
+                std::count(spec.trained_steps.begin(), spec.trained_steps.end(), step) == 1,
+                "{}: step {} was trained, which the configuration does not choose",
+                (directory / shards[unit]).string(), step);
         Json scores = Json::object(), totals = Json::array(), advantages = Json::array();
         for (const auto& [name, column] : s.reward)
             for (std::size_t m = 0; m < column.score.size(); ++m)
                 if (column.present[m] != 0) {
-                    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(column.score[m]), "{}: {} of member {} is {}",
-                                       (directory / shards[unit]).string(), name, m, column.score[m]);
+                    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(column.score[m]),
+                                       "{}: {} of member {} is {}",
+                                       (directory / shards[unit]).string(), name, m,
+                                       column.score[m]);
                     scores[name].push_back(column.score[m]);
                 }
         for (std::size_t m = 0; m < s.total.size(); ++m) {
             if (std::isfinite(s.total[m])) totals.push_back(s.total[m]);
-            ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(s.advantage[m]), "{}: the advantage of member {} is {}",
+            ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(s.advantage[m]),
+                               "{}: the advantage of member {} is {}",
                                (directory / shards[unit]).string(), m, s.advantage[m]);
             advantages.push_back(s.advantage[m]);
         }
-        mine.push_back({{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages}});
+        mine.push_back(
+            {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages}});
     }
     const auto bytes = Json::to_cbor(mine);
     std::vector<GroupScoresOf> groups(shards.size());
@@ -90,14 +102,16 @@ Json describe_rewards(const std::vector<GroupScoresOf>& groups) {
     std::map<std::string, std::pair<std::vector<double>, std::vector<std::uint64_t>>> columns;
     std::map<std::string, std::pair<double, double>> spread;
     std::int64_t dropped = 0;
-    const auto add = [&](const std::string& name, const std::vector<double>& values, std::uint64_t unit) {
+    const auto add = [&](const std::string& name, const std::vector<double>& values,
+                         std::uint64_t unit) {
         double mean = 0, square = 0;
         for (const double v : values) {
             columns[name].first.push_back(v);
             columns[name].second.push_back(unit);
             mean += v / static_cast<double>(values.size());
         }
-        for (const double v : values) square += (v - mean) * (v - mean) / static_cast<double>(values.size());
+        for (const double v : values)
+            square += (v - mean) * (v - mean) / static_cast<double>(values.size());
         if (values.size() > 1) spread[name].first += std::sqrt(square), ++spread[name].second;
     };
     for (const GroupScoresOf& g : groups) {
@@ -108,14 +122,20 @@ Json describe_rewards(const std::vector<GroupScoresOf>& groups) {
     Json reward = Json::object(), std = Json::object();
     for (const auto& [name, column] : columns)
         if (!column.first.empty()) reward[name] = interval(column.first, column.second);
-    for (const auto& [name, sums] : spread) std[name] = sums.second > 0 ? sums.first / sums.second : 0.0;
-    return {{"reward", reward}, {"spread", std}, {"groups", groups.size()}, {"groups_dropped", dropped}};
+    for (const auto& [name, sums] : spread)
+        std[name] = sums.second > 0 ? sums.first / sums.second : 0.0;
+    return {{"reward", reward},
+            {"spread", std},
+            {"groups", groups.size()},
+            {"groups_dropped", dropped}};
 }
 
 /// The base's weights beside the policy's, for KL terms.
 struct Reference {
     Reference(const dit::Dit& dit, const std::filesystem::path& directory)
-        : arena("base policy", static_cast<std::size_t>(dit.table().flat_size()) * sizeof(float) + Arena::alignment), weights(dit.table(), arena) {
+        : arena("base policy", static_cast<std::size_t>(dit.table().flat_size()) * sizeof(float) +
+                                   Arena::alignment),
+          weights(dit.table(), arena) {
         dit::load(weights, directory);
     }
     Arena arena;
@@ -125,23 +145,31 @@ struct Reference {
 /// One policy's update from one rollout.
 class Update {
   public:
-    Update(const Context& c, pipeline::Pipeline& model, const rl::SamplingSpec& spec, const std::filesystem::path& rollout,
-           const std::vector<std::string>& shards, const std::vector<GroupScoresOf>& groups)
+    Update(const Context& c, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
+           const std::filesystem::path& rollout, const std::vector<std::string>& shards,
+           const std::vector<GroupScoresOf>& groups)
         : c_(c), model_(model), spec_(spec), rollout_(rollout), shards_(shards), groups_(groups) {
         objective_.clip = c.config.number("grpo.clip");
         objective_.ratio_norm = c.config.flag("grpo.ratio_norm");
         objective_.kl = rl::parse_kl_kind(c.config.text("grpo.kl"));
         objective_.beta = c.config.number("grpo.kl_beta");
-        if (objective_.kl != rl::KlKind::none && objective_.beta > 0) reference_ = std::make_unique<Reference>(model.dit(), c.base_transformer());
+        if (objective_.kl != rl::KlKind::none && objective_.beta > 0)
+            reference_ = std::make_unique<Reference>(model.dit(), c.base_transformer());
         for (const std::string& task : c.tasks())
-            for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task))) prompts_.emplace(task + "/" + p.id, std::move(p));
+            for (Prompt& p :
+                 read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
+                prompts_.emplace(task + "/" + p.id, std::move(p));
     }
 
-    /// Adds the gradient of a minibatch's groups, mean over their samples and trained steps. Returns how many groups train.
-    std::size_t accumulate(std::size_t part, std::size_t parts, const nn::ParameterStore& gradients, rl::ObjectiveStats& stats) {
+    /// Adds the gradient of a minibatch's groups, mean over their samples and trained steps.
+    /// Returns how many groups train.
+    std::size_t accumulate(std::size_t part, std::size_t parts, const nn::ParameterStore& gradients,
+                           rl::ObjectiveStats& stats) {
         std::size_t kept = 0;
-        for (std::size_t unit = part; unit < shards_.size(); unit += parts) kept += groups_[unit].dropped ? 0 : 1;
-        const double terms = static_cast<double>(kept) * spec_.members * static_cast<double>(spec_.trained_steps.size());
+        for (std::size_t unit = part; unit < shards_.size(); unit += parts)
+            kept += groups_[unit].dropped ? 0 : 1;
+        const double terms = static_cast<double>(kept) * spec_.members *
+                             static_cast<double>(spec_.trained_steps.size());
         std::size_t turn = 0;
         for (std::size_t unit = part; unit < shards_.size(); unit += parts) {
             if (groups_[unit].dropped || !c_.is_mine(turn++)) continue;
@@ -151,27 +179,36 @@ class Update {
     }
 
   private:
-    rl::ObjectiveStats train_group(std::size_t unit, double weight, const nn::ParameterStore& gradients) {
-        auto shard = io::read_trajectory(rollout_ / shards_[unit], c_.config.hash(), io::TrajectoryParts::training);
+    rl::ObjectiveStats train_group(std::size_t unit, double weight,
+                                   const nn::ParameterStore& gradients) {
+        auto shard = io::read_trajectory(rollout_ / shards_[unit], c_.config.hash(),
+                                         io::TrajectoryParts::training);
         const auto prompt = prompts_.find(shard.prompts.task[0] + "/" + shard.prompts.id[0]);
-        ATELIER_CHECK_INPUT(prompt != prompts_.end(), "{}: prompt {} is not in the prompt file", shards_[unit], shard.prompts.id[0]);
+        ATELIER_CHECK_INPUT(prompt != prompts_.end(), "{}: prompt {} is not in the prompt file",
+                            shards_[unit], shard.prompts.id[0]);
         const EncodedPair pair = encode_pair(model_, c_, prompt->second, spec_.uses_guidance());
         const auto trajectory = trajectory_of(shard.shapes[0]);
         const auto build = [&](const nn::ParameterStore& weights, dit::Keep keep, Arena& arena) {
-            return rl::GroupPolicy(model_.dit(), weights, pair.conditional, spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_, keep, arena);
+            return rl::GroupPolicy(model_.dit(), weights, pair.conditional,
+                                   spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
+                                   keep, arena);
         };
         std::vector<float> base_velocity;
         if (reference_) {
             Arena measure = Arena::measuring("base policy's group");
             build(reference_->weights, dit::Keep::nothing, measure);
             Arena arena("base policy's group", measure.used());
-            base_velocity = build(reference_->weights, dit::Keep::nothing, arena).velocities(trajectory);
+            base_velocity =
+                build(reference_->weights, dit::Keep::nothing, arena).velocities(trajectory);
         }
-        const dit::Keep keep = c_.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
+        const dit::Keep keep =
+            c_.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
         Arena measure = Arena::measuring("group");
         build(model_.dit_weights(), keep, measure);
         Arena arena("group", measure.used());
-        return build(model_.dit_weights(), keep, arena).train(objective_, trajectory, groups_[unit].advantages, weight, gradients, base_velocity);
+        return build(model_.dit_weights(), keep, arena)
+            .train(objective_, trajectory, groups_[unit].advantages, weight, gradients,
+                   base_velocity);
     }
 
     const Context& c_;
@@ -189,16 +226,21 @@ class Update {
 void sum_over_ranks(comm::Communicator& world, rl::ObjectiveStats& s) {
     double sums[] = {s.terms, s.loss, s.ratio, s.ratio_deviation, s.clipped, s.outside, s.kl};
     world.sum(std::span(sums));
-    s.terms = sums[0], s.loss = sums[1], s.ratio = sums[2], s.ratio_deviation = sums[3], s.clipped = sums[4], s.outside = sums[5], s.kl = sums[6];
+    s.terms = sums[0], s.loss = sums[1], s.ratio = sums[2], s.ratio_deviation = sums[3],
+    s.clipped = sums[4], s.outside = sums[5], s.kl = sums[6];
 }
 
 }  // namespace
 
 int run_grpo(const Context& c) {
-    const auto rollout = c.run.rollout(c.policy, c.iteration), directory = c.run.policy(c.policy, c.iteration);
+    const auto rollout = c.run.rollout(c.policy, c.iteration),
+               directory = c.run.policy(c.policy, c.iteration);
     // The lock stands beside the policy, which is published as a whole.
     const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
-    if (stage.is_complete) return 0;
+    if (stage.is_complete) {
+        if (c.world->is_root()) retain(c, rollout);
+        return 0;
+    }
     require_complete(rollout, "run atelier-rollout first");
     io::Manifest manifest = c.new_manifest("grpo");
     std::vector<std::string> shards;
@@ -210,24 +252,30 @@ int run_grpo(const Context& c) {
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);
     Trainer trainer(model.dit_weights(), policy,
-                    {{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8, c.config.number("grpo.weight_decay")},
-                     c.config.number("grpo.max_grad_norm"), c.config.number("grpo.ema")},
+                    {{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8,
+                      c.config.number("grpo.weight_decay")},
+                     c.config.number("grpo.max_grad_norm"),
+                     c.config.number("grpo.ema")},
                     *c.world);
-    const optim::LearningRate rate{c.learning_rate(), optim::RateShape::constant, c.config.integer("grpo.warm_up"), 0, 0.0};
+    const optim::LearningRate rate{c.learning_rate(), optim::RateShape::constant,
+                                   c.config.integer("grpo.warm_up"), 0, 0.0};
     Update update(c, model, spec, rollout, shards, groups);
 
     Json metrics = describe_rewards(groups);
     metrics.update({{"stage", "grpo"}, {"policy", c.policy}, {"iteration", c.iteration}});
-    const auto parts = std::min<std::size_t>(static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
+    const auto parts = std::min<std::size_t>(
+        static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");
-    Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates", epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
+    Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
+                      epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
     rl::ObjectiveStats all;
     double norm_sum = 0;
     std::int64_t steps = 0, skipped = 0;
     for (std::int64_t epoch = 0; epoch < epochs; ++epoch)
         for (std::size_t part = 0; part < parts; ++part) {
             if (stop_was_asked(*c.world)) {  // nothing of a policy is published before all of it is
-                if (c.world->is_root()) log_line("stopped by a signal before the update was complete");
+                if (c.world->is_root())
+                    log_line("stopped by a signal before the update was complete");
                 return static_cast<int>(ErrorKind::requeue);
             }
             trainer.zero_gradients();
@@ -241,7 +289,8 @@ int run_grpo(const Context& c) {
             } else {
                 ++skipped;
             }
-            progress.update(epoch * static_cast<std::int64_t>(parts) + static_cast<std::int64_t>(part) + 1);
+            progress.update(epoch * static_cast<std::int64_t>(parts) +
+                            static_cast<std::int64_t>(part) + 1);
         }
     metrics["updates"] = steps;
     metrics["updates_without_groups"] = skipped;
@@ -261,10 +310,13 @@ int run_grpo(const Context& c) {
         });
         io::put_metrics(c.run.metrics(), metrics);
         const Json& total = metrics["reward"]["total"];
-        log_line(fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, gradient norm {:.3g}, clip share {:.3f}", c.policy,
-                             c.iteration, total.value("mean", 0.0), total.value("low", 0.0), total.value("high", 0.0),
-                             metrics["groups_dropped"].get<int>(), metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
-                             metrics["clip_share"].get<double>()));
+        log_line(
+            fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, "
+                        "gradient norm {:.3g}, clip share {:.3f}",
+                        c.policy, c.iteration, total.value("mean", 0.0), total.value("low", 0.0),
+                        total.value("high", 0.0), metrics["groups_dropped"].get<int>(),
+                        metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
+                        metrics["clip_share"].get<double>()));
         retain(c, rollout);
     }
     c.world->barrier();

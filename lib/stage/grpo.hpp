@@ -4,9 +4,10 @@
 
 namespace atelier::stage {
 
-/// One iteration's policy update from its rollout: the groups are cut into minibatches, each gives one AdamW step on the clipped
-/// objective (and KL to the base, if asked for); gradients are summed over ranks in rank order. Publishes policy/ (weights,
-/// moving average, optimizer state, manifest) as a whole and puts a line into the run's metrics. Returns the exit code.
+/// One iteration's policy update from its rollout: the groups are cut into minibatches, each gives
+/// one AdamW step on the clipped objective (and KL to the base, if asked for); gradients are summed
+/// over ranks in rank order. Publishes policy/ (weights, moving average, optimizer state, manifest)
+/// as a whole and puts a line into the run's metrics. Returns the exit code.
 int run_grpo(const Context& context);
 
 }  // namespace atelier::stage

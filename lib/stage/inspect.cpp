@@ -23,34 +23,44 @@ namespace {
 namespace fs = std::filesystem;
 
 std::string size_text(std::uintmax_t bytes) {
-    return bytes < (1u << 20) ? fmt::format("{:.1f} KiB", static_cast<double>(bytes) / 1024) : fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
+    return bytes < (1u << 20) ? fmt::format("{:.1f} KiB", static_cast<double>(bytes) / 1024)
+                              : fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20));
 }
 
 const char* status_name(std::uint8_t status) {
     switch (static_cast<io::SampleStatus>(status)) {
-        case io::SampleStatus::complete: return "complete";
-        case io::SampleStatus::reward_absent: return "no score";
-        case io::SampleStatus::group_dropped: return "dropped";
+        case io::SampleStatus::complete:
+            return "complete";
+        case io::SampleStatus::reward_absent:
+            return "no score";
+        case io::SampleStatus::group_dropped:
+            return "dropped";
     }
     return "unknown";
 }
 
 void describe_manifest(const fs::path& directory, std::ostream& out) {
     const io::Manifest m = io::read_manifest(directory);
-    out << fmt::format("stage {}{}{}, made {} to {} on {} by {} rank(s), version {}\n", m.stage, m.task.empty() ? "" : " " + m.task,
-                       m.iteration > 0 ? fmt::format(" {}", m.iteration) : "", m.started_utc, m.finished_utc, m.host, m.world_size, m.code_version);
+    out << fmt::format("stage {}{}{}, made {} to {} on {} by {} rank(s), version {}\n", m.stage,
+                       m.task.empty() ? "" : " " + m.task,
+                       m.iteration > 0 ? fmt::format(" {}", m.iteration) : "", m.started_utc,
+                       m.finished_utc, m.host, m.world_size, m.code_version);
     out << fmt::format("configuration {}\n", m.config_hash);
-    for (const auto& [name, digest] : m.inputs) out << fmt::format("  from {:<40} {}\n", name, digest.hash);
+    for (const auto& [name, digest] : m.inputs)
+        out << fmt::format("  from {:<40} {}\n", name, digest.hash);
     std::uintmax_t bytes = 0;
     for (const auto& [name, digest] : m.outputs) bytes += digest.size;
     out << fmt::format("{} outputs, {}\n", m.outputs.size(), size_text(bytes));
     if (!m.facts.empty()) out << m.facts.dump(1) << '\n';
 }
 
-void describe_samples(const io::TrajectoryShard& shard, const io::TrajectorySamples& s, std::ostream& out) {
-    out << fmt::format("latents {}x{}x{}, {} samples of {} steps, {} kept", s.height, s.width, s.channels, s.samples(), s.steps, s.trained);
+void describe_samples(const io::TrajectoryShard& shard, const io::TrajectorySamples& s,
+                      std::ostream& out) {
+    out << fmt::format("latents {}x{}x{}, {} samples of {} steps, {} kept", s.height, s.width,
+                       s.channels, s.samples(), s.steps, s.trained);
     if (s.trained > 0) {
-        std::vector<std::uint32_t> steps(s.trained_step.begin(), s.trained_step.begin() + s.trained);
+        std::vector<std::uint32_t> steps(s.trained_step.begin(),
+                                         s.trained_step.begin() + s.trained);
         out << fmt::format(" (steps {})", fmt::join(steps, ", "));
     }
     out << '\n';
@@ -61,13 +71,19 @@ void describe_samples(const io::TrajectoryShard& shard, const io::TrajectorySamp
     out << head << '\n';
     for (std::int64_t i = 0; i < s.samples(); ++i) {
         const auto m = static_cast<std::size_t>(i);
-        std::string line = fmt::format("{:>8} {:>6}", shard.prompts.id[s.prompt[m]].substr(0, 8), s.member[m]);
+        std::string line =
+            fmt::format("{:>8} {:>6}", shard.prompts.id[s.prompt[m]].substr(0, 8), s.member[m]);
         for (const auto& [name, column] : s.reward)
-            line += column.present[m] != 0 ? fmt::format(" {:>12.3f}", column.score[m]) : fmt::format(" {:>12}", "absent");
-        if (!s.total.empty()) line += fmt::format(" {:>8.3f} {:>9.3f} {:>9}", s.total[m], s.advantage[m], status_name(s.status[m]));
+            line += column.present[m] != 0 ? fmt::format(" {:>12.3f}", column.score[m])
+                                           : fmt::format(" {:>12}", "absent");
+        if (!s.total.empty())
+            line += fmt::format(" {:>8.3f} {:>9.3f} {:>9}", s.total[m], s.advantage[m],
+                                status_name(s.status[m]));
         if (s.trained > 0) {
             double sum = 0;
-            for (std::int64_t k = 0; k < s.trained; ++k) sum += s.log_prob[m * static_cast<std::size_t>(s.trained) + static_cast<std::size_t>(k)];
+            for (std::int64_t k = 0; k < s.trained; ++k)
+                sum += s.log_prob[m * static_cast<std::size_t>(s.trained) +
+                                  static_cast<std::size_t>(k)];
             line += fmt::format(" {:>12.6f}", sum / static_cast<double>(s.trained));
         }
         out << line << '\n';
@@ -75,19 +91,27 @@ void describe_samples(const io::TrajectoryShard& shard, const io::TrajectorySamp
     for (const auto& [name, column] : s.reward) {
         double sum = 0, square = 0, n = 0;
         for (std::size_t i = 0; i < column.score.size(); ++i)
-            if (column.present[i] != 0) sum += column.score[i], square += double(column.score[i]) * column.score[i], ++n;
-        if (n > 0) out << fmt::format("{:<14} mean {:.3f}, std {:.3f}, {} scores\n", name, sum / n, std::sqrt(std::max(0.0, square / n - sum / n * sum / n)), n);
+            if (column.present[i] != 0)
+                sum += column.score[i], square += double(column.score[i]) * column.score[i], ++n;
+        if (n > 0)
+            out << fmt::format("{:<14} mean {:.3f}, std {:.3f}, {} scores\n", name, sum / n,
+                               std::sqrt(std::max(0.0, square / n - sum / n * sum / n)), n);
     }
 }
 
 void describe_shard(const fs::path& path, std::ostream& out) {
     const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
     const io::TrajectoryHeader& h = shard.header;
-    out << fmt::format("{}: {} {} {} of run {}, rank {} of {}, {}\n", path.string(), h.stage, h.task, h.iteration, h.run_id, h.rank, h.world_size, h.created_utc);
-    out << fmt::format("sampler {} (eta {}), guidance {} trained as {}, log p: {}\nmodel {}, configuration {}, version {}\n", h.sampler, h.eta, h.guidance_scale,
-                       h.guidance_train, h.log_prob, h.model_hash, h.config_hash, h.code_version);
+    out << fmt::format("{}: {} {} {} of run {}, rank {} of {}, {}\n", path.string(), h.stage,
+                       h.task, h.iteration, h.run_id, h.rank, h.world_size, h.created_utc);
+    out << fmt::format(
+        "sampler {} (eta {}), guidance {} trained as {}, log p: {}\nmodel {}, configuration {}, "
+        "version {}\n",
+        h.sampler, h.eta, h.guidance_scale, h.guidance_train, h.log_prob, h.model_hash,
+        h.config_hash, h.code_version);
     for (std::size_t p = 0; p < shard.prompts.id.size(); ++p)
-        out << fmt::format("prompt {} [{}] {}\n", shard.prompts.id[p], shard.prompts.category[p], shard.prompts.text[p]);
+        out << fmt::format("prompt {} [{}] {}\n", shard.prompts.id[p], shard.prompts.category[p],
+                           shard.prompts.text[p]);
     for (const io::TrajectorySamples& s : shard.shapes) describe_samples(shard, s, out);
 }
 
@@ -95,7 +119,8 @@ void describe_curated(const fs::path& path, std::ostream& out) {
     const Curated c = read_curated(path);
     std::map<std::string, std::map<std::string, int>> counts;
     for (std::size_t i = 0; i < c.id.size(); ++i) ++counts[c.category[i]][c.verdict[i]];
-    out << fmt::format("{}: {} of {} prompts kept\n", path.string(), c.kept_numbers().size(), c.id.size());
+    out << fmt::format("{}: {} of {} prompts kept\n", path.string(), c.kept_numbers().size(),
+                       c.id.size());
     for (const auto& [category, verdicts] : counts) {
         out << fmt::format("{:<14}", category);
         for (const auto& [verdict, count] : verdicts) out << fmt::format("  {} {}", verdict, count);
@@ -103,8 +128,9 @@ void describe_curated(const fs::path& path, std::ostream& out) {
     }
     for (const auto& [category, weights] : c.weights)
         for (const auto& [dimension, weight] : weights)
-            out << fmt::format("weight of {}/{}: {:.3f} (mean standard deviation within a group {:.3f})\n", category, dimension, weight,
-                               c.mean_std.at(category).at(dimension));
+            out << fmt::format(
+                "weight of {}/{}: {:.3f} (mean standard deviation within a group {:.3f})\n",
+                category, dimension, weight, c.mean_std.at(category).at(dimension));
 }
 
 void describe_tensors(const io::Safetensors& file, std::ostream& out) {
@@ -113,7 +139,8 @@ void describe_tensors(const io::Safetensors& file, std::ostream& out) {
         out << fmt::format("{:<72} {:>5} {}\n", name, name_of(tensor.dtype), tensor.shape.str());
         count += tensor.shape.elements();
     }
-    out << fmt::format("{}: {} tensors, {} numbers\n", file.path().string(), file.tensors().size(), count);
+    out << fmt::format("{}: {} tensors, {} numbers\n", file.path().string(), file.tensors().size(),
+                       count);
 }
 
 void describe_run(const RunDirectory& run, std::ostream& out) {
@@ -126,8 +153,12 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
         ++all;
         done += fs::exists(run.root / job.output / io::manifest_name) ? 1 : 0;
     }
-    out << fmt::format("run {} of {}, configuration {}\n", run.root.string(), context.model().string(), context.config.hash());
-    for (const auto& [name, count] : counts) out << fmt::format("{:<24} {} of {} complete\n", name.ends_with('-') ? name.substr(0, name.size() - 1) : name, count.first, count.second);
+    out << fmt::format("run {} of {}, configuration {}\n", run.root.string(),
+                       context.model().string(), context.config.hash());
+    for (const auto& [name, count] : counts)
+        out << fmt::format("{:<24} {} of {} complete\n",
+                           name.ends_with('-') ? name.substr(0, name.size() - 1) : name,
+                           count.first, count.second);
     std::ifstream metrics(run.metrics());
     std::string line;
     std::map<std::string, nlohmann::json> last;
@@ -140,11 +171,13 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
     }
     for (const auto& [policy, record] : last)
         for (const auto& [name, v] : record["reward"].items())
-            out << fmt::format("{} {}: {:<12} {:.3f} [{:.3f}, {:.3f}]\n", policy, record["iteration"].get<int>(), name, v["mean"].get<double>(), v["low"].get<double>(),
-                               v["high"].get<double>());
+            out << fmt::format("{} {}: {:<12} {:.3f} [{:.3f}, {:.3f}]\n", policy,
+                               record["iteration"].get<int>(), name, v["mean"].get<double>(),
+                               v["low"].get<double>(), v["high"].get<double>());
     if (std::ifstream table(run.evaluation() / "table.txt"); table.good()) out << table.rdbuf();
     if (fs::exists(run.root / "failed"))
-        for (const auto& entry : fs::directory_iterator(run.root / "failed")) out << std::ifstream(entry.path()).rdbuf();
+        for (const auto& entry : fs::directory_iterator(run.root / "failed"))
+            out << std::ifstream(entry.path()).rdbuf();
 }
 
 }  // namespace
@@ -153,7 +186,9 @@ std::vector<fs::path> shards_at(const fs::path& path) {
     if (!fs::is_directory(path)) return {path};
     std::vector<fs::path> shards;
     for (const auto& entry : fs::directory_iterator(path))
-        if (entry.path().filename().string().starts_with("shard-") && entry.path().extension() == ".h5") shards.push_back(entry.path());
+        if (entry.path().filename().string().starts_with("shard-") &&
+            entry.path().extension() == ".h5")
+            shards.push_back(entry.path());
     std::sort(shards.begin(), shards.end());
     ATELIER_CHECK_INPUT(!shards.empty(), "{} holds no shard-*.h5", path.string());
     return shards;
@@ -162,31 +197,43 @@ std::vector<fs::path> shards_at(const fs::path& path) {
 void describe(const fs::path& path, std::ostream& out) {
     ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing", path.string());
     if (fs::is_directory(path)) {
-        if (fs::exists(path / "config.toml")) return describe_run({fs::absolute(path).lexically_normal()}, out);
+        if (fs::exists(path / "config.toml"))
+            return describe_run({fs::absolute(path).lexically_normal()}, out);
         if (fs::exists(path / io::manifest_name)) describe_manifest(path, out);
-        if (fs::exists(path / "trajectories.h5")) return describe_shard(path / "trajectories.h5", out);
+        if (fs::exists(path / "trajectories.h5"))
+            return describe_shard(path / "trajectories.h5", out);
         if (fs::exists(path / "training.h5")) describe(path / "training.h5", out);
         if (fs::exists(path / "config.json") && !fs::exists(path / io::manifest_name))
-            return describe_tensors(io::Safetensors::open_component(path, fs::exists(path / "diffusion_pytorch_model.safetensors") ||
-                                                                                  fs::exists(path / "diffusion_pytorch_model.safetensors.index.json")
-                                                                              ? "diffusion_pytorch_model"
-                                                                              : "model"),
-                                    out);
-        ATELIER_CHECK_INPUT(fs::exists(path / io::manifest_name), "{} is neither a run, nor a stage's directory, nor a model component", path.string());
+            return describe_tensors(
+                io::Safetensors::open_component(
+                    path,
+                    fs::exists(path / "diffusion_pytorch_model.safetensors") ||
+                            fs::exists(path / "diffusion_pytorch_model.safetensors.index.json")
+                        ? "diffusion_pytorch_model"
+                        : "model"),
+                out);
+        ATELIER_CHECK_INPUT(fs::exists(path / io::manifest_name),
+                            "{} is neither a run, nor a stage's directory, nor a model component",
+                            path.string());
         return;
     }
     if (path.filename() == io::manifest_name) return describe_manifest(path.parent_path(), out);
-    if (path.extension() == ".safetensors" || path.string().ends_with(".safetensors.index.json")) return describe_tensors(io::Safetensors::open(path), out);
+    if (path.extension() == ".safetensors" || path.string().ends_with(".safetensors.index.json"))
+        return describe_tensors(io::Safetensors::open(path), out);
     const auto file = io::hdf5::File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
     if (schema == io::TrajectoryShard::schema) return describe_shard(path, out);
     if (schema == "atelier.prompts") return describe_curated(path, out);
     if (schema == "atelier.training") {
-        out << fmt::format("{}: AdamW's state after {} updates, iteration {}, {} numbers, configuration {}\n", path.string(), file.integer_attribute("/", "update"),
-                           file.integer_attribute("/", "iteration"), file.extents("/m").at(0), file.text_attribute("/", "config_hash"));
+        out << fmt::format(
+            "{}: AdamW's state after {} updates, iteration {}, {} numbers, configuration {}\n",
+            path.string(), file.integer_attribute("/", "update"),
+            file.integer_attribute("/", "iteration"), file.extents("/m").at(0),
+            file.text_attribute("/", "config_hash"));
         return;
     }
-    ATELIER_FAIL(ErrorKind::input, "{} holds schema {}, which is none of ours", path.string(), schema);
+    ATELIER_FAIL(ErrorKind::input, "{} holds schema {}, which is none of ours", path.string(),
+                 schema);
 }
 
 int verify(const fs::path& path, std::ostream& out) {
@@ -194,7 +241,9 @@ int verify(const fs::path& path, std::ostream& out) {
     std::vector<fs::path> files;
     if (fs::is_directory(path)) {
         for (const auto& entry : fs::recursive_directory_iterator(path))
-            if (entry.is_regular_file()) files.push_back(entry.path());
+            if (entry.is_regular_file() ||
+                entry.path().filename().string().starts_with(io::temporary_prefix))
+                files.push_back(entry.path());
         std::sort(files.begin(), files.end());
     } else {
         files.push_back(path);
@@ -205,18 +254,22 @@ int verify(const fs::path& path, std::ostream& out) {
             if (file.filename() == io::manifest_name) {
                 io::is_complete(file.parent_path());
                 ++manifests;
-            } else if (file.filename().string().starts_with("shard-") && file.extension() == ".h5") {
+            } else if (file.filename().string().starts_with("shard-") &&
+                       file.extension() == ".h5") {
                 io::read_trajectory(file);
                 ++shards;
-            } else if (file.filename().string().starts_with(".tmp-")) {
-                ATELIER_FAIL(ErrorKind::input, "{} was left by a killed stage; running the stage again removes it", file.string());
+            } else if (file.filename().string().starts_with(io::temporary_prefix)) {
+                ATELIER_FAIL(ErrorKind::input,
+                             "{} was left by a killed stage; running the stage again removes it",
+                             file.string());
             }
         } catch (const Error& e) {
             out << e.message() << '\n';
             ++faults;
         }
     }
-    out << fmt::format("{} manifests and {} shards checked, {} faults\n", manifests, shards, faults);
+    out << fmt::format("{} manifests and {} shards checked, {} faults\n", manifests, shards,
+                       faults);
     return faults;
 }
 
@@ -230,13 +283,22 @@ int export_pictures(const fs::path& path, const fs::path& directory) {
             const std::size_t bytes = s.picture.size() / static_cast<std::size_t>(s.samples());
             for (std::size_t m = 0; m < static_cast<std::size_t>(s.samples()); ++m) {
                 const std::string& id = shard.prompts.id[s.prompt[m]];
-                const std::string name = fmt::format("{}-{}-{:02}.png", file.stem().string(), id, s.member[m]);
-                io::Image image{static_cast<int>(s.picture_width), static_cast<int>(s.picture_height), 4, {}};
-                image.pixels.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes), s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
+                const std::string name =
+                    fmt::format("{}-{}-{:02}.png", file.stem().string(), id, s.member[m]);
+                io::Image image{
+                    static_cast<int>(s.picture_width), static_cast<int>(s.picture_height), 4, {}};
+                image.pixels.assign(
+                    s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
+                    s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
                 io::write_png(directory / name, image);
-                nlohmann::json line{{"picture", name}, {"prompt", id}, {"text", shard.prompts.text[s.prompt[m]]}, {"member", s.member[m]}, {"status", status_name(s.status[m])}};
+                nlohmann::json line{{"picture", name},
+                                    {"prompt", id},
+                                    {"text", shard.prompts.text[s.prompt[m]]},
+                                    {"member", s.member[m]},
+                                    {"status", status_name(s.status[m])}};
                 for (const auto& [dimension, column] : s.reward) {
-                    line["scores"][dimension] = column.present[m] != 0 ? nlohmann::json(column.score[m]) : nlohmann::json();
+                    line["scores"][dimension] =
+                        column.present[m] != 0 ? nlohmann::json(column.score[m]) : nlohmann::json();
                     line["reasons"][dimension] = column.reason[m];
                 }
                 if (!s.advantage.empty()) line["advantage"] = s.advantage[m];

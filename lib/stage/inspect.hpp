@@ -7,23 +7,27 @@
 
 namespace atelier::stage {
 
-/// Says what stands at `path`: a run, a stage's directory, a manifest, a shard or an index of shards, curated prompts, a training
-/// state, a transformer component or a safetensors file. Throws Error(input) for anything else and for what is damaged.
+/// Says what stands at `path`: a run, a stage's directory, a manifest, a shard or an index of
+/// shards, curated prompts, a training state, a transformer component or a safetensors file. Throws
+/// Error(input) for anything else and for what is damaged.
 void describe(const std::filesystem::path& path, std::ostream& out);
 
-/// Checks every manifest at or below `path` against its outputs, and every shard's checksums, layout and configuration. Says what
-/// is wrong, one line each, and returns how many faults there are.
+/// Checks every manifest at or below `path` against its outputs, and every shard's checksums,
+/// layout and configuration. Says what is wrong, one line each, and returns how many faults there
+/// are.
 int verify(const std::filesystem::path& path, std::ostream& out);
 
-/// Writes a shard's pictures as PNG with their scores and reasons beside them (samples.jsonl). `path`: a shard, or a directory of
-/// shards. Returns how many pictures were written.
+/// Writes a shard's pictures as PNG with their scores and reasons beside them (samples.jsonl).
+/// `path`: a shard, or a directory of shards. Returns how many pictures were written.
 int export_pictures(const std::filesystem::path& path, const std::filesystem::path& directory);
 
-/// Recomputes the log-probabilities of a rollout's shards under the policy that sampled them, found through the run directory
-/// above `path`. Says how many agree bit for bit and the largest difference; returns how many differ.
+/// Recomputes the log-probabilities of a rollout's shards under the policy that sampled them, found
+/// through the run directory above `path`. Says how many agree bit for bit and the largest
+/// difference; returns how many differ.
 std::int64_t replay(const std::filesystem::path& path, std::ostream& out);
 
-/// The shards at `path`: itself, or those of a directory in order of their names. Throws Error(input) if there are none.
+/// The shards at `path`: itself, or those of a directory in order of their names. Throws
+/// Error(input) if there are none.
 std::vector<std::filesystem::path> shards_at(const std::filesystem::path& path);
 
 }  // namespace atelier::stage

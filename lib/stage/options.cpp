@@ -11,19 +11,28 @@ namespace atelier::stage {
 
 namespace po = boost::program_options;
 
-std::unique_ptr<Context> make_context(const char* program, const char* what, Names names, int argc, char** argv, comm::Communicator& world,
+std::unique_ptr<Context> make_context(const char* program, const char* what, Names names, int argc,
+                                      char** argv, comm::Communicator& world,
                                       const ExtraOptions& extra) {
     std::string run, policy;
     std::int64_t iteration = 1;
     po::options_description text(fmt::format("{}: {}", program, what));
     auto add = text.add_options();
-    add("help", "this text")("run", po::value(&run)->required(), "run directory; atelier-plan makes it");
-    if (names == Names::task || names == Names::task_and_round) add("task", po::value(&policy)->required(), "task of the configuration");
+    add("help", "this text")("run", po::value(&run)->required(),
+                             "run directory; atelier-plan makes it");
+    if (names == Names::task || names == Names::task_and_round)
+        add("task", po::value(&policy)->required(), "task of the configuration");
     if (names == Names::policy_and_iteration)
-        add("policy", po::value(&policy)->required(), "task whose teacher is trained, or mix")("iteration", po::value(&iteration)->required(), "from 1");
-    if (names == Names::round || names == Names::task_and_round) add("round", po::value(&iteration)->required(), "of the distillation, from 1");
-    if (extra.models != nullptr) add("model", po::value(extra.models)->composing(), "NAME=transformer directory, beside what the run has made");
-    if (extra.limit != nullptr) add("limit", po::value(extra.limit)->default_value(0), "at most so many prompts of a task; 0: all");
+        add("policy", po::value(&policy)->required(), "task whose teacher is trained, or mix")(
+            "iteration", po::value(&iteration)->required(), "from 1");
+    if (names == Names::round || names == Names::task_and_round)
+        add("round", po::value(&iteration)->required(), "of the distillation, from 1");
+    if (extra.models != nullptr)
+        add("model", po::value(extra.models)->composing(),
+            "NAME=transformer directory, beside what the run has made");
+    if (extra.limit != nullptr)
+        add("limit", po::value(extra.limit)->default_value(0),
+            "at most so many prompts of a task; 0: all");
     try {
         po::variables_map values;
         po::store(po::parse_command_line(argc, argv, text), values);
@@ -37,13 +46,17 @@ std::unique_ptr<Context> make_context(const char* program, const char* what, Nam
     }
     ATELIER_CHECK_USAGE(iteration >= 1, "iterations and rounds count from 1, found {}", iteration);
     const RunDirectory directory{run};
-    ATELIER_CHECK_USAGE(std::filesystem::exists(directory.config()), "{} is missing: make the run with atelier-plan --config FILE --run {}",
+    ATELIER_CHECK_USAGE(std::filesystem::exists(directory.config()),
+                        "{} is missing: make the run with atelier-plan --config FILE --run {}",
                         directory.config().string(), run);
-    auto context = std::make_unique<Context>(Context{directory, config::Config::resolve(directory.config(), {}, schema()), &world, policy, iteration});
+    auto context = std::make_unique<Context>(
+        Context{directory, config::Config::resolve(directory.config(), {}, schema()), &world,
+                policy, iteration});
     const auto tasks = context->config.tasks();
     const bool is_mix = policy == mix_policy && names == Names::policy_and_iteration;
-    ATELIER_CHECK_USAGE(policy.empty() || is_mix || std::find(tasks.begin(), tasks.end(), policy) != tasks.end(), "{} has no [task.{}]",
-                        directory.config().string(), policy);
+    ATELIER_CHECK_USAGE(
+        policy.empty() || is_mix || std::find(tasks.begin(), tasks.end(), policy) != tasks.end(),
+        "{} has no [task.{}]", directory.config().string(), policy);
     set_threads(static_cast<int>(context->config.integer("compute.threads")));
     catch_signals();
     return context;

@@ -20,7 +20,8 @@ std::string text_field(const Json& line, const char* key, const std::string& pla
 
 }  // namespace
 
-std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task, const std::string& kind) {
+std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
+                                 const std::string& kind) {
     std::ifstream in(file);
     ATELIER_CHECK_INPUT(in.good(), "cannot open the prompt file {}", file.string());
     std::vector<Prompt> prompts;
@@ -35,18 +36,23 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
         p.number = prompts.size();
         p.id = text_field(line, "id", place);
         const std::string found = text_field(line, "task", place);
-        ATELIER_CHECK_INPUT(found == kind, "{}: a prompt of kind {} in the file of task {}, whose kind is {}", place, found, task, kind);
+        ATELIER_CHECK_INPUT(found == kind,
+                            "{}: a prompt of kind {} in the file of task {}, whose kind is {}",
+                            place, found, task, kind);
         p.task = task;
         p.category = text_field(line, "category", place);
-        ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos, "{}: '{}' cannot name a category", place, p.category);
+        ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos,
+                            "{}: '{}' cannot name a category", place, p.category);
         p.text = text_field(line, "text", place);
         ATELIER_CHECK_INPUT(ids.insert(p.id).second, "{}: id '{}' stands twice", place, p.id);
         p.attributes = line.value("attributes", Json::object()).dump();
         for (const Json& image : line.value("images", Json::array())) {
             ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
             const std::filesystem::path relative = image.get<std::string>();
-            ATELIER_CHECK_INPUT(!relative.empty() && relative.is_relative() && *relative.lexically_normal().begin() != "..",
-                                "{}: picture {} lies outside the prompt file's directory", place, relative.string());
+            ATELIER_CHECK_INPUT(!relative.empty() && relative.is_relative() &&
+                                    *relative.lexically_normal().begin() != "..",
+                                "{}: picture {} lies outside the prompt file's directory", place,
+                                relative.string());
             p.images.push_back(file.parent_path() / relative);
         }
         prompts.push_back(std::move(p));
@@ -55,8 +61,8 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
     return prompts;
 }
 
-std::vector<std::size_t> draw_prompts(std::size_t total, std::size_t count, std::uint64_t seed, std::uint64_t task,
-                                      std::uint64_t iteration) {
+std::vector<std::size_t> draw_prompts(std::size_t total, std::size_t count, std::uint64_t seed,
+                                      std::uint64_t task, std::uint64_t iteration) {
     ATELIER_CHECK_USAGE(count <= total, "{} prompts an iteration of a pool of {}", count, total);
     Random random(random_key(seed, RandomUse::prompt_choice, task, iteration));
     std::vector<std::size_t> order(total);

@@ -12,9 +12,13 @@ namespace {
 namespace fs = std::filesystem;
 
 RunDirectory run_above(const fs::path& path) {
-    for (fs::path at = fs::absolute(path).lexically_normal(); at.has_relative_path(); at = at.parent_path())
+    for (fs::path at = fs::absolute(path).lexically_normal(); at.has_relative_path();
+         at = at.parent_path())
         if (fs::exists(at / "config.toml")) return {at};
-    ATELIER_FAIL(ErrorKind::input, "no directory above {} holds a config.toml: replay needs the run that made the shards", path.string());
+    ATELIER_FAIL(
+        ErrorKind::input,
+        "no directory above {} holds a config.toml: replay needs the run that made the shards",
+        path.string());
 }
 
 }  // namespace
@@ -23,28 +27,36 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
     const auto files = shards_at(path);
     const RunDirectory run = run_above(path);
     const auto first = io::read_trajectory(files[0], {}, io::TrajectoryParts::scores);
-    ATELIER_CHECK_INPUT(first.header.stage == "rollout", "{} is of stage {}: only rollouts are replayed", files[0].string(), first.header.stage);
+    ATELIER_CHECK_INPUT(first.header.stage == "rollout",
+                        "{} is of stage {}: only rollouts are replayed", files[0].string(),
+                        first.header.stage);
     const auto world = comm::make_self();
-    const Context c{run, config::Config::resolve(run.config(), {}, schema()), world.get(), first.header.task, first.header.iteration};
+    const Context c{run, config::Config::resolve(run.config(), {}, schema()), world.get(),
+                    first.header.task, first.header.iteration};
     const auto policy = c.starting_policy();
-    ATELIER_CHECK_INPUT(weights_hash(policy) == first.header.model_hash, "{} is not the policy that sampled {}", policy.string(), files[0].string());
+    ATELIER_CHECK_INPUT(weights_hash(policy) == first.header.model_hash,
+                        "{} is not the policy that sampled {}", policy.string(), files[0].string());
     pipeline::Pipeline model(c.model(), policy);
     const rl::SamplingSpec spec = c.sampling(model);
     std::map<std::string, std::map<std::string, Prompt>> prompts;
     for (const std::string& task : c.tasks())
-        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task))) prompts[task].emplace(p.id, std::move(p));
+        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
+            prompts[task].emplace(p.id, std::move(p));
     std::int64_t checked = 0, different = 0;
     double largest = 0;
     for (const fs::path& file : files) {
-        const auto shard = io::read_trajectory(file, c.config.hash(), io::TrajectoryParts::training);
+        const auto shard =
+            io::read_trajectory(file, c.config.hash(), io::TrajectoryParts::training);
         const io::TrajectorySamples& s = shard.shapes.at(0);
         ATELIER_CHECK_INPUT(s.trained > 0, "{} holds no states (storage.keep)", file.string());
         const auto& of_task = prompts[shard.prompts.task[0]];
         const auto prompt = of_task.find(shard.prompts.id[0]);
-        ATELIER_CHECK_INPUT(prompt != of_task.end(), "{}: prompt {} is not in the prompt file", file.string(), shard.prompts.id[0]);
+        ATELIER_CHECK_INPUT(prompt != of_task.end(), "{}: prompt {} is not in the prompt file",
+                            file.string(), shard.prompts.id[0]);
         const EncodedPair pair = encode_pair(model, c, prompt->second, spec.uses_guidance());
         const auto build = [&](Arena& arena) {
-            return rl::GroupPolicy(model.dit(), model.dit_weights(), pair.conditional, spec.uses_guidance() ? &pair.unconditional : nullptr, spec,
+            return rl::GroupPolicy(model.dit(), model.dit_weights(), pair.conditional,
+                                   spec.uses_guidance() ? &pair.unconditional : nullptr, spec,
                                    dit::Keep::nothing, arena);
         };
         Arena measure = Arena::measuring("group");
@@ -61,7 +73,8 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
             largest = std::max(largest, std::abs(static_cast<double>(again[i]) - s.log_prob[i]));
         }
     }
-    out << fmt::format("{} log-probabilities replayed, {} differ, largest difference {:.3g}\n", checked, different, largest);
+    out << fmt::format("{} log-probabilities replayed, {} differ, largest difference {:.3g}\n",
+                       checked, different, largest);
     return different;
 }
 

@@ -7,7 +7,7 @@ namespace atelier::stage {
 
 void retain(const Context& c, const std::filesystem::path& directory) {
     const std::string keep = c.config.text("storage.keep");
-    if (keep == "all") return;
+    if (keep == "all" || !std::filesystem::exists(directory / io::manifest_name)) return;
     io::Manifest manifest = io::read_manifest(directory);
     if (manifest.facts.value("kept", "all") == keep) return;
     std::vector<std::string> shards;

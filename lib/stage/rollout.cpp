@@ -1,21 +1,26 @@
 #include "stage/rollout.hpp"
 
-#include "stage/group_rollout.hpp"
 #include "io/trajectory_index.hpp"
+#include "stage/group_rollout.hpp"
 
 namespace atelier::stage {
 
 std::vector<Prompt> draw_iteration(const Context& c) {
     const auto tasks = c.tasks();
     const auto wanted = static_cast<std::size_t>(c.config.integer("rollout.prompts_per_iteration"));
-    ATELIER_CHECK_USAGE(wanted >= tasks.size(), "rollout.prompts_per_iteration = {} for {} tasks", wanted, tasks.size());
+    ATELIER_CHECK_USAGE(wanted >= tasks.size(), "rollout.prompts_per_iteration = {} for {} tasks",
+                        wanted, tasks.size());
     std::vector<Prompt> drawn;
     for (std::size_t t = 0; t < tasks.size(); ++t) {
         const auto pool = training_prompts(c, tasks[t]);
         const std::size_t count = wanted / tasks.size() + (t < wanted % tasks.size() ? 1 : 0);
-        ATELIER_CHECK_INPUT(count <= pool.size(), "{} prompts an iteration of a pool of {} of task {}: lower rollout.prompts_per_iteration or curate.range_min",
+        ATELIER_CHECK_INPUT(count <= pool.size(),
+                            "{} prompts an iteration of a pool of {} of task {}: lower "
+                            "rollout.prompts_per_iteration or curate.range_min",
                             count, pool.size(), tasks[t]);
-        for (const std::size_t i : draw_prompts(pool.size(), count, c.seed(), task_number(c.policy) ^ t, static_cast<std::uint64_t>(c.iteration)))
+        for (const std::size_t i :
+             draw_prompts(pool.size(), count, c.seed(), task_number(c.policy) ^ t,
+                          static_cast<std::uint64_t>(c.iteration)))
             drawn.push_back(pool[i]);
     }
     return drawn;
@@ -33,16 +38,20 @@ int run_rollout(const Context& c) {
     std::map<std::string, CategoryWeights> weights;
     for (const std::string& task : c.tasks()) weights[task] = category_weights(c, task);
     GroupRollout rollout(c, model, spec, "rollout", policy, directory);
-    if (rollout.run(drawn, weights) == GroupRollout::End::stopped) return static_cast<int>(ErrorKind::requeue);
+    if (rollout.run(drawn, weights) == GroupRollout::End::stopped)
+        return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
         std::vector<std::string> shards;
-        for (std::size_t unit = 0; unit < drawn.size(); ++unit) shards.push_back(GroupRollout::shard_name(unit));
+        for (std::size_t unit = 0; unit < drawn.size(); ++unit)
+            shards.push_back(GroupRollout::shard_name(unit));
         io::publish_trajectory_index(directory, shards);
         manifest.inputs["policy"] = {0, rollout.model_hash()};
         for (const std::string& name : shards) manifest.outputs[name] = {};
         manifest.outputs[io::trajectory_index_name] = {};
-        manifest.facts = {{"groups", drawn.size()}, {"group_size", spec.members}, {"samples_without_score", rollout.absent()}};
+        manifest.facts = {{"groups", drawn.size()},
+                          {"group_size", spec.members},
+                          {"samples_without_score", rollout.absent()}};
         io::publish_manifest(directory, manifest);
     }
     c.world->barrier();

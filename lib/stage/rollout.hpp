@@ -4,13 +4,14 @@
 
 namespace atelier::stage {
 
-/// The prompts of an iteration, in the order of its groups: drawn without replacement from each task's training prompts, the
-/// mixed policy's divided evenly over its tasks.
+/// The prompts of an iteration, in the order of its groups: drawn without replacement from each
+/// task's training prompts, the mixed policy's divided evenly over its tasks.
 std::vector<Prompt> draw_iteration(const Context& context);
 
-/// One iteration's rollout: each drawn prompt's group is sampled, decoded, scored and published as a shard of its own
-/// (rollout/shard-NNNNN.h5); then the index of the shards and the manifest. Any number of ranks writes the same samples.
-/// Returns the process's exit code: 0, or requeue after a signal.
+/// One iteration's rollout: each drawn prompt's group is sampled, decoded, scored and published as
+/// a shard of its own (rollout/shard-NNNNN.h5); then the index of the shards and the manifest. Any
+/// number of ranks writes the same samples. Returns the process's exit code: 0, or requeue after a
+/// signal.
 int run_rollout(const Context& context);
 
 }  // namespace atelier::stage

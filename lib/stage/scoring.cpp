@@ -10,19 +10,26 @@
 namespace atelier::stage {
 
 Scoring::Scoring(const Context& c) : context_(c), scorer_(reward::make_world_scorer()) {
-    const reward::Faults faults{c.config.number("reward.test_delay"), c.config.number("reward.test_failures"), c.seed()};
-    if (faults.delay_seconds > 0 || faults.failure_share > 0) scorer_ = reward::make_faulty_scorer(std::move(scorer_), faults);
+    const reward::Faults faults{c.config.number("reward.test_delay"),
+                                c.config.number("reward.test_failures"), c.seed()};
+    if (faults.delay_seconds > 0 || faults.failure_share > 0)
+        scorer_ = reward::make_faulty_scorer(std::move(scorer_), faults);
     pool_ = std::make_unique<reward::Pool>(
-        *scorer_, reward::PoolConfig{static_cast<int>(c.config.integer("reward.workers")), static_cast<int>(c.config.integer("reward.queue")),
+        *scorer_, reward::PoolConfig{static_cast<int>(c.config.integer("reward.workers")),
+                                     static_cast<int>(c.config.integer("reward.queue")),
                                      static_cast<int>(c.config.integer("reward.retries"))});
 }
 
-std::vector<std::future<reward::Outcome>> Scoring::submit(const Prompt& prompt, const io::TrajectorySamples& s) {
+std::vector<std::future<reward::Outcome>> Scoring::submit(const Prompt& prompt,
+                                                          const io::TrajectorySamples& s) {
     std::vector<std::future<reward::Outcome>> futures;
     const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
     for (std::size_t m = 0; m < n; ++m) {
-        reward::Request request{s.sample_id[m], context_.kind(prompt.task), prompt.attributes, s.picture_height, s.picture_width, {}};
-        request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes), s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
+        reward::Request request{s.sample_id[m],    context_.kind(prompt.task),
+                                prompt.attributes, s.picture_height,
+                                s.picture_width,   {}};
+        request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
+                               s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
         futures.push_back(pool_->submit(std::move(request)));
     }
     return futures;
@@ -38,20 +45,24 @@ int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::Traj
         }
         for (const auto& [name, verdict] : outcome.verdicts) {
             io::RewardColumn& column = s.reward[name];
-            column.score.push_back(verdict.present ? static_cast<float>(verdict.score) : std::numeric_limits<float>::quiet_NaN());
+            column.score.push_back(verdict.present ? static_cast<float>(verdict.score)
+                                                   : std::numeric_limits<float>::quiet_NaN());
             column.present.push_back(verdict.present ? 1 : 0);
-            column.seconds.push_back(static_cast<float>(outcome.seconds / static_cast<double>(outcome.verdicts.size())));
+            column.seconds.push_back(
+                static_cast<float>(outcome.seconds / static_cast<double>(outcome.verdicts.size())));
             column.reason.push_back(verdict.reason);
         }
     }
     return absent;
 }
 
-GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::string>& tiers, double gate) {
+GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::string>& tiers,
+                         double gate) {
     GroupScores group;
     for (const std::string& name : tiers) {
         const auto column = s.reward.find(name);
-        if (column != s.reward.end() && std::count(column->second.present.begin(), column->second.present.end(), 0) < s.samples())
+        if (column != s.reward.end() && std::count(column->second.present.begin(),
+                                                   column->second.present.end(), 0) < s.samples())
             group.dimensions.push_back(name);
     }
     const auto n = static_cast<std::size_t>(s.samples()), k = group.dimensions.size();
@@ -68,24 +79,29 @@ GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::
     std::vector<int> order(k);
     for (std::size_t d = 0; d < k; ++d) order[d] = static_cast<int>(d);
     for (std::size_t m = 0; m < n; ++m)
-        rl::gate_tiers({gate, std::nullopt}, order, std::span(group.present).subspan(m * k, k), std::span(group.scores).subspan(m * k, k));
+        rl::gate_tiers({gate, std::nullopt}, order, std::span(group.present).subspan(m * k, k),
+                       std::span(group.scores).subspan(m * k, k));
     return group;
 }
 
-void set_advantages(const GroupScores& g, const std::map<std::string, double>& named, double min_spread, io::TrajectorySamples& s) {
+void set_advantages(const GroupScores& g, const std::map<std::string, double>& named,
+                    double min_spread, io::TrajectorySamples& s) {
     const auto n = static_cast<std::size_t>(s.samples()), k = g.dimensions.size();
     const auto drop = [&] {
         for (std::uint8_t& status : s.status)
-            if (status == static_cast<std::uint8_t>(io::SampleStatus::complete)) status = static_cast<std::uint8_t>(io::SampleStatus::group_dropped);
+            if (status == static_cast<std::uint8_t>(io::SampleStatus::complete))
+                status = static_cast<std::uint8_t>(io::SampleStatus::group_dropped);
     };
     s.total.assign(n, std::numeric_limits<float>::quiet_NaN());
     s.advantage.assign(n, 0.0f);
     if (k == 0) return drop();
     std::vector<double> weights(k, 1.0);
     for (std::size_t d = 0; d < k; ++d)
-        if (const auto found = named.find(g.dimensions[d]); found != named.end()) weights[d] = found->second;
+        if (const auto found = named.find(g.dimensions[d]); found != named.end())
+            weights[d] = found->second;
     for (std::size_t m = 0; m < n; ++m)
-        if (const auto total = rl::weighted_total(std::span(g.scores).subspan(m * k, k), std::span(g.present).subspan(m * k, k), weights))
+        if (const auto total = rl::weighted_total(std::span(g.scores).subspan(m * k, k),
+                                                  std::span(g.present).subspan(m * k, k), weights))
             s.total[m] = static_cast<float>(*total);
     std::vector<double> heard = weights;
     double sum = 0;
@@ -112,9 +128,12 @@ CategoryWeights pinned_weights(const Context& c, const std::string& task) {
     for (const std::string& entry : c.config.list("task." + task + ".weights")) {
         const auto slash = entry.find('/'), equals = entry.find('=');
         double weight = -1;
-        if (equals != std::string::npos) std::from_chars(entry.data() + equals + 1, entry.data() + entry.size(), weight);
-        ATELIER_CHECK_USAGE(slash != std::string::npos && equals != std::string::npos && slash < equals && weight >= 0,
-                            "task.{}.weights: \"{}\" is not category/dimension=weight", task, entry);
+        if (equals != std::string::npos)
+            std::from_chars(entry.data() + equals + 1, entry.data() + entry.size(), weight);
+        ATELIER_CHECK_USAGE(slash != std::string::npos && equals != std::string::npos &&
+                                slash < equals && weight >= 0,
+                            "task.{}.weights: \"{}\" is not category/dimension=weight", task,
+                            entry);
         weights[entry.substr(0, slash)][entry.substr(slash + 1, equals - slash - 1)] = weight;
     }
     return weights;

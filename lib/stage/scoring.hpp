@@ -16,9 +16,12 @@ class Scoring {
   public:
     explicit Scoring(const Context& context);
     /// Hands every member's picture to the pool. Blocks while the pool's queue is full.
-    std::vector<std::future<reward::Outcome>> submit(const Prompt& prompt, const io::TrajectorySamples& samples);
+    std::vector<std::future<reward::Outcome>> submit(const Prompt& prompt,
+                                                     const io::TrajectorySamples& samples);
     /// Every dimension of a kind, lowest tier first.
-    const std::vector<std::string>& dimensions(const std::string& kind) const { return scorer_->dimensions(kind); }
+    const std::vector<std::string>& dimensions(const std::string& kind) const {
+        return scorer_->dimensions(kind);
+    }
 
   private:
     const Context& context_;
@@ -26,9 +29,10 @@ class Scoring {
     std::unique_ptr<reward::Pool> pool_;
 };
 
-/// Writes outcomes into the samples' reward columns; samples that could not be scored get status reward_absent. Returns how
-/// many there are. Dimensions that no member has are left out.
-int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& samples);
+/// Writes outcomes into the samples' reward columns; samples that could not be scored get status
+/// reward_absent. Returns how many there are. Dimensions that no member has are left out.
+int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes,
+                   io::TrajectorySamples& samples);
 
 /// Scores of a group as the advantage takes them, tiers gated.
 struct GroupScores {
@@ -37,15 +41,18 @@ struct GroupScores {
     std::vector<std::uint8_t> present;    ///< [members, K]
 };
 /// `tiers`: all dimensions of the kind, lowest tier first; `gate` 0: no gating.
-GroupScores gated_scores(const io::TrajectorySamples& samples, const std::vector<std::string>& tiers, double gate);
+GroupScores gated_scores(const io::TrajectorySamples& samples,
+                         const std::vector<std::string>& tiers, double gate);
 
-/// Totals and advantages of a group from its scores and its category's weights (dimensions without a weight weigh 1). A
-/// dimension whose scores range over less than `min_spread` keeps its place in the total and loses its say in the advantage:
-/// a z-score would blow its rounding up to full size. A total that no score stands behind is NaN.
-void set_advantages(const GroupScores& group, const std::map<std::string, double>& weights, double min_spread,
-                    io::TrajectorySamples& samples);
+/// Totals and advantages of a group from its scores and its category's weights (dimensions without
+/// a weight weigh 1). A dimension whose scores range over less than `min_spread` keeps its place in
+/// the total and loses its say in the advantage: a z-score would blow its rounding up to full size.
+/// A total that no score stands behind is NaN.
+void set_advantages(const GroupScores& group, const std::map<std::string, double>& weights,
+                    double min_spread, io::TrajectorySamples& samples);
 
-/// The weights of a task: pinned ones from the configuration, calibrated ones where curation made some, else 1.
+/// The weights of a task: pinned ones from the configuration, calibrated ones where curation made
+/// some, else 1.
 CategoryWeights category_weights(const Context& context, const std::string& task);
 /// The pinned ones alone. Throws Error(usage) for an entry that is not category/dimension=weight.
 CategoryWeights pinned_weights(const Context& context, const std::string& task);

@@ -22,7 +22,8 @@ std::string describe_storage(const Context& c) {
     const auto& config = c.config;
     const auto number = [&](const char* key) { return static_cast<double>(config.integer(key)); };
     const double height = number("sampling.height"), width = number("sampling.width");
-    const double latent = height * width / (model::pixels_per_latent * model::pixels_per_latent) * static_cast<double>(dit.config().in_channels) * 4;
+    const double latent = height * width / (model::pixels_per_latent * model::pixels_per_latent) *
+                          static_cast<double>(dit.config().in_channels) * 4;
     const double picture = height * width * 4, steps = number("sampling.steps");
     const double trained = config.text("steps.choice") == "all" ? steps : number("steps.count");
     const double sample = 2 * trained * latent, summary = latent + picture;
@@ -31,36 +32,47 @@ std::string describe_storage(const Context& c) {
     // Weights, two moments, and with a moving average its weights and its place in the state.
     const double policy = weights * (config.number("grpo.ema") > 0 ? 5 : 3);
     const std::string keep = config.text("storage.keep");
-    const auto kept = [&](double states, double rest) { return keep == "all" ? states + rest : keep == "summary" ? rest : 0.0; };
+    const auto kept = [&](double states, double rest) {
+        return keep == "all" ? states + rest : keep == "summary" ? rest : 0.0;
+    };
 
     double pool = 0, iterations = 0, rounds = 0;
     for (const std::string& task : config.tasks()) {
-        const auto prompts = static_cast<double>(read_prompts(config.text("task." + task + ".train"), task, c.kind(task)).size());
+        const auto prompts = static_cast<double>(
+            read_prompts(config.text("task." + task + ".train"), task, c.kind(task)).size());
         const double asked = number("curate.prompts");
         pool += asked > 0 ? std::min(asked, prompts) : prompts;
         if (config.flag("pipeline.teachers")) iterations += static_cast<double>(c.iterations(task));
     }
     if (config.flag("pipeline.mix")) iterations += static_cast<double>(c.iterations(mix_policy));
     if (config.flag("pipeline.teachers")) rounds = number("distill.rounds");
-    const double dump = static_cast<double>(config.tasks().size()) * number("distill.prompts") * number("distill.group_size");
+    const double dump = static_cast<double>(config.tasks().size()) * number("distill.prompts") *
+                        number("distill.group_size");
     struct Row {
         const char* what;
         double each, count, kept;
     };
     const Row rows[] = {
-        {"curation: group of a prompt", number("curate.group_size") * summary, config.flag("curate.enabled") ? pool : 0.0, 1},
-        {"rollout: samples of an iteration", iteration * (sample + summary), iterations, kept(iteration * sample, iteration * summary) / (iteration * (sample + summary))},
+        {"curation: group of a prompt", number("curate.group_size") * summary,
+         config.flag("curate.enabled") ? pool : 0.0, 1},
+        {"rollout: samples of an iteration", iteration * (sample + summary), iterations,
+         kept(iteration * sample, iteration * summary) / (iteration * (sample + summary))},
         {"policy, optimizer state", policy, iterations, 1},
-        {"dumps of a round", dump * (3 * steps * latent + summary), rounds, kept(dump * 3 * steps * latent, dump * summary) / (dump * (3 * steps * latent + summary))},
+        {"dumps of a round", dump * (3 * steps * latent + summary), rounds,
+         kept(dump * 3 * steps * latent, dump * summary) / (dump * (3 * steps * latent + summary))},
         {"student, optimizer state", 3 * weights, rounds, 1}};
-    std::string text = fmt::format("{:<36}{:>12}{:>8}{:>14}\n", "storage.keep = " + keep, "each", "times", "kept");
+    std::string text =
+        fmt::format("{:<36}{:>12}{:>8}{:>14}\n", "storage.keep = " + keep, "each", "times", "kept");
     double total = 0, largest = 0;
     for (const Row& r : rows) {
-        text += fmt::format("{:<36}{:>12}{:>8.0f}{:>14}\n", r.what, size_text(r.each), r.count, size_text(r.each * r.count * r.kept));
+        text += fmt::format("{:<36}{:>12}{:>8.0f}{:>14}\n", r.what, size_text(r.each), r.count,
+                            size_text(r.each * r.count * r.kept));
         total += r.each * r.count * r.kept;
         if (r.count > 0) largest = std::max(largest, r.each * (1 - r.kept));
     }
-    return text + fmt::format("{:<36}{:>12}{:>8}{:>14}\n", "in all, and the most at one time", "", "", fmt::format("{}, {}", size_text(total), size_text(total + largest)));
+    return text + fmt::format("{:<36}{:>12}{:>8}{:>14}\n", "in all, and the most at one time", "",
+                              "",
+                              fmt::format("{}, {}", size_text(total), size_text(total + largest)));
 }
 
 }  // namespace atelier::stage

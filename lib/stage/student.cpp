@@ -6,8 +6,10 @@ namespace atelier::stage {
 
 distill::StudentSpec student_spec(const Context& c, const pipeline::Pipeline& pipeline) {
     distill::StudentSpec s;
-    s.target = {c.config.integer("sampling.height") / model::pixels_per_latent, c.config.integer("sampling.width") / model::pixels_per_latent};
-    s.schedule = pipeline.schedule(static_cast<int>(c.config.integer("sampling.steps")), s.target.tokens());
+    s.target = {c.config.integer("sampling.height") / model::pixels_per_latent,
+                c.config.integer("sampling.width") / model::pixels_per_latent};
+    s.schedule =
+        pipeline.schedule(static_cast<int>(c.config.integer("sampling.steps")), s.target.tokens());
     s.sampler = flow::parse_sampler(c.config.text("distill.sampler"));
     s.eta = c.config.number("distill.eta");
     s.members = static_cast<int>(c.config.integer("distill.group_size"));
@@ -37,7 +39,8 @@ std::string load_start(const Context& c, std::int64_t round, const nn::Parameter
         const auto directory = c.final_policy(tasks[t]);
         dit::load(teacher, directory);
         hashes += weights_hash(directory);
-        for (std::size_t i = 0; i < size; ++i) mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher.data()[i];
+        for (std::size_t i = 0; i < size; ++i)
+            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher.data()[i];
     }
     return io::digest_bytes(hashes.data(), hashes.size());
 }

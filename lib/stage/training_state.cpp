@@ -42,41 +42,60 @@ std::vector<optim::ParameterRange> decay_ranges(const nn::ParameterTable& table)
     return ranges;
 }
 
-Trainer::Trainer(const nn::ParameterStore& weights, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& world)
-    : weights_(weights), settings_(settings), world_(world), state_(TrainingState::load(policy, weights.flat().elements())),
-      arena_("gradients", static_cast<std::size_t>(weights.flat().elements()) * sizeof(float) + Arena::alignment), gradients_(weights.table(), arena_),
-      ranges_(decay_ranges(weights.table())), norm_(weights.flat().elements()) {
+Trainer::Trainer(const nn::ParameterStore& weights, const std::filesystem::path& policy,
+                 const Settings& settings, comm::Communicator& world)
+    : weights_(weights),
+      settings_(settings),
+      world_(world),
+      state_(TrainingState::load(policy, weights.flat().elements())),
+      arena_("gradients", static_cast<std::size_t>(weights.flat().elements()) * sizeof(float) +
+                              Arena::alignment),
+      gradients_(weights.table(), arena_),
+      ranges_(decay_ranges(weights.table())),
+      norm_(weights.flat().elements()) {
     optim::check_config(settings.adamw);
-    if (settings.ema > 0 && state_.ema.empty()) state_.ema.assign(weights.data(), weights.data() + weights.flat().elements());
+    if (settings.ema > 0 && state_.ema.empty())
+        state_.ema.assign(weights.data(), weights.data() + weights.flat().elements());
 }
 
-void Trainer::zero_gradients() { std::fill_n(gradients_.data(), gradients_.flat().elements(), 0.0f); }
+void Trainer::zero_gradients() {
+    std::fill_n(gradients_.data(), gradients_.flat().elements(), 0.0f);
+}
 
 double Trainer::step(double rate) {
     const auto size = static_cast<std::size_t>(weights_.flat().elements());
     const std::span<float> gradient(gradients_.data(), size), weights(weights_.data(), size);
     world_.sum(gradient);
     const double norm = std::sqrt(norm_.sum_of_squares(gradient));
-    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(norm), "the gradient of update {} is not finite (number {} of the flat vector)",
+    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(norm),
+                       "the gradient of update {} is not finite (number {} of the flat vector)",
                        state_.update + 1, optim::first_non_finite(gradient));
     ++state_.update;
-    optim::adamw_step(settings_.adamw, rate, state_.update, optim::clip_scale(norm, settings_.max_grad_norm), ranges_, gradient, weights, state_.m,
-                      state_.v);
-    if (settings_.ema > 0) rl::ema_update(state_.ema, weights, rl::ema_decay(settings_.ema, state_.update - 1, true));
+    optim::adamw_step(settings_.adamw, rate, state_.update,
+                      optim::clip_scale(norm, settings_.max_grad_norm), ranges_, gradient, weights,
+                      state_.m, state_.v);
+    if (settings_.ema > 0)
+        rl::ema_update(state_.ema, weights, rl::ema_decay(settings_.ema, state_.update - 1, true));
     return norm;
 }
 
-void Trainer::save(const std::filesystem::path& config_source, const std::filesystem::path& directory, const Context& c, io::Manifest& manifest) const {
+void Trainer::save(const std::filesystem::path& config_source,
+                   const std::filesystem::path& directory, const Context& c,
+                   io::Manifest& manifest) const {
     dit::save(weights_, config_source, directory, DType::f32);
     state_.save(directory, c);
-    for (const char* name : {"config.json", "diffusion_pytorch_model.safetensors", TrainingState::file_name}) manifest.outputs[name] = {};
+    for (const char* name :
+         {"config.json", "diffusion_pytorch_model.safetensors", TrainingState::file_name})
+        manifest.outputs[name] = {};
     if (settings_.ema <= 0) return;
-    Arena arena("moving average", static_cast<std::size_t>(weights_.flat().bytes()) + Arena::alignment);
+    Arena arena("moving average",
+                static_cast<std::size_t>(weights_.flat().bytes()) + Arena::alignment);
     const nn::ParameterStore average(weights_.table(), arena);
     std::copy(state_.ema.begin(), state_.ema.end(), average.data());
     std::filesystem::create_directory(directory / "ema");
     dit::save(average, config_source, directory / "ema", DType::f32);
-    for (const char* name : {"ema/config.json", "ema/diffusion_pytorch_model.safetensors"}) manifest.outputs[name] = {};
+    for (const char* name : {"ema/config.json", "ema/diffusion_pytorch_model.safetensors"})
+        manifest.outputs[name] = {};
 }
 
 }  // namespace atelier::stage

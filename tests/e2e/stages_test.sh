@@ -102,7 +102,9 @@ for task in t2i edit; do
     policy=$work/one-$task/$task/iter-0001/policy
     code 0 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
     grep -q "teacher" "$work/out" || fail "no table"
-    cp "$work/one-$task/eval/summary.json" "$work/summary.json"
+    mv "$work/one-$task/eval/summary.json" "$work/summary.json"
+    code 3 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
+    rm -rf "$work/one-$task/eval"
     code 0 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
     cmp "$work/summary.json" "$work/one-$task/eval/summary.json" || fail "summaries of one and two ranks differ"
 done

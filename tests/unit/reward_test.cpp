@@ -1,4 +1,5 @@
-// The reward pool: outcomes that don't depend on threads, retries, absence, refusal of broken scores.
+// The reward pool: outcomes that don't depend on threads, retries, absence, refusal of broken
+// scores.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,8 +26,11 @@ class Counting final : public Scorer {
         }
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
         --running;
-        ATELIER_CHECK_KIND(ErrorKind::reward, request.sample_id % 2 == 0 || attempt >= failures_, "not yet");
-        return {{"alignment", {true, value_ == 3.0 ? 1.0 + static_cast<double>(request.sample_id % 4) : value_, "counted"}}};
+        ATELIER_CHECK_KIND(ErrorKind::reward, request.sample_id % 2 == 0 || attempt >= failures_,
+                           "not yet");
+        return {{"alignment",
+                 {true, value_ == 3.0 ? 1.0 + static_cast<double>(request.sample_id % 4) : value_,
+                  "counted"}}};
     }
     mutable std::atomic<int> calls{0}, running{0}, most{0};
 
@@ -39,7 +43,9 @@ class Counting final : public Scorer {
 std::vector<Outcome> run(const Scorer& scorer, const PoolConfig& config, int samples) {
     Pool pool(scorer, config);
     std::vector<std::future<Outcome>> futures;
-    for (int i = 0; i < samples; ++i) futures.push_back(pool.submit({static_cast<std::uint64_t>(i), "t2i", "{}", 1, 1, {0, 0, 0, 255}}));
+    for (int i = 0; i < samples; ++i)
+        futures.push_back(
+            pool.submit({static_cast<std::uint64_t>(i), "t2i", "{}", 1, 1, {0, 0, 0, 255}}));
     std::vector<Outcome> outcomes;
     for (auto& f : futures) outcomes.push_back(f.get());
     return outcomes;
@@ -51,7 +57,8 @@ TEST(Pool, OutcomesDoNotDependOnWorkers) {
         const auto outcomes = run(scorer, {workers, 4, 0}, 40);
         for (std::size_t i = 0; i < outcomes.size(); ++i) {
             EXPECT_EQ(outcomes[i].verdicts.at("alignment").score, 1.0 + static_cast<double>(i % 4));
-            EXPECT_FALSE(outcomes[i].verdicts.at("portrait").present) << "a dimension that the scorer left out is absent";
+            EXPECT_FALSE(outcomes[i].verdicts.at("portrait").present)
+                << "a dimension that the scorer left out is absent";
             EXPECT_EQ(outcomes[i].attempts, 1);
         }
         EXPECT_LE(scorer.most.load(), workers);
@@ -73,13 +80,16 @@ TEST(Pool, ASampleThatKeepsFailingIsAbsentNotANumber) {
     EXPECT_EQ(scorer.calls.load(), 3 + 3 * 2);
     for (std::size_t i = 1; i < outcomes.size(); i += 2) {
         EXPECT_TRUE(outcomes[i].failed);
-        for (const auto& [name, verdict] : outcomes[i].verdicts) EXPECT_FALSE(verdict.present) << name;
-        EXPECT_THAT(outcomes[i].verdicts.at("alignment").reason, ::testing::HasSubstr("failed after 2 attempts: not yet"));
+        for (const auto& [name, verdict] : outcomes[i].verdicts)
+            EXPECT_FALSE(verdict.present) << name;
+        EXPECT_THAT(outcomes[i].verdicts.at("alignment").reason,
+                    ::testing::HasSubstr("failed after 2 attempts: not yet"));
     }
 }
 
 TEST(Pool, RefusesScoresThatAreNone) {
-    for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(), 0.5, 5.5}) {
+    for (const double bad : {std::numeric_limits<double>::quiet_NaN(),
+                             std::numeric_limits<double>::infinity(), 0.5, 5.5}) {
         const Counting scorer(0, bad);
         EXPECT_THROW(run(scorer, {1, 4, 2}, 1), Error) << bad;
         EXPECT_EQ(scorer.calls.load(), 1) << "a broken scorer is not asked again";
@@ -89,7 +99,8 @@ TEST(Pool, RefusesScoresThatAreNone) {
 TEST(Pool, EndsWhileSamplesWait) {
     const Counting scorer;
     Pool pool(scorer, {1, 64, 0});
-    for (int i = 0; i < 50; ++i) pool.submit({static_cast<std::uint64_t>(i), "t2i", "{}", 1, 1, {}});
+    for (int i = 0; i < 50; ++i)
+        pool.submit({static_cast<std::uint64_t>(i), "t2i", "{}", 1, 1, {}});
 }
 
 TEST(FaultyScorer, FailsTheAskedShareAndTheSameOnesAgain) {

@@ -35,11 +35,13 @@ const std::vector<std::string> tiers{"alignment", "aesthetics", "portrait"};
 const float absent = std::nanf("");
 
 TEST(Scores, TiersAreGatedAndAbsentDimensionsLeftOut) {
-    const auto s = group({{"alignment", {2, 4}}, {"aesthetics", {5, 5}}, {"portrait", {absent, absent}}});
+    const auto s =
+        group({{"alignment", {2, 4}}, {"aesthetics", {5, 5}}, {"portrait", {absent, absent}}});
     const auto open = gated_scores(s, tiers, 0), gated = gated_scores(s, tiers, 3);
     EXPECT_THAT(open.dimensions, ElementsAre("alignment", "aesthetics"));
     EXPECT_THAT(open.scores, ElementsAre(2, 5, 4, 5));
-    EXPECT_THAT(gated.scores, ElementsAre(2, 2, 4, 5)) << "a picture that shows something else earns nothing by being pretty";
+    EXPECT_THAT(gated.scores, ElementsAre(2, 2, 4, 5))
+        << "a picture that shows something else earns nothing by being pretty";
 }
 
 TEST(Advantages, WeighDimensionsAndSilenceThoseWithoutSpread) {
@@ -47,7 +49,9 @@ TEST(Advantages, WeighDimensionsAndSilenceThoseWithoutSpread) {
     set_advantages(gated_scores(s, tiers, 0), {{"alignment", 1.0}, {"aesthetics", 3.0}}, 0.1, s);
     EXPECT_FLOAT_EQ(s.total[0], (1 + 3 * 4.0f) / 4);
     const float unit = 1.0f / std::sqrt(1.25f);
-    for (int i = 0; i < 4; ++i) EXPECT_NEAR(s.advantage[static_cast<std::size_t>(i)], (static_cast<float>(i) - 1.5f) * unit, 1e-3);
+    for (int i = 0; i < 4; ++i)
+        EXPECT_NEAR(s.advantage[static_cast<std::size_t>(i)], (static_cast<float>(i) - 1.5f) * unit,
+                    1e-3);
 }
 
 TEST(Advantages, AGroupWithoutSpreadIsDropped) {
@@ -69,12 +73,19 @@ TEST(Advantages, ASampleWithoutScoresHasNoTotalAndNoAdvantage) {
 class Run : public ::testing::Test {
   protected:
     void SetUp() override {
-        directory_ = fs::temp_directory_path() / fmt::format("atelier-stage-{}-{}", getpid(), ::testing::UnitTest::GetInstance()->current_test_info()->name());
+        directory_ = fs::temp_directory_path() /
+                     fmt::format("atelier-stage-{}-{}", getpid(),
+                                 ::testing::UnitTest::GetInstance()->current_test_info()->name());
         fs::create_directories(directory_);
     }
     void TearDown() override { fs::remove_all(directory_); }
     Context context(const std::vector<std::string>& set) {
-        return {{directory_}, config::Config::resolve(fs::path(ATELIER_SOURCE_DIR) / "configs/mini.toml", set, schema()), nullptr, "", 1};
+        return {{directory_},
+                config::Config::resolve(fs::path(ATELIER_SOURCE_DIR) / "configs/mini.toml", set,
+                                        schema()),
+                nullptr,
+                "",
+                1};
     }
     fs::path directory_;
 };
@@ -83,7 +94,8 @@ TEST_F(Run, CuratedPromptsComeBackAsTheyWere) {
     Curated c;
     c.config_hash = "c", c.pool_hash = "p";
     c.number = {4, 7, 9};
-    c.id = {"a", "b", "c"}, c.text = {"ein Stern", "", "x"}, c.category = {"general", "portrait", "general"}, c.verdict = {"kept", "no_reward", "kept"};
+    c.id = {"a", "b", "c"}, c.text = {"ein Stern", "", "x"},
+    c.category = {"general", "portrait", "general"}, c.verdict = {"kept", "no_reward", "kept"};
     c.kept = {1, 0, 1};
     c.mean = {3, 0, 4}, c.range = {1, 0, 2};
     c.weights["general"] = {{"alignment", 0.75}, {"aesthetics", 0.25}};
@@ -102,13 +114,18 @@ TEST_F(Run, JobsComeAfterWhatTheyNeed) {
     const auto jobs = pipeline_jobs(c);
     std::set<std::string> before, outputs;
     for (const Job& job : jobs) {
-        for (const std::string& name : job.after) EXPECT_TRUE(before.contains(name)) << job.name << " comes before " << name;
+        for (const std::string& name : job.after)
+            EXPECT_TRUE(before.contains(name)) << job.name << " comes before " << name;
         EXPECT_TRUE(before.insert(job.name).second) << job.name << " stands twice";
         EXPECT_TRUE(outputs.insert(job.output).second) << job.output << " is written twice";
     }
-    // Two curations; 3 + 2 + 3 iterations of two jobs; two rounds of two dumps and a distillation; the evaluation.
+    // Two curations; 3 + 2 + 3 iterations of two jobs; two rounds of two dumps and a distillation;
+    // the evaluation.
     EXPECT_EQ(jobs.size(), 2u + 16u + 6u + 1u);
-    const auto find = [&](const std::string& name) { return *std::find_if(jobs.begin(), jobs.end(), [&](const Job& j) { return j.name == name; }); };
+    const auto find = [&](const std::string& name) {
+        return *std::find_if(jobs.begin(), jobs.end(),
+                             [&](const Job& j) { return j.name == name; });
+    };
     EXPECT_THAT(find("rollout-t2i-0002").after, ElementsAre("grpo-t2i-0001"));
     EXPECT_THAT(find("rollout-mix-0001").after, ElementsAre("curate-edit", "curate-t2i"));
     EXPECT_THAT(find("teacher-dump-t2i-01").after, ElementsAre("grpo-edit-0002", "grpo-t2i-0003"));
@@ -123,22 +140,28 @@ TEST_F(Run, PartsOfThePipelineCanBeLeftOut) {
         for (const Job& job : pipeline_jobs(context(set))) all += job.name + " ";
         return all;
     };
-    EXPECT_EQ(names({"grpo.iterations=1", "pipeline.teachers=false", "curate.enabled=false"}), "rollout-mix-0001 grpo-mix-0001 evaluate ");
+    EXPECT_EQ(names({"grpo.iterations=1", "pipeline.teachers=false", "curate.enabled=false"}),
+              "rollout-mix-0001 grpo-mix-0001 evaluate ");
     EXPECT_THROW(names({"pipeline.teachers=false", "pipeline.mix=false"}), Error);
 }
 
 TEST_F(Run, PinnedWeightsAreReadAndMistakesNamed) {
     const auto c = context({"task.t2i.weights=[\"general/alignment=2.5\"]"});
     EXPECT_EQ(pinned_weights(c, "t2i").at("general").at("alignment"), 2.5);
-    for (const char* bad : {"general/alignment", "alignment=1", "general/alignment=-1", "general/alignment=x"})
-        EXPECT_THROW(pinned_weights(context({fmt::format("task.t2i.weights=[\"{}\"]", bad)}), "t2i"), Error) << bad;
+    for (const char* bad :
+         {"general/alignment", "alignment=1", "general/alignment=-1", "general/alignment=x"})
+        EXPECT_THROW(
+            pinned_weights(context({fmt::format("task.t2i.weights=[\"{}\"]", bad)}), "t2i"), Error)
+            << bad;
 }
 
 TEST_F(Run, PromptsOfAnotherKindAreRefused) {
-    std::ofstream(directory_ / "p.jsonl") << R"({"id":"a","task":"edit","category":"general","text":"x"})" << '\n';
+    std::ofstream(directory_ / "p.jsonl")
+        << R"({"id":"a","task":"edit","category":"general","text":"x"})" << '\n';
     EXPECT_EQ(read_prompts(directory_ / "p.jsonl", "mine", "edit").at(0).task, "mine");
     EXPECT_THROW(read_prompts(directory_ / "p.jsonl", "t2i", "t2i"), Error);
-    std::ofstream(directory_ / "q.jsonl") << R"({"id":"a","task":"edit","category":"a/b","text":"x"})" << '\n';
+    std::ofstream(directory_ / "q.jsonl")
+        << R"({"id":"a","task":"edit","category":"a/b","text":"x"})" << '\n';
     EXPECT_THROW(read_prompts(directory_ / "q.jsonl", "edit", "edit"), Error);
 }
 

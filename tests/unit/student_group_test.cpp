@@ -1,10 +1,12 @@
-// The student's trajectories, the teacher's velocities on them, and the distillation loss's gradient through the whole model.
+// The student's trajectories, the teacher's velocities on them, and the distillation loss's
+// gradient through the whole model.
+#include "distill/student_group.hpp"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "../oracle/oracle_folder.hpp"
-#include "distill/student_group.hpp"
 #include "flow/noise.hpp"
 
 namespace atelier::distill {
@@ -23,9 +25,11 @@ struct Fixture {
     template <typename Function>
     auto with_group(dit::Keep keep, Function f) {
         Arena measure = Arena::measuring("group");
-        StudentGroup(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, measure);
+        StudentGroup(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep,
+                     measure);
         Arena arena("group", measure.used());
-        StudentGroup group(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+        StudentGroup group(model.dit(), model.dit_weights(), conditional, &unconditional, spec,
+                           keep, arena);
         return f(group);
     }
     pipeline::Pipeline model;
@@ -36,8 +40,10 @@ struct Fixture {
 
 TEST(StudentGroup, OwnVelocitiesLeadFromStateToState) {
     Fixture f;
-    const auto t = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    const auto v = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({}, t.x); });
+    const auto t =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
+    const auto v =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({}, t.x); });
     const std::size_t n = t.latents.size() / 4, steps = 5;
     for (std::size_t i = 0; i < t.x.size(); ++i) {
         const std::size_t step = i / n % steps;
@@ -45,25 +51,34 @@ TEST(StudentGroup, OwnVelocitiesLeadFromStateToState) {
         ASSERT_FLOAT_EQ(t.x_next[i], std::fma(delta, v[i], t.x[i])) << i;
     }
     for (std::size_t m = 0; m < 4; ++m)
-        for (std::size_t i = 0; i < n; ++i) ASSERT_EQ(t.latents[m * n + i], t.x_next[(m * steps + steps - 1) * n + i]);
-    for (const float p : t.log_prob) EXPECT_TRUE(std::isnan(p)) << "an ODE step has no log-probability";
+        for (std::size_t i = 0; i < n; ++i)
+            ASSERT_EQ(t.latents[m * n + i], t.x_next[(m * steps + steps - 1) * n + i]);
+    for (const float p : t.log_prob)
+        EXPECT_TRUE(std::isnan(p)) << "an ODE step has no log-probability";
 }
 
 TEST(StudentGroup, MicroBatchesDoNotChangeTrajectories) {
     Fixture f;
-    const auto a = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
+    const auto a =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
     f.spec.micro_batch = 4;
-    const auto b = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
+    const auto b =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
     double worst = 0;
-    for (std::size_t i = 0; i < a.latents.size(); ++i) worst = std::max(worst, std::abs(double(a.latents[i]) - b.latents[i]));
+    for (std::size_t i = 0; i < a.latents.size(); ++i)
+        worst = std::max(worst, std::abs(double(a.latents[i]) - b.latents[i]));
     EXPECT_LE(worst, 1e-4);
 }
 
 TEST(StudentGroup, GuidanceOffIsTheConditionalVelocity) {
     Fixture f;
-    const auto t = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    const auto plain = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({}, t.x); });
-    const auto guided = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({2.0, false}, t.x); });
+    const auto t =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
+    const auto plain =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({}, t.x); });
+    const auto guided = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) {
+        return g.velocities({2.0, false}, t.x);
+    });
     EXPECT_NE(plain, guided);
 }
 
@@ -71,15 +86,20 @@ class Loss : public ::testing::TestWithParam<LossKind> {};
 
 TEST_P(Loss, GradientIsThatOfCentralDifferences) {
     Fixture f;
-    const auto t = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    const auto teacher = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({2.0, false}, t.x); });
+    const auto t =
+        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
+    const auto teacher = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) {
+        return g.velocities({2.0, false}, t.x);
+    });
     const nn::ParameterStore& weights = f.model.dit_weights();
     const std::int64_t size = weights.flat().elements();
     const double weight = 1.0 / (4 * 5);
     const auto loss = [&](std::vector<float>* gradient) {
         Arena arena("gradients", static_cast<std::size_t>(size) * sizeof(float) + Arena::alignment);
         const nn::ParameterStore gradients(weights.table(), arena);
-        const auto stats = f.with_group(dit::Keep::activations, [&](StudentGroup& g) { return g.train(GetParam(), t.x, teacher, weight, gradients); });
+        const auto stats = f.with_group(dit::Keep::activations, [&](StudentGroup& g) {
+            return g.train(GetParam(), t.x, teacher, weight, gradients);
+        });
         if (gradient != nullptr) gradient->assign(gradients.data(), gradients.data() + size);
         EXPECT_GT(stats.terms, 0);
         return stats.loss * weight;
@@ -93,14 +113,16 @@ TEST_P(Loss, GradientIsThatOfCentralDifferences) {
     const double step = 2e-3 / std::sqrt(square);
     const std::vector<float> before(weights.data(), weights.data() + size);
     const auto moved = [&](double by) {
-        for (std::int64_t i = 0; i < size; ++i) weights.data()[i] = static_cast<float>(before[i] + by * gradient[i]);
+        for (std::int64_t i = 0; i < size; ++i)
+            weights.data()[i] = static_cast<float>(before[i] + by * gradient[i]);
         return loss(nullptr);
     };
     const double slope = (moved(step) - moved(-step)) / (2 * step);
     EXPECT_NEAR(slope / square, 1.0, 0.01);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, Loss, ::testing::Values(LossKind::velocity, LossKind::kl), [](const auto& info) { return std::string(name_of(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Kinds, Loss, ::testing::Values(LossKind::velocity, LossKind::kl),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace
 }  // namespace atelier::distill
