@@ -21,10 +21,9 @@ StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weight
     : dit_(dit),
       weights_(weights),
       conditional_prompt_(conditional),
-      unconditional_prompt_(unconditional),
       spec_(spec),
       keep_(keep),
-      conditional_(dit, weights, conditional, spec.target, keep, arena) {
+      conditional_(dit, conditional, spec.target, keep, arena) {
     ATELIER_CHECK_USAGE(
         spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
         "a group of {} members cannot be cut into micro-batches of {}", spec.members,
@@ -33,8 +32,8 @@ StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weight
                         "training needs a model with causal_condition = true");
     std::int64_t prefix = conditional_.layout().prefix_tokens();
     if (unconditional != nullptr) {
-        unconditional_ = std::make_unique<pipeline::Branch>(dit, weights, *unconditional,
-                                                            spec.target, dit::Keep::nothing, arena);
+        unconditional_ = std::make_unique<pipeline::Branch>(dit, *unconditional, spec.target,
+                                                            dit::Keep::nothing, arena);
         prefix = std::max(prefix, unconditional_->layout().prefix_tokens());
     }
     pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, spec.target.tokens(), prefix,
@@ -49,13 +48,8 @@ StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weight
 }
 
 void StudentGroup::run_prefixes() {
-    const dit::Config& c = dit_.config();
-    const auto run = [&](pipeline::Branch& branch, const pipeline::EncodedPrompt& prompt) {
-        branch.prefix().forward(weights_, branch.layout(), prompt.states_tensor(c.context_dim),
-                                prompt.references_tensor(c.in_channels), 0.0f);
-    };
-    run(conditional_, conditional_prompt_);
-    if (unconditional_) run(*unconditional_, *unconditional_prompt_);
+    conditional_.run(weights_);
+    if (unconditional_) unconditional_->run(weights_);
 }
 
 void StudentGroup::evaluate(int step) {

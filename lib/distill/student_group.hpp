@@ -72,7 +72,7 @@ class StudentGroup {
 
     const dit::Dit& dit_;
     const nn::ParameterStore& weights_;
-    const pipeline::EncodedPrompt &conditional_prompt_, *unconditional_prompt_;
+    const pipeline::EncodedPrompt& conditional_prompt_;
     StudentSpec spec_;
     dit::Keep keep_;
     pipeline::Branch conditional_;

@@ -2,20 +2,22 @@
 
 namespace atelier::pipeline {
 
-Branch::Branch(const dit::Dit& dit, const nn::ParameterStore& weights, const EncodedPrompt& prompt, dit::Grid target,
+Branch::Branch(const dit::Dit& dit, const EncodedPrompt& prompt, dit::Grid target,
                dit::Keep keep, Arena& arena)
     : dit_(dit),
       prompt_(prompt),
       layout_(dit::make_layout(dit.config(), prompt.image_slot, prompt.references, target)),
-      prefix_(dit, layout_.prefix_tokens(), prompt.tokens, keep, arena) {
-    if (!arena.is_measuring() && dit.config().causal_condition) refresh(weights, 0.0f);
-}
+      prefix_(dit, layout_.prefix_tokens(), prompt.tokens, keep, arena) {}
 
 void Branch::refresh(const nn::ParameterStore& weights, float timestep) {
     if (dit_.config().causal_condition && has_run_) return;
     const dit::Config& c = dit_.config();
-    prefix_.forward(weights, layout_, prompt_.states_tensor(c.context_dim), prompt_.references_tensor(c.in_channels),
-                    c.causal_condition ? 0.0f : timestep);
+    run(weights, c.causal_condition ? 0.0f : timestep);
+}
+
+void Branch::run(const nn::ParameterStore& weights, float timestep) {
+    const dit::Config& c = dit_.config();
+    prefix_.forward(weights, layout_, prompt_.states_tensor(c.context_dim), prompt_.references_tensor(c.in_channels), timestep);
     has_run_ = true;
 }
 

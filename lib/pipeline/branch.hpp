@@ -8,10 +8,10 @@ namespace atelier::pipeline {
 /// guided sample are one branch each.
 class Branch {
   public:
-    /// Plans for this prompt and runs its prefix (modulated from t = 0; with a model that is not causal, `refresh` runs it
-    /// for each t).
-    Branch(const dit::Dit& dit, const nn::ParameterStore& weights, const EncodedPrompt& prompt, dit::Grid target, dit::Keep keep,
-           Arena& arena);
+    /// Plans for this prompt; nothing runs yet.
+    Branch(const dit::Dit& dit, const EncodedPrompt& prompt, dit::Grid target, dit::Keep keep, Arena& arena);
+    /// Runs the prefix under the present weights (modulated from t = 0 where the condition is causal).
+    void run(const nn::ParameterStore& weights, float timestep = 0.0f);
     /// Runs the prefix at a timestep; nothing to do for a causal condition that has run.
     void refresh(const nn::ParameterStore& weights, float timestep);
     dit::PrefixPass& prefix() { return prefix_; }

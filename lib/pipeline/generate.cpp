@@ -10,11 +10,11 @@ namespace {
 
 /// Everything that sampling needs in memory, planned once.
 struct Buffers {
-    Buffers(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& r, Arena& arena)
-        : conditional(dit, weights, *r.conditional, r.target, dit::Keep::nothing, arena) {
+    Buffers(const dit::Dit& dit, const GenerateRequest& r, Arena& arena)
+        : conditional(dit, *r.conditional, r.target, dit::Keep::nothing, arena) {
         std::int64_t prefix = conditional.layout().prefix_tokens();
         if (r.unconditional != nullptr) {
-            unconditional = std::make_unique<Branch>(dit, weights, *r.unconditional, r.target, dit::Keep::nothing, arena);
+            unconditional = std::make_unique<Branch>(dit, *r.unconditional, r.target, dit::Keep::nothing, arena);
             prefix = std::max(prefix, unconditional->layout().prefix_tokens());
         }
         pass = std::make_unique<dit::TargetPass>(dit, r.batch, r.target.tokens(), prefix, dit::Keep::nothing, arena);
@@ -38,9 +38,9 @@ void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, co
     ATELIER_CHECK(static_cast<std::int64_t>(latents.size()) == r.batch * r.target.tokens() * channels,
                   "latents of {} numbers for {} x {} x {}", latents.size(), r.batch, r.target.tokens(), channels);
     Arena measure = Arena::measuring("sampling");
-    Buffers(dit, weights, r, measure);
+    Buffers(dit, r, measure);
     Arena arena("sampling", measure.used());
-    Buffers buffers(dit, weights, r, arena);
+    Buffers buffers(dit, r, arena);
     const Tensor x = Tensor::of(latents.data(), {r.batch, r.target.tokens(), channels});
     std::vector<float> times(static_cast<std::size_t>(r.batch));
     for (int i = 0; i < r.schedule.steps(); ++i) {

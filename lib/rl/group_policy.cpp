@@ -19,7 +19,7 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
       unconditional_prompt_(unconditional),
       spec_(spec),
       keep_(keep),
-      conditional_(dit, weights, conditional, spec.target, keep, arena) {
+      conditional_(dit, conditional, spec.target, keep, arena) {
     ATELIER_CHECK_USAGE(spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
                         "a group of {} members cannot be cut into micro-batches of {}", spec.members, spec.micro_batch);
     ATELIER_CHECK_USAGE(dit.config().causal_condition, "training needs a model with causal_condition = true");
@@ -29,7 +29,7 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
     const bool trains_both = guided && spec.guidance_train == flow::GuidanceTrain::guided;
     std::int64_t prefix = conditional_.layout().prefix_tokens();
     if (guided) {
-        unconditional_ = std::make_unique<pipeline::Branch>(dit, weights, *unconditional, spec.target,
+        unconditional_ = std::make_unique<pipeline::Branch>(dit, *unconditional, spec.target,
                                                             trains_both ? keep : dit::Keep::nothing, arena);
         prefix = std::max(prefix, unconditional_->layout().prefix_tokens());
     }
@@ -61,12 +61,15 @@ flow::Transition GroupPolicy::transition(int step) const {
 }
 
 void GroupPolicy::run_prefixes() {
-    const dit::Config& c = dit_.config();
-    conditional_.prefix().forward(weights_, conditional_.layout(), conditional_prompt_.states_tensor(c.context_dim),
-                                  conditional_prompt_.references_tensor(c.in_channels), 0.0f);
-    if (unconditional_)
-        unconditional_->prefix().forward(weights_, unconditional_->layout(), unconditional_prompt_->states_tensor(c.context_dim),
-                                         unconditional_prompt_->references_tensor(c.in_channels), 0.0f);
+    conditional_.run(weights_);
+    if (unconditional_) unconditional_->run(weights_);
+}
+
+void GroupPolicy::load_states(const GroupTrajectory& trajectory, std::int64_t first, std::int64_t k) {
+    const std::int64_t n = sample_size();
+    const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
+    for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
+        std::copy_n(trajectory.x.data() + ((first + b) * trained + k) * n, n, x_.f32() + b * n);
 }
 
 void GroupPolicy::evaluate(const float* x, int step, bool needs_guidance) {
@@ -138,8 +141,7 @@ std::vector<float> GroupPolicy::replay(const GroupTrajectory& trajectory) {
         for (std::int64_t k = 0; k < trained; ++k) {
             const int step = spec_.trained_steps[static_cast<std::size_t>(k)];
             const flow::Transition t = transition(step);
-            for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-                std::copy_n(trajectory.x.data() + ((first + b) * trained + k) * n, n, x_.f32() + b * n);
+            load_states(trajectory, first, k);
             evaluate(x_.f32(), step, spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::int64_t at = (first + b) * trained + k;
@@ -158,8 +160,7 @@ std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
         for (std::int64_t k = 0; k < trained; ++k) {
-            for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-                std::copy_n(trajectory.x.data() + ((first + b) * trained + k) * n, n, x_.f32() + b * n);
+            load_states(trajectory, first, k);
             evaluate(x_.f32(), spec_.trained_steps[static_cast<std::size_t>(k)],
                      spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
@@ -189,8 +190,7 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
         for (std::int64_t k = 0; k < trained; ++k) {
             const int step = spec_.trained_steps[static_cast<std::size_t>(k)];
             const flow::Transition t = transition(step);
-            for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-                std::copy_n(trajectory.x.data() + ((first + b) * trained + k) * n, n, x_.f32() + b * n);
+            load_states(trajectory, first, k);
             evaluate(x_.f32(), step, both);
             const Tensor& d_trained = both ? d_guided_ : d_v_;
             std::fill_n(d_trained.f32(), d_trained.elements(), 0.0f);

@@ -82,6 +82,8 @@ class GroupPolicy {
     /// The velocity whose log-probability is trained.
     const float* trained_velocity(std::int64_t member) const;
     void run_prefixes();
+    /// The micro-batch's stored states before trained step number k, into x_.
+    void load_states(const GroupTrajectory& trajectory, std::int64_t first, std::int64_t k);
 
     const dit::Dit& dit_;
     const nn::ParameterStore& weights_;

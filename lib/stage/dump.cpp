@@ -5,7 +5,6 @@
 #include "core/progress.hpp"
 #include "flow/noise.hpp"
 #include "io/trajectory.hpp"
-#include "io/trajectory_index.hpp"
 #include "stage/group_rollout.hpp"
 #include "stage/student.hpp"
 
@@ -159,18 +158,12 @@ int run_teacher_dump(const Context& c) {
     }
     c.world->barrier();
     if (c.world->is_root()) {
-        std::vector<std::string> shards;
-        for (std::size_t unit = 0; unit < drawn.size(); ++unit)
-            shards.push_back(GroupRollout::shard_name(unit));
-        io::publish_trajectory_index(directory, shards);
-        for (const std::string& name : shards) manifest.outputs[name] = {};
-        manifest.outputs[io::trajectory_index_name] = {};
         manifest.inputs["student"] = {0, student_hash};
         manifest.inputs["teacher"] = {0, teacher_hash};
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},
                           {"teacher_guidance_scale", guided ? sampling.guidance.scale : 1.0}};
-        io::publish_manifest(directory, manifest);
+        publish_shards(directory, drawn.size(), manifest);
     }
     c.world->barrier();
     return 0;

@@ -6,6 +6,7 @@
 #include "core/progress.hpp"
 #include "flow/noise.hpp"
 #include "io/image/png.hpp"
+#include "io/trajectory_index.hpp"
 #include "model/processor/image_inputs.hpp"
 
 namespace atelier::stage {
@@ -113,6 +114,17 @@ void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {
                          Tensor::of(pixels.data(), {n, s.picture_height, s.picture_width, planes}));
     s.picture.resize(pixels.size());
     vae::to_bytes(pixels.data(), static_cast<std::int64_t>(pixels.size()), s.picture.data());
+}
+
+void publish_shards(const std::filesystem::path& directory, std::size_t count,
+                    io::Manifest manifest) {
+    std::vector<std::string> shards;
+    for (std::size_t unit = 0; unit < count; ++unit)
+        shards.push_back(GroupRollout::shard_name(unit));
+    io::publish_trajectory_index(directory, shards);
+    for (const std::string& name : shards) manifest.outputs[name] = {};
+    manifest.outputs[io::trajectory_index_name] = {};
+    io::publish_manifest(directory, std::move(manifest));
 }
 
 GroupRollout::GroupRollout(const Context& context, pipeline::Pipeline& model,

@@ -60,6 +60,9 @@ std::vector<RandomKey> group_keys(const Context& context, const Prompt& prompt, 
 io::TrajectoryPrompts prompt_table(const Context& context, const Prompt& prompt);
 io::TrajectoryHeader shard_header(const Context& context, const std::string& stage,
                                   const rl::SamplingSpec& spec, const std::string& model_hash);
+/// Publishes the index of shards 0 to count - 1, then the manifest that names them all.
+void publish_shards(const std::filesystem::path& directory, std::size_t count,
+                    io::Manifest manifest);
 /// Decodes `samples.latents` into `samples.picture`.
 void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& samples);
 

@@ -1,6 +1,5 @@
 #include "stage/rollout.hpp"
 
-#include "io/trajectory_index.hpp"
 #include "stage/group_rollout.hpp"
 
 namespace atelier::stage {
@@ -42,17 +41,11 @@ int run_rollout(const Context& c) {
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
-        std::vector<std::string> shards;
-        for (std::size_t unit = 0; unit < drawn.size(); ++unit)
-            shards.push_back(GroupRollout::shard_name(unit));
-        io::publish_trajectory_index(directory, shards);
         manifest.inputs["policy"] = {0, rollout.model_hash()};
-        for (const std::string& name : shards) manifest.outputs[name] = {};
-        manifest.outputs[io::trajectory_index_name] = {};
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},
                           {"samples_without_score", rollout.absent()}};
-        io::publish_manifest(directory, manifest);
+        publish_shards(directory, drawn.size(), manifest);
     }
     c.world->barrier();
     return 0;
