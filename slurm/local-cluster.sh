@@ -31,9 +31,9 @@ alive() {
     pid=$(tr -dc 0-9 <"$file")
     [[ -n $pid && $(readlink "/proc/$pid/exe" 2>/dev/null) =~ /$program(-wlm)?$ ]] || return 1
     if [[ $program == munged ]]; then
-        tr '\0' '\n' <"/proc/$pid/cmdline" | grep -qxF -- "--socket=$socket" || return 1
+        grep -qzxF -- "--socket=$socket" "/proc/$pid/cmdline" || return 1
     else
-        tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "SLURM_CONF=$config" || return 1
+        grep -qzxF "SLURM_CONF=$config" "/proc/$pid/environ" 2>/dev/null || return 1
     fi
     echo "$pid"
 }

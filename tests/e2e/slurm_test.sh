@@ -38,11 +38,14 @@ submit() {
         --set task.edit.iterations=1 --set slurm.evaluate.ranks=2 --set slurm.evaluate.nodes=2 --set slurm.options='["--begin=now"]' "$@"
 }
 
-submit calm | grep -q " 12 of 12 stages submitted" || fail "nothing was submitted"
+# Output is read whole: `grep -q` ends at its first match, and with pipefail the writer's SIGPIPE would count as a failure.
+submit calm >"$work/out"
+grep -q " 12 of 12 stages submitted" "$work/out" || fail "nothing was submitted"
 drain
 [[ -e $work/calm/eval/manifest.json ]] || fail "the undisturbed run did not finish"
 "$ATELIER_BIN/atelier-inspect" --verify "$work/calm" >"$work/out" || { cat "$work/out"; fail "the undisturbed run does not verify"; }
-slurm/pipeline.sh --run "$work/calm" | grep -q " 0 of " || fail "complete stages were submitted again"
+slurm/pipeline.sh --run "$work/calm" >"$work/out"
+grep -q " 0 of " "$work/out" || fail "complete stages were submitted again"
 
 # Each kind of stage is disturbed once: kill -9, or requeue.
 submit disturbed >/dev/null
@@ -83,7 +86,8 @@ cmp "$work/calm/eval/summary.json" "$work/disturbed/eval/summary.json" || fail "
 
 # A stage again, with what depends on it.
 before=$(stat -c %Y-%i "$work/calm/t2i/iter-0002/policy/manifest.json")
-slurm/pipeline.sh --run "$work/calm" --from distill-01 | grep -q " 2 of " || fail "--from did not submit two stages"
+slurm/pipeline.sh --run "$work/calm" --from distill-01 >"$work/out"
+grep -q " 2 of " "$work/out" || fail "--from did not submit two stages"
 drain
 [[ $before == $(stat -c %Y-%i "$work/calm/t2i/iter-0002/policy/manifest.json") ]] || fail "--from made a stage again that it should not"
 cmp "$work/calm/eval/summary.json" "$work/disturbed/eval/summary.json" || fail "the evaluation differs after --from"

@@ -123,7 +123,8 @@ code 3 "$bin/atelier-inspect" --verify "$work/after-KILL"
 # Scores that fail: retried, then absent and counted; too many end the stage, and a rerun asks again.
 plan absent --set reward.test_failures=0.5 --set reward.retries=1 --set reward.max_absent=0.9
 code 0 stage rollout absent t2i 1
-h5dump -d /shape-8x8/status "$work/absent/t2i/iter-0001/rollout/trajectories.h5" | grep -q '[ (]1[,\n]' || fail "no sample is marked as without score"
+h5dump -d /shape-8x8/status "$work/absent/t2i/iter-0001/rollout/trajectories.h5" >"$work/status.txt"
+grep -q '[ (]1[,\n]' "$work/status.txt" || fail "no sample is marked as without score"
 code 0 stage grpo absent t2i 1
 plan failing --set reward.test_failures=0.9 --set reward.retries=0
 code 6 stage rollout failing t2i 1
