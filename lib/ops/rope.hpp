@@ -25,12 +25,11 @@ void qk_norm_rope_backward(const QkNormRopeShape& shape, const float* in, const 
                            const float* k_weight, const float* cosine, const float* sine, const float* inverse_rms,
                            float* gradient, float* dq_weight, float* dk_weight, float* workspace);
 
-/// RMS norm of each head in place: x [rows, heads, head_dim], rows `stride` numbers apart; weight [head_dim].
-void head_rms_norm(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride,
-                   const float* weight, float eps, float* x);
-
 /// Rotation of channel pairs (i, i + head_dim / 2) in place, as in Qwen3-VL: cosine and sine [rows, head_dim / 2].
 void rope_half(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride, const float* cosine,
                const float* sine, float* x);
+/// `gradient` of the result on entry, of x on return; same layout.
+void rope_half_backward(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride,
+                        const float* cosine, const float* sine, float* gradient);
 
 }  // namespace atelier::ops

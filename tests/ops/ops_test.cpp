@@ -278,34 +278,33 @@ TEST(Rope, QkNormAndRotation) {
     }
 }
 
-TEST(Rope, HeadNormAndHalves) {
+TEST(Rope, Halves) {
     const int rows = 5, heads = 3, dim = 6, stride = heads * dim + 4, half = dim / 2;
     Floats cosine(rows * half), sine(rows * half);
     for (int i = 0; i < rows * half; ++i) cosine[i] = std::cos(0.7f * i), sine[i] = std::sin(0.7f * i);
-    check({"head_rms_norm and rope_half", {static_cast<std::size_t>(rows * stride), static_cast<std::size_t>(dim)},
+    check({"rope_half", {static_cast<std::size_t>(rows * stride)},
            [=](const auto& in) {
                Doubles y = in[0];
                for (int r = 0; r < rows; ++r)
-                   for (int h = 0; h < heads; ++h) {
-                       double* v = &y[r * stride + h * dim];
-                       double square = 0;
-                       for (int j = 0; j < dim; ++j) square += v[j] * v[j] / dim;
-                       for (int j = 0; j < dim; ++j) v[j] *= in[1][j] / std::sqrt(square + 1e-3f);
+                   for (int h = 0; h < heads; ++h)
                        for (int i = 0; i < half; ++i) {
+                           double* v = &y[r * stride + h * dim];
                            const double a = v[i], b = v[i + half], c = cosine[r * half + i], t = sine[r * half + i];
                            v[i] = a * c - b * t;
                            v[i + half] = b * c + a * t;
                        }
-                   }
                return y;
            },
            [=](const auto& in) {
                Floats y = in[0];
-               head_rms_norm(rows, heads, dim, stride, in[1].data(), 1e-3f, y.data());
                rope_half(rows, heads, dim, stride, cosine.data(), sine.data(), y.data());
                return y;
            },
-           {}});
+           [=](const auto&, const Floats& dy) {
+               Floats dx = dy;
+               rope_half_backward(rows, heads, dim, stride, cosine.data(), sine.data(), dx.data());
+               return std::vector<Floats>{dx};
+           }});
 }
 
 struct AttentionCase {

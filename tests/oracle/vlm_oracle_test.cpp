@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/safetensors.hpp"
+#include "model/vlm/training.hpp"
 #include "model/vlm/vlm.hpp"
 #include "oracle_folder.hpp"
 
@@ -136,6 +137,80 @@ TEST(vlm_oracle, TextLayersAndLogits) { check_layers("case-vlm-text", "model-vlm
 TEST(vlm_oracle, PictureInThePrompt) { check_layers("case-vlm-image", "model-vlm"); }
 TEST(vlm_oracle, TwoPicturesLeftPadded) { check_layers("case-vlm-two-images", "model-vlm"); }
 TEST(vlm_oracle, ShardedBf16Checkpoint) { check_layers("case-vlm-image", "model-vlm-sharded-bf16"); }
+
+/// How many tensors' gradients of the case's loss are off, and how many there are. `broken` changes the gradients before they are
+/// compared.
+struct GradientVerdict {
+    std::size_t wrong = 0, compared = 0;
+};
+GradientVerdict check_gradients(const std::string& name, const std::function<void(const nn::ParameterStore&)>& broken = {}) {
+    const Case c(name);
+    Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const auto labels = c.in.integers("labels");
+    const std::int64_t labelled = c.batch * c.length - std::count(labels.begin(), labels.end(), -100), vocabulary = model.vlm.config().text.vocabulary;
+    const auto plan = [&](Arena& arena) {
+        nn::ParameterStore gradients(model.vlm.table(), arena);
+        return std::pair(gradients, TrainingPass(model.vlm, c.length, static_cast<std::int64_t>(c.pixels.size()) / std::max<std::int64_t>(1, c.patch_elements), c.length, arena));
+    };
+    Arena measure = Arena::measuring("training");
+    plan(measure);
+    Arena arena("training", measure.used());
+    auto [gradients, pass] = plan(arena);
+    double loss = 0;
+    for (std::int64_t r = 0; r < c.batch; ++r) {
+        std::int64_t first = 0;
+        const auto ids = c.row(r, first);
+        std::vector<std::int64_t> rows;
+        std::vector<std::int32_t> targets;
+        for (std::size_t i = 0; i + 1 < ids.size(); ++i)  // the token at i predicts the next one
+            if (const auto label = labels[r * c.length + first + i + 1]; label != -100) {
+                rows.push_back(static_cast<std::int64_t>(i));
+                targets.push_back(static_cast<std::int32_t>(label));
+            }
+        const Tensor pixels = c.pixels.empty() ? Tensor() : Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements});
+        pass.forward(model.weights, ids, pixels, c.grids);
+        std::vector<float> logits(rows.size() * vocabulary);
+        const Tensor l = Tensor::of(logits.data(), {static_cast<std::int64_t>(rows.size()), vocabulary});
+        pass.logits(model.weights, rows, l);
+        loss += cross_entropy(targets, labelled, l);
+        pass.backward(model.weights, gradients, l, {});
+    }
+    EXPECT_NEAR(loss, c.out.floats("loss")[0], c.tolerance("loss"));
+    if (broken) broken(gradients);
+    const auto expected = io::Safetensors::open(c.folder / "gradients.safetensors");
+    const double bound = c.info["gradient_tolerance"]["rtol"].get<double>();
+    GradientVerdict verdict;
+    for (int i = 0; i < model.vlm.table().size(); ++i) {
+        const std::string& tensor = model.vlm.table().spec(i).name;
+        const Tensor found = gradients[i];
+        if (!expected.contains(tensor)) {
+            EXPECT_EQ(std::count(found.f32(), found.f32() + found.elements(), 0.0f), found.elements()) << tensor << " has a gradient";
+            continue;
+        }
+        const auto value = expected.floats(tensor);
+        double largest = 0;
+        for (float v : value) largest = std::max(largest, std::abs(double(v)));
+        ++verdict.compared;
+        if (!(worst(found.f32(), value.data(), found.elements()) <= bound * largest)) {
+            ++verdict.wrong;
+            if (!broken) ADD_FAILURE() << tensor << ": off by " << worst(found.f32(), value.data(), found.elements()) / largest << " of its largest entry, allowed " << bound;
+        }
+    }
+    EXPECT_EQ(verdict.compared, expected.tensors().size());
+    return verdict;
+}
+
+TEST(vlm_oracle, GradientsOfTheText) { EXPECT_GT(check_gradients("case-vlm-text").compared, 0u); }
+TEST(vlm_oracle, GradientsThroughPictureMergersAndDeepstack) { EXPECT_GT(check_gradients("case-vlm-image").compared, 0u); }
+TEST(vlm_oracle, SeesAChangedGradient) {
+    const auto verdict = check_gradients("case-vlm-image", [](const nn::ParameterStore& g) {
+        for (const char* name : {"model.visual.pos_embed.weight", "model.visual.deepstack_merger_list.0.linear_fc1.bias"}) {
+            float* v = g.at(name).f32();
+            *std::max_element(v, v + g.at(name).elements()) *= 1.001f;
+        }
+    });
+    EXPECT_EQ(verdict.wrong, 2u);
+}
 
 TEST(vlm_oracle, GreedyDecoding) {
     const Case c("case-vlm-generate");

@@ -7,6 +7,8 @@
 
 namespace atelier::vlm {
 
+using GridThw = std::array<std::int64_t, 3>;  ///< a picture: frames, patches high, patches wide
+
 struct TextConfig {
     std::int64_t hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocabulary = 0;
     float eps = 1e-6f;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/vlm/geometry.hpp"
 #include "model/vlm/vlm.hpp"
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
@@ -13,19 +14,6 @@
 namespace atelier::vlm {
 namespace {
 
-constexpr float vision_eps = 1e-6f;  // in the class, not in its config
-
-/// theta^(-2i/n) in single precision, as the models define their angles.
-float frequency(double theta, std::int64_t i, std::int64_t n) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(n);
-    return 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
-}
-
-void put_angle(float angle, float* cosine, float* sine) {
-    *cosine = static_cast<float>(std::cos(static_cast<double>(angle)));
-    *sine = static_cast<float>(std::sin(static_cast<double>(angle)));
-}
-
 void apply(const nn::ParameterStore& weights, const Affine& map, const Tensor& x, const Tensor& y) {
     ops::linear(x, weights[map.weight], map.bias < 0 ? Tensor() : weights[map.bias], y);
 }
@@ -33,12 +21,6 @@ void apply(const nn::ParameterStore& weights, const Affine& map, const Tensor& x
 void norm(const nn::ParameterStore& weights, const Affine& n, const Tensor& x, const Tensor& y) {
     ops::layer_norm({x.size(0), x.size(1), vision_eps}, x.f32(), weights[n.weight].f32(), weights[n.bias].f32(), y.f32(),
                     nullptr, nullptr);
-}
-
-/// Row and column of patch k of a grid in merge order (block row, block column, row in block, column in block).
-std::array<std::int64_t, 2> patch_place(const GridThw& grid, std::int64_t merge, std::int64_t k) {
-    const std::int64_t in_block = k % (merge * merge), block = k / (merge * merge), across = grid[2] / merge;
-    return {block / across * merge + in_block / merge, block % across * merge + in_block % merge};
 }
 
 }  // namespace
@@ -76,22 +58,6 @@ Session::Session(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patch
     for (std::size_t i = 0; i < v.deepstack.size(); ++i) deepstack_.push_back(arena.take_f32({tokens, v.out_hidden}));
 }
 
-void Session::set_rope(std::span<const std::array<std::int64_t, 3>> positions) {
-    const TextConfig& t = vlm_.config().text;
-    const std::int64_t half = t.head_dim / 2;
-    for (std::size_t r = 0; r < positions.size(); ++r)
-        for (std::int64_t i = 0; i < half; ++i) {
-            // Interleaved sections: every third frequency belongs to h or w as far as their sections reach.
-            int axis = 0;
-            if (i % 3 == 1 && i < 3 * t.mrope_section[1]) axis = 1;
-            if (i % 3 == 2 && i < 3 * t.mrope_section[2]) axis = 2;
-            const float angle = static_cast<float>(positions[r][static_cast<std::size_t>(axis)]) *
-                                frequency(t.rope_theta, i, t.head_dim);
-            const std::int64_t at = static_cast<std::int64_t>(r) * half + i;
-            put_angle(angle, cosine_.f32() + at, sine_.f32() + at);
-        }
-}
-
 void Session::run_merger(const nn::ParameterStore& weights, const Merger& m, bool norm_after_merge, const Tensor& x,
                          const Tensor& out) {
     const VisionConfig& v = vlm_.config().vision;
@@ -111,11 +77,7 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
                          const Observer& observe) {
     const VisionConfig& v = vlm_.config().vision;
     const std::int64_t n = pixel_values.size(0), tokens = n / (v.merge * v.merge);
-    std::int64_t total = 0;
-    for (const GridThw& grid : grids) total += grid[0] * grid[1] * grid[2];
-    ATELIER_CHECK_INPUT(total == n && n <= max_patches_ && pixel_values.size(1) == v.patch_elements(),
-                        "pixel values {} for grids of {} patches of {} numbers (planned for {} patches)",
-                        pixel_values.shape().str(), total, v.patch_elements(), max_patches_);
+    check_patches(v, pixel_values, grids, max_patches_);
     const auto show = [&](const std::string& name, const Tensor& value) {
         if (observe) observe("vision." + name, value);
     };
@@ -125,38 +87,11 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
     ops::linear(pixel_values, weight, weights[vlm_.patch.bias], x);
     show("patch_embed", x);
 
-    const auto side = static_cast<std::int64_t>(std::llround(std::sqrt(static_cast<double>(v.positions))));
-    ATELIER_CHECK_INPUT(side * side == v.positions, "num_position_embeddings must be a square, found {}", v.positions);
-    const float* table = weights[vlm_.position_embedding].f32();
-    const std::int64_t half = v.head_dim() / 2, quarter = half / 2;
-    std::int64_t row = 0;
+    std::int64_t first = 0;
     for (const GridThw& grid : grids)
-        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row) {
-            const auto place = patch_place(grid, v.merge, k);
-            // Bilinear between the table's entries, corners aligned.
-            std::array<std::int64_t, 2> low{}, high{};
-            std::array<float, 2> part{};
-            for (int axis = 0; axis < 2; ++axis) {
-                const std::int64_t extent = grid[static_cast<std::size_t>(axis + 1)];
-                const float at = extent == 1 ? 0.0f
-                                             : static_cast<float>(place[axis] * (side - 1)) / static_cast<float>(extent - 1);
-                low[axis] = static_cast<std::int64_t>(at);
-                high[axis] = std::min(low[axis] + 1, side - 1);
-                part[axis] = at - static_cast<float>(low[axis]);
-            }
-            const float* corner[4] = {table + (low[0] * side + low[1]) * v.hidden, table + (low[0] * side + high[1]) * v.hidden,
-                                      table + (high[0] * side + low[1]) * v.hidden,
-                                      table + (high[0] * side + high[1]) * v.hidden};
-            const float share[4] = {(1 - part[0]) * (1 - part[1]), (1 - part[0]) * part[1], part[0] * (1 - part[1]),
-                                    part[0] * part[1]};
-            float* out = x.f32() + row * v.hidden;
-            for (std::int64_t j = 0; j < v.hidden; ++j)
-                out[j] += share[0] * corner[0][j] + share[1] * corner[1][j] + share[2] * corner[2][j] + share[3] * corner[3][j];
-            for (std::int64_t i = 0; i < half; ++i) {
-                const float angle = static_cast<float>(place[i < quarter ? 0 : 1]) * frequency(v.rope_theta, i % quarter, half);
-                put_angle(angle, vision_cosine_.f32() + row * half + i, vision_sine_.f32() + row * half + i);
-            }
-        }
+        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++first)
+            add_position(v, grid, k, weights[vlm_.position_embedding].f32(), x.f32() + first * v.hidden);
+    vision_rotation(v, grids, vision_cosine_.f32(), vision_sine_.f32());
     show("block_in", x);
 
     for (std::int64_t b = 0; b < v.depth; ++b) {
@@ -166,7 +101,7 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
         float* q = qkv.f32();
         for (std::int64_t part = 0; part < 2; ++part)
             ops::rope_half(n, v.heads, v.head_dim(), 3 * v.hidden, vision_cosine_.f32(), vision_sine_.f32(), q + part * v.hidden);
-        std::int64_t first = 0;
+        first = 0;
         for (const GridThw& grid : grids) {  // attention never crosses pictures
             ops::AttentionShape s;
             s.queries = s.own_keys = grid[1] * grid[2];
@@ -205,7 +140,7 @@ Tensor Session::encode(const nn::ParameterStore& weights, std::span<const std::i
     const auto n = static_cast<std::int64_t>(ids.size());
     ATELIER_CHECK(n >= 1 && n <= max_tokens_, "a prompt of {} tokens, planned for {}", n, max_tokens_);
     const Positions positions = make_positions(c, ids, grids);
-    set_rope(positions.token);
+    text_rotation(c.text, positions.token, cosine_.f32(), sine_.f32());
     length_ = 0;
     next_position_ = positions.next;
     image_rows_.clear();
@@ -232,7 +167,7 @@ Tensor Session::decode(const nn::ParameterStore& weights, std::int32_t id) {
     ATELIER_CHECK(length_ > 0 && length_ < max_tokens_, "decoding token {} of at most {}", length_, max_tokens_);
     ATELIER_CHECK_INPUT(id >= 0 && id < t.vocabulary, "token {} of a vocabulary of {}", id, t.vocabulary);
     const std::array<std::int64_t, 3> position{next_position_, next_position_, next_position_};
-    set_rope(std::span(&position, 1));
+    text_rotation(t, std::span(&position, 1), cosine_.f32(), sine_.f32());
     ++next_position_;
     std::copy_n(weights[vlm_.embedding].f32() + id * t.hidden, t.hidden, hidden_.f32());
     return run_text(weights, 1, {});
@@ -262,8 +197,8 @@ Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, cons
         ops::linear(y, weights[p.q], {}, q);
         ops::linear(y, weights[p.k], {}, k);
         ops::linear(y, weights[p.v], {}, v);
-        ops::head_rms_norm(n, t.heads, t.head_dim, q_width, weights[p.q_norm].f32(), t.eps, q.f32());
-        ops::head_rms_norm(n, t.kv_heads, t.head_dim, kv_width, weights[p.k_norm].f32(), t.eps, k.f32());
+        ops::rms_norm({n * t.heads, t.head_dim, 0, 0, t.eps, 0.0f}, q.f32(), weights[p.q_norm].f32(), q.f32(), nullptr);
+        ops::rms_norm({n * t.kv_heads, t.head_dim, 0, 0, t.eps, 0.0f}, k.f32(), weights[p.k_norm].f32(), k.f32(), nullptr);
         ops::rope_half(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), q.f32());
         ops::rope_half(n, t.kv_heads, t.head_dim, kv_width, cosine_.f32(), sine_.f32(), k.f32());
         ops::attention(s, q.f32(), {all_keys.f32(), all_values.f32()}, {k.f32(), v.f32()}, attended.f32(), nullptr,

@@ -14,8 +14,6 @@
 
 namespace atelier::vlm {
 
-using GridThw = std::array<std::int64_t, 3>;  ///< frames, patches high, patches wide
-
 /// A linear map's rows in the table: weight and bias (-1: none).
 struct Affine {
     int weight = -1, bias = -1;
@@ -92,7 +90,6 @@ class Session {
                     const Tensor& out);
     /// Tokens [length_, length_ + n) whose embeddings are in hidden_.
     Tensor run_text(const nn::ParameterStore& weights, std::int64_t n, const Observer& observe);
-    void set_rope(std::span<const std::array<std::int64_t, 3>> positions);
 
     const Vlm& vlm_;
     std::int64_t max_tokens_, max_patches_, length_ = 0, next_position_ = 0;

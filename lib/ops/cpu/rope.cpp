@@ -85,21 +85,11 @@ void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const floa
         }
 }
 
-void head_rms_norm(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride,
-                   const float* weight, float eps, float* x) {
-    parallel_for(rows, block_rows, [=](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin; r < end; ++r)
-            for (std::int64_t h = 0; h < heads; ++h) {
-                float* v = x + r * stride + h * head_dim;
-                const float square = cpu::lane_sum(head_dim, [=](std::int64_t j) { return v[j] * v[j]; });
-                const float inverse = 1.0f / std::sqrt(square / static_cast<float>(head_dim) + eps);
-                for (std::int64_t j = 0; j < head_dim; ++j) v[j] = v[j] * inverse * weight[j];
-            }
-    });
-}
+namespace {
 
-void rope_half(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride, const float* cosine,
-               const float* sine, float* x) {
+/// `direction` 1 rotates, -1 rotates back.
+void rotate_halves(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride, const float* cosine,
+                   const float* sine, float direction, float* x) {
     const std::int64_t half = head_dim / 2;
     parallel_for(rows, block_rows, [=](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r)
@@ -107,12 +97,24 @@ void rope_half(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std
                 float *a = x + r * stride + h * head_dim, *b = a + half;
                 const float *c = cosine + r * half, *s = sine + r * half;
                 for (std::int64_t i = 0; i < half; ++i) {
-                    const float u = a[i], v = b[i];
-                    a[i] = u * c[i] - v * s[i];
-                    b[i] = v * c[i] + u * s[i];
+                    const float u = a[i], v = b[i], turn = direction * s[i];
+                    a[i] = u * c[i] - v * turn;
+                    b[i] = v * c[i] + u * turn;
                 }
             }
     });
+}
+
+}  // namespace
+
+void rope_half(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride, const float* cosine,
+               const float* sine, float* x) {
+    rotate_halves(rows, heads, head_dim, stride, cosine, sine, 1.0f, x);
+}
+
+void rope_half_backward(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride,
+                        const float* cosine, const float* sine, float* gradient) {
+    rotate_halves(rows, heads, head_dim, stride, cosine, sine, -1.0f, gradient);
 }
 
 }  // namespace atelier::ops

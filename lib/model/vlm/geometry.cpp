@@ -1,0 +1,91 @@
+#include "model/vlm/geometry.hpp"
+
+#include <cmath>
+
+#include "core/error.hpp"
+
+namespace atelier::vlm {
+namespace {
+
+/// theta^(-2i/n) in single precision, as the models define their angles.
+float frequency(double theta, std::int64_t i, std::int64_t n) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(n);
+    return 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+}
+
+void put_angle(float angle, float* cosine, float* sine) {
+    *cosine = static_cast<float>(std::cos(static_cast<double>(angle)));
+    *sine = static_cast<float>(std::sin(static_cast<double>(angle)));
+}
+
+/// Row and column of patch k.
+std::array<std::int64_t, 2> patch_place(const GridThw& grid, std::int64_t merge, std::int64_t k) {
+    const std::int64_t in_block = k % (merge * merge), block = k / (merge * merge), across = grid[2] / merge;
+    return {block / across * merge + in_block / merge, block % across * merge + in_block % merge};
+}
+
+}  // namespace
+
+void text_rotation(const TextConfig& config, std::span<const std::array<std::int64_t, 3>> positions, float* cosine, float* sine) {
+    const std::int64_t half = config.head_dim / 2;
+    for (std::size_t r = 0; r < positions.size(); ++r)
+        for (std::int64_t i = 0; i < half; ++i) {
+            // Interleaved sections: every third frequency belongs to h or w as far as their sections reach.
+            int axis = 0;
+            if (i % 3 == 1 && i < 3 * config.mrope_section[1]) axis = 1;
+            if (i % 3 == 2 && i < 3 * config.mrope_section[2]) axis = 2;
+            const float angle = static_cast<float>(positions[r][static_cast<std::size_t>(axis)]) *
+                                frequency(config.rope_theta, i, config.head_dim);
+            const std::int64_t at = static_cast<std::int64_t>(r) * half + i;
+            put_angle(angle, cosine + at, sine + at);
+        }
+}
+
+void vision_rotation(const VisionConfig& config, std::span<const GridThw> grids, float* cosine, float* sine) {
+    const std::int64_t half = config.head_dim() / 2, quarter = half / 2;
+    std::int64_t row = 0;
+    for (const GridThw& grid : grids)
+        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row) {
+            const auto place = patch_place(grid, config.merge, k);
+            for (std::int64_t i = 0; i < half; ++i) {
+                const float angle = static_cast<float>(place[i < quarter ? 0 : 1]) * frequency(config.rope_theta, i % quarter, half);
+                put_angle(angle, cosine + row * half + i, sine + row * half + i);
+            }
+        }
+}
+
+PositionCorners position_corners(const VisionConfig& config, const GridThw& grid, std::int64_t k) {
+    const auto side = static_cast<std::int64_t>(std::llround(std::sqrt(static_cast<double>(config.positions))));
+    ATELIER_CHECK_INPUT(side * side == config.positions, "num_position_embeddings must be a square, found {}", config.positions);
+    const auto place = patch_place(grid, config.merge, k);
+    std::array<std::int64_t, 2> low{}, high{};
+    std::array<float, 2> part{};
+    for (std::size_t axis = 0; axis < 2; ++axis) {
+        const std::int64_t extent = grid[axis + 1];
+        const float at = extent == 1 ? 0.0f : static_cast<float>(place[axis] * (side - 1)) / static_cast<float>(extent - 1);
+        low[axis] = static_cast<std::int64_t>(at);
+        high[axis] = std::min(low[axis] + 1, side - 1);
+        part[axis] = at - static_cast<float>(low[axis]);
+    }
+    return {{low[0] * side + low[1], low[0] * side + high[1], high[0] * side + low[1], high[0] * side + high[1]},
+            {(1 - part[0]) * (1 - part[1]), (1 - part[0]) * part[1], part[0] * (1 - part[1]), part[0] * part[1]}};
+}
+
+void add_position(const VisionConfig& config, const GridThw& grid, std::int64_t k, const float* table, float* x) {
+    const PositionCorners c = position_corners(config, grid, k);
+    const float *a = table + c.row[0] * config.hidden, *b = table + c.row[1] * config.hidden;
+    const float *d = table + c.row[2] * config.hidden, *e = table + c.row[3] * config.hidden;
+    for (std::int64_t j = 0; j < config.hidden; ++j)
+        x[j] += c.share[0] * a[j] + c.share[1] * b[j] + c.share[2] * d[j] + c.share[3] * e[j];
+}
+
+void check_patches(const VisionConfig& config, const Tensor& pixel_values, std::span<const GridThw> grids, std::int64_t max_patches) {
+    std::int64_t total = 0;
+    for (const GridThw& grid : grids) total += grid[0] * grid[1] * grid[2];
+    ATELIER_CHECK_INPUT(!pixel_values.empty() && total == pixel_values.size(0) && total <= max_patches &&
+                            pixel_values.size(1) == config.patch_elements(),
+                        "pixel values {} for grids of {} patches of {} numbers (planned for {} patches)",
+                        pixel_values.shape().str(), total, config.patch_elements(), max_patches);
+}
+
+}  // namespace atelier::vlm

@@ -1,0 +1,460 @@
+#include "model/vlm/training.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/parallel.hpp"
+#include "model/vlm/geometry.hpp"
+#include "ops/activation.hpp"
+#include "ops/attention.hpp"
+#include "ops/linear.hpp"
+#include "ops/norm.hpp"
+#include "ops/rope.hpp"
+
+namespace atelier::vlm {
+namespace {
+
+using nn::ParameterStore;
+
+Tensor bias_of(const ParameterStore& weights, const Affine& map) { return map.bias < 0 ? Tensor() : weights[map.bias]; }
+
+void affine(const ParameterStore& weights, const Affine& map, const Tensor& x, const Tensor& y) {
+    ops::linear(x, weights[map.weight], bias_of(weights, map), y);
+}
+
+/// Gradients of the map; dx is written unless empty.
+void affine_backward(const ParameterStore& weights, const ParameterStore& gradients, const Affine& map, const Tensor& x,
+                     const Tensor& dy, const Tensor& dx) {
+    ops::linear_backward_weight(dy, x, gradients[map.weight], bias_of(gradients, map));
+    if (!dx.empty()) ops::linear_backward_input(dy, weights[map.weight], dx, false);
+}
+
+void layer_norm(const ParameterStore& weights, const Affine& n, const Tensor& x, const Tensor& y, const Tensor& mean,
+                const Tensor& inverse) {
+    ops::layer_norm({x.size(0), x.size(1), vision_eps}, x.f32(), weights[n.weight].f32(), weights[n.bias].f32(), y.f32(),
+                    mean.f32(), inverse.f32());
+}
+
+void layer_norm_backward(const ParameterStore& weights, const ParameterStore& gradients, const Affine& n, const Tensor& x,
+                         const Tensor& mean, const Tensor& inverse, const Tensor& dy, const Tensor& dx) {
+    ops::layer_norm_backward({x.size(0), x.size(1), vision_eps}, x.f32(), weights[n.weight].f32(), mean.f32(), inverse.f32(),
+                             dy.f32(), dx.f32(), true, gradients[n.weight].f32(), gradients[n.bias].f32());
+}
+
+void copy(const Tensor& from, const Tensor& to) { std::copy_n(from.f32(), from.elements(), to.f32()); }
+void zero(const Tensor& x) { std::fill_n(x.f32(), x.elements(), 0.0f); }
+
+ops::AttentionShape picture_attention(const VisionConfig& v, const GridThw& grid) {
+    ops::AttentionShape s;
+    s.queries = s.own_keys = grid[1] * grid[2];
+    s.heads = s.kv_heads = v.heads;
+    s.head_dim = v.head_dim();
+    s.q_stride = s.own_stride = 3 * v.hidden;
+    s.out_stride = v.hidden;
+    s.scale = 1.0f / std::sqrt(static_cast<float>(v.head_dim()));
+    return s;
+}
+
+ops::AttentionShape text_attention(const TextConfig& t, const std::vector<std::int32_t>& limits) {
+    ops::AttentionShape s;
+    s.queries = s.own_keys = static_cast<std::int64_t>(limits.size());
+    s.heads = t.heads;
+    s.kv_heads = t.kv_heads;
+    s.head_dim = t.head_dim;
+    s.q_stride = s.out_stride = t.heads * t.head_dim;
+    s.own_stride = t.kv_heads * t.head_dim;
+    s.scale = 1.0f / std::sqrt(static_cast<float>(t.head_dim));
+    s.own_limit = limits.data();
+    return s;
+}
+
+}  // namespace
+
+TrainingPass::TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, std::int64_t max_rows, Arena& arena)
+    : vlm_(vlm), max_tokens_(max_tokens), max_patches_(max_patches), max_rows_(max_rows) {
+    const TextConfig& t = vlm.config().text;
+    const VisionConfig& v = vlm.config().vision;
+    const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
+    const auto rows = [&](std::int64_t width) { return arena.take_f32({max_tokens, width}); };
+    limits_.reserve(static_cast<std::size_t>(max_tokens));
+    image_rows_.reserve(static_cast<std::size_t>(max_tokens));
+    logit_rows_.reserve(static_cast<std::size_t>(max_rows));
+    states_ = rows(t.hidden);
+    cosine_ = rows(t.head_dim / 2);
+    sine_ = rows(t.head_dim / 2);
+    logit_in_ = arena.take_f32({max_rows, t.hidden});
+    logit_inverse_ = arena.take_f32({max_rows});
+    logit_normed_ = arena.take_f32({max_rows, t.hidden});
+    d_logit_ = arena.take_f32({max_rows, t.hidden});
+    for (std::int64_t l = 0; l < t.layers; ++l) {
+        TextActivations a;
+        for (Tensor* each : {&a.x, &a.y1, &a.middle, &a.y2}) *each = rows(t.hidden);
+        for (Tensor* each : {&a.q_in, &a.q, &a.attended}) *each = rows(q_width);
+        for (Tensor* each : {&a.k_in, &a.k, &a.v}) *each = rows(kv_width);
+        for (Tensor* each : {&a.gate, &a.up, &a.act}) *each = rows(t.intermediate);
+        for (Tensor* each : {&a.inverse1, &a.inverse2}) *each = rows(1);
+        a.q_inverse = rows(t.heads);
+        a.k_inverse = rows(t.kv_heads);
+        a.log_sum_exp = rows(t.heads);
+        text_.push_back(a);
+    }
+    d_states_ = rows(t.hidden);
+    d_y_ = rows(t.hidden);
+    d_q_ = rows(q_width);
+    d_kv_ = arena.take_f32({2 * max_tokens, kv_width});
+    d_attended_ = rows(q_width);
+    d_gate_up_ = arena.take_f32({2 * max_tokens, t.intermediate});
+    d_act_ = rows(t.intermediate);
+    ops::AttentionShape attention;
+    attention.own_keys = std::max(max_tokens, max_patches);
+    attention_workspace_ = arena.take_f32({ops::attention_workspace(attention)});
+    if (max_patches == 0) return;
+
+    const auto patches = [&](std::int64_t width) { return arena.take_f32({max_patches, width}); };
+    const std::int64_t pictures = max_patches / (v.merge * v.merge);
+    patches_ = patches(v.hidden);
+    vision_cosine_ = patches(v.head_dim() / 2);
+    vision_sine_ = patches(v.head_dim() / 2);
+    for (std::int64_t b = 0; b < v.depth; ++b) {
+        VisionActivations a;
+        for (Tensor* each : {&a.x, &a.y1, &a.attended, &a.middle, &a.y2}) *each = patches(v.hidden);
+        for (Tensor* each : {&a.mean1, &a.inverse1, &a.mean2, &a.inverse2}) *each = patches(1);
+        a.qkv = patches(3 * v.hidden);
+        a.log_sum_exp = patches(v.heads);
+        for (Tensor* each : {&a.fc1, &a.act}) *each = patches(v.intermediate);
+        vision_.push_back(a);
+    }
+    plan_merger(merger_, false, arena);
+    for (std::size_t i = 0; i < v.deepstack.size(); ++i) {
+        plan_merger(deepstack_mergers_.emplace_back(), true, arena);
+        deepstack_.push_back(arena.take_f32({pictures, v.out_hidden}));
+        d_deepstack_.push_back(arena.take_f32({pictures, v.out_hidden}));
+    }
+    picture_tokens_ = arena.take_f32({pictures, v.out_hidden});
+    d_picture_tokens_ = arena.take_f32({pictures, v.out_hidden});
+    d_patches_ = patches(v.hidden);
+    d_vision_y_ = patches(v.hidden);
+    d_qkv_ = patches(3 * v.hidden);
+    d_vision_act_ = patches(v.intermediate);
+    d_merged_ = arena.take_f32({pictures, v.merged()});
+    d_merged_act_ = arena.take_f32({pictures, v.merged()});
+}
+
+void TrainingPass::plan_merger(MergerActivations& a, bool norm_after_merge, Arena& arena) const {
+    const VisionConfig& v = vlm_.config().vision;
+    const std::int64_t tokens = max_patches_ / (v.merge * v.merge), normed = norm_after_merge ? tokens : max_patches_;
+    a.mean = arena.take_f32({normed});
+    a.inverse = arena.take_f32({normed});
+    for (Tensor* each : {&a.merged, &a.fc1, &a.act}) *each = arena.take_f32({tokens, v.merged()});
+}
+
+// Merge order makes 2 x 2 patches neighbours in memory: merging is a change of shape.
+void TrainingPass::forward_merger(const ParameterStore& weights, const Merger& m, bool norm_after_merge, MergerActivations& a,
+                                  const Tensor& x, const Tensor& out) const {
+    const VisionConfig& v = vlm_.config().vision;
+    const std::int64_t n = x.size(0), tokens = n / (v.merge * v.merge);
+    const Tensor merged = a.merged.slice(0, tokens), fc1 = a.fc1.slice(0, tokens), act = a.act.slice(0, tokens);
+    if (norm_after_merge)
+        layer_norm(weights, m.norm, x.reshaped({tokens, v.merged()}), merged, a.mean, a.inverse);
+    else
+        layer_norm(weights, m.norm, x, merged.reshaped({n, v.hidden}), a.mean, a.inverse);
+    affine(weights, m.fc1, merged, fc1);
+    ops::gelu_erf(fc1.f32(), act.f32(), act.elements());
+    affine(weights, m.fc2, act, out);
+}
+
+void TrainingPass::backward_merger(const ParameterStore& weights, const ParameterStore& gradients, const Merger& m,
+                                   bool norm_after_merge, MergerActivations& a, const Tensor& x, const Tensor& d_out,
+                                   const Tensor& d_x) {
+    const VisionConfig& v = vlm_.config().vision;
+    const std::int64_t n = x.size(0), tokens = n / (v.merge * v.merge);
+    const Tensor merged = a.merged.slice(0, tokens), fc1 = a.fc1.slice(0, tokens), act = a.act.slice(0, tokens);
+    const Tensor d_act = d_merged_act_.slice(0, tokens), d_merged = d_merged_.slice(0, tokens);
+    affine_backward(weights, gradients, m.fc2, act, d_out, d_act);
+    ops::gelu_erf_backward(fc1.f32(), d_act.f32(), d_act.f32(), d_act.elements());
+    affine_backward(weights, gradients, m.fc1, merged, d_act, d_merged);
+    const Shape rows = norm_after_merge ? Shape{tokens, v.merged()} : Shape{n, v.hidden};
+    layer_norm_backward(weights, gradients, m.norm, x.reshaped(rows), a.mean, a.inverse, d_merged.reshaped(rows), d_x.reshaped(rows));
+}
+
+void TrainingPass::forward_vision(const ParameterStore& weights) {
+    const VisionConfig& v = vlm_.config().vision;
+    check_patches(v, pixel_values_, grids_, max_patches_);
+    const std::int64_t n = pixel_values_.size(0), tokens = n / (v.merge * v.merge);
+    const Tensor patch_weight = weights[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
+    Tensor x = v.depth > 0 ? vision_[0].x.slice(0, n) : patches_.slice(0, n);
+    ops::linear(pixel_values_, patch_weight, weights[vlm_.patch.bias], x);
+    std::int64_t row = 0;
+    for (const GridThw& grid : grids_)
+        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row)
+            add_position(v, grid, k, weights[vlm_.position_embedding].f32(), x.f32() + row * v.hidden);
+    vision_rotation(v, grids_, vision_cosine_.f32(), vision_sine_.f32());
+    for (std::size_t b = 0; b < vision_.size(); ++b) {
+        const VisionBlock& p = vlm_.blocks[b];
+        const VisionActivations& a = vision_[b];
+        const Tensor y1 = a.y1.slice(0, n), qkv = a.qkv.slice(0, n), attended = a.attended.slice(0, n), middle = a.middle.slice(0, n);
+        const Tensor y2 = a.y2.slice(0, n), fc1 = a.fc1.slice(0, n), act = a.act.slice(0, n);
+        const Tensor out = b + 1 < vision_.size() ? vision_[b + 1].x.slice(0, n) : patches_.slice(0, n);
+        layer_norm(weights, p.norm1, x, y1, a.mean1, a.inverse1);
+        affine(weights, p.qkv, y1, qkv);
+        for (std::int64_t part = 0; part < 2; ++part)
+            ops::rope_half(n, v.heads, v.head_dim(), 3 * v.hidden, vision_cosine_.f32(), vision_sine_.f32(),
+                           qkv.f32() + part * v.hidden);
+        std::int64_t first = 0;
+        for (const GridThw& grid : grids_) {  // attention never crosses pictures
+            const ops::AttentionShape s = picture_attention(v, grid);
+            const float* base = qkv.f32() + first * 3 * v.hidden;
+            ops::attention(s, base, {}, {base + v.hidden, base + 2 * v.hidden}, attended.f32() + first * v.hidden,
+                           a.log_sum_exp.f32() + first * v.heads, attention_workspace_);
+            first += s.queries;
+        }
+        affine(weights, p.proj, attended, middle);
+        ops::add(x.f32(), middle.f32(), middle.elements());
+        layer_norm(weights, p.norm2, middle, y2, a.mean2, a.inverse2);
+        affine(weights, p.fc1, y2, fc1);
+        ops::gelu_tanh(fc1.f32(), act.f32(), act.elements());
+        affine(weights, p.fc2, act, out);
+        ops::add(middle.f32(), out.f32(), out.elements());
+        x = out;
+        for (std::size_t i = 0; i < v.deepstack.size(); ++i)
+            if (v.deepstack[i] == static_cast<std::int64_t>(b))
+                forward_merger(weights, vlm_.deepstack_mergers[i], true, deepstack_mergers_[i], x, deepstack_[i].slice(0, tokens));
+    }
+    forward_merger(weights, vlm_.merger, false, merger_, x, picture_tokens_.slice(0, tokens));
+}
+
+void TrainingPass::backward_vision(const ParameterStore& weights, const ParameterStore& gradients) {
+    const VisionConfig& v = vlm_.config().vision;
+    const std::int64_t n = pixel_values_.size(0), tokens = n / (v.merge * v.merge);
+    const Tensor d_x = d_patches_.slice(0, n), d_y = d_vision_y_.slice(0, n), d_qkv = d_qkv_.slice(0, n);
+    const Tensor d_act = d_vision_act_.slice(0, n), last = patches_.slice(0, n);
+    zero(d_x);
+    backward_merger(weights, gradients, vlm_.merger, false, merger_, last, d_picture_tokens_.slice(0, tokens), d_x);
+    for (std::size_t b = vision_.size(); b-- > 0;) {
+        const VisionBlock& p = vlm_.blocks[b];
+        const VisionActivations& a = vision_[b];
+        const Tensor out = b + 1 < vision_.size() ? vision_[b + 1].x.slice(0, n) : last;
+        for (std::size_t i = 0; i < v.deepstack.size(); ++i)
+            if (v.deepstack[i] == static_cast<std::int64_t>(b))
+                backward_merger(weights, gradients, vlm_.deepstack_mergers[i], true, deepstack_mergers_[i], out,
+                                d_deepstack_[i].slice(0, tokens), d_x);
+        const Tensor qkv = a.qkv.slice(0, n), attended = a.attended.slice(0, n), fc1 = a.fc1.slice(0, n);
+        affine_backward(weights, gradients, p.fc2, a.act.slice(0, n), d_x, d_act);
+        ops::gelu_tanh_backward(fc1.f32(), d_act.f32(), d_act.f32(), d_act.elements());
+        affine_backward(weights, gradients, p.fc1, a.y2.slice(0, n), d_act, d_y);
+        layer_norm_backward(weights, gradients, p.norm2, a.middle.slice(0, n), a.mean2, a.inverse2, d_y, d_x);
+        affine_backward(weights, gradients, p.proj, attended, d_x, d_y);
+        std::int64_t first = 0;
+        for (const GridThw& grid : grids_) {
+            const ops::AttentionShape s = picture_attention(v, grid);
+            const float* base = qkv.f32() + first * 3 * v.hidden;
+            float* d_base = d_qkv.f32() + first * 3 * v.hidden;
+            ops::attention_backward(s, base, {}, {base + v.hidden, base + 2 * v.hidden}, attended.f32() + first * v.hidden,
+                                    a.log_sum_exp.f32() + first * v.heads, d_y.f32() + first * v.hidden, d_base, {},
+                                    {d_base + v.hidden, d_base + 2 * v.hidden}, attention_workspace_);
+            first += s.queries;
+        }
+        for (std::int64_t part = 0; part < 2; ++part)
+            ops::rope_half_backward(n, v.heads, v.head_dim(), 3 * v.hidden, vision_cosine_.f32(), vision_sine_.f32(),
+                                    d_qkv.f32() + part * v.hidden);
+        affine_backward(weights, gradients, p.qkv, a.y1.slice(0, n), d_qkv, d_y);
+        layer_norm_backward(weights, gradients, p.norm1, a.x.slice(0, n), a.mean1, a.inverse1, d_y, d_x);
+    }
+    const Tensor d_patch = gradients[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
+    ops::linear_backward_weight(d_x, pixel_values_, d_patch, gradients[vlm_.patch.bias]);
+    float* d_table = gradients[vlm_.position_embedding].f32();
+    std::int64_t row = 0;
+    for (const GridThw& grid : grids_)
+        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row) {
+            const PositionCorners c = position_corners(v, grid, k);
+            for (std::size_t corner = 0; corner < 4; ++corner)
+                for (std::int64_t j = 0; j < v.hidden; ++j)
+                    d_table[c.row[corner] * v.hidden + j] += c.share[corner] * d_x.f32()[row * v.hidden + j];
+        }
+}
+
+void TrainingPass::forward_text(const ParameterStore& weights) {
+    const TextConfig& t = vlm_.config().text;
+    const std::int64_t n = tokens_, q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
+    const ops::AttentionShape s = text_attention(t, limits_);
+    for (std::size_t l = 0; l < text_.size(); ++l) {
+        const TextLayer& p = vlm_.layers[l];
+        const TextActivations& a = text_[l];
+        const Tensor x = a.x.slice(0, n), y1 = a.y1.slice(0, n), q_in = a.q_in.slice(0, n), k_in = a.k_in.slice(0, n);
+        const Tensor q = a.q.slice(0, n), k = a.k.slice(0, n), v = a.v.slice(0, n), attended = a.attended.slice(0, n);
+        const Tensor middle = a.middle.slice(0, n), y2 = a.y2.slice(0, n), gate = a.gate.slice(0, n), up = a.up.slice(0, n);
+        const Tensor act = a.act.slice(0, n), out = (l + 1 < text_.size() ? text_[l + 1].x : states_).slice(0, n);
+        ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.input_norm].f32(), y1.f32(), a.inverse1.f32());
+        ops::linear(y1, weights[p.q], {}, q_in);
+        ops::linear(y1, weights[p.k], {}, k_in);
+        ops::linear(y1, weights[p.v], {}, v);
+        ops::rms_norm({n * t.heads, t.head_dim, 0, 0, t.eps, 0.0f}, q_in.f32(), weights[p.q_norm].f32(), q.f32(), a.q_inverse.f32());
+        ops::rms_norm({n * t.kv_heads, t.head_dim, 0, 0, t.eps, 0.0f}, k_in.f32(), weights[p.k_norm].f32(), k.f32(), a.k_inverse.f32());
+        ops::rope_half(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), q.f32());
+        ops::rope_half(n, t.kv_heads, t.head_dim, kv_width, cosine_.f32(), sine_.f32(), k.f32());
+        ops::attention(s, q.f32(), {}, {k.f32(), v.f32()}, attended.f32(), a.log_sum_exp.f32(), attention_workspace_);
+        ops::linear(attended, weights[p.out], {}, middle);
+        ops::add(x.f32(), middle.f32(), middle.elements());
+        ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, middle.f32(), weights[p.post_norm].f32(), y2.f32(), a.inverse2.f32());
+        ops::linear(y2, weights[p.gate], {}, gate);
+        ops::linear(y2, weights[p.up], {}, up);
+        ops::swiglu(n, t.intermediate, gate.f32(), up.f32(), t.intermediate, act.f32());
+        ops::linear(act, weights[p.down], {}, out);
+        ops::add(middle.f32(), out.f32(), out.elements());
+        if (l < deepstack_.size())  // features of vision blocks are added at the pictures' tokens after the layer
+            for (std::size_t r = 0; r < image_rows_.size(); ++r)
+                ops::add(deepstack_[l].f32() + static_cast<std::int64_t>(r) * t.hidden, out.f32() + image_rows_[r] * t.hidden, t.hidden);
+    }
+}
+
+void TrainingPass::backward_text(const ParameterStore& weights, const ParameterStore& gradients, const Tensor& d_x) {
+    const TextConfig& t = vlm_.config().text;
+    const std::int64_t n = tokens_, q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
+    const ops::AttentionShape s = text_attention(t, limits_);
+    const Tensor d_y = d_y_.slice(0, n), d_q = d_q_.slice(0, n), d_k = d_kv_.slice(0, n), d_v = d_kv_.slice(n, 2 * n);
+    const Tensor d_attended = d_attended_.slice(0, n), d_gate = d_gate_up_.slice(0, n), d_up = d_gate_up_.slice(n, 2 * n);
+    const Tensor d_act = d_act_.slice(0, n);
+    for (std::size_t l = text_.size(); l-- > 0;) {
+        const TextLayer& p = vlm_.layers[l];
+        const TextActivations& a = text_[l];
+        const Tensor y1 = a.y1.slice(0, n), y2 = a.y2.slice(0, n), act = a.act.slice(0, n), attended = a.attended.slice(0, n);
+        if (l < d_deepstack_.size())
+            for (std::size_t r = 0; r < image_rows_.size(); ++r)
+                std::copy_n(d_x.f32() + image_rows_[r] * t.hidden, t.hidden,
+                            d_deepstack_[l].f32() + static_cast<std::int64_t>(r) * t.hidden);
+        ops::linear_backward_weight(d_x, act, gradients[p.down], {});
+        ops::linear_backward_input(d_x, weights[p.down], d_act, false);
+        ops::swiglu_backward(n, t.intermediate, a.gate.f32(), a.up.f32(), t.intermediate, d_act.f32(), d_gate.f32(), d_up.f32());
+        ops::linear_backward_weight(d_gate, y2, gradients[p.gate], {});
+        ops::linear_backward_weight(d_up, y2, gradients[p.up], {});
+        ops::linear_backward_input(d_gate, weights[p.gate], d_y, false);
+        ops::linear_backward_input(d_up, weights[p.up], d_y, true);
+        ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, a.middle.f32(), weights[p.post_norm].f32(), a.inverse2.f32(),
+                               d_y.f32(), d_y.f32(), gradients[p.post_norm].f32());
+        ops::add(d_y.f32(), d_x.f32(), d_x.elements());
+
+        ops::linear_backward_weight(d_x, attended, gradients[p.out], {});
+        ops::linear_backward_input(d_x, weights[p.out], d_attended, false);
+        ops::attention_backward(s, a.q.f32(), {}, {a.k.f32(), a.v.f32()}, attended.f32(), a.log_sum_exp.f32(), d_attended.f32(),
+                                d_q.f32(), {}, {d_k.f32(), d_v.f32()}, attention_workspace_);
+        ops::rope_half_backward(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), d_q.f32());
+        ops::rope_half_backward(n, t.kv_heads, t.head_dim, kv_width, cosine_.f32(), sine_.f32(), d_k.f32());
+        ops::rms_norm_backward({n * t.heads, t.head_dim, 0, 0, t.eps, 0.0f}, a.q_in.f32(), weights[p.q_norm].f32(),
+                               a.q_inverse.f32(), d_q.f32(), d_q.f32(), gradients[p.q_norm].f32());
+        ops::rms_norm_backward({n * t.kv_heads, t.head_dim, 0, 0, t.eps, 0.0f}, a.k_in.f32(), weights[p.k_norm].f32(),
+                               a.k_inverse.f32(), d_k.f32(), d_k.f32(), gradients[p.k_norm].f32());
+        ops::linear_backward_weight(d_q, y1, gradients[p.q], {});
+        ops::linear_backward_weight(d_k, y1, gradients[p.k], {});
+        ops::linear_backward_weight(d_v, y1, gradients[p.v], {});
+        ops::linear_backward_input(d_q, weights[p.q], d_y, false);
+        ops::linear_backward_input(d_k, weights[p.k], d_y, true);
+        ops::linear_backward_input(d_v, weights[p.v], d_y, true);
+        ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, a.x.f32(), weights[p.input_norm].f32(), a.inverse1.f32(),
+                               d_y.f32(), d_y.f32(), gradients[p.input_norm].f32());
+        ops::add(d_y.f32(), d_x.f32(), d_x.elements());
+    }
+}
+
+Tensor TrainingPass::forward(const ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
+                             std::span<const GridThw> grids) {
+    const Config& c = vlm_.config();
+    const auto n = static_cast<std::int64_t>(ids.size());
+    ATELIER_CHECK(n >= 1 && n <= max_tokens_, "a sequence of {} tokens, planned for {}", n, max_tokens_);
+    tokens_ = n;
+    ids_ = ids;
+    grids_ = grids;
+    pixel_values_ = pixel_values;
+    const Positions positions = make_positions(c, ids, grids);
+    text_rotation(c.text, positions.token, cosine_.f32(), sine_.f32());
+    limits_.clear();
+    for (std::int64_t i = 0; i < n; ++i) limits_.push_back(static_cast<std::int32_t>(i + 1));
+    image_rows_.clear();
+    logit_rows_.clear();
+    if (!grids.empty()) forward_vision(weights);
+    const float* table = weights[vlm_.embedding].f32();
+    const Tensor x = (text_.empty() ? states_ : text_[0].x).slice(0, n);
+    for (std::int64_t i = 0; i < n; ++i) {
+        const std::int32_t id = ids[static_cast<std::size_t>(i)];
+        ATELIER_CHECK_INPUT(id >= 0 && id < c.text.vocabulary, "token {} of a vocabulary of {}", id, c.text.vocabulary);
+        const float* from = table + id * c.text.hidden;
+        if (id == c.image_token) {
+            from = picture_tokens_.f32() + static_cast<std::int64_t>(image_rows_.size()) * c.text.hidden;
+            image_rows_.push_back(i);
+        }
+        std::copy_n(from, c.text.hidden, x.f32() + i * c.text.hidden);
+    }
+    forward_text(weights);
+    return states_.slice(0, n);
+}
+
+void TrainingPass::logits(const ParameterStore& weights, std::span<const std::int64_t> rows, const Tensor& out) {
+    const TextConfig& t = vlm_.config().text;
+    const auto n = static_cast<std::int64_t>(rows.size());
+    ATELIER_CHECK(n >= 1 && n <= max_rows_, "logits of {} rows, planned for {}", n, max_rows_);
+    logit_rows_.assign(rows.begin(), rows.end());
+    const Tensor in = logit_in_.slice(0, n), normed = logit_normed_.slice(0, n);
+    for (std::int64_t i = 0; i < n; ++i) {
+        const std::int64_t row = logit_rows_[static_cast<std::size_t>(i)];
+        ATELIER_CHECK(row >= 0 && row < tokens_, "logits of token {} of {}", row, tokens_);
+        std::copy_n(states_.f32() + row * t.hidden, t.hidden, in.f32() + i * t.hidden);
+    }
+    ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, in.f32(), weights[vlm_.final_norm].f32(), normed.f32(), logit_inverse_.f32());
+    ops::linear(normed, weights[vlm_.head], {}, out);
+}
+
+void TrainingPass::backward(const ParameterStore& weights, const ParameterStore& gradients, const Tensor& d_logits,
+                            const Tensor& d_states) {
+    const TextConfig& t = vlm_.config().text;
+    const Tensor d_x = d_states_.slice(0, tokens_);
+    if (d_states.empty())
+        zero(d_x);
+    else
+        copy(d_states, d_x);
+    if (!d_logits.empty()) {
+        const auto n = static_cast<std::int64_t>(logit_rows_.size());
+        ATELIER_CHECK(d_logits.size(0) == n, "gradients of {} rows of logits, {} were made", d_logits.size(0), n);
+        const Tensor d_normed = d_logit_.slice(0, n);
+        ops::linear_backward_weight(d_logits, logit_normed_.slice(0, n), gradients[vlm_.head], {});
+        ops::linear_backward_input(d_logits, weights[vlm_.head], d_normed, false);
+        ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, logit_in_.f32(), weights[vlm_.final_norm].f32(),
+                               logit_inverse_.f32(), d_normed.f32(), d_normed.f32(), gradients[vlm_.final_norm].f32());
+        for (std::int64_t i = 0; i < n; ++i)
+            ops::add(d_normed.f32() + i * t.hidden, d_x.f32() + logit_rows_[static_cast<std::size_t>(i)] * t.hidden, t.hidden);
+    }
+    backward_text(weights, gradients, d_x);
+    float* d_table = gradients[vlm_.embedding].f32();
+    std::int64_t picture_row = 0;
+    for (std::int64_t i = 0; i < tokens_; ++i) {
+        const std::int32_t id = ids_[static_cast<std::size_t>(i)];
+        if (id == vlm_.config().image_token)
+            std::copy_n(d_x.f32() + i * t.hidden, t.hidden, d_picture_tokens_.f32() + t.hidden * picture_row++);
+        else
+            ops::add(d_x.f32() + i * t.hidden, d_table + id * t.hidden, t.hidden);
+    }
+    if (!grids_.empty()) backward_vision(weights, gradients);
+}
+
+double cross_entropy(std::span<const std::int32_t> targets, std::int64_t count, const Tensor& logits) {
+    const std::int64_t vocabulary = logits.size(1);
+    ATELIER_CHECK(static_cast<std::int64_t>(targets.size()) == logits.size(0), "{} targets for {} rows of logits", targets.size(),
+                  logits.size(0));
+    std::vector<double> losses(targets.size());
+    parallel_for(logits.size(0), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r) {
+            float* row = logits.f32() + r * vocabulary;
+            const std::int32_t target = targets[static_cast<std::size_t>(r)];
+            ATELIER_CHECK_INPUT(target >= 0 && target < vocabulary, "target token {} of a vocabulary of {}", target, vocabulary);
+            const double top = *std::max_element(row, row + vocabulary);
+            double sum = 0;
+            for (std::int64_t j = 0; j < vocabulary; ++j) sum += std::exp(row[j] - top);
+            losses[static_cast<std::size_t>(r)] = std::log(sum) + top - row[target];
+            for (std::int64_t j = 0; j < vocabulary; ++j)
+                row[j] = static_cast<float>((std::exp(row[j] - top) / sum - (j == target ? 1 : 0)) / static_cast<double>(count));
+        }
+    });
+    double loss = 0;
+    for (double l : losses) loss += l;
+    return loss / static_cast<double>(count);
+}
+
+}  // namespace atelier::vlm
