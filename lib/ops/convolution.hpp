@@ -35,4 +35,26 @@ class Convolution {
     std::unique_ptr<Prepared> prepared_;
 };
 
+/// A convolution whose weights change between runs, with its gradients. Each call runs on its calling thread; the bits depend on the
+/// shape alone.
+class TrainableConvolution {
+  public:
+    explicit TrainableConvolution(const ConvolutionShape& shape);
+    ~TrainableConvolution();
+    TrainableConvolution(TrainableConvolution&&) noexcept;
+
+    /// Numbers of scratch memory that a call takes.
+    std::int64_t scratch() const;
+    /// in, out as in Convolution::run; weights [out, in, kernel, kernel], bias [out].
+    void forward(const float* in, const float* weights, const float* bias, float* out, float* scratch) const;
+    /// d_in is written (null: skipped), d_weights and d_bias are added to.
+    void backward(const float* in, const float* weights, const float* d_out, float* d_in, float* d_weights, float* d_bias,
+                  float* scratch) const;
+
+  private:
+    struct Prepared;
+    ConvolutionShape shape_;
+    std::unique_ptr<Prepared> prepared_;
+};
+
 }  // namespace atelier::ops

@@ -426,12 +426,23 @@ TEST(Convolution, MatchesDefinition) {
                    return y;
                },
                [=](const auto& in) {
+                   const TrainableConvolution trainable(s);
+                   Floats same(n), room(trainable.scratch());
+                   trainable.forward(in[0].data(), in[1].data(), in[2].data(), same.data(), room.data());
                    const Convolution conv(s, in[1].data(), in[2].data());
                    Floats y(n), scratch(conv.scratch() + 16);
                    conv.run(in[0].data(), y.data(), scratch.data());
+                   for (std::size_t i = 0; i < n; ++i) EXPECT_NEAR(same[i], y[i], 1e-4f);
                    return y;
                },
-               {}});
+               [=](const auto& in, const Floats& dy) {
+                   const TrainableConvolution conv(s);
+                   Floats dx(in[0].size()), dw(in[1].size(), 1.0f), db(in[2].size(), 1.0f), scratch(conv.scratch());
+                   conv.backward(in[0].data(), in[1].data(), dy.data(), dx.data(), dw.data(), db.data(), scratch.data());
+                   for (float& v : dw) v -= 1.0f;  // they are added to
+                   for (float& v : db) v -= 1.0f;
+                   return std::vector<Floats>{dx, dw, db};
+               }});
     }
 }
 
@@ -455,7 +466,29 @@ TEST(Picture, NormUpsampleAndShortcuts) {
                channel_norm(h * w, c, in[0].data(), in[1].data(), true, y.data());
                return y;
            },
-           {}});
+           [=](const auto& in, const Floats& dy) {
+               Floats dx(h * w * c), dgamma(c);
+               channel_norm_backward(h * w, c, in[0].data(), in[1].data(), true, dy.data(), dx.data(), dgamma.data());
+               return std::vector<Floats>{dx, dgamma};
+           }});
+    check({"upsample_nearest", {std::size_t(h * w * c)},
+           [=](const auto& in) {
+               Doubles y(4 * h * w * c);
+               for (int r = 0; r < 2 * h; ++r)
+                   for (int x = 0; x < 2 * w; ++x)
+                       for (int k = 0; k < c; ++k) y[(r * 2 * w + x) * c + k] = in[0][(r / 2 * w + x / 2) * c + k];
+               return y;
+           },
+           [=](const auto& in) {
+               Floats y(4 * h * w * c);
+               upsample_nearest(h, w, c, in[0].data(), y.data());
+               return y;
+           },
+           [=](const auto&, const Floats& dy) {
+               Floats dx(h * w * c);
+               upsample_nearest_backward(h, w, c, dy.data(), dx.data());
+               return std::vector<Floats>{dx};
+           }});
     for (int frames : {1, 2}) {
         // Down: unfold to (channel, frame, row, column), average groups; up: the other way round.
         const int out_down = 2 * c, out_up = c / 2;
@@ -481,7 +514,11 @@ TEST(Picture, NormUpsampleAndShortcuts) {
                    add_average_down(h, w, c, out_down, frames, 2, in[0].data(), y.data());
                    return y;
                },
-               {}});
+               [=](const auto& in, const Floats& dy) {
+                   Floats dx(in[0].size());
+                   add_average_down_backward(h, w, c, out_down, frames, 2, dy.data(), dx.data());
+                   return std::vector<Floats>{dx};
+               }});
         check({"add_duplicate_up", {std::size_t(h * w * c)},
                [=](const auto& in) {
                    const int repeats = out_up * frames * 4 / c;
@@ -503,7 +540,11 @@ TEST(Picture, NormUpsampleAndShortcuts) {
                    add_duplicate_up(h, w, c, out_up, frames, in[0].data(), y.data());
                    return y;
                },
-               {}});
+               [=](const auto& in, const Floats& dy) {
+                   Floats dx(in[0].size());
+                   add_duplicate_up_backward(h, w, c, out_up, frames, dy.data(), dx.data());
+                   return std::vector<Floats>{dx};
+               }});
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/parallel.hpp"
 #include "io/safetensors.hpp"
+#include "model/vae/training.hpp"
 #include "model/vae/vae.hpp"
 #include "oracle_folder.hpp"
 
@@ -132,6 +133,83 @@ TEST(vae_oracle, EveryStage) {
     const auto mode = channels_last(c.out.floats("mode"), 0, z, h * w / (f * f));
     model.codec.decode_raw(mode.data(), h / f, w / f, picture.data(), compare);
     EXPECT_EQ(seen.size(), 2 * (2 + model.vae.config().multipliers.size()));
+}
+
+/// Tensors whose gradient of the case's loss is off. `broken` changes the gradients before they are compared.
+std::size_t wrong_gradients(const std::function<void(const nn::ParameterStore&)>& broken = {}) {
+    const Case c("case-vae-gradients");
+    Model model;
+    Arena arena("gradients", model.plan());
+    const nn::ParameterStore gradients(model.vae.table(), arena);
+    const Shape shape = c.in.at("image").shape;
+    const std::int64_t batch = shape[0], channels = shape[1], h = shape[shape.rank() - 2], w = shape[shape.rank() - 1];
+    const std::int64_t z = model.vae.config().z, f = model.vae.config().factor(), tokens = h * w / (f * f), pixels = h * w;
+    const auto image = c.in.floats("image"), noise = c.in.floats("noise"), reconstruction = c.out.floats("reconstruction");
+    TrainingPass pass(model.vae, h, w);
+    const double elements = static_cast<double>(batch * pixels * channels), latents_in_all = static_cast<double>(batch * tokens * z);
+    constexpr double kl_weight = 0.01;
+    double l2 = 0, kl = 0;
+    for (std::int64_t b = 0; b < batch; ++b) {
+        auto picture = channels_last(image, b, channels, pixels);
+        const auto drawn = channels_last(noise, b, z, tokens);
+        const Tensor posterior = pass.encode(model.weights, Tensor::of(picture.data(), {pixels, channels}));
+        std::vector<float> latents(tokens * z), d_latents(tokens * z), d_posterior(2 * tokens * z);
+        for (std::int64_t i = 0; i < tokens * z; ++i) {
+            const double mean = posterior.f32()[i / z * 2 * z + i % z], logvar = posterior.f32()[i / z * 2 * z + z + i % z];
+            latents[i] = static_cast<float>(mean + std::exp(logvar / 2) * drawn[i]);
+            kl += (mean * mean + std::exp(logvar) - 1 - logvar) / 2 / latents_in_all;
+        }
+        const Tensor found = pass.decode(model.weights, Tensor::of(latents.data(), {tokens, z}));
+        EXPECT_LE(worst(found.f32(), channels_last(reconstruction, b, channels, pixels)), c.tolerance("reconstruction"));
+        std::vector<float> d_picture(picture.size());
+        for (std::size_t i = 0; i < picture.size(); ++i) {
+            const double off = double(found.f32()[i]) - picture[i];
+            l2 += off * off / elements;
+            d_picture[i] = static_cast<float>(2 * off / elements);
+        }
+        pass.decode_backward(model.weights, gradients, Tensor::of(d_picture.data(), {pixels, channels}), Tensor::of(d_latents.data(), {tokens, z}));
+        for (std::int64_t i = 0; i < tokens * z; ++i) {
+            const std::int64_t at = i / z * 2 * z + i % z;
+            const double mean = posterior.f32()[at], logvar = posterior.f32()[at + z];
+            d_posterior[at] = static_cast<float>(d_latents[i] + kl_weight * mean / latents_in_all);
+            d_posterior[at + z] = static_cast<float>(d_latents[i] * drawn[i] * std::exp(logvar / 2) / 2 + kl_weight * (std::exp(logvar) - 1) / 2 / latents_in_all);
+        }
+        pass.encode_backward(model.weights, gradients, Tensor::of(d_posterior.data(), {tokens, 2 * z}));
+    }
+    EXPECT_NEAR(l2, c.out.floats("l2")[0], c.tolerance("l2"));
+    EXPECT_NEAR(kl, c.out.floats("kl")[0], c.tolerance("kl"));
+    EXPECT_NEAR(l2 + kl_weight * kl, c.out.floats("loss")[0], c.tolerance("loss"));
+    if (broken) broken(gradients);
+    const auto expected = io::Safetensors::open(c.folder / "gradients.safetensors");
+    const double bound = c.info["gradient_tolerance"]["rtol"].get<double>();
+    std::size_t wrong = 0, compared = 0;
+    for (int i = 0; i < model.vae.table().size(); ++i) {
+        const std::string& name = model.vae.table().spec(i).name;
+        const Tensor g = gradients[i];
+        if (!expected.contains(name)) {
+            EXPECT_EQ(std::count(g.f32(), g.f32() + g.elements(), 0.0f), g.elements()) << name << " has a gradient";
+            continue;
+        }
+        const auto value = expected.floats(name);
+        double largest = 0;
+        for (float v : value) largest = std::max(largest, std::abs(double(v)));
+        ++compared;
+        if (worst(g.f32(), value) <= bound * largest) continue;
+        ++wrong;
+        if (!broken) ADD_FAILURE() << name << ": off by " << worst(g.f32(), value) / largest << " of its largest entry, allowed " << bound;
+    }
+    EXPECT_EQ(compared, expected.tensors().size());
+    return wrong;
+}
+
+TEST(vae_oracle, Gradients) { EXPECT_EQ(wrong_gradients(), 0u); }
+
+TEST(vae_oracle, SeesAChangedGradient) {
+    const auto change = [](const nn::ParameterStore& g) {
+        float* v = g.at("encoder.down_blocks.1.resnets.0.norm2.gamma").f32();
+        *std::max_element(v, v + 8) *= 1.01f;
+    };
+    EXPECT_EQ(wrong_gradients(change), 1u);
 }
 
 // A check that cannot fail checks nothing.

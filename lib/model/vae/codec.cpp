@@ -13,8 +13,6 @@
 namespace atelier::vae {
 namespace {
 
-constexpr float log_variance_low = -30.0f, log_variance_high = 20.0f;  // diffusers' DiagonalGaussianDistribution
-
 Tensor take(Arena& arena, std::int64_t pixels, std::int64_t channels) { return arena.take_f32({pixels, channels}); }
 
 }  // namespace

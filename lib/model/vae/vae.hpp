@@ -15,6 +15,8 @@
 
 namespace atelier::vae {
 
+constexpr float log_variance_low = -30.0f, log_variance_high = 20.0f;  ///< clamp of diffusers' DiagonalGaussianDistribution
+
 struct ConvRows {
     int weight = -1, bias = -1;
 };

@@ -18,11 +18,6 @@ void each(std::int64_t n, Function f) {
     });
 }
 
-float silu_slope(float x) {
-    const float s = cpu::sigmoid_f32(x);
-    return s * (1.0f + x * (1.0f - s));
-}
-
 // 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
 constexpr float gelu_a = 1.5957691216057308f, gelu_b = 0.044715f;
 
@@ -32,7 +27,7 @@ void silu(const float* x, float* y, std::int64_t n) {
     each(n, [=](std::int64_t i) { y[i] = cpu::silu_f32(x[i]); });
 }
 void silu_backward(const float* x, const float* dy, float* dx, std::int64_t n) {
-    each(n, [=](std::int64_t i) { dx[i] = dy[i] * silu_slope(x[i]); });
+    each(n, [=](std::int64_t i) { dx[i] = dy[i] * cpu::silu_slope_f32(x[i]); });
 }
 void gelu_tanh(const float* x, float* y, std::int64_t n) {
     each(n, [=](std::int64_t i) {

@@ -1,25 +1,15 @@
 #include "ops/convolution.hpp"
 
-#include <dnnl.hpp>
-#include <dnnl_version.h>
-#include <omp.h>
-
 #include <cstring>
 #include <unordered_map>
 
 #include "core/error.hpp"
+#include "ops/cpu/onednn.hpp"
 
 namespace atelier::ops {
 namespace {
 
-const dnnl::engine& engine() {
-    static const dnnl::engine instance(dnnl::engine::kind::cpu, 0);
-    return instance;
-}
-
-dnnl::memory::desc plain(dnnl::memory::dims dims, dnnl::memory::format_tag tag) {
-    return {std::move(dims), dnnl::memory::data_type::f32, tag};
-}
+using cpu::engine, cpu::plain, cpu::use_one_thread, cpu::view;
 
 dnnl::convolution_forward::primitive_desc describe(const ConvolutionShape& s) {
     using Tag = dnnl::memory::format_tag;
@@ -40,12 +30,6 @@ dnnl::convolution_forward::primitive_desc describe(const ConvolutionShape& s) {
 #endif
 }
 
-/// oneDNN would start OpenMP threads of its own: one thread per call, wherever the call comes from.
-void use_one_thread() {
-    thread_local const bool once = (omp_set_num_threads(1), true);
-    static_cast<void>(once);
-}
-
 }  // namespace
 
 struct Convolution::Prepared {
@@ -60,12 +44,11 @@ Convolution::Convolution(const ConvolutionShape& shape, const float* weights, co
         auto description = describe(shape);
         const auto given = plain({shape.out_channels, shape.in_channels, shape.kernel, shape.kernel},
                                  dnnl::memory::format_tag::oihw);
-        dnnl::memory from(given, engine(), const_cast<float*>(weights));
+        dnnl::memory from = view(given, weights);
         dnnl::memory to(description.weights_desc(), engine());
         dnnl::memory kept_bias(description.bias_desc(), engine());
-        dnnl::stream stream(engine());
-        dnnl::reorder(from, to).execute(stream, from, to);
-        stream.wait();
+        dnnl::reorder(from, to).execute(cpu::stream(), from, to);
+        cpu::stream().wait();
         std::memcpy(kept_bias.get_data_handle(), bias, static_cast<std::size_t>(shape.out_channels) * sizeof(float));
         prepared_ = std::make_unique<Prepared>(
             Prepared{description, dnnl::convolution_forward(description), std::move(to), std::move(kept_bias)});
@@ -84,16 +67,15 @@ std::int64_t Convolution::scratch() const {
 
 void Convolution::run(const float* in, float* out, float* scratch) const {
     use_one_thread();
-    thread_local dnnl::stream stream(engine());
     const auto& d = prepared_->description;
     const std::unordered_map<int, dnnl::memory> arguments{
-        {DNNL_ARG_SRC, {d.src_desc(), engine(), const_cast<float*>(in)}},
-        {DNNL_ARG_DST, {d.dst_desc(), engine(), out}},
+        {DNNL_ARG_SRC, view(d.src_desc(), in)},
+        {DNNL_ARG_DST, view(d.dst_desc(), out)},
         {DNNL_ARG_WEIGHTS, prepared_->weights},
         {DNNL_ARG_BIAS, prepared_->bias},
-        {DNNL_ARG_SCRATCHPAD, {d.scratchpad_desc(), engine(), scratch}}};
-    prepared_->primitive.execute(stream, arguments);
-    stream.wait();
+        {DNNL_ARG_SCRATCHPAD, view(d.scratchpad_desc(), scratch)}};
+    prepared_->primitive.execute(cpu::stream(), arguments);
+    cpu::stream().wait();
 }
 
 }  // namespace atelier::ops

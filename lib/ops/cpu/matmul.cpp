@@ -1,11 +1,9 @@
 #include "ops/matmul.hpp"
 
-#include <dnnl.h>
-#include <omp.h>
-
 #include <algorithm>
 
 #include "core/parallel.hpp"
+#include "ops/cpu/onednn.hpp"
 
 namespace atelier::ops {
 namespace {
@@ -16,9 +14,7 @@ constexpr std::int64_t tile_rows = 128, tile_cols = 768;
 
 void tile(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
           std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
-    // oneDNN would start OpenMP threads of its own: one per call, here and in every pool thread.
-    thread_local const bool single = (omp_set_num_threads(1), true);
-    static_cast<void>(single);
+    cpu::use_one_thread();
     const dnnl_status_t status =
         dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     ATELIER_CHECK(status == dnnl_success, "sgemm {} x {} x {} failed with status {}", m, n, k,

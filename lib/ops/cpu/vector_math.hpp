@@ -34,6 +34,10 @@ inline float exp_f32(float x) {
 
 inline float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 inline float silu_f32(float x) { return x * sigmoid_f32(x); }
+inline float silu_slope_f32(float x) {
+    const float s = sigmoid_f32(x);
+    return s * (1.0f + x * (1.0f - s));
+}
 inline float tanh_f32(float x) { return 1.0f - 2.0f / (exp_f32(2.0f * x) + 1.0f); }
 
 /// Numbers per partial sum: a fixed tree, so that a row's sum has the same bits everywhere.
