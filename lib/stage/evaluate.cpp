@@ -4,101 +4,9 @@
 #include <iostream>
 
 #include "core/progress.hpp"
-#include "flow/noise.hpp"
-#include "pipeline/generate.hpp"
 #include "stage/evaluation_report.hpp"
-#include "stage/group_rollout.hpp"
 
 namespace atelier::stage {
-namespace {
-
-using Json = nlohmann::json;
-
-// Iteration number of evaluation seeds: no training iteration has it.
-constexpr std::uint64_t evaluation_iteration = ~std::uint64_t{0};
-
-/// The pictures of one prompt, not yet scored.
-struct Drawn {
-    std::size_t prompt = 0;
-    io::TrajectorySamples samples;
-    std::vector<std::future<reward::Outcome>> outcomes;
-};
-
-Drawn draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided,
-           const EvaluatedTask& task, std::size_t index, const std::string& name,
-           Scoring& scoring) {
-    const Prompt& prompt = task.prompts[index];
-    const EncodedPair pair = encode_pair(model, c, prompt, guided);
-    pipeline::GenerateRequest r;
-    r.conditional = &pair.conditional;
-    r.unconditional = guided ? &pair.unconditional : nullptr;
-    r.guidance = spec.guidance;
-    r.schedule = spec.schedule;
-    r.target = spec.target;
-    r.batch = static_cast<std::int64_t>(task.pictures);
-    const std::int64_t channels = model.dit().config().in_channels,
-                       n = spec.target.tokens() * channels;
-    Drawn drawn;
-    drawn.prompt = index;
-    io::TrajectorySamples& s = drawn.samples;
-    s.height = spec.target.height;
-    s.width = spec.target.width;
-    s.channels = channels;
-    s.latents.resize(task.pictures * static_cast<std::size_t>(n));
-    for (std::size_t m = 0; m < task.pictures; ++m) {
-        s.sample_id.push_back(index * task.pictures + m);
-        const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration,
-                                                task_number(name) ^ prompt.number, m);
-        fill_normal(flow::initial_noise_key(key),
-                    std::span(s.latents).subspan(m * static_cast<std::size_t>(n),
-                                                 static_cast<std::size_t>(n)));
-    }
-    pipeline::generate_latents(model.dit(), model.dit_weights(), r, s.latents);
-    decode_pictures(model, s);
-    drawn.outcomes = scoring.submit(prompt, s);
-    return drawn;
-}
-
-/// Samples travel to every rank as JSON with the pictures' bytes inside.
-void exchange(comm::Communicator& world, std::vector<Drawn>& mine,
-              std::vector<EvaluatedSample>& samples, std::size_t pictures) {
-    Json list = Json::array();
-    for (Drawn& d : mine) {
-        const std::size_t bytes = d.samples.picture.size() / pictures;
-        for (std::size_t m = 0; m < pictures; ++m) {
-            const reward::Outcome outcome = d.outcomes[m].get();
-            ATELIER_CHECK_KIND(ErrorKind::reward, !outcome.failed,
-                               "a held-out picture could not be scored: {}",
-                               outcome.verdicts.begin()->second.reason);
-            Json scores = Json::object();
-            for (const auto& [name, verdict] : outcome.verdicts)
-                if (verdict.present) scores[name] = verdict.score;
-            const auto begin = d.samples.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes);
-            list.push_back({{"i", d.prompt * pictures + m},
-                            {"s", scores},
-                            {"w", d.samples.picture_width},
-                            {"h", d.samples.picture_height},
-                            {"p", Json::binary(std::vector<std::uint8_t>(
-                                      begin, begin + static_cast<std::ptrdiff_t>(bytes)))}});
-        }
-    }
-    const auto bytes = Json::to_cbor(list);
-    for (const auto& part : world.gather(std::as_bytes(std::span(bytes)))) {
-        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
-        for (const Json& entry :
-             Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
-            EvaluatedSample& s = samples.at(entry.at("i").get<std::size_t>());
-            s.scores = entry.at("s").get<std::map<std::string, double>>();
-            s.picture.width = entry.at("w");
-            s.picture.height = entry.at("h");
-            s.picture.channels = 4;
-            s.picture.pixels = entry.at("p").get_binary();
-        }
-    }
-}
-
-}  // namespace
-
 std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
     const bool guides = c.config.number("sampling.guidance_scale") > 1 &&
                         c.config.text("sampling.guidance_train") != "none";
@@ -133,9 +41,8 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::unique_ptr<io::DirectoryLock> lock;
     std::byte is_done{0};
     if (c.world->is_root()) {
-        // eval/ is published as a whole: its right stands beside it.
-        lock = std::make_unique<io::DirectoryLock>(c.run.root / "eval.lock");
-        io::remove_temporaries(c.run.root, directory.filename().string());
+        lock = std::make_unique<io::DirectoryLock>(directory);
+        io::remove_temporaries(directory);
         for (const Candidate& candidate : candidates)
             manifest.inputs[candidate.name] = {0, weights_hash(candidate.transformer)};
         if (io::is_complete(directory)) {
@@ -143,6 +50,8 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             if (before.inputs == manifest.inputs && before.config_hash == manifest.config_hash &&
                 before.facts == manifest.facts)
                 is_done = std::byte{1};
+            else  // what it names is about to change
+                std::filesystem::remove(directory / io::manifest_name);
         }
         if (is_done != std::byte{0})
             log_line(directory.string() + " is complete already, of the same models");
@@ -160,52 +69,68 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         if (limit > 0 && static_cast<std::int64_t>(task.prompts.size()) > limit)
             task.prompts.resize(static_cast<std::size_t>(limit));
         task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
-        total += static_cast<std::int64_t>(task.prompts.size() * task.pictures * candidates.size());
+        total += static_cast<std::int64_t>(evaluation_shard_count(task) * candidates.size());
     }
     Scoring scoring(c);
-    Progress progress("evaluate", "pictures", total, !c.world->is_root());
+    Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
-    std::vector<std::string> names;
-    const auto ranks = static_cast<std::size_t>(c.world->size());
     for (const Candidate& candidate : candidates) {
-        names.push_back(candidate.name);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
-        for (auto& [name, task] : tasks) {
+        const std::string model_hash = weights_hash(candidate.transformer);
+        for (const auto& [name, task] : tasks) {
             c.policy = name;
             const rl::SamplingSpec spec = c.sampling(model);
-            std::vector<Drawn> mine;
-            for (std::size_t first = 0; first < task.prompts.size(); first += ranks) {
+            const auto shards = evaluation_shards(c, candidate.name, name);
+            if (c.world->is_root()) {
+                std::filesystem::create_directories(shards);
+                io::remove_temporaries(shards);
+            }
+            c.world->barrier();
+            const auto ranks = static_cast<std::size_t>(c.world->size());
+            const std::size_t count = evaluation_shard_count(task);
+            for (std::size_t first = 0; first < count; first += ranks) {
                 if (stop_was_asked(*c.world)) {
                     if (c.world->is_root())
-                        log_line("stopped by a signal before the evaluation was complete");
+                        log_line(fmt::format("stopped by a signal; {} of {} shards are published",
+                                             done, total));
                     return static_cast<int>(ErrorKind::requeue);
                 }
-                const std::size_t i = first + static_cast<std::size_t>(c.world->rank());
-                if (i < task.prompts.size())
-                    mine.push_back(draw(model, c, spec, candidate.guided, task, i, name, scoring));
-                done += static_cast<std::int64_t>(std::min(ranks, task.prompts.size() - first) *
-                                                  task.pictures);
+                const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
+                if (unit < count &&
+                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided))
+                    make_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards,
+                                          scoring);
+                done += static_cast<std::int64_t>(std::min(ranks, count - first));
                 progress.update(done);
             }
-            task.models.emplace_back(task.prompts.size() * task.pictures);
-            exchange(*c.world, mine, task.models.back(), task.pictures);
         }
     }
+    c.world->barrier();
     if (!c.world->is_root()) return 0;
-    const Json summary = evaluation_summary(names, tasks);
+    std::vector<std::string> names;
+    for (const Candidate& candidate : candidates) names.push_back(candidate.name);
+    for (auto& [name, task] : tasks)
+        for (const Candidate& candidate : candidates) {
+            task.models.push_back(read_evaluation(c, evaluation_shards(c, candidate.name, name),
+                                                  task, shown_prompts(task)));
+            for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit)
+                manifest.outputs[candidate.name + "/" + name + "/" +
+                                 GroupRollout::shard_name(unit)] = {};
+        }
+    const nlohmann::json summary = evaluation_summary(names, tasks);
     const std::string table = evaluation_table(summary, names);
     manifest.task = "";
-    io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
-        io::publish_text(temporary / "summary.json", summary.dump(1) + "\n");
-        io::publish_text(temporary / "table.txt", table);
-        manifest.outputs = {{"summary.json", {}}, {"table.txt", {}}};
-        for (const auto& [name, task] : tasks) {
-            const std::string sheet = "contact-" + name + ".png";
-            write_contact_sheet(temporary / sheet, names, task);
-            manifest.outputs[sheet] = {};
-        }
-        io::publish_manifest(temporary, manifest);
-    });
+    io::publish_text(directory / "summary.json", summary.dump(1) + "\n");
+    io::publish_text(directory / "table.txt", table);
+    manifest.outputs["summary.json"] = manifest.outputs["table.txt"] = {};
+    for (const auto& [name, task] : tasks) {
+        const std::string sheet = "contact-" + name + ".png";
+        io::publish_file(directory / sheet, [&](const std::filesystem::path& temporary) {
+            write_contact_sheet(temporary, names, task);
+        });
+        manifest.outputs[sheet] = {};
+    }
+    io::publish_manifest(directory, manifest);
     std::cout << table << (directory / "summary.json").string() << '\n';
     for (const auto& [name, task] : tasks)
         std::cout << (directory / ("contact-" + name + ".png")).string() << '\n';

@@ -163,6 +163,17 @@ std::string evaluation_table(const Json& summary, const std::vector<std::string>
     return text + "\n";
 }
 
+std::vector<std::size_t> shown_prompts(const EvaluatedTask& task) {
+    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of
+    // them.
+    const std::size_t step = std::max<std::size_t>(1, task.prompts.size() / sheet_rows);
+    std::vector<std::size_t> shown;
+    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < task.prompts.size();
+         ++row)
+        shown.push_back(row * step + row % step);
+    return shown;
+}
+
 void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models,
                          const EvaluatedTask& task) {
     std::vector<io::Image> references;
@@ -172,12 +183,7 @@ void write_contact_sheet(const std::filesystem::path& path, const std::vector<st
     io::ContactSheet sheet;
     if (has_references) sheet.column_captions.push_back("reference");
     sheet.column_captions.insert(sheet.column_captions.end(), models.begin(), models.end());
-    // Categories take turns in a prompt file: the offset moves on, so that the sheet shows all of
-    // them.
-    const std::size_t step = std::max<std::size_t>(1, task.prompts.size() / sheet_rows);
-    for (std::size_t row = 0; row < sheet_rows && row * step + row % step < task.prompts.size();
-         ++row) {
-        const std::size_t i = row * step + row % step;
+    for (const std::size_t i : shown_prompts(task)) {
         sheet.rows.emplace_back();
         if (has_references) {
             const auto& images = task.prompts[i].images;

@@ -13,7 +13,7 @@ namespace atelier::stage {
 
 /// One picture of a held-out prompt and its scores.
 struct EvaluatedSample {
-    io::Image picture;
+    io::Image picture;                     ///< of prompts on the contact sheet; else empty
     std::map<std::string, double> scores;  ///< dimensions present
     double total() const;                  ///< their mean
 };
@@ -34,6 +34,9 @@ nlohmann::json evaluation_summary(const std::vector<std::string>& models,
 
 /// The summary's dimensions as lines of text, one column a model, and Elo.
 std::string evaluation_table(const nlohmann::json& summary, const std::vector<std::string>& models);
+
+/// Indices of the prompts on the contact sheet, rising.
+std::vector<std::size_t> shown_prompts(const EvaluatedTask& task);
 
 /// A PNG: one row a prompt, its reference picture first where it has one, one column a model.
 void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models,

@@ -172,7 +172,8 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
         unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
     decode_pictures(model_, pending.shard.shapes[0]);
-    pending.outcomes = scoring_.submit(prompt, pending.shard.shapes[0]);
+    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
+    pending.outcomes = scoring_.submit(asked, pending.shard.shapes[0]);
     return pending;
 }
 

@@ -20,11 +20,12 @@ Scoring::Scoring(const Context& c) : context_(c), scorer_(reward::make_world_sco
                                      static_cast<int>(c.config.integer("reward.retries"))});
 }
 
-std::vector<std::future<reward::Outcome>> Scoring::submit(const Prompt& prompt,
-                                                          const io::TrajectorySamples& s) {
+std::vector<std::future<reward::Outcome>> Scoring::submit(
+    const std::vector<const Prompt*>& prompts, const io::TrajectorySamples& s) {
     std::vector<std::future<reward::Outcome>> futures;
     const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
     for (std::size_t m = 0; m < n; ++m) {
+        const Prompt& prompt = *prompts.at(m);
         reward::Request request{s.sample_id[m],    context_.kind(prompt.task),
                                 prompt.attributes, s.picture_height,
                                 s.picture_width,   {}};

@@ -15,8 +15,9 @@ namespace atelier::stage {
 class Scoring {
   public:
     explicit Scoring(const Context& context);
-    /// Hands every member's picture to the pool. Blocks while the pool's queue is full.
-    std::vector<std::future<reward::Outcome>> submit(const Prompt& prompt,
+    /// Hands every sample's picture to the pool, `prompts` naming each sample's prompt. Blocks while
+    /// the pool's queue is full.
+    std::vector<std::future<reward::Outcome>> submit(const std::vector<const Prompt*>& prompts,
                                                      const io::TrajectorySamples& samples);
     /// Every dimension of a kind, lowest tier first.
     const std::vector<std::string>& dimensions(const std::string& kind) const {

@@ -108,6 +108,24 @@ for task in t2i edit; do
     code 0 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
     cmp "$work/summary.json" "$work/one-$task/eval/summary.json" || fail "summaries of one and two ranks differ"
 done
+# A killed evaluation goes on where it was, with the same result; a further model costs only its own pictures.
+shards=$work/one-t2i/eval/base/t2i
+"$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48 >/dev/null 2>&1 & evaluation=$!
+for _ in $(seq 200); do [[ $(find "$shards" -name 'shard-*.h5' 2>/dev/null | wc -l) -lt 3 ]] || break; sleep 0.05; done
+kill -KILL $evaluation 2>/dev/null || true
+wait $evaluation 2>/dev/null || true
+before=$(stat -c %i "$shards/shard-00001.h5")
+code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
+[[ $(stat -c %i "$shards/shard-00001.h5") == "$before" ]] || fail "the evaluation drew pictures again that it had"
+mv "$work/one-t2i/eval/summary.json" "$work/summary.json"
+rm -rf "$work/one-t2i/eval"
+code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
+cmp "$work/summary.json" "$work/one-t2i/eval/summary.json" || fail "the evaluation differs after a kill"
+before=$(stat -c %i "$shards/shard-00001.h5")
+code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48 --model "teacher=$work/one-t2i/t2i/iter-0001/policy"
+[[ $(stat -c %i "$shards/shard-00001.h5") == "$before" ]] || fail "a further model made the others' pictures again"
+code 0 "$bin/atelier-inspect" --verify "$work/one-t2i/eval"
+code 0 "$bin/atelier-inspect" "$shards/shard-00001.h5"
 
 # Replay gives the stored log-probabilities bit for bit; a shard with one changed bit is named.
 code 0 "$bin/atelier-inspect" --replay "$work/one-edit/edit/iter-0001/rollout"

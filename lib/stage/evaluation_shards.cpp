@@ -1,0 +1,170 @@
+#include "stage/evaluation_shards.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "flow/noise.hpp"
+#include "io/publish.hpp"
+#include "pipeline/generate.hpp"
+
+namespace atelier::stage {
+namespace {
+
+// Iteration number of evaluation seeds: no training iteration has it.
+constexpr std::uint64_t evaluation_iteration = ~std::uint64_t{0};
+
+struct Range {
+    std::size_t begin, end;
+};
+Range prompts_of(const EvaluatedTask& task, std::size_t unit) {
+    return {unit * evaluation_shard_prompts,
+            std::min(task.prompts.size(), (unit + 1) * evaluation_shard_prompts)};
+}
+
+/// Latents of one prompt's pictures, appended to the samples.
+void draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided,
+          const EvaluatedTask& task, std::size_t index, io::TrajectorySamples& s) {
+    const Prompt& prompt = task.prompts[index];
+    const EncodedPair pair = encode_pair(model, c, prompt, guided);
+    pipeline::GenerateRequest r;
+    r.conditional = &pair.conditional;
+    r.unconditional = guided ? &pair.unconditional : nullptr;
+    r.guidance = spec.guidance;
+    r.schedule = spec.schedule;
+    r.target = spec.target;
+    r.batch = static_cast<std::int64_t>(task.pictures);
+    const auto n = static_cast<std::size_t>(s.tokens() * s.channels), first = s.latents.size();
+    s.latents.resize(first + task.pictures * n);
+    const std::span<float> latents = std::span(s.latents).subspan(first);
+    for (std::size_t m = 0; m < task.pictures; ++m) {
+        const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration,
+                                                task_number(c.policy) ^ prompt.number, m);
+        fill_normal(flow::initial_noise_key(key), latents.subspan(m * n, n));
+        s.sample_id.push_back(index * task.pictures + m);
+        s.prompt.push_back(static_cast<std::uint32_t>(index % evaluation_shard_prompts));
+        s.member.push_back(static_cast<std::uint32_t>(m));
+        s.noise_key.insert(s.noise_key.end(), {key.low, key.high});
+        s.sigma.insert(s.sigma.end(), spec.schedule.sigmas.begin(), spec.schedule.sigmas.end());
+        s.is_sde.insert(s.is_sde.end(), static_cast<std::size_t>(s.steps), 0);
+        s.status.push_back(static_cast<std::uint8_t>(io::SampleStatus::complete));
+    }
+    pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents);
+}
+
+void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
+    for (io::ReferenceImage& image : one.images) {
+        image.prompt = static_cast<std::uint32_t>(all.id.size());
+        all.images.push_back(std::move(image));
+    }
+    const auto move = [](std::vector<std::string>& from, std::vector<std::string>& to) {
+        std::move(from.begin(), from.end(), std::back_inserter(to));
+    };
+    move(one.id, all.id);
+    move(one.text, all.text);
+    move(one.negative, all.negative);
+    move(one.category, all.category);
+    move(one.task, all.task);
+    move(one.attributes, all.attributes);
+}
+
+}  // namespace
+
+std::filesystem::path evaluation_shards(const Context& c, const std::string& candidate,
+                                        const std::string& task) {
+    return c.run.evaluation() / candidate / task;
+}
+
+bool has_evaluation_shard(const Context& c, const std::filesystem::path& directory,
+                          std::size_t unit, const EvaluatedTask& task,
+                          const std::string& model_hash, bool guided) {
+    const auto path = directory / GroupRollout::shard_name(unit);
+    if (!std::filesystem::exists(path)) return false;
+    const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
+    const auto [begin, end] = prompts_of(task, unit);
+    const double scale = guided ? c.config.number("sampling.guidance_scale") : 1.0;
+    bool same = shard.header.config_hash == c.config.hash() &&
+                shard.header.model_hash == model_hash && shard.header.guidance_scale == scale &&
+                shard.prompts.id.size() == end - begin && shard.shapes.size() == 1 &&
+                shard.shapes[0].sample_id.size() == (end - begin) * task.pictures;
+    for (std::size_t i = begin; same && i < end; ++i)
+        same = shard.prompts.id[i - begin] == task.prompts[i].id &&
+               shard.prompts.text[i - begin] == task.prompts[i].text &&
+               shard.prompts.attributes[i - begin] == task.prompts[i].attributes;
+    if (!same) std::filesystem::remove(path);
+    return same;
+}
+
+void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
+                           const rl::SamplingSpec& spec, const Candidate& candidate,
+                           const std::string& model_hash, const EvaluatedTask& task,
+                           std::size_t unit, const std::filesystem::path& directory,
+                           Scoring& scoring) {
+    io::TrajectoryShard shard;
+    shard.header = shard_header(c, "evaluate", spec, model_hash);
+    shard.header.sampler = flow::name_of(flow::Sampler::ode);
+    shard.header.eta = 0;
+    shard.header.iteration = 0;
+    shard.header.guidance_scale = candidate.guided ? spec.guidance.scale : 1.0;
+    io::TrajectorySamples& s = shard.shapes.emplace_back();
+    s.height = spec.target.height;
+    s.width = spec.target.width;
+    s.channels = model.dit().config().in_channels;
+    s.steps = spec.schedule.steps();
+    const auto [begin, end] = prompts_of(task, unit);
+    for (std::size_t i = begin; i < end; ++i) {
+        append(shard.prompts, prompt_table(c, task.prompts[i]));
+        draw(model, c, spec, candidate.guided, task, i, s);
+    }
+    decode_pictures(model, s);
+    std::vector<const Prompt*> asked;
+    for (std::size_t i = begin; i < end; ++i)
+        asked.insert(asked.end(), task.pictures, &task.prompts[i]);
+    auto outcomes = scoring.submit(asked, s);
+    const int failed = store_outcomes(outcomes, s);
+    ATELIER_CHECK_KIND(ErrorKind::reward, failed == 0,
+                       "{} of {} held-out pictures of {} could not be scored", failed, s.samples(),
+                       candidate.name);
+    for (std::int64_t i = 0; i < s.samples(); ++i) {
+        double sum = 0, n = 0;
+        for (const auto& [name, column] : s.reward)
+            if (column.present[static_cast<std::size_t>(i)] != 0)
+                sum += column.score[static_cast<std::size_t>(i)], ++n;
+        s.total.push_back(static_cast<float>(sum / n));
+        s.advantage.push_back(0.0f);
+    }
+    std::filesystem::create_directories(directory);
+    io::publish_file(
+        directory / GroupRollout::shard_name(unit),
+        [&](const std::filesystem::path& temporary) { io::write_trajectory(temporary, shard); });
+}
+
+std::vector<EvaluatedSample> read_evaluation(const Context& c,
+                                             const std::filesystem::path& directory,
+                                             const EvaluatedTask& task,
+                                             const std::vector<std::size_t>& shown) {
+    std::vector<EvaluatedSample> samples(task.prompts.size() * task.pictures);
+    for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) {
+        const auto [begin, end] = prompts_of(task, unit);
+        const bool shows = std::any_of(shown.begin(), shown.end(),
+                                       [&, b = begin, e = end](auto i) { return i >= b && i < e; });
+        const auto shard =
+            io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(),
+                                shows ? io::TrajectoryParts::all : io::TrajectoryParts::scores);
+        const io::TrajectorySamples& s = shard.shapes.at(0);
+        for (std::size_t k = 0; k < s.sample_id.size(); ++k) {
+            EvaluatedSample& sample = samples.at(s.sample_id[k]);
+            for (const auto& [name, column] : s.reward)
+                if (column.present[k] != 0) sample.scores[name] = column.score[k];
+            const std::size_t prompt = s.sample_id[k] / task.pictures;
+            if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
+            const std::size_t bytes = s.picture.size() / s.sample_id.size();
+            sample.picture =
+                io::Image(static_cast<int>(s.picture_width), static_cast<int>(s.picture_height), 4);
+            std::copy_n(s.picture.begin() + static_cast<std::ptrdiff_t>(k * bytes), bytes,
+                        sample.picture.pixels.begin());
+        }
+    }
+    return samples;
+}
+
+}  // namespace atelier::stage

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "stage/evaluation_report.hpp"
+#include "stage/group_rollout.hpp"
+
+namespace atelier::stage {
+
+/// A model to compare.
+struct Candidate {
+    std::string name;
+    std::filesystem::path transformer;  ///< component directory
+    bool guided = false;                ///< sampled with the configuration's guidance
+};
+
+/// Held-out prompts of a shard. Small, so that a killed evaluation loses little and many ranks
+/// share few prompts.
+inline constexpr std::size_t evaluation_shard_prompts = 8;
+
+/// Where the pictures of one model and task stand within eval/.
+std::filesystem::path evaluation_shards(const Context& context, const std::string& candidate,
+                                        const std::string& task);
+inline std::size_t evaluation_shard_count(const EvaluatedTask& task) {
+    return (task.prompts.size() + evaluation_shard_prompts - 1) / evaluation_shard_prompts;
+}
+
+/// Whether shard `unit` is there, made by the same weights from the same prompts. What else stands
+/// under its name is removed.
+bool has_evaluation_shard(const Context& context, const std::filesystem::path& directory,
+                          std::size_t unit, const EvaluatedTask& task,
+                          const std::string& model_hash, bool guided);
+
+/// Draws, scores and publishes one shard: the pictures of its prompts with fixed seeds along the
+/// ODE. `context.policy` is the task. Throws Error(reward) when a picture could not be scored.
+void make_evaluation_shard(const Context& context, pipeline::Pipeline& model,
+                           const rl::SamplingSpec& spec, const Candidate& candidate,
+                           const std::string& model_hash, const EvaluatedTask& task,
+                           std::size_t unit, const std::filesystem::path& directory,
+                           Scoring& scoring);
+
+/// All samples of one model and task in prompt order; pictures of the prompts `shown` alone.
+std::vector<EvaluatedSample> read_evaluation(const Context& context,
+                                             const std::filesystem::path& directory,
+                                             const EvaluatedTask& task,
+                                             const std::vector<std::size_t>& shown);
+
+}  // namespace atelier::stage
