@@ -75,11 +75,13 @@ void File::close() {
         ATELIER_CHECK_IO(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0, "cannot complete {}", path_.string());
         const ssize_t size = H5Fget_file_image(file_.id(), nullptr, 0);
         ATELIER_CHECK_IO(size > 0, "cannot complete {}", path_.string());
-        std::vector<char> image(static_cast<std::size_t>(size));
-        ATELIER_CHECK_IO(H5Fget_file_image(file_.id(), image.data(), image.size()) == size, "cannot complete {}", path_.string());
+        void** memory = nullptr;  // the core driver's handle is where its memory stands
+        ATELIER_CHECK_IO(H5Fget_vfd_handle(file_.id(), H5P_DEFAULT, reinterpret_cast<void**>(&memory)) >= 0 && *memory != nullptr,
+                         "cannot complete {}", path_.string());
+        const auto bytes = static_cast<std::size_t>(size);
         const std::unique_ptr<std::FILE, int (*)(std::FILE*)> out(std::fopen(path_.c_str(), "wb"), &std::fclose);
         ATELIER_CHECK_IO(out != nullptr, "cannot create {}: {}", path_.string(), std::strerror(errno));
-        ATELIER_CHECK_IO(std::fwrite(image.data(), 1, image.size(), out.get()) == image.size() && std::fflush(out.get()) == 0,
+        ATELIER_CHECK_IO(std::fwrite(*memory, 1, bytes, out.get()) == bytes && std::fflush(out.get()) == 0,
                          "cannot write {}: {}", path_.string(), std::strerror(errno));
     }
     file_.reset();

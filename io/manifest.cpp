@@ -48,7 +48,8 @@ void publish_manifest(const fs::path& directory, Manifest m) {
     const Json json{{"schema", "atelier.manifest"}, {"schema_version", 1}, {"stage", m.stage}, {"task", m.task},
                     {"iteration", m.iteration}, {"config_hash", m.config_hash}, {"code_version", m.code_version},
                     {"host", m.host}, {"world_size", m.world_size}, {"started_utc", m.started_utc},
-                    {"finished_utc", m.finished_utc}, {"exit", 0}, {"peak_resident_kib", usage.ru_maxrss}, {"inputs", to_json(m.inputs)},
+                    {"finished_utc", m.finished_utc}, {"exit", 0}, {"planned_kib", m.planned_bytes / 1024},
+                    {"peak_resident_kib", usage.ru_maxrss}, {"inputs", to_json(m.inputs)},
                     {"outputs", to_json(m.outputs)}, {"facts", m.facts}};
     publish_text(directory / manifest_name, json.dump(1) + "\n");
 }

@@ -17,6 +17,7 @@ struct Manifest {
     int world_size = 1;
     std::map<std::string, FileDigest> inputs;   ///< absolute or run-relative name -> digest
     std::map<std::string, FileDigest> outputs;  ///< name relative to the manifest's directory -> digest
+    std::size_t planned_bytes = 0;                    ///< memory that the stage planned for; 0: no plan was made
     nlohmann::json facts = nlohmann::json::object();  ///< the stage's own numbers
 };
 

@@ -50,7 +50,8 @@ void run_request(const Options& o, pipeline::Pipeline& model, const Request& req
     r.schedule = model.schedule(o.steps, r.target.tokens());
     const std::int64_t channels = model.dit().config().in_channels;
     std::vector<float> latents = initial_noise(o, number, r.target.tokens(), channels);
-    pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents);
+    Workspace workspace("sampling");
+    pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents, workspace);
 
     const Tensor packed = Tensor::of(latents.data(), {1, r.target.tokens(), channels});
     if (o.output_latents) io::write_safetensors(*o.output_latents, {{"latents", packed, DType::f32}});

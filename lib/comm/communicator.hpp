@@ -21,6 +21,8 @@ class Communicator {
     /// values[i] = sum over ranks 0, 1, … of values[i], on every rank.
     virtual void sum(std::span<float> values) = 0;
     virtual void sum(std::span<double> values) = 0;
+    /// Bytes of memory that summing so many numbers of four bytes takes, held to the end.
+    virtual std::size_t sum_bytes(std::size_t count) const = 0;
     virtual double max(double value) = 0;
     /// Every rank's bytes on every rank, in rank order.
     virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) = 0;

@@ -42,6 +42,9 @@ class Mpi final : public Communicator {
     }
     void sum(std::span<float> values) override { ordered_sum(values, MPI_FLOAT, float_block_); }
     void sum(std::span<double> values) override { ordered_sum(values, MPI_DOUBLE, double_block_); }
+    std::size_t sum_bytes(std::size_t count) const override {
+        return 2 * sizeof(float) * std::min(sum_block, count);
+    }
     double max(double value) override {
         double result = 0;
         check(MPI_Allreduce(&value, &result, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");

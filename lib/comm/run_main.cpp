@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/error.hpp"
+#include "core/memory.hpp"
 
 namespace atelier::comm {
 
@@ -12,6 +13,7 @@ int run_main(int argc, char** argv, const char* program, const std::function<int
     std::unique_ptr<Communicator> world;
     int code = 0;
     std::string message;
+    return_freed_memory();
     try {
         world = make_world(&argc, &argv);
         return body(*world, argc, argv);

@@ -13,6 +13,7 @@ class Self final : public Communicator {
     void broadcast(std::span<std::byte>, int) override {}
     void sum(std::span<float>) override {}
     void sum(std::span<double>) override {}
+    std::size_t sum_bytes(std::size_t) const override { return 0; }
     double max(double value) override { return value; }
     std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) override {
         return {{bytes.begin(), bytes.end()}};

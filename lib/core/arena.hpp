@@ -46,4 +46,37 @@ class Arena {
     bool measuring_ = false;
 };
 
+/// One arena that serves one plan after another: it grows to the largest and is never given back in between. What it gives out
+/// isn't zero.
+class Workspace {
+  public:
+    explicit Workspace(std::string name) : arena_(std::move(name), 0) {}
+    /// Bytes that `build(arena)` takes.
+    template <typename Build>
+    static std::size_t measure(Build&& build) {
+        Arena arena = Arena::measuring("plan");
+        build(arena);
+        return arena.used();
+    }
+    /// What was built before is void afterwards.
+    void reserve(std::size_t bytes) {
+        arena_.release(0);
+        if (bytes <= arena_.capacity()) return;
+        std::string name = arena_.name();
+        arena_ = Arena("", 0);  // given back before the larger one is taken
+        arena_ = Arena(std::move(name), bytes);
+    }
+    /// What `build` makes of the memory it asks for; what was built before is void.
+    template <typename Build>
+    auto build(Build&& build) {
+        reserve(measure(build));
+        return build(arena_);
+    }
+    std::size_t capacity() const { return arena_.capacity(); }
+    void give_back() { arena_ = Arena(arena_.name(), 0); }
+
+  private:
+    Arena arena_;
+};
+
 }  // namespace atelier

@@ -24,6 +24,8 @@ class Convolution {
     Convolution(Convolution&&) noexcept;
 
     const ConvolutionShape& shape() const { return shape_; }
+    /// Bytes that the prepared weights hold.
+    std::size_t bytes() const;
     /// Numbers of scratch memory that `run` takes.
     std::int64_t scratch() const;
     /// in [height, width, in_channels] -> out [out_height, out_width, out_channels].

@@ -32,15 +32,16 @@ std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::si
 
 }  // namespace
 
+std::size_t generation_bytes(const dit::Dit& dit, const GenerateRequest& request) {
+    return Workspace::measure([&](Arena& arena) { Buffers(dit, request, arena); });
+}
+
 void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& r,
-                      std::span<float> latents, const StepCallback& callback) {
+                      std::span<float> latents, Workspace& workspace, const StepCallback& callback) {
     const std::int64_t channels = dit.config().out_channels;
     ATELIER_CHECK(static_cast<std::int64_t>(latents.size()) == r.batch * r.target.tokens() * channels,
                   "latents of {} numbers for {} x {} x {}", latents.size(), r.batch, r.target.tokens(), channels);
-    Arena measure = Arena::measuring("sampling");
-    Buffers(dit, r, measure);
-    Arena arena("sampling", measure.used());
-    Buffers buffers(dit, r, arena);
+    Buffers buffers = workspace.build([&](Arena& arena) { return Buffers(dit, r, arena); });
     const Tensor x = Tensor::of(latents.data(), {r.batch, r.target.tokens(), channels});
     std::vector<float> times(static_cast<std::size_t>(r.batch));
     for (int i = 0; i < r.schedule.steps(); ++i) {

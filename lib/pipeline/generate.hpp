@@ -25,6 +25,8 @@ using StepCallback = std::function<void(int step, std::span<const float> latents
 /// Euler steps along the schedule from `latents` [batch, tokens, channels] (noise on entry, the picture's latents on
 /// return). The prefix of each branch runs once.
 void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& request,
-                      std::span<float> latents, const StepCallback& callback = {});
+                      std::span<float> latents, Workspace& workspace, const StepCallback& callback = {});
+/// Bytes that it takes of the workspace.
+std::size_t generation_bytes(const dit::Dit& dit, const GenerateRequest& request);
 
 }  // namespace atelier::pipeline

@@ -93,18 +93,35 @@ std::shared_ptr<const ReferenceInputs> Pipeline::prepare(std::span<const io::Ima
     return std::make_shared<const ReferenceInputs>(model::prepare_references(processor_, images, output_resolution));
 }
 
+void Pipeline::reserve_session(std::int64_t tokens, std::int64_t patches) {
+    if (session_ && tokens <= session_tokens_ && patches <= session_patches_) return;
+    session_tokens_ = std::max(session_tokens_, tokens);
+    session_patches_ = std::max(session_patches_, patches);
+    Arena measure = Arena::measuring("text encoder");
+    vlm::Session(*vlm_, session_tokens_, session_patches_, measure);
+    session_.reset();
+    session_arena_ = std::make_unique<Arena>("text encoder", measure.used());
+    session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, *session_arena_);
+}
+
+EncodedPrompt Pipeline::reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
+    const model::PromptInputs inputs = model::build_prompt(tokenizer_, processor_, prompt, references);
+    reserve_session(inputs.tokens(), references ? references->vision.patches : 0);
+    EncodedPrompt out;
+    out.tokens = inputs.tokens() - inputs.drop_idx;
+    out.image_slot.assign(inputs.image_mask.begin() + inputs.drop_idx, inputs.image_mask.end());
+    if (!references) return out;
+    for (const model::ReferencePicture& picture : references->references) {
+        out.references.push_back({picture.latent_height, picture.latent_width});
+        codec_->reserve_encoding(picture.latent_height * model::pixels_per_latent, picture.latent_width * model::pixels_per_latent);
+    }
+    return out;
+}
+
 EncodedPrompt Pipeline::encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
     const model::PromptInputs inputs = model::build_prompt(tokenizer_, processor_, prompt, references);
     const std::int64_t patches = references ? references->vision.patches : 0;
-    if (!session_ || inputs.tokens() > session_tokens_ || patches > session_patches_) {
-        session_tokens_ = std::max(session_tokens_, inputs.tokens());
-        session_patches_ = std::max(session_patches_, patches);
-        Arena measure = Arena::measuring("text encoder");
-        vlm::Session(*vlm_, session_tokens_, session_patches_, measure);
-        session_.reset();
-        session_arena_ = std::make_unique<Arena>("text encoder", measure.used());
-        session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, *session_arena_);
-    }
+    reserve_session(inputs.tokens(), patches);
     const Tensor pixels = patches == 0 ? Tensor()
                                        : Tensor::of(references->vision.pixel_values.data(),
                                                     {patches, references->vision.patch_elements});

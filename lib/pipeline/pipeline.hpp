@@ -68,10 +68,19 @@ class Pipeline {
     /// References at the size in which encoder and VAE see them.
     std::shared_ptr<const ReferenceInputs> prepare(std::span<const io::Image> images, std::int64_t output_resolution) const;
 
+    /// What `encode` gives, without its numbers: enough to plan what works with it. Prepares the text encoder and the VAE for the
+    /// prompt's size.
+    EncodedPrompt reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
+    /// Bytes of the text encoder's buffers.
+    std::size_t encoder_bytes() const { return session_arena_ ? session_arena_->capacity() : 0; }
+
     /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
     EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
 
   private:
+    /// A session for prompts of this size at least.
+    void reserve_session(std::int64_t tokens, std::int64_t patches);
+
     std::filesystem::path directory_, transformer_directory_;
     ProcessorConfig processor_;
     Tokenizer tokenizer_;

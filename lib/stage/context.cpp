@@ -136,17 +136,36 @@ bool stop_was_asked(comm::Communicator& world) { return world.any(signal_seen.lo
 
 std::string code_version() { return ATELIER_CODE_VERSION; }
 
-EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt,
-                        bool with_negative) {
+std::shared_ptr<const pipeline::ReferenceInputs> prepare_references(const pipeline::Pipeline& model,
+                                                                    const Context& c,
+                                                                    const Prompt& prompt) {
     std::vector<io::Image> images;
     for (const auto& path : prompt.images) images.push_back(io::read_png(path));
-    const auto references = model.prepare(images, c.config.integer("sampling.output_resolution"));
+    return model.prepare(images, c.config.integer("sampling.output_resolution"));
+}
+
+EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt,
+                        bool with_negative) {
+    const auto references = prepare_references(model, c, prompt);
     EncodedPair pair;
     pair.conditional = model.encode(prompt.text, references);
     if (with_negative)
-        pair.unconditional =
-            model.encode(c.config.text("task." + prompt.task + ".negative"), references);
+        pair.unconditional = model.encode(c.negative(prompt.task), references);
     return pair;
+}
+
+PromptIndex::PromptIndex(const Context& c, const std::vector<std::string>& tasks) {
+    for (const std::string& task : tasks)
+        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
+            prompts_.emplace(std::pair(task, p.id), std::move(p));
+}
+
+const Prompt& PromptIndex::at(const std::string& task, const std::string& id,
+                              const std::filesystem::path& shard) const {
+    const auto found = prompts_.find({task, id});
+    ATELIER_CHECK_INPUT(found != prompts_.end(), "{}: prompt {} is not in the prompt file of {}",
+                        shard.string(), id, task);
+    return found->second;
 }
 
 std::vector<Prompt> training_prompts(const Context& c, const std::string& task) {

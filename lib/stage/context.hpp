@@ -70,6 +70,9 @@ struct Context {
     /// What a policy is after its last iteration: its weights, or their moving average.
     std::filesystem::path final_policy(const std::string& policy) const;
 
+    const std::string& negative(const std::string& task) const {
+        return config.text("task." + task + ".negative");
+    }
     /// How groups of this iteration are sampled, steps drawn.
     rl::SamplingSpec sampling(const pipeline::Pipeline& model) const;
     std::uint64_t seed() const { return static_cast<std::uint64_t>(config.integer("run.seed")); }
@@ -113,8 +116,24 @@ std::string code_version();
 struct EncodedPair {
     pipeline::EncodedPrompt conditional, unconditional;
 };
+/// A prompt's pictures at the sizes in which the models see them; null without pictures.
+std::shared_ptr<const pipeline::ReferenceInputs> prepare_references(const pipeline::Pipeline& model,
+                                                                    const Context& context,
+                                                                    const Prompt& prompt);
 EncodedPair encode_pair(pipeline::Pipeline& model, const Context& context, const Prompt& prompt,
                         bool with_negative);
+
+/// All prompts of some tasks, by what shards say of them.
+class PromptIndex {
+  public:
+    PromptIndex(const Context& context, const std::vector<std::string>& tasks);
+    /// Throws Error(input) naming the shard when the task's prompt file has no such prompt.
+    const Prompt& at(const std::string& task, const std::string& id,
+                     const std::filesystem::path& shard) const;
+
+  private:
+    std::map<std::pair<std::string, std::string>, Prompt> prompts_;
+};
 
 /// Prompts of a task to train on: those that curation kept, or the whole pool where curation is
 /// off. Throws Error(input) when the curated file is missing, or was made from another pool.

@@ -110,6 +110,7 @@ int run_curate(const Context& given) {
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
     io::Manifest manifest = c.new_manifest("curate");
+    StageMemory memory;
     pipeline::Pipeline model(c.model());
     rl::SamplingSpec spec = c.sampling(model);
     // What the policy will see: the same sampler, noise included.
@@ -128,6 +129,7 @@ int run_curate(const Context& given) {
     }
     GroupRollout rollout(c, model, spec, "curate", c.base_transformer(), directory,
                          GroupRollout::States::left_out);
+    rollout.reserve(prompts, memory);
     if (rollout.run(prompts, {}) == GroupRollout::End::stopped)
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
@@ -159,6 +161,7 @@ int run_curate(const Context& given) {
                           {"weights", curated.weights},
                           {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
+        memory.finish(c, manifest);
         io::publish_manifest(directory, manifest);
         io::put_metrics(c.run.metrics(), manifest.facts);
         log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy,

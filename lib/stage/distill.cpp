@@ -8,6 +8,7 @@
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/retention.hpp"
+#include "stage/stage_memory.hpp"
 #include "stage/student.hpp"
 #include "stage/training_state.hpp"
 
@@ -18,6 +19,15 @@ struct Shard {
     std::string task;
     std::filesystem::path path;
 };
+
+/// Shards of the round's updates that this rank trains on, of one batch.
+std::vector<std::size_t> my_batch(const Context& c, const std::vector<std::size_t>& order,
+                                  std::size_t begin, std::size_t end) {
+    std::vector<std::size_t> mine;
+    for (std::size_t i = begin; i < end; ++i)
+        if (c.is_mine(i - begin)) mine.push_back(order[i]);
+    return mine;
+}
 
 /// Order of the shards in one pass; depends on (seed, round, epoch) alone.
 std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::int64_t epoch) {
@@ -47,7 +57,7 @@ int run_distill(const Context& c) {
     }
     io::Manifest manifest = c.new_manifest("distill");
     std::vector<Shard> shards;
-    std::map<std::string, std::map<std::string, Prompt>> prompts;
+    StageMemory memory;
     for (const std::string& task : c.config.tasks()) {
         const auto dump = c.run.dump(round, task);
         require_complete(
@@ -57,8 +67,6 @@ int run_distill(const Context& c) {
             io::digest_file(dump / io::manifest_name);
         for (const auto& [name, digest] : io::read_manifest(dump).outputs)
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
-        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
-            prompts[task].emplace(p.id, std::move(p));
     }
     const auto source = student_source(c, round);
     pipeline::Pipeline model(c.model(), source);
@@ -73,6 +81,12 @@ int run_distill(const Context& c) {
     const dit::Keep keep =
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
+    const PromptIndex prompts(c, c.config.tasks());
+    const auto build = [&](const EncodedPair& pair, Arena& arena) {
+        return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr,
+                                     spec, keep, arena);
+    };
+    Workspace workspace("trajectories");
     const auto train_shard = [&](const Shard& shard, double weight) {
         const auto data =
             io::read_trajectory(shard.path, c.config.hash(), io::TrajectoryParts::training);
@@ -81,24 +95,42 @@ int run_distill(const Context& c) {
                                 s.trained == spec.schedule.steps(),
                             "{} does not hold {} whole trajectories with a teacher's velocities",
                             shard.path.string(), spec.members);
-        const auto prompt = prompts[shard.task].find(data.prompts.id.at(0));
-        ATELIER_CHECK_INPUT(prompt != prompts[shard.task].end(),
-                            "{}: prompt {} is not in the prompt file", shard.path.string(),
-                            data.prompts.id[0]);
-        const EncodedPair pair = encode_pair(model, c, prompt->second, false);
-        const auto build = [&](Arena& arena) {
-            return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional,
-                                         nullptr, spec, keep, arena);
-        };
-        Arena measure = Arena::measuring("trajectories");
-        build(measure);
-        Arena arena("trajectories", measure.used());
-        return build(arena).train(kind, s.x, s.teacher_velocity, weight, trainer.gradients());
+        const Prompt& prompt = prompts.at(shard.task, data.prompts.id.at(0), shard.path);
+        const EncodedPair pair = encode_pair(model, c, prompt, false);
+        return workspace.build([&](Arena& arena) { return build(pair, arena); })
+            .train(kind, s.x, s.teacher_velocity, weight, trainer.gradients());
     };
 
     const auto batch = static_cast<std::size_t>(c.config.integer("distill.batch"));
     const auto epochs = c.config.integer("distill.epochs");
     const std::size_t batches = (shards.size() + batch - 1) / batch;
+    {
+        std::vector<const Prompt*> mine;
+        for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
+            const auto order = draw_order(c, shards.size(), epoch);
+            for (std::size_t begin = 0; begin < shards.size(); begin += batch)
+                for (const std::size_t i :
+                     my_batch(c, order, begin, std::min(shards.size(), begin + batch))) {
+                    const auto head = io::read_trajectory(shards[i].path, c.config.hash(),
+                                                          io::TrajectoryParts::scores);
+                    mine.push_back(
+                        &prompts.at(shards[i].task, head.prompts.id.at(0), shards[i].path));
+                }
+        }
+        std::size_t group = 0;
+        for (const EncodedPair& pair : memory.add_model(c, model, mine, false, 0))
+            group = std::max(group, Workspace::measure([&](Arena& arena) { build(pair, arena); }));
+        workspace.reserve(group);
+        memory.plan.hold("gradients and optimizer", trainer.bytes());
+        memory.plan.hold_during("updating", "trajectories", group);
+        memory.plan.hold_during(
+            "updating", "shard",
+            static_cast<std::size_t>(spec.members) *
+                sample_bytes(spec.target, model.dit().config().in_channels, spec.schedule.steps(),
+                             spec.schedule.steps()));
+        memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
+        memory.say(c);
+    }
     Progress progress(fmt::format("distill {}", round), "updates",
                       epochs * static_cast<std::int64_t>(batches), !c.world->is_root());
     double first_loss = 0, last_loss = 0, norm_sum = 0;
@@ -119,9 +151,8 @@ int run_distill(const Context& c) {
             std::map<std::string, std::pair<double, double>> sums;
             for (const std::string& task : c.config.tasks())
                 sums[task];  // the same keys on every rank
-            for (std::size_t i = begin; i < end; ++i) {
-                if (!c.is_mine(i - begin)) continue;
-                const Shard& shard = shards[order[i]];
+            for (const std::size_t i : my_batch(c, order, begin, end)) {
+                const Shard& shard = shards[i];
                 const auto stats = train_shard(shard, weight);
                 sums[shard.task].first += stats.loss;
                 sums[shard.task].second += stats.terms;
@@ -141,6 +172,7 @@ int run_distill(const Context& c) {
         last_loss = terms_sum > 0 ? loss_sum / terms_sum : 0;
         if (epoch == 0) first_loss = last_loss;
     }
+    workspace.give_back();
     nlohmann::json metrics{
         {"stage", "distill"},
         {"policy", "student"},
@@ -159,6 +191,7 @@ int run_distill(const Context& c) {
         io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
             trainer.save(c.base_transformer() / "config.json", temporary, c, manifest);
             manifest.facts = metrics;
+            memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);
         });
         io::put_metrics(c.run.metrics(), metrics);

@@ -52,18 +52,11 @@ io::TrajectorySamples samples_of(const distill::StudentSpec& spec, const Group& 
     return s;
 }
 
-distill::StudentGroup plan_group(const pipeline::Pipeline& model, const EncodedPair& encoded,
-                                 bool guided, const distill::StudentSpec& spec,
-                                 std::unique_ptr<Arena>& arena) {
-    const auto build = [&](Arena& into) {
-        return distill::StudentGroup(model.dit(), model.dit_weights(), encoded.conditional,
-                                     guided ? &encoded.unconditional : nullptr, spec,
-                                     dit::Keep::nothing, into);
-    };
-    Arena measure = Arena::measuring("trajectories");
-    build(measure);
-    arena = std::make_unique<Arena>("trajectories", measure.used());
-    return build(*arena);
+distill::StudentGroup build(const pipeline::Pipeline& model, const EncodedPair& encoded, bool guided,
+                            const distill::StudentSpec& spec, Arena& arena) {
+    return distill::StudentGroup(model.dit(), model.dit_weights(), encoded.conditional,
+                                 guided ? &encoded.unconditional : nullptr, spec,
+                                 dit::Keep::nothing, arena);
 }
 
 }  // namespace
@@ -77,6 +70,7 @@ int run_teacher_dump(const Context& c) {
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
     io::Manifest manifest = c.new_manifest("teacher_dump");
+    StageMemory memory;
     const auto teacher = c.final_policy(task);
     const auto pool = training_prompts(c, task);
     const auto drawn = draw_prompts(
@@ -109,6 +103,28 @@ int run_teacher_dump(const Context& c) {
         }
     }
     const auto resident = static_cast<std::size_t>(c.config.integer("distill.resident_groups"));
+    Workspace workspace("trajectories");
+    {
+        std::vector<const Prompt*> mine;
+        for (const std::size_t unit : units) mine.push_back(&pool[drawn[unit]]);
+        std::size_t group = 0;
+        for (const EncodedPair& pair : memory.add_model(c, model, mine, guided, spec.members))
+            group = std::max(group, Workspace::measure([&](Arena& arena) {
+                build(model, pair, guided, spec, arena);
+            }));
+        workspace.reserve(group);
+        memory.plan.hold("group", group);
+        const auto members = static_cast<std::size_t>(spec.members);
+        const std::int64_t channels = model.dit().config().in_channels,
+                           steps = spec.schedule.steps();
+        // Trajectories wait for the teacher without pictures; a shard is copied from one of them.
+        memory.plan.hold("resident groups",
+                         std::min(resident, units.size()) * members *
+                             (sample_bytes(spec.target, channels, steps, 0) - picture_bytes(spec.target)));
+        memory.plan.hold("shard to write",
+                         2 * members * sample_bytes(spec.target, channels, steps, steps));
+        memory.say(c);
+    }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);
     const auto turns = static_cast<std::size_t>(c.world->max(longest));
     Progress progress(fmt::format("teacher-dump {} {}", task, round), "samples",
@@ -132,15 +148,20 @@ int run_teacher_dump(const Context& c) {
                 keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(round),
                                                       task_number("opd/" + task) ^ g.prompt->number,
                                                       static_cast<std::uint64_t>(m)));
-            std::unique_ptr<Arena> arena;
-            g.trajectory = plan_group(model, g.encoded, false, spec, arena).sample(keys);
+            g.trajectory = workspace
+                               .build([&](Arena& arena) {
+                                   return build(model, g.encoded, false, spec, arena);
+                               })
+                               .sample(keys);
             groups.push_back(std::move(g));
         }
         dit::load(model.dit_weights(), teacher);
         for (Group& g : groups) {
-            std::unique_ptr<Arena> arena;
             auto velocity =
-                plan_group(model, g.encoded, guided, spec, arena)
+                workspace
+                    .build([&](Arena& arena) {
+                        return build(model, g.encoded, guided, spec, arena);
+                    })
                     .velocities(guided ? sampling.guidance : flow::Guidance{}, g.trajectory.x);
             io::TrajectoryShard shard;
             shard.header = header;
@@ -163,6 +184,7 @@ int run_teacher_dump(const Context& c) {
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},
                           {"teacher_guidance_scale", guided ? sampling.guidance.scale : 1.0}};
+        memory.finish(c, manifest);
         publish_shards(directory, drawn.size(), manifest);
     }
     c.world->barrier();

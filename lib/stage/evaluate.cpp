@@ -1,12 +1,55 @@
 #include "stage/evaluate.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/stage_memory.hpp"
 
 namespace atelier::stage {
+namespace {
+
+/// Plans and takes the memory for every task's prompts; all candidates have the same sizes.
+void reserve(const Context& given, pipeline::Pipeline& model,
+             const std::vector<Candidate>& candidates,
+             const std::map<std::string, EvaluatedTask>& tasks, StageMemory& memory,
+             Workspace& workspace) {
+    Context c = given;
+    const bool guides = std::any_of(candidates.begin(), candidates.end(),
+                                    [](const Candidate& each) { return each.guided; });
+    std::vector<const Prompt*> prompts;
+    std::size_t pictures = 0, sampling = 0, next = 0;
+    for (const auto& [name, task] : tasks) {
+        for (const Prompt& prompt : task.prompts) prompts.push_back(&prompt);
+        pictures = std::max(pictures, evaluation_shard_prompts * task.pictures);
+    }
+    const auto outlines =
+        memory.add_model(c, model, prompts, guides, static_cast<std::int64_t>(pictures));
+    dit::Grid target;
+    for (const auto& [name, task] : tasks) {
+        c.policy = name;
+        const rl::SamplingSpec spec = c.sampling(model);
+        target = spec.target;
+        for (std::size_t i = 0; i < task.prompts.size(); ++i)
+            sampling = std::max(
+                sampling, evaluation_bytes(model, outlines.at(next++), spec, guides, task));
+    }
+    workspace.reserve(sampling);
+    memory.plan.hold_during("drawing", "sampling", sampling);
+    const auto waiting = std::min<std::size_t>(
+        pictures, static_cast<std::size_t>(c.config.integer("reward.queue") +
+                                           c.config.integer("reward.workers")));
+    memory.plan.hold_during("drawing", "pictures to score", waiting * picture_bytes(target));
+    memory.plan.hold_during(
+        "drawing", "shard to write",
+        2 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
+    memory.say(c);
+}
+
+}  // namespace
+
 std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
     const bool guides = c.config.number("sampling.guidance_scale") > 1 &&
                         c.config.text("sampling.guidance_train") != "none";
@@ -37,6 +80,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Context c = given;
     const auto directory = c.run.evaluation();
     io::Manifest manifest = c.new_manifest("evaluate");
+    StageMemory memory;
     manifest.facts = {{"limit", limit}};
     std::unique_ptr<io::DirectoryLock> lock;
     std::byte is_done{0};
@@ -72,10 +116,12 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         total += static_cast<std::int64_t>(evaluation_shard_count(task) * candidates.size());
     }
     Scoring scoring(c);
+    Workspace workspace("sampling");
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
     for (const Candidate& candidate : candidates) {
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
+        if (&candidate == &candidates.front()) reserve(c, model, candidates, tasks, memory, workspace);
         const std::string model_hash = weights_hash(candidate.transformer);
         for (const auto& [name, task] : tasks) {
             c.policy = name;
@@ -99,7 +145,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 if (unit < count &&
                     !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided))
                     make_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards,
-                                          scoring);
+                                          scoring, workspace);
                 done += static_cast<std::int64_t>(std::min(ranks, count - first));
                 progress.update(done);
             }
@@ -130,6 +176,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         });
         manifest.outputs[sheet] = {};
     }
+    memory.finish(c, manifest);
     io::publish_manifest(directory, manifest);
     std::cout << table << (directory / "summary.json").string() << '\n';
     for (const auto& [name, task] : tasks)

@@ -21,11 +21,8 @@ Range prompts_of(const EvaluatedTask& task, std::size_t unit) {
             std::min(task.prompts.size(), (unit + 1) * evaluation_shard_prompts)};
 }
 
-/// Latents of one prompt's pictures, appended to the samples.
-void draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided,
-          const EvaluatedTask& task, std::size_t index, io::TrajectorySamples& s) {
-    const Prompt& prompt = task.prompts[index];
-    const EncodedPair pair = encode_pair(model, c, prompt, guided);
+pipeline::GenerateRequest request_of(const EncodedPair& pair, const rl::SamplingSpec& spec,
+                                     bool guided, const EvaluatedTask& task) {
     pipeline::GenerateRequest r;
     r.conditional = &pair.conditional;
     r.unconditional = guided ? &pair.unconditional : nullptr;
@@ -33,6 +30,16 @@ void draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& s
     r.schedule = spec.schedule;
     r.target = spec.target;
     r.batch = static_cast<std::int64_t>(task.pictures);
+    return r;
+}
+
+/// Latents of one prompt's pictures, appended to the samples.
+void draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided,
+          const EvaluatedTask& task, std::size_t index, Workspace& workspace,
+          io::TrajectorySamples& s) {
+    const Prompt& prompt = task.prompts[index];
+    const EncodedPair pair = encode_pair(model, c, prompt, guided);
+    const pipeline::GenerateRequest r = request_of(pair, spec, guided, task);
     const auto n = static_cast<std::size_t>(s.tokens() * s.channels), first = s.latents.size();
     s.latents.resize(first + task.pictures * n);
     const std::span<float> latents = std::span(s.latents).subspan(first);
@@ -48,7 +55,7 @@ void draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& s
         s.is_sde.insert(s.is_sde.end(), static_cast<std::size_t>(s.steps), 0);
         s.status.push_back(static_cast<std::uint8_t>(io::SampleStatus::complete));
     }
-    pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents);
+    pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents, workspace);
 }
 
 void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
@@ -94,11 +101,16 @@ bool has_evaluation_shard(const Context& c, const std::filesystem::path& directo
     return same;
 }
 
+std::size_t evaluation_bytes(const pipeline::Pipeline& model, const EncodedPair& outline,
+                             const rl::SamplingSpec& spec, bool guided, const EvaluatedTask& task) {
+    return pipeline::generation_bytes(model.dit(), request_of(outline, spec, guided, task));
+}
+
 void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
                            const rl::SamplingSpec& spec, const Candidate& candidate,
                            const std::string& model_hash, const EvaluatedTask& task,
                            std::size_t unit, const std::filesystem::path& directory,
-                           Scoring& scoring) {
+                           Scoring& scoring, Workspace& workspace) {
     io::TrajectoryShard shard;
     shard.header = shard_header(c, "evaluate", spec, model_hash);
     shard.header.sampler = flow::name_of(flow::Sampler::ode);
@@ -113,7 +125,7 @@ void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
     const auto [begin, end] = prompts_of(task, unit);
     for (std::size_t i = begin; i < end; ++i) {
         append(shard.prompts, prompt_table(c, task.prompts[i]));
-        draw(model, c, spec, candidate.guided, task, i, s);
+        draw(model, c, spec, candidate.guided, task, i, workspace, s);
     }
     decode_pictures(model, s);
     std::vector<const Prompt*> asked;

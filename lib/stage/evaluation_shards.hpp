@@ -38,7 +38,10 @@ void make_evaluation_shard(const Context& context, pipeline::Pipeline& model,
                            const rl::SamplingSpec& spec, const Candidate& candidate,
                            const std::string& model_hash, const EvaluatedTask& task,
                            std::size_t unit, const std::filesystem::path& directory,
-                           Scoring& scoring);
+                           Scoring& scoring, Workspace& workspace);
+/// Bytes that it takes of the workspace for a prompt.
+std::size_t evaluation_bytes(const pipeline::Pipeline& model, const EncodedPair& outline,
+                             const rl::SamplingSpec& spec, bool guided, const EvaluatedTask& task);
 
 /// All samples of one model and task in prompt order; pictures of the prompts `shown` alone.
 std::vector<EvaluatedSample> read_evaluation(const Context& context,

@@ -65,7 +65,7 @@ io::TrajectoryPrompts prompt_table(const Context& c, const Prompt& prompt) {
     io::TrajectoryPrompts p;
     p.id = {prompt.id};
     p.text = {prompt.text};
-    p.negative = {c.config.text("task." + prompt.task + ".negative")};
+    p.negative = {c.negative(prompt.task)};
     p.category = {prompt.category};
     p.task = {prompt.task};
     p.attributes = {prompt.attributes};
@@ -151,17 +151,43 @@ bool GroupRollout::Pending::is_scored() const {
     });
 }
 
+rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, Arena& arena) const {
+    return rl::GroupPolicy(model_.dit(), model_.dit_weights(), pair.conditional,
+                           spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
+                           dit::Keep::nothing, arena);
+}
+
+std::size_t GroupRollout::most_pending() const {
+    const std::int64_t in_pool = context_.config.integer("reward.queue") +
+                                 context_.config.integer("reward.workers");
+    return static_cast<std::size_t>(std::max<std::int64_t>(1, in_pool / spec_.members));
+}
+
+void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memory) {
+    const auto outlines = memory.add_model(context_, model_, my_prompts(context_, prompts),
+                                           spec_.uses_guidance(), spec_.members);
+    std::size_t group = 0;
+    for (const EncodedPair& pair : outlines)
+        group = std::max(group, Workspace::measure([&](Arena& arena) { build(pair, arena); }));
+    workspace_.reserve(group);
+    memory.plan.hold("group", group);
+    const auto members = static_cast<std::size_t>(spec_.members);
+    const std::int64_t channels = model_.dit().config().in_channels;
+    const auto steps = static_cast<std::int64_t>(spec_.trained_steps.size());
+    const std::size_t drawn = members * sample_bytes(spec_.target, channels, steps, 0),
+                      kept = states_ == States::kept
+                                 ? drawn
+                                 : members * sample_bytes(spec_.target, channels, 0, 0);
+    // Samples being scored, and the pool's copies of their pictures.
+    memory.plan.hold("groups in work", most_pending() * kept + drawn);
+    memory.plan.hold("pictures to score", most_pending() * members * picture_bytes(spec_.target));
+    memory.plan.hold("shard to write", kept);
+    memory.say(context_);
+}
+
 GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& prompt) {
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
-    const auto build = [&](Arena& arena) {
-        return rl::GroupPolicy(model_.dit(), model_.dit_weights(), pair.conditional,
-                               spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
-                               dit::Keep::nothing, arena);
-    };
-    Arena measure = Arena::measuring("group");
-    build(measure);
-    Arena arena("group", measure.used());
-    rl::GroupPolicy group = build(arena);
+    rl::GroupPolicy group = workspace_.build([&](Arena& arena) { return build(pair, arena); });
     Pending pending;
     pending.unit = unit;
     pending.prompt = &prompt;
@@ -198,9 +224,6 @@ void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWe
 GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
                                     const std::map<std::string, CategoryWeights>& weights) {
     const auto ranks = static_cast<std::size_t>(context_.world->size());
-    const auto most_pending = static_cast<std::size_t>(std::max<std::int64_t>(
-        1, (context_.config.integer("reward.queue") + context_.config.integer("reward.workers")) /
-               spec_.members));
     Progress progress(fmt::format("{} {} {}", stage_, context_.policy, context_.iteration),
                       "samples", static_cast<std::int64_t>(prompts.size()) * spec_.members,
                       !context_.world->is_root());
@@ -232,7 +255,7 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
             continue;
         }
         pending.push_back(sample(unit, prompts[unit]));
-        while (!pending.empty() && (pending.size() > most_pending || pending.front().is_scored()))
+        while (!pending.empty() && (pending.size() > most_pending() || pending.front().is_scored()))
             publish_first();
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
     }

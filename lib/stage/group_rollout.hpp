@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "stage/scoring.hpp"
+#include "stage/stage_memory.hpp"
 
 namespace atelier::stage {
 
@@ -19,6 +20,9 @@ class GroupRollout {
     GroupRollout(const Context& context, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
                  const std::string& stage, const std::filesystem::path& transformer,
                  std::filesystem::path directory, States states = States::kept);
+
+    /// Plans and takes the memory for this rank's share of the prompts, and says how much it is.
+    void reserve(const std::vector<Prompt>& prompts, StageMemory& memory);
 
     enum class End { finished, stopped };
     /// One group for each prompt, in the order given; this rank's share of them. `weights`: by
@@ -40,6 +44,9 @@ class GroupRollout {
         std::vector<std::future<reward::Outcome>> outcomes;
         bool is_scored() const;
     };
+    rl::GroupPolicy build(const EncodedPair& pair, Arena& arena) const;
+    /// Groups that may wait for their scores before the oldest is waited for.
+    std::size_t most_pending() const;
     Pending sample(std::size_t unit, const Prompt& prompt);
     void publish(Pending group, const std::map<std::string, CategoryWeights>& weights);
 
@@ -49,6 +56,7 @@ class GroupRollout {
     std::string stage_, config_hash_, model_hash_;
     std::filesystem::path directory_;
     States states_;
+    Workspace workspace_{"group"};
     Scoring scoring_;
     std::int64_t absent_ = 0;
 };

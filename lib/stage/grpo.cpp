@@ -10,6 +10,7 @@
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/retention.hpp"
+#include "stage/stage_memory.hpp"
 #include "stage/training_state.hpp"
 
 namespace atelier::stage {
@@ -37,6 +38,7 @@ bool is_dropped(const io::TrajectorySamples& s) {
 struct GroupScoresOf {
     std::size_t unit = 0;
     bool dropped = false;
+    std::string task, prompt;  ///< the prompt's id
     std::map<std::string, std::vector<double>> scores;  ///< present ones, by dimension
     std::vector<double> totals, advantages;
 };
@@ -78,7 +80,8 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
             advantages.push_back(s.advantage[m]);
         }
         mine.push_back(
-            {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages}});
+            {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages},
+             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}});
     }
     const auto bytes = Json::to_cbor(mine);
     std::vector<GroupScoresOf> groups(shards.size());
@@ -86,7 +89,7 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
         for (const Json& g : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
             GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
-            group = {g.at("u"), g.at("d"), g.at("s"), g.at("t"), g.at("a")};
+            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"), g.at("t"), g.at("a")};
         }
     }
     return groups;
@@ -148,17 +151,58 @@ class Update {
     Update(const Context& c, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
            const std::filesystem::path& rollout, const std::vector<std::string>& shards,
            const std::vector<GroupScoresOf>& groups)
-        : c_(c), model_(model), spec_(spec), rollout_(rollout), shards_(shards), groups_(groups) {
+        : c_(c),
+          model_(model),
+          spec_(spec),
+          rollout_(rollout),
+          shards_(shards),
+          groups_(groups),
+          keep_(c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations),
+          prompts_(c, c.tasks()) {
         objective_.clip = c.config.number("grpo.clip");
         objective_.ratio_norm = c.config.flag("grpo.ratio_norm");
         objective_.kl = rl::parse_kl_kind(c.config.text("grpo.kl"));
         objective_.beta = c.config.number("grpo.kl_beta");
         if (objective_.kl != rl::KlKind::none && objective_.beta > 0)
             reference_ = std::make_unique<Reference>(model.dit(), c.base_transformer());
-        for (const std::string& task : c.tasks())
-            for (Prompt& p :
-                 read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
-                prompts_.emplace(task + "/" + p.id, std::move(p));
+    }
+
+    /// Plans and takes the memory for this rank's groups in `parts` minibatches.
+    void reserve(std::size_t parts, const Trainer& trainer, StageMemory& memory) {
+        std::vector<const Prompt*> prompts;
+        for (std::size_t part = 0; part < parts; ++part)
+            for (const std::size_t unit : my_units(part, parts))
+                prompts.push_back(&prompts_.at(groups_[unit].task, groups_[unit].prompt,
+                                               rollout_ / shards_[unit]));
+        const auto outlines = memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0);
+        std::size_t training = 0, base = 0;
+        for (const EncodedPair& pair : outlines) {
+            training = std::max(training, Workspace::measure([&](Arena& arena) {
+                build(pair, model_.dit_weights(), keep_, arena);
+            }));
+            if (reference_)
+                base = std::max(base, Workspace::measure([&](Arena& arena) {
+                    build(pair, reference_->weights, dit::Keep::nothing, arena);
+                }));
+        }
+        workspace_.reserve(training);
+        base_workspace_.reserve(base);
+        const std::int64_t channels = model_.dit().config().in_channels;
+        memory.plan.hold("base policy", reference_ ? reference_->arena.capacity() + base : 0);
+        memory.plan.hold("gradients and optimizer", trainer.bytes());
+        memory.plan.hold_during("updating", "group", training);
+        memory.plan.hold_during(
+            "updating", "shard",
+            static_cast<std::size_t>(spec_.members) *
+                sample_bytes(spec_.target, channels,
+                             static_cast<std::int64_t>(spec_.trained_steps.size()), 0));
+        memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
+        memory.say(c_);
+    }
+    /// After the last minibatch.
+    void give_back() {
+        workspace_.give_back();
+        base_workspace_.give_back();
     }
 
     /// Adds the gradient of a minibatch's groups, mean over their samples and trained steps.
@@ -170,43 +214,45 @@ class Update {
             kept += groups_[unit].dropped ? 0 : 1;
         const double terms = static_cast<double>(kept) * spec_.members *
                              static_cast<double>(spec_.trained_steps.size());
-        std::size_t turn = 0;
-        for (std::size_t unit = part; unit < shards_.size(); unit += parts) {
-            if (groups_[unit].dropped || !c_.is_mine(turn++)) continue;
+        for (const std::size_t unit : my_units(part, parts))
             stats.merge(train_group(unit, 1.0 / terms, gradients));
-        }
         return kept;
     }
 
   private:
+    /// Groups of a minibatch that train on this rank: kept ones are dealt out in turn.
+    std::vector<std::size_t> my_units(std::size_t part, std::size_t parts) const {
+        std::vector<std::size_t> mine;
+        std::size_t turn = 0;
+        for (std::size_t unit = part; unit < shards_.size(); unit += parts)
+            if (!groups_[unit].dropped && c_.is_mine(turn++)) mine.push_back(unit);
+        return mine;
+    }
+    rl::GroupPolicy build(const EncodedPair& pair, const nn::ParameterStore& weights,
+                          dit::Keep keep, Arena& arena) const {
+        return rl::GroupPolicy(model_.dit(), weights, pair.conditional,
+                               spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_, keep,
+                               arena);
+    }
     rl::ObjectiveStats train_group(std::size_t unit, double weight,
                                    const nn::ParameterStore& gradients) {
         auto shard = io::read_trajectory(rollout_ / shards_[unit], c_.config.hash(),
                                          io::TrajectoryParts::training);
-        const auto prompt = prompts_.find(shard.prompts.task[0] + "/" + shard.prompts.id[0]);
-        ATELIER_CHECK_INPUT(prompt != prompts_.end(), "{}: prompt {} is not in the prompt file",
-                            shards_[unit], shard.prompts.id[0]);
-        const EncodedPair pair = encode_pair(model_, c_, prompt->second, spec_.uses_guidance());
+        const Prompt& prompt = prompts_.at(shard.prompts.task[0], shard.prompts.id[0],
+                                           rollout_ / shards_[unit]);
+        const EncodedPair pair = encode_pair(model_, c_, prompt, spec_.uses_guidance());
         const auto trajectory = trajectory_of(shard.shapes[0]);
-        const auto build = [&](const nn::ParameterStore& weights, dit::Keep keep, Arena& arena) {
-            return rl::GroupPolicy(model_.dit(), weights, pair.conditional,
-                                   spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
-                                   keep, arena);
-        };
         std::vector<float> base_velocity;
-        if (reference_) {
-            Arena measure = Arena::measuring("base policy's group");
-            build(reference_->weights, dit::Keep::nothing, measure);
-            Arena arena("base policy's group", measure.used());
-            base_velocity =
-                build(reference_->weights, dit::Keep::nothing, arena).velocities(trajectory);
-        }
-        const dit::Keep keep =
-            c_.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
-        Arena measure = Arena::measuring("group");
-        build(model_.dit_weights(), keep, measure);
-        Arena arena("group", measure.used());
-        return build(model_.dit_weights(), keep, arena)
+        if (reference_)
+            base_velocity = base_workspace_
+                                .build([&](Arena& arena) {
+                                    return build(pair, reference_->weights, dit::Keep::nothing, arena);
+                                })
+                                .velocities(trajectory);
+        return workspace_
+            .build([&](Arena& arena) {
+                return build(pair, model_.dit_weights(), keep_, arena);
+            })
             .train(objective_, trajectory, groups_[unit].advantages, weight, gradients,
                    base_velocity);
     }
@@ -219,7 +265,9 @@ class Update {
     const std::vector<GroupScoresOf>& groups_;
     rl::ObjectiveConfig objective_;
     std::unique_ptr<Reference> reference_;
-    std::map<std::string, Prompt> prompts_;
+    dit::Keep keep_;
+    PromptIndex prompts_;
+    Workspace workspace_{"group"}, base_workspace_{"base policy's group"};
 };
 
 /// Sums over ranks of what the metrics are made from.
@@ -243,6 +291,7 @@ int run_grpo(const Context& c) {
     }
     require_complete(rollout, "run atelier-rollout first");
     io::Manifest manifest = c.new_manifest("grpo");
+    StageMemory memory;
     std::vector<std::string> shards;
     for (const auto& [name, digest] : io::read_manifest(rollout).outputs)
         if (name.starts_with("shard-")) shards.push_back(name);
@@ -266,6 +315,7 @@ int run_grpo(const Context& c) {
     const auto parts = std::min<std::size_t>(
         static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");
+    update.reserve(parts, trainer, memory);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
                       epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
     rl::ObjectiveStats all;
@@ -292,6 +342,7 @@ int run_grpo(const Context& c) {
             progress.update(epoch * static_cast<std::int64_t>(parts) +
                             static_cast<std::int64_t>(part) + 1);
         }
+    update.give_back();
     metrics["updates"] = steps;
     metrics["updates_without_groups"] = skipped;
     metrics["gradient_norm"] = steps > 0 ? norm_sum / static_cast<double>(steps) : 0.0;
@@ -306,6 +357,7 @@ int run_grpo(const Context& c) {
             trainer.save(policy / "config.json", temporary, c, manifest);
             manifest.inputs["rollout/manifest.json"] = io::digest_file(rollout / io::manifest_name);
             manifest.facts = metrics;
+            memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);
         });
         io::put_metrics(c.run.metrics(), metrics);

@@ -38,10 +38,8 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
                         "{} is not the policy that sampled {}", policy.string(), files[0].string());
     pipeline::Pipeline model(c.model(), policy);
     const rl::SamplingSpec spec = c.sampling(model);
-    std::map<std::string, std::map<std::string, Prompt>> prompts;
-    for (const std::string& task : c.tasks())
-        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
-            prompts[task].emplace(p.id, std::move(p));
+    const PromptIndex prompts(c, c.tasks());
+    Workspace workspace("group");
     std::int64_t checked = 0, different = 0;
     double largest = 0;
     for (const fs::path& file : files) {
@@ -49,24 +47,18 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
             io::read_trajectory(file, c.config.hash(), io::TrajectoryParts::training);
         const io::TrajectorySamples& s = shard.shapes.at(0);
         ATELIER_CHECK_INPUT(s.trained > 0, "{} holds no states (storage.keep)", file.string());
-        const auto& of_task = prompts[shard.prompts.task[0]];
-        const auto prompt = of_task.find(shard.prompts.id[0]);
-        ATELIER_CHECK_INPUT(prompt != of_task.end(), "{}: prompt {} is not in the prompt file",
-                            file.string(), shard.prompts.id[0]);
-        const EncodedPair pair = encode_pair(model, c, prompt->second, spec.uses_guidance());
-        const auto build = [&](Arena& arena) {
+        const Prompt& prompt = prompts.at(shard.prompts.task[0], shard.prompts.id[0], file);
+        const EncodedPair pair = encode_pair(model, c, prompt, spec.uses_guidance());
+        rl::GroupPolicy group = workspace.build([&](Arena& arena) {
             return rl::GroupPolicy(model.dit(), model.dit_weights(), pair.conditional,
                                    spec.uses_guidance() ? &pair.unconditional : nullptr, spec,
                                    dit::Keep::nothing, arena);
-        };
-        Arena measure = Arena::measuring("group");
-        build(measure);
-        Arena arena("group", measure.used());
+        });
         rl::GroupTrajectory trajectory;
         trajectory.x = s.x;
         trajectory.x_next = s.x_next;
         trajectory.log_prob = s.log_prob;
-        const auto again = build(arena).replay(trajectory);
+        const auto again = group.replay(trajectory);
         for (std::size_t i = 0; i < again.size(); ++i) {
             ++checked;
             different += std::memcmp(&again[i], &s.log_prob[i], sizeof(float)) != 0 ? 1 : 0;

@@ -30,6 +30,7 @@ int run_rollout(const Context& c) {
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
     io::Manifest manifest = c.new_manifest("rollout");
+    StageMemory memory;
     const auto policy = c.starting_policy();
     pipeline::Pipeline model(c.model(), policy);
     const rl::SamplingSpec spec = c.sampling(model);
@@ -37,6 +38,7 @@ int run_rollout(const Context& c) {
     std::map<std::string, CategoryWeights> weights;
     for (const std::string& task : c.tasks()) weights[task] = category_weights(c, task);
     GroupRollout rollout(c, model, spec, "rollout", policy, directory);
+    rollout.reserve(drawn, memory);
     if (rollout.run(drawn, weights) == GroupRollout::End::stopped)
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
@@ -45,6 +47,7 @@ int run_rollout(const Context& c) {
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},
                           {"samples_without_score", rollout.absent()}};
+        memory.finish(c, manifest);
         publish_shards(directory, drawn.size(), manifest);
     }
     c.world->barrier();

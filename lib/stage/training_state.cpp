@@ -58,6 +58,16 @@ Trainer::Trainer(const nn::ParameterStore& weights, const std::filesystem::path&
         state_.ema.assign(weights.data(), weights.data() + weights.flat().elements());
 }
 
+std::size_t Trainer::bytes() const {
+    return arena_.capacity() + world_.sum_bytes(state_.m.size()) +
+           (state_.m.size() + state_.v.size() + state_.ema.size()) * sizeof(float);
+}
+
+std::size_t Trainer::publishing_bytes() const {
+    // The file is put together in memory; later the moving average stands there as a parameter store.
+    return (state_.m.size() + state_.v.size() + state_.ema.size()) * sizeof(float);
+}
+
 void Trainer::zero_gradients() {
     std::fill_n(gradients_.data(), gradients_.flat().elements(), 0.0f);
 }

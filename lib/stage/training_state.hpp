@@ -44,6 +44,9 @@ class Trainer {
     /// Sums the gradients over ranks in rank order, clips, updates. Returns the norm before
     /// clipping. Throws Error(numeric) for a gradient that is not finite.
     double step(double rate);
+    /// What it holds, and what `save` takes beside that.
+    std::size_t bytes() const;
+    std::size_t publishing_bytes() const;
     std::int64_t updates() const { return state_.update; }
 
     /// Writes weights (fp32), the moving average's (ema/) and the state to a directory, and names

@@ -60,7 +60,8 @@ void check_case(Pipeline& model, const fs::path& folder) {
     auto latents = in.floats("latents");
     const auto by_step = out.floats("latents_by_step");
     int steps = 0;
-    generate_latents(model.dit(), model.dit_weights(), r, latents, [&](int step, std::span<const float> now) {
+    Workspace workspace("sampling");
+    generate_latents(model.dit(), model.dit_weights(), r, latents, workspace, [&](int step, std::span<const float> now) {
         EXPECT_LT(relative_error(now, std::span(by_step).subspan(step * now.size(), now.size())), latent_tolerance) << step;
         ++steps;
     });

@@ -178,10 +178,11 @@ void Codec::prepare(std::int64_t height, std::int64_t width, bool decoder) {
     }
 }
 
-std::size_t Codec::plan(std::int64_t height, std::int64_t width) {
-    prepare(height, width, true);
-    prepare(height, width, false);
-    return std::max(planned_.at({height, width, true}), planned_.at({height, width, false}));
+std::size_t Codec::bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& [key, convolution] : convolutions_) bytes += convolution.bytes();
+    for (const Arena& arena : arenas_) bytes += arena.capacity();
+    return bytes;
 }
 
 void Codec::decode_raw(const float* latents, std::int64_t height, std::int64_t width, float* picture, const Observer& observe) {

@@ -86,8 +86,11 @@ class Codec {
     void encode_raw(const float* picture, std::int64_t height, std::int64_t width, float* posterior,
                     const Observer& observe = {});
 
-    /// Bytes of scratch memory for one picture of the size (per thread).
-    std::size_t plan(std::int64_t picture_height, std::int64_t picture_width);
+    /// Prepares for pictures of a size before the first one comes.
+    void reserve_decoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, true); }
+    void reserve_encoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, false); }
+    /// Bytes held: prepared convolutions and every thread's scratch memory.
+    std::size_t bytes() const;
 
   private:
     struct Image {

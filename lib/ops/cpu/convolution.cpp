@@ -61,6 +61,10 @@ Convolution::Convolution(const ConvolutionShape& shape, const float* weights, co
 Convolution::~Convolution() = default;
 Convolution::Convolution(Convolution&&) noexcept = default;
 
+std::size_t Convolution::bytes() const {
+    return prepared_->description.weights_desc().get_size() + prepared_->description.bias_desc().get_size();
+}
+
 std::int64_t Convolution::scratch() const {
     return (static_cast<std::int64_t>(prepared_->description.scratchpad_desc().get_size()) + 3) / 4;
 }

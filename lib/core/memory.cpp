@@ -1,0 +1,79 @@
+#include "core/memory.hpp"
+
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include <algorithm>
+#include <fstream>
+
+namespace atelier {
+namespace {
+
+std::size_t status_kib(const std::string& key) {
+    std::ifstream in("/proc/self/status");
+    for (std::string line; std::getline(in, line);)
+        if (line.starts_with(key + ":")) return std::stoul(line.substr(key.size() + 1));
+    return 0;
+}
+
+std::string list(const std::vector<std::pair<std::string, std::size_t>>& entries) {
+    std::string text;
+    for (const auto& [what, bytes] : entries)
+        text += fmt::format("{}{} {:.1f}", text.empty() ? "" : ", ", what,
+                            static_cast<double>(bytes) / (1 << 20));
+    return text;
+}
+
+// What oneDNN (its code, kernels generated at run time, packed operands), HDF5 (its code, caches) and
+// the allocator come to hold once they work, measured: docs/performance.md, "Memory".
+constexpr std::size_t libraries_at_work = std::size_t{19} << 20;
+
+}  // namespace
+
+std::size_t resident_bytes() { return status_kib("VmRSS") * 1024; }
+std::size_t peak_resident_bytes() { return status_kib("VmHWM") * 1024; }
+
+void return_freed_memory() {
+    // glibc raises its threshold for separate mappings with every large block that is freed, and
+    // then keeps such blocks.
+    mallopt(M_MMAP_THRESHOLD, 2 << 20);
+    mallopt(M_TRIM_THRESHOLD, 2 << 20);
+}
+
+MemoryPlan::MemoryPlan() {
+    held_.emplace_back("program", resident_bytes());
+    held_.emplace_back("libraries at work", libraries_at_work);
+}
+
+void MemoryPlan::hold(const std::string& what, std::size_t bytes) {
+    if (bytes > 0) held_.emplace_back(what, bytes);
+}
+
+void MemoryPlan::hold_during(const std::string& phase, const std::string& what, std::size_t bytes) {
+    if (bytes == 0) return;
+    auto found = std::find_if(phases_.begin(), phases_.end(),
+                              [&](const auto& entry) { return entry.first == phase; });
+    if (found == phases_.end()) found = phases_.insert(phases_.end(), {phase, {}});
+    found->second.emplace_back(what, bytes);
+}
+
+std::size_t MemoryPlan::sum(const Entries& entries) {
+    std::size_t bytes = 0;
+    for (const auto& entry : entries) bytes += entry.second;
+    return bytes;
+}
+
+std::size_t MemoryPlan::total() const {
+    std::size_t largest = 0;
+    for (const auto& [phase, entries] : phases_) largest = std::max(largest, sum(entries));
+    return sum(held_) + largest;
+}
+
+std::string MemoryPlan::str() const {
+    std::string text =
+        fmt::format("{:.1f} MiB: {}", static_cast<double>(total()) / (1 << 20), list(held_));
+    for (const auto& [phase, entries] : phases_) text += fmt::format("; {}: {}", phase, list(entries));
+    return text;
+}
+
+}  // namespace atelier

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace atelier {
+
+/// Bytes of this process in physical memory, now and at most so far (Linux' VmRSS and VmHWM).
+std::size_t resident_bytes();
+std::size_t peak_resident_bytes();
+
+/// Makes every larger block of memory go back to the system as soon as it is freed, so that a
+/// process holds what it uses and no more. Once, at the start of a program.
+void return_freed_memory();
+
+/// What a process is going to hold at once. Some is held to the end, some during one phase: the plan
+/// is what is held to the end and the largest phase.
+class MemoryPlan {
+  public:
+    /// Notes what the process holds already: program, libraries, transport.
+    MemoryPlan();
+    void hold(const std::string& what, std::size_t bytes);
+    void hold_during(const std::string& phase, const std::string& what, std::size_t bytes);
+    std::size_t total() const;
+    /// "143.2 MiB: program 31.0, weights 18.2, …; while updating: gradients 12.8, …"
+    std::string str() const;
+
+  private:
+    using Entries = std::vector<std::pair<std::string, std::size_t>>;
+    static std::size_t sum(const Entries& entries);
+    Entries held_;
+    std::vector<std::pair<std::string, Entries>> phases_;
+};
+
+}  // namespace atelier
