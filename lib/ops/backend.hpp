@@ -6,6 +6,7 @@
 #include "core/process.hpp"
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
+#include "ops/convolution.hpp"
 #include "ops/linear.hpp"
 #include "ops/matmul.hpp"
 #include "ops/modulation.hpp"
@@ -74,6 +75,10 @@ struct Backend {
     void (*adamw)(std::int64_t n, AdamWFactors, const float* gradient, float* parameter, float* m, float* v,
                   std::uint16_t* shadow) = nullptr;
     void (*sum_of_squares)(std::int64_t n, const float* x, double* sum) = nullptr;
+    /// As TrainableConvolution::forward and backward (ops/convolution.hpp); fp32, channels last.
+    void (*convolution)(const ConvolutionShape&, const float* in, const float* weights, const float* bias, float* out) = nullptr;
+    void (*convolution_backward)(const ConvolutionShape&, const float* in, const float* weights, const float* d_out, float* d_in,
+                                 float* d_weights, float* d_bias) = nullptr;
     /// The bf16 copy of a number that keep_bf16_copy covers, else null.
     std::uint16_t* (*bf16_copy_of)(const float* weight) = nullptr;
     /// fp32 rows to bf16 (nearest even) and back; strides in numbers.

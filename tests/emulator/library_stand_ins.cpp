@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "emulator/block_emulator.hpp"
 #include "ops/cuda/context.hpp"
+#include "ops/cuda/cudnn_convolution.hpp"
 #include "ops/cuda/dense_attention.hpp"
 #include "ops/cuda/device_memory.hpp"
 #include "ops/cuda/open_device.hpp"
@@ -98,6 +99,8 @@ void* scratch(std::size_t bytes) {
     return taken = emulator::allocate(bytes, false);  // poisoned each time: what an earlier operation left must not be used
 }
 
+void* library_scratch(std::size_t bytes) { return scratch(bytes); }
+
 void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
     const emulator::Access access;
     const Matrix x{a, p.lda, p.transpose_a, p.bf16}, y{b, p.ldb, p.transpose_b, p.bf16};
@@ -165,6 +168,53 @@ void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, c
         dk[i] = rounded(k_sums[i]);
         dv[i] = rounded(v_sums[i]);
     }
+}
+
+namespace {
+
+/// Calls f(out pixel's number, in pixel's number, tap) for each tap that lies in the picture.
+template <typename Function>
+void each_tap(const ConvolutionShape& s, Function f) {
+    for (std::int64_t y = 0; y < s.out_height(); ++y)
+        for (std::int64_t x = 0; x < s.out_width(); ++x)
+            for (std::int64_t tap = 0; tap < s.kernel * s.kernel; ++tap) {
+                const std::int64_t r = y * s.stride + tap / s.kernel - s.pad_begin, c = x * s.stride + tap % s.kernel - s.pad_begin;
+                if (r >= 0 && r < s.height && c >= 0 && c < s.width) f((y * s.out_width() + x), r * s.width + c, tap);
+            }
+}
+
+}  // namespace
+
+void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, const float* bias, float* out) {
+    const emulator::Access access;
+    for (std::int64_t p = 0; p < s.out_height() * s.out_width(); ++p) std::copy_n(bias, s.out_channels, out + p * s.out_channels);
+    each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
+        for (std::int64_t o = 0; o < s.out_channels; ++o)
+            for (std::int64_t i = 0; i < s.in_channels; ++i)
+                out[to * s.out_channels + o] +=
+                    in[from * s.in_channels + i] * weights[(o * s.kernel * s.kernel + tap) * s.in_channels + i];
+    });
+}
+
+void run_convolution_input_gradient(const ConvolutionShape& s, const float* weights, const float* d_out, float* d_in) {
+    const emulator::Access access;
+    std::fill_n(d_in, s.height * s.width * s.in_channels, 0.0f);
+    each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
+        for (std::int64_t o = 0; o < s.out_channels; ++o)
+            for (std::int64_t i = 0; i < s.in_channels; ++i)
+                d_in[from * s.in_channels + i] +=
+                    d_out[to * s.out_channels + o] * weights[(o * s.kernel * s.kernel + tap) * s.in_channels + i];
+    });
+}
+
+void run_convolution_weight_gradient(const ConvolutionShape& s, const float* in, const float* d_out, float* d_weights) {
+    const emulator::Access access;
+    std::fill_n(d_weights, s.out_channels * s.kernel * s.kernel * s.in_channels, 0.0f);
+    each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
+        for (std::int64_t o = 0; o < s.out_channels; ++o)
+            for (std::int64_t i = 0; i < s.in_channels; ++i)
+                d_weights[(o * s.kernel * s.kernel + tap) * s.in_channels + i] += d_out[to * s.out_channels + o] * in[from * s.in_channels + i];
+    });
 }
 
 }  // namespace atelier::ops::cuda

@@ -24,6 +24,8 @@ Backend make_backend() {
     ATELIER_FILL(difference_gradient)
     ATELIER_FILL(adamw)
     ATELIER_FILL(sum_of_squares)
+    ATELIER_FILL(convolution)
+    ATELIER_FILL(convolution_backward)
     ATELIER_FILL(to_bf16)
     ATELIER_FILL(from_bf16)
 #undef ATELIER_FILL

@@ -20,6 +20,8 @@ cudaStream_t stream();
 /// Device memory for the duration of one operation; what an earlier call got is void. 256-byte aligned. It grows to the largest
 /// request (outside of stream capture only) and stays: after the first step nothing is allocated.
 void* scratch(std::size_t bytes);
+/// The same for what a library asks for within an operation that has its own.
+void* library_scratch(std::size_t bytes);
 inline float* scratch_floats(std::int64_t count) { return static_cast<float*>(scratch(static_cast<std::size_t>(count) * sizeof(float))); }
 inline double* scratch_doubles(std::int64_t count) { return static_cast<double*>(scratch(static_cast<std::size_t>(count) * sizeof(double))); }
 

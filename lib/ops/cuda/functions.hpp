@@ -26,5 +26,10 @@ void from_bf16(std::int64_t rows, std::int64_t width, const std::uint16_t* in, s
 /// out[j] += sum over rows of x[i, j], rows in a fixed order; and rows of `width` zeros, `stride` apart.
 void add_row_sums(std::int64_t rows, std::int64_t width, const float* x, float* out);
 void zero_columns(std::int64_t rows, std::int64_t width, float* out, std::int64_t stride);
+/// [rows, a, b] -> [rows, b, a], written or added.
+void swap_inner_axes(std::int64_t rows, std::int64_t a, std::int64_t b, const float* in, float* out, bool add);
+void convolution(const ConvolutionShape& shape, const float* in, const float* weights, const float* bias, float* out);
+void convolution_backward(const ConvolutionShape& shape, const float* in, const float* weights, const float* d_out, float* d_in,
+                          float* d_weights, float* d_bias);
 
 }  // namespace atelier::ops::cuda

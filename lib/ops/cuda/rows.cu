@@ -49,6 +49,16 @@ __global__ void scatter_kernel(std::int64_t width, const std::int32_t* source, c
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) store(out + j, load<N>(in + row * width + j));
 }
 
+/// out[r, j, i] = in[r, i, j] (or added), a thread an output.
+template <bool add>
+__global__ void swap_kernel(std::int64_t n, std::int64_t a, std::int64_t b, const float* in, float* out) {
+    const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (at >= n) return;
+    const std::int64_t row = at / (a * b), j = at / a % b, i = at % a;
+    const float value = in[(row * a + i) * b + j];
+    out[at] = add ? out[at] + value : value;
+}
+
 /// bf16 bits of eight numbers.
 struct alignas(16) HalfPack {
     std::uint16_t v[8];
@@ -113,6 +123,14 @@ void scatter_rows(std::int64_t rows, std::int64_t width, const std::int32_t* sou
         launch(scatter_kernel<4>, {rows}, row_threads(width, 4), 0, width, source, in, a, b);
     else
         launch(scatter_kernel<1>, {rows}, row_threads(width, 1), 0, width, source, in, a, b);
+}
+
+void swap_inner_axes(std::int64_t rows, std::int64_t a, std::int64_t b, const float* in, float* out, bool add) {
+    const std::int64_t n = rows * a * b;
+    if (add)
+        launch(swap_kernel<true>, {ceil_div(n, max_block)}, max_block, 0, n, a, b, in, out);
+    else
+        launch(swap_kernel<false>, {ceil_div(n, max_block)}, max_block, 0, n, a, b, in, out);
 }
 
 // Floor: 6 n bytes.
