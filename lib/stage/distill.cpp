@@ -76,8 +76,6 @@ int run_distill(const Context& c) {
     Trainer trainer(model.dit_weights(), source,
                     {{0.9, 0.999, 1e-8, 0.0}, c.config.number("distill.max_grad_norm"), 0.0},
                     *c.world);
-    const optim::LearningRate rate{c.config.number("distill.learning_rate"),
-                                   optim::RateShape::constant, 0, 0, 0.0};
     const dit::Keep keep =
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
@@ -104,6 +102,10 @@ int run_distill(const Context& c) {
     const auto batch = static_cast<std::size_t>(c.config.integer("distill.batch"));
     const auto epochs = c.config.integer("distill.epochs");
     const std::size_t batches = (shards.size() + batch - 1) / batch;
+    const optim::LearningRate rate{
+        c.config.number("distill.learning_rate"),
+        optim::parse_rate_shape(c.config.text("distill.rate_shape")), 0,
+        c.config.integer("distill.rounds") * epochs * static_cast<std::int64_t>(batches), 0.0};
     {
         std::vector<const Prompt*> mine;
         for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
@@ -184,7 +186,7 @@ int run_distill(const Context& c) {
         {"gradient_norm",
          norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
         {"updates", trainer.updates()},
-        {"learning_rate", c.config.number("distill.learning_rate")}};
+        {"learning_rate", rate.at(trainer.updates())}};
     for (const auto& [task, sum] : by_task)
         metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
     if (c.world->is_root()) {
