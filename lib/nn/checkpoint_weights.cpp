@@ -37,7 +37,7 @@ void load_weights(const ParameterStore& store, const io::Safetensors& file, std:
             for (std::int64_t k = 0; k < values.elements(); ++k)
                 ATELIER_CHECK_INPUT(std::isfinite(v[k]), "{}: tensor {} holds {} at element {}", path, stored.name,
                                     v[k], k);
-            if (there) copy(Tensor::of(v, values.shape()), values);
+            if (there) transfer(Tensor::of(v, values.shape()), values);
         }
     });
 }
@@ -46,7 +46,7 @@ void save_weights(const ParameterStore& store, const std::filesystem::path& path
     if (store.flat().device() != Device::cpu) {
         Arena arena("weights to write", store.flat().bytes() + Arena::alignment);
         const ParameterStore host(store.table(), arena);
-        copy(store.flat(), host.flat());
+        transfer(store.flat(), host.flat());
         return save_weights(host, path, dtype);
     }
     std::vector<io::TensorToWrite> tensors;

@@ -41,7 +41,7 @@ void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::
     const std::int64_t w = dit.config().width(), groups = m.temb.size(0);
     for (std::int64_t g = 0; g < groups; ++g)
         embed_timestep(timesteps[static_cast<std::size_t>(g)], m.host_sinusoid.f32() + g * sinusoid_width);
-    copy(m.host_sinusoid, m.sinusoid);
+    transfer(m.host_sinusoid, m.sinusoid);
     ops::linear(m.sinusoid, weights[dit.time_in], {}, m.hidden);
     ops::silu(m.hidden.f32(), m.hidden_act.f32(), groups * w);
     ops::linear(m.hidden_act, weights[dit.time_out], {}, m.temb);
@@ -56,8 +56,8 @@ void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::
 }
 
 void zero_modulation_gradients(ModulationBuffers& m) {
-    zero(m.d_blocks);
-    zero(m.d_final);
+    clear(m.d_blocks);
+    clear(m.d_final);
 }
 
 void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,

@@ -58,7 +58,7 @@ Tensor PrefixPass::key_gradients(std::int64_t layer) const {
 }
 
 void PrefixPass::zero_key_gradients() {
-    for (const Tensor& t : key_gradients_) zero(t);
+    for (const Tensor& t : key_gradients_) clear(t);
 }
 
 void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout, const Tensor& encoder_states,
@@ -112,7 +112,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
                              stream_.blocks[0].mean2.f32(), stream_.blocks[0].inv2.f32());
     const Tensor out = there(dit_, outputs, outputs_there_);
     ops::linear(normed_out, weights[dit_.proj_out], {}, out);
-    copy(out, outputs);
+    transfer(out, outputs);
 }
 
 void PrefixPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
@@ -139,7 +139,7 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
 
     // Rows back to the encoder's tokens (image slots get none) and the references' latents.
     const Tensor d_rows = d_text_rows_.slice(0, text);
-    zero(d_rows);
+    clear(d_rows);
     ops::scatter_rows(rows, w, layout_there_.source.as<std::int32_t>(), stream_.d_x.f32(), d_rows.f32(), d_latent_rows_.f32());
     if (layout.reference_tokens > 0) {
         const Tensor d_latents = d_latent_rows_.slice(0, layout.reference_tokens);
@@ -147,7 +147,7 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         if (!d_reference_latents.empty()) {
             const Tensor d_in = there(dit_, d_reference_latents, references_there_);
             ops::linear_backward_input(d_latents, weights[dit_.image_in], d_in, false);
-            copy(d_in, d_reference_latents);
+            transfer(d_in, d_reference_latents);
         }
     }
     const Tensor d_act = d_text_act_.slice(0, text), hidden = text_hidden_.slice(0, text);
@@ -161,7 +161,7 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     ops::rms_norm_backward({text, c.context_dim, 0, 0, c.eps, 1.0f}, bring(dit_, encoder_states, states_there_).f32(),
                            weights[dit_.text_norm].f32(), text_inverse_.f32(), normed.f32(), normed.f32(),
                            gradients[dit_.text_norm].f32());
-    if (!d_encoder_states.empty()) copy(normed, d_encoder_states);
+    if (!d_encoder_states.empty()) transfer(normed, d_encoder_states);
 }
 
 }  // namespace atelier::dit

@@ -16,7 +16,7 @@ inline Tensor there(const Dit& dit, const Tensor& tensor, const Tensor& room) {
 /// An input, brought there.
 inline Tensor bring(const Dit& dit, const Tensor& tensor, const Tensor& room) {
     const Tensor at = there(dit, tensor, room);
-    if (at.raw() != tensor.raw()) copy(tensor, at);
+    if (at.raw() != tensor.raw()) transfer(tensor, at);
     return at;
 }
 

@@ -141,8 +141,8 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     float* dqkv = d_qkv.f32();
 
     if (keys_only) {
-        zero(d_x);
-        zero(d_qkv);
+        clear(d_x);
+        clear(d_qkv);
     } else {
         // MLP branch: y = middle + gate2 * branch2
         ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_y.f32(), d_gate2);

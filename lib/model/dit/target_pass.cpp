@@ -63,7 +63,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
                              modulation_.final_scale.f32(), final_normed_.f32(), final_mean_.f32(), final_inverse_.f32());
     const Tensor out = there(dit_, velocity, velocity_there_);
     ops::linear(final_normed_.slice(0, rows), weights[dit_.proj_out], {}, flat(out, rows));
-    copy(out, velocity);
+    transfer(out, velocity);
 }
 
 void TargetPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, PrefixPass& prefix,
@@ -79,7 +79,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     const Tensor d_x = stream_.d_x.slice(0, rows), d_y = stream_.d_y.slice(0, rows);
     ops::linear_backward_weight(d_out, final_normed_.slice(0, rows), gradients[dit_.proj_out], {});
     ops::linear_backward_input(d_out, weights[dit_.proj_out], d_y, false);
-    zero(d_x);
+    clear(d_x);
     ops::layer_norm_modulate_backward({s.groups, s.rows, c.width(), c.width(), c.eps},
                                       stream_.inputs[static_cast<std::size_t>(c.layers)].f32(), modulation_.final_scale.f32(),
                                       final_mean_.f32(), final_inverse_.f32(), d_y.f32(), d_x.f32(),
@@ -98,7 +98,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     if (!d_latents.empty()) {
         const Tensor d_in = there(dit_, d_latents, latents_there_);
         ops::linear_backward_input(d_x, weights[dit_.image_in], flat(d_in, rows), false);
-        copy(d_in, d_latents);
+        transfer(d_in, d_latents);
     }
     modulation_backward(dit_, weights, gradients, modulation_);
 }
