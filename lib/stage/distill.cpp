@@ -74,7 +74,9 @@ int run_distill(const Context& c) {
     const distill::StudentSpec spec = student_spec(c, model);
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
     Trainer trainer(model.dit_weights(), source,
-                    {{0.9, 0.999, 1e-8, 0.0}, c.config.number("distill.max_grad_norm"), 0.0},
+                    {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
+                     c.config.number("distill.max_grad_norm"),
+                     0.0},
                     *c.world);
     const dit::Keep keep =
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
