@@ -16,7 +16,7 @@ DeviceMemory& device_memory() {
 
 void set_device_memory(DeviceMemory* memory) { loaded = memory; }
 
-void copy(const Tensor& from, const Tensor& to) {
+void transfer(const Tensor& from, const Tensor& to) {
     ATELIER_CHECK(from.dtype() == to.dtype() && from.elements() == to.elements(), "{} of {} cannot be copied to {} of {}",
                   from.shape().str(), name_of(from.dtype()), to.shape().str(), name_of(to.dtype()));
     if (from.elements() == 0 || from.raw() == to.raw()) return;
@@ -30,7 +30,7 @@ void copy(const Tensor& from, const Tensor& to) {
         device_memory().within(to.raw(), from.raw(), from.bytes());
 }
 
-void zero(const Tensor& tensor) {
+void clear(const Tensor& tensor) {
     if (tensor.elements() == 0) return;
     if (tensor.device() == Device::cpu)
         std::memset(tensor.raw(), 0, tensor.bytes());

@@ -48,7 +48,7 @@ class DeviceScope {
 };
 
 /// to = from, of one dtype and count, on whatever devices they are.
-void copy(const Tensor& from, const Tensor& to);
-void zero(const Tensor& tensor);
+void transfer(const Tensor& from, const Tensor& to);
+void clear(const Tensor& tensor);
 
 }  // namespace atelier

@@ -28,8 +28,8 @@ std::int64_t ParameterTable::count() const {
     return n;
 }
 
-ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena)
-    : table_(&table), flat_(arena.take_f32({table.flat_size()})) {}
+ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena, Device device)
+    : table_(&table), flat_(arena.take_f32({table.flat_size()}, device)) {}
 
 Tensor ParameterStore::operator[](int index) const {
     const std::int64_t offset = table_->offset(index);

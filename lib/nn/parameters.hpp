@@ -52,8 +52,8 @@ class ParameterTable {
 class ParameterStore {
   public:
     ParameterStore() = default;
-    /// Takes table.flat_size() numbers from the arena. The table must outlive the store.
-    ParameterStore(const ParameterTable& table, Arena& arena);
+    /// Takes table.flat_size() numbers from the arena, of the device's memory if so. The table must outlive the store.
+    ParameterStore(const ParameterTable& table, Arena& arena, Device device = Device::cpu);
     Tensor operator[](int index) const;
     Tensor at(const std::string& name) const;
     float* data() const { return flat_.f32(); }

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/tokenizer/json_file.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::pipeline {
 namespace {
@@ -33,7 +34,7 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -54,7 +55,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer)
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(transformer_directory_ / "config.json"));
+    if (device == Device::cuda) ops::load_backend();
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(transformer_directory_ / "config.json"), device);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -68,13 +70,13 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer)
                         model::pixels_per_latent, vae_->config().factor());
 
     const auto stores = [&](Arena& arena) {
-        dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena);
+        dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
     };
     Arena measure = Arena::measuring("weights");
     stores(measure);
-    arena_ = Arena("weights", measure.used());
+    arena_ = Arena("weights", measure.used(), measure.used(Device::cuda));
     stores(arena_);
     dit::load(*dit_weights_, transformer_directory_);
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");

@@ -45,8 +45,10 @@ struct EncodedPrompt {
 class Pipeline {
   public:
     /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
-    /// transformer is read from that component directory instead (a teacher, a student).
-    explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {});
+    /// transformer is read from that component directory instead (a teacher, a student). `device`: where the transformer's weights
+    /// lie and its passes run; the frozen parts run on the CPU.
+    explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
+                      Device device = Device::cpu);
 
     const dit::Dit& dit() const { return *dit_; }
     const nn::ParameterStore& dit_weights() const { return *dit_weights_; }

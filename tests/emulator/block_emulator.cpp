@@ -90,31 +90,30 @@ void poison() {
     std::memset(dynamic_memory.data(), 0xff, dynamic_memory.size() * sizeof(double));
 }
 
-/// Lets threads go on that wait for what has been reached by all; false if none can.
-bool release_waiting() {
-    bool any = false, all_at_barrier = true, some_at_barrier = false;
-    const int count = static_cast<int>(threads.size());
-    for (int w = 0; w < count; w += warp_size) {
-        const int end = std::min(count, w + warp_size);
-        bool all = true, some = false;
-        for (int i = w; i < end; ++i) {
-            const bool here = threads[static_cast<std::size_t>(i)].state == State::at_exchange;
-            all = all && here;
-            some = some || here;
-        }
-        if (!some || !all) continue;
-        for (int i = w; i < end; ++i) threads[static_cast<std::size_t>(i)].state = State::ready;
-        any = true;
+bool all_are(State state, std::size_t first, std::size_t end) {
+    return std::all_of(threads.begin() + static_cast<std::ptrdiff_t>(first), threads.begin() + static_cast<std::ptrdiff_t>(end),
+                       [=](const Thread& t) { return t.state == state; });
+}
+
+void resume(int i) {
+    Thread& t = threads[static_cast<std::size_t>(i)];
+    current = i;
+    threadIdx = {static_cast<unsigned>(i), 0, 0};
+    t.fiber = std::move(t.fiber).resume();
+    if (failure) std::rethrow_exception(failure);
+}
+
+/// Runs a warp as far as it gets without the others: what another warp has not been kept from by a barrier happens.
+void run_warp(std::size_t first) {
+    const std::size_t end = std::min(threads.size(), first + warp_size);
+    for (;;) {
+        for (const int i : order)
+            if (static_cast<std::size_t>(i) >= first && static_cast<std::size_t>(i) < end &&
+                threads[static_cast<std::size_t>(i)].state == State::ready)
+                resume(i);
+        if (!all_are(State::at_exchange, first, end)) return;
+        for (std::size_t i = first; i < end; ++i) threads[i].state = State::ready;
     }
-    for (const Thread& t : threads) {
-        all_at_barrier = all_at_barrier && t.state == State::at_barrier;
-        some_at_barrier = some_at_barrier || t.state == State::at_barrier;
-    }
-    if (some_at_barrier && all_at_barrier) {
-        for (Thread& t : threads) t.state = State::ready;
-        any = true;
-    }
-    return any;
 }
 
 void run_block(const std::function<void()>& body) {
@@ -137,20 +136,13 @@ void run_block(const std::function<void()>& body) {
         });
     }
     for (;;) {
-        bool all_done = true;
-        for (const int i : order) {
-            Thread& t = threads[static_cast<std::size_t>(i)];
-            if (t.state == State::ready) {
-                current = i;
-                threadIdx = {static_cast<unsigned>(i), 0, 0};
-                t.fiber = std::move(t.fiber).resume();
-                if (failure) std::rethrow_exception(failure);
-            }
-            all_done = all_done && t.state == State::done;
-        }
-        if (all_done) return;
-        ATELIER_CHECK(release_waiting(),
+        // Warps in the order of their first threads in `order`.
+        for (const int i : order)
+            if (i % warp_size == 0) run_warp(static_cast<std::size_t>(i));
+        if (all_are(State::done, 0, threads.size())) return;
+        ATELIER_CHECK(all_are(State::at_barrier, 0, threads.size()),
                       "block {}: threads wait for a barrier or a shuffle that others of their block or warp never reach", blockIdx.x);
+        for (Thread& t : threads) t.state = State::ready;
     }
 }
 

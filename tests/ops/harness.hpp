@@ -11,6 +11,8 @@
 
 namespace atelier::testing {
 
+inline ::testing::Environment* const device_environment = ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
+
 using Doubles = std::vector<double>;
 using Floats = std::vector<float, SharedAllocator<float>>;
 

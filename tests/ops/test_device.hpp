@@ -13,21 +13,23 @@
 // CUDA_LAUNCH_BLOCKING=1, since tests read results as soon as a call returns).
 namespace atelier::testing {
 
+/// The device that the tests run on, its backend loaded, products in fp32.
+inline Device test_device() {
+    const char* word = std::getenv("ATELIER_TEST_DEVICE");
+    if (word == nullptr || std::string(word) != "cuda") return Device::cpu;
+    ops::load_backend().set_product_precision(ops::ProductPrecision::fp32);
+    return Device::cuda;
+}
+
+/// All operations of a test program's main thread run on that device.
 class DeviceEnvironment : public ::testing::Environment {
   public:
-    void SetUp() override {
-        const char* word = std::getenv("ATELIER_TEST_DEVICE");
-        if (word == nullptr || std::string(word) != "cuda") return;
-        ops::load_backend().set_product_precision(ops::ProductPrecision::fp32);
-        scope_ = std::make_unique<DeviceScope>(Device::cuda);
-    }
+    void SetUp() override { scope_ = std::make_unique<DeviceScope>(test_device()); }
     void TearDown() override { scope_.reset(); }
 
   private:
     std::unique_ptr<DeviceScope> scope_;
 };
-
-inline ::testing::Environment* const device_environment = ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
 
 /// Memory that both sides may touch where a device is tested.
 template <typename T>

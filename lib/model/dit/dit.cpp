@@ -4,6 +4,7 @@
 
 #include "io/safetensors.hpp"
 #include "nn/checkpoint_weights.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::dit {
 namespace {
@@ -14,7 +15,7 @@ constexpr const char* weights_stem = "diffusion_pytorch_model";
 
 }  // namespace
 
-Dit::Dit(const Config& config) : config_(config) {
+Dit::Dit(const Config& config, Device device) : config_(config), device_(device) {
     const std::int64_t w = config.width(), m = config.mlp_width();
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
         return table_.add({name, {rows, cols}});
@@ -50,6 +51,8 @@ Dit::Dit(const Config& config) : config_(config) {
 
 void load(const nn::ParameterStore& weights, const std::filesystem::path& directory) {
     nn::load_weights(weights, io::Safetensors::open_component(directory, weights_stem));
+    // Products take a rounded copy of the weights (ops/backend.hpp).
+    if (weights.flat().device() == Device::cuda) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
 }
 
 void save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,
