@@ -6,11 +6,14 @@
 #include <string>
 #include <vector>
 
+#include "nn/lora_file.hpp"
+
 namespace atelier::generate {
 
 /// The command line of atelier-generate.
 struct Options {
     std::filesystem::path model, transformer;
+    std::vector<nn::LoraRequest> loras;  ///< merged into the transformer, in order
     std::string prompt, negative;
     bool has_prompt = false, has_negative = false;
     double guidance_scale = 1.0;

@@ -2,8 +2,8 @@
 
 #include "core/parallel.hpp"
 #include "model/dit/stream.hpp"
+#include "nn/linear.hpp"
 #include "ops/activation.hpp"
-#include "ops/linear.hpp"
 #include "ops/modulation.hpp"
 #include "ops/norm.hpp"
 
@@ -40,6 +40,7 @@ PrefixPass::PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max
     if (!training) return;
     for (Tensor* t : {&d_text_rows_, &d_text_act_}) *t = arena.take_f32({max_encoder_tokens, w});
     d_latent_rows_ = arena.take_f32({max_tokens, w});
+    d_text_normed_ = arena.take_f32({max_encoder_tokens, c.context_dim});
 }
 
 Tensor PrefixPass::keys(std::int64_t layer) const {
@@ -74,11 +75,11 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     const Tensor normed = text_normed_.slice(0, text), hidden = text_hidden_.slice(0, text), act = text_act_.slice(0, text);
     ops::rms_norm({text, c.context_dim, 0, 0, c.eps, 1.0f}, encoder_states.f32(), weights[dit_.text_norm].f32(), normed.f32(),
                   text_inverse_.f32());
-    ops::linear(normed, weights[dit_.text_in], {}, hidden);
+    nn::project(weights, dit_.text_in, normed, hidden);
     ops::gelu_tanh(hidden.f32(), act.f32(), text * w);
-    ops::linear(act, weights[dit_.text_out], {}, text_rows_.slice(0, text));
+    nn::project(weights, dit_.text_out, act, text_rows_.slice(0, text));
     if (layout.reference_tokens > 0)
-        ops::linear(reference_latents, weights[dit_.image_in], {}, latent_rows_.slice(0, layout.reference_tokens));
+        nn::project(weights, dit_.image_in, reference_latents, latent_rows_.slice(0, layout.reference_tokens));
 
     const bool saves = stream_.keep != Keep::nothing;
     const auto state = [&](std::int64_t i) {
@@ -97,8 +98,10 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
         const bool last = i + 1 == c.layers;
         if (last) last_output = saves ? stream_.d_y.slice(0, rows) : state(i + 1);
+        weights.acquire(i);
         block_forward(dit_, weights, i, s, modulation_, state(i), {}, a, stream_.attention_workspace,
                       last && !full_last_block_, last ? last_output : state(i + 1));
+        weights.release(i);
         const float* qkv = a.qkv.f32();
         float* keys = keys_[static_cast<std::size_t>(i)].f32();
         for (std::int64_t r = 0; r < rows; ++r) std::copy_n(qkv + r * 3 * w + w, 2 * w, keys + r * 2 * w);
@@ -107,7 +110,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     const Tensor normed_out = latent_rows_.slice(0, rows);
     ops::layer_norm_modulate({1, rows, w, w, c.eps}, last_output.f32(), modulation_.final_scale.f32(), normed_out.f32(),
                              stream_.blocks[0].mean2.f32(), stream_.blocks[0].inv2.f32());
-    ops::linear(normed_out, weights[dit_.proj_out], {}, outputs);
+    nn::project(weights, dit_.proj_out, normed_out, outputs);
 }
 
 void PrefixPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
@@ -124,10 +127,14 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
         const bool last = i + 1 == c.layers;
+        weights.acquire(i);
+        gradients.acquire(i);
         if (stream_.keep == Keep::inputs)
             block_forward(dit_, weights, i, s, modulation_, x, {}, a, stream_.attention_workspace, last,
                           stream_.d_y.slice(0, rows));
         block_backward(dit_, weights, gradients, i, s, modulation_, x, {}, {}, key_gradients(i), a, stream_, last);
+        gradients.release(i);
+        weights.release(i);
     }
     modulation_backward(dit_, weights, gradients, modulation_);
 
@@ -141,21 +148,17 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     }
     if (layout.reference_tokens > 0) {
         const Tensor d_latents = d_latent_rows_.slice(0, layout.reference_tokens);
-        ops::linear_backward_weight(d_latents, reference_latents, gradients[dit_.image_in], {});
-        if (!d_reference_latents.empty())
-            ops::linear_backward_input(d_latents, weights[dit_.image_in], d_reference_latents, false);
+        nn::project_backward(weights, gradients, dit_.image_in, reference_latents, d_latents, d_reference_latents);
     }
     const Tensor d_act = d_text_act_.slice(0, text), hidden = text_hidden_.slice(0, text);
-    const Tensor normed = text_normed_.slice(0, text);
-    ops::linear_backward_weight(d_rows, text_act_.slice(0, text), gradients[dit_.text_out], {});
-    ops::linear_backward_input(d_rows, weights[dit_.text_out], d_act, false);
+    const Tensor normed = text_normed_.slice(0, text), d_normed = d_text_normed_.slice(0, text);
+    nn::project_backward(weights, gradients, dit_.text_out, text_act_.slice(0, text), d_rows, d_act);
     ops::gelu_tanh_backward(hidden.f32(), d_act.f32(), d_act.f32(), text * w);
-    ops::linear_backward_weight(d_act, normed, gradients[dit_.text_in], {});
-    // The normed rows have served: their memory takes the gradient.
-    ops::linear_backward_input(d_act, weights[dit_.text_in], normed, false);
+    nn::project_backward(weights, gradients, dit_.text_in, normed, d_act, d_normed);
     ops::rms_norm_backward({text, c.context_dim, 0, 0, c.eps, 1.0f}, encoder_states.f32(), weights[dit_.text_norm].f32(),
-                           text_inverse_.f32(), normed.f32(),
-                           d_encoder_states.empty() ? normed.f32() : d_encoder_states.f32(), gradients[dit_.text_norm].f32());
+                           text_inverse_.f32(), d_normed.f32(),
+                           d_encoder_states.empty() ? d_normed.f32() : d_encoder_states.f32(),
+                           nn::vector_gradient(gradients, dit_.text_norm));
 }
 
 }  // namespace atelier::dit

@@ -1,5 +1,5 @@
 #include "model/dit/stream.hpp"
-#include "ops/linear.hpp"
+#include "nn/linear.hpp"
 #include "ops/modulation.hpp"
 
 namespace atelier::dit {
@@ -47,15 +47,17 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
     const auto state = [&](std::int64_t i) {
         return stream_.inputs[static_cast<std::size_t>(saves ? i : i % 2)].slice(0, rows);
     };
-    ops::linear(flat(latents, rows), weights[dit_.image_in], {}, state(0));
+    nn::project(weights, dit_.image_in, flat(latents, rows), state(0));
     for (std::int64_t i = 0; i < c.layers; ++i) {
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        weights.acquire(i);
         block_forward(dit_, weights, i, s, modulation_, state(i), prefix.keys(i), a, stream_.attention_workspace, false,
                       state(i + 1));
+        weights.release(i);
     }
     ops::layer_norm_modulate({s.groups, s.rows, c.width(), c.width(), c.eps}, state(c.layers).f32(),
                              modulation_.final_scale.f32(), final_normed_.f32(), final_mean_.f32(), final_inverse_.f32());
-    ops::linear(final_normed_.slice(0, rows), weights[dit_.proj_out], {}, flat(velocity, rows));
+    nn::project(weights, dit_.proj_out, final_normed_.slice(0, rows), flat(velocity, rows));
 }
 
 void TargetPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, PrefixPass& prefix,
@@ -66,8 +68,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
     zero_modulation_gradients(modulation_);
     const Tensor d_x = stream_.d_x.slice(0, rows), d_y = stream_.d_y.slice(0, rows);
-    ops::linear_backward_weight(flat(d_velocity, rows), final_normed_.slice(0, rows), gradients[dit_.proj_out], {});
-    ops::linear_backward_input(flat(d_velocity, rows), weights[dit_.proj_out], d_y, false);
+    nn::project_backward(weights, gradients, dit_.proj_out, final_normed_.slice(0, rows), flat(d_velocity, rows), d_y);
     std::fill_n(d_x.f32(), d_x.elements(), 0.0f);
     ops::layer_norm_modulate_backward({s.groups, s.rows, c.width(), c.width(), c.eps},
                                       stream_.inputs[static_cast<std::size_t>(c.layers)].f32(), modulation_.final_scale.f32(),
@@ -76,15 +77,19 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     for (std::int64_t i = c.layers - 1; i >= 0; --i) {
         const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        weights.acquire(i);
+        gradients.acquire(i);
         // The output of the repeated forward goes where nobody looks: the state of the next block is not needed any more.
         if (stream_.keep == Keep::inputs)
             block_forward(dit_, weights, i, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false,
                           stream_.inputs[static_cast<std::size_t>(i + 1)].slice(0, rows));
         block_backward(dit_, weights, gradients, i, s, modulation_, x, prefix.keys(i), prefix.key_gradients(i), {}, a, stream_,
                        false);
+        gradients.release(i);
+        weights.release(i);
     }
-    ops::linear_backward_weight(d_x, flat(latents, rows), gradients[dit_.image_in], {});
-    if (!d_latents.empty()) ops::linear_backward_input(d_x, weights[dit_.image_in], flat(d_latents, rows), false);
+    nn::project_backward(weights, gradients, dit_.image_in, flat(latents, rows), d_x,
+                         d_latents.empty() ? Tensor() : flat(d_latents, rows));
     modulation_backward(dit_, weights, gradients, modulation_);
 }
 
