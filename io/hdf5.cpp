@@ -48,6 +48,11 @@ void Handle::reset() {
     id_ = -1;
 }
 
+bool is_thread_safe() {
+    hbool_t safe = 0;
+    return H5is_library_threadsafe(&safe) >= 0 && safe != 0;
+}
+
 // HDF5 1.10 crashes when a write fails while it closes a dataset or a file (a full disk). So files grow in memory and close()
 // writes their bytes, where every error can be seen.
 File File::create(const std::filesystem::path& path) {

@@ -36,6 +36,9 @@ class Handle {
     Closer closer_ = nullptr;
 };
 
+/// Whether several threads may be in the library at a time, on different files.
+bool is_thread_safe();
+
 /// A file opened or created, or a group in it. Paths in it are absolute ("/prompts/text").
 class File {
   public:

@@ -18,6 +18,8 @@ class MappedFile {
     MappedFile& operator=(const MappedFile&) = delete;
     std::span<const std::byte> bytes() const { return {data_, size_}; }
     const std::filesystem::path& path() const { return path_; }
+    /// Whole pages within [data, data + bytes) leave this process's memory; touched again, they are read again.
+    void release(const std::byte* data, std::size_t bytes) const;
 
   private:
     std::filesystem::path path_;

@@ -51,6 +51,8 @@ FileDigest digest_file(const fs::path& path) {
     return {file.bytes().size(), digest_bytes(file.bytes().data(), file.bytes().size())};
 }
 
+void flush_file(const fs::path& path) { flush(path, O_RDONLY); }
+
 void publish_file(const fs::path& path, const std::function<void(const fs::path&)>& write) {
     const fs::path temporary = temporary_for(path);
     try {

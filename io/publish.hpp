@@ -17,6 +17,9 @@ struct FileDigest {
 FileDigest digest_file(const std::filesystem::path& path);
 std::string digest_bytes(const void* data, std::size_t size);
 
+/// Waits until a file's bytes are on disk. Throws Error(io).
+void flush_file(const std::filesystem::path& path);
+
 /// Publishes a file: `write` gets a temporary name in the same directory; then flush to disk, rename, flush of the
 /// directory. A reader sees the old file or the new one, never half of one. Whatever `write` throws leaves the old file
 /// and no temporary. Throws Error(io).

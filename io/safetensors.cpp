@@ -92,6 +92,8 @@ Safetensors Safetensors::open(const std::filesystem::path& path) {
         return result;
     }
     const MappedFile file(path);
+    ATELIER_CHECK_INPUT(file.bytes().size() <= max_header_bytes, "{}: {} bytes are too many for an index", path.string(),
+                        file.bytes().size());
     const Json index = parse_json(
         std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()), path, "the index");
     const auto map = index.find("weight_map");
@@ -142,8 +144,8 @@ void Safetensors::add_file(const std::filesystem::path& path) {
     std::uint64_t header_bytes = 0;
     std::memcpy(&header_bytes, bytes.data(), 8);
     ATELIER_CHECK_INPUT(header_bytes <= max_header_bytes && header_bytes <= bytes.size() - 8,
-                        "{}: the header claims {} bytes, the file has {}: truncated, or no safetensors file",
-                        path.string(), header_bytes, bytes.size());
+                        "{}: the header claims {} bytes (at most {} may be), the file has {}: truncated, or no safetensors file",
+                        path.string(), header_bytes, max_header_bytes, bytes.size());
     const Json header = parse_json(
         std::string(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes), path, "the header");
     const std::uint64_t data_bytes = bytes.size() - 8 - header_bytes;
@@ -196,6 +198,7 @@ const StoredTensor& Safetensors::at(const std::string& name) const {
 }
 
 namespace {
+
 template <typename From, typename Function>
 void convert(const std::byte* data, std::int64_t count, float* out, Function function) {
     for (std::int64_t i = 0; i < count; ++i) {
@@ -204,23 +207,38 @@ void convert(const std::byte* data, std::int64_t count, float* out, Function fun
         out[i] = function(value);
     }
 }
-}  // namespace
 
-void to_f32(const StoredTensor& stored, float* out) {
-    const std::int64_t n = stored.shape.elements();
+/// `n` numbers of a dtype to fp32.
+void numbers_to_f32(DType dtype, const std::byte* data, std::int64_t n, float* out) {
     const auto plain = [](auto v) { return static_cast<float>(v); };
-    switch (stored.dtype) {
-        case DType::f32: std::memcpy(out, stored.data, stored.bytes()); return;
-        case DType::f64: return convert<double>(stored.data, n, out, plain);
-        case DType::bf16: return convert<std::uint16_t>(stored.data, n, out, bf16_to_f32);
-        case DType::f16: return convert<std::uint16_t>(stored.data, n, out, f16_to_f32);
-        case DType::i64: return convert<std::int64_t>(stored.data, n, out, plain);
-        case DType::i32: return convert<std::int32_t>(stored.data, n, out, plain);
-        case DType::u64: return convert<std::uint64_t>(stored.data, n, out, plain);
-        case DType::u32: return convert<std::uint32_t>(stored.data, n, out, plain);
-        case DType::u8: return convert<std::uint8_t>(stored.data, n, out, plain);
+    switch (dtype) {
+        case DType::f32: std::memcpy(out, data, static_cast<std::size_t>(n) * sizeof(float)); return;
+        case DType::f64: return convert<double>(data, n, out, plain);
+        case DType::bf16: return convert<std::uint16_t>(data, n, out, bf16_to_f32);
+        case DType::f16: return convert<std::uint16_t>(data, n, out, f16_to_f32);
+        case DType::i64: return convert<std::int64_t>(data, n, out, plain);
+        case DType::i32: return convert<std::int32_t>(data, n, out, plain);
+        case DType::u64: return convert<std::uint64_t>(data, n, out, plain);
+        case DType::u32: return convert<std::uint32_t>(data, n, out, plain);
+        case DType::u8: return convert<std::uint8_t>(data, n, out, plain);
     }
 }
+
+bool is_floating(DType dtype) {
+    return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16 || dtype == DType::f64;
+}
+
+}  // namespace
+
+void to_f32(const StoredTensor& stored, float* out) { to_f32(stored, 0, stored.shape.elements(), out); }
+
+void to_f32(const StoredTensor& stored, std::int64_t first, std::int64_t count, float* out) {
+    ATELIER_CHECK(first >= 0 && count >= 0 && first + count <= stored.shape.elements(),
+                  "elements [{}, {}) of {} of shape {}", first, first + count, stored.name, stored.shape.str());
+    numbers_to_f32(stored.dtype, stored.data + static_cast<std::size_t>(first) * size_of(stored.dtype), count, out);
+}
+
+void release_pages(const StoredTensor& stored) { stored.file->release(stored.data, stored.bytes()); }
 
 std::vector<float> Safetensors::floats(const std::string& name) const {
     const StoredTensor& stored = at(name);
@@ -253,6 +271,35 @@ std::vector<std::int64_t> Safetensors::integers(const std::string& name) const {
     return out;
 }
 
+namespace {
+
+std::uint64_t bytes_written(const TensorToWrite& t) {
+    return static_cast<std::uint64_t>(t.values.elements()) * size_of(t.dtype);
+}
+
+/// Writes numbers in another floating dtype, a piece at a time.
+template <typename Put>
+void put_converted(const std::byte* data, DType from, std::int64_t count, DType to, Put put) {
+    constexpr std::int64_t piece = 1 << 18;
+    std::vector<float> floats;
+    std::vector<std::uint16_t> halves;
+    for (std::int64_t at = 0; at < count; at += piece) {
+        const std::int64_t n = std::min(piece, count - at);
+        floats.resize(static_cast<std::size_t>(n));
+        numbers_to_f32(from, data + static_cast<std::size_t>(at) * size_of(from), n, floats.data());
+        if (to == DType::f32) {
+            put(floats.data(), floats.size() * sizeof(float));
+            continue;
+        }
+        halves.resize(floats.size());
+        for (std::size_t i = 0; i < halves.size(); ++i)
+            halves[i] = to == DType::bf16 ? f32_to_bf16(floats[i]) : f32_to_f16(floats[i]);
+        put(halves.data(), halves.size() * 2);
+    }
+}
+
+}  // namespace
+
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata) {
     nlohmann::ordered_json header = nlohmann::ordered_json::object();
@@ -260,10 +307,10 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
     std::uint64_t at = 0;
     for (const TensorToWrite& t : tensors) {
         ATELIER_CHECK(!header.contains(t.name), "tensor {} is to be written twice to {}", t.name, path.string());
-        const bool converts = t.values.dtype() == DType::f32 && (t.dtype == DType::bf16 || t.dtype == DType::f16);
-        ATELIER_CHECK(converts || t.values.dtype() == t.dtype, "tensor {} of {} cannot be written as {}", t.name,
-                      name_of(t.values.dtype()), name_of(t.dtype));
-        const auto size = static_cast<std::uint64_t>(t.values.elements()) * size_of(t.dtype);
+        const bool converts = is_floating(t.values.dtype()) && is_floating(t.dtype) && t.dtype != DType::f64;
+        ATELIER_CHECK((converts || t.values.dtype() == t.dtype) && (!t.make || t.values.dtype() == DType::f32),
+                      "tensor {} of {} cannot be written as {}", t.name, name_of(t.values.dtype()), name_of(t.dtype));
+        const std::uint64_t size = bytes_written(t);
         nlohmann::ordered_json shape = nlohmann::ordered_json::array();
         for (auto extent : t.values.shape().extents()) shape.push_back(extent);
         header[t.name] = {{"dtype", format_name(t.dtype)}, {"shape", shape}, {"data_offsets", {at, at + size}}};
@@ -281,19 +328,55 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
     };
     put(&header_bytes, 8);
     put(text.data(), text.size());
-    std::vector<std::uint16_t> halves;
+    std::vector<float> made;
     for (const TensorToWrite& t : tensors) {
-        if (t.values.dtype() == t.dtype) {
-            put(t.values.raw(), t.values.bytes());
-            continue;
+        const std::byte* data = static_cast<const std::byte*>(t.values.raw());
+        if (t.make) {
+            made.resize(static_cast<std::size_t>(t.values.elements()));
+            t.make(made.data());
+            data = reinterpret_cast<const std::byte*>(made.data());
         }
-        const float* values = t.values.f32();
-        halves.resize(static_cast<std::size_t>(t.values.elements()));
-        for (std::size_t i = 0; i < halves.size(); ++i)
-            halves[i] = t.dtype == DType::bf16 ? f32_to_bf16(values[i]) : f32_to_f16(values[i]);
-        put(halves.data(), halves.size() * 2);
+        if (t.values.dtype() == t.dtype)
+            put(data, t.values.bytes());
+        else
+            put_converted(data, t.values.dtype(), t.values.elements(), t.dtype, put);
     }
     ATELIER_CHECK_IO(std::fflush(file.get()) == 0, "cannot write {}: {}", path.string(), std::strerror(errno));
+}
+
+std::vector<std::string> write_sharded(const std::filesystem::path& directory, const std::string& stem,
+                                       const std::vector<TensorToWrite>& tensors, std::uint64_t shard_bytes,
+                                       const std::map<std::string, std::string>& metadata) {
+    std::vector<std::vector<TensorToWrite>> shards(1);
+    std::uint64_t total = 0, in_shard = 0;
+    for (const TensorToWrite& t : tensors) {
+        const std::uint64_t size = bytes_written(t);
+        if (!shards.back().empty() && in_shard + size > shard_bytes) {
+            shards.emplace_back();
+            in_shard = 0;
+        }
+        shards.back().push_back(t);
+        in_shard += size;
+        total += size;
+    }
+    if (shards.size() == 1) {
+        const std::string name = stem + ".safetensors";
+        write_safetensors(directory / name, shards[0], metadata);
+        return {name};
+    }
+    std::vector<std::string> names;
+    nlohmann::ordered_json map = nlohmann::ordered_json::object();
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+        names.push_back(fmt::format("{}-{:05}-of-{:05}.safetensors", stem, i + 1, shards.size()));
+        write_safetensors(directory / names.back(), shards[i], metadata);
+        for (const TensorToWrite& t : shards[i]) map[t.name] = names.back();
+    }
+    names.push_back(stem + ".safetensors.index.json");
+    std::ofstream out(directory / names.back(), std::ios::binary);
+    out << nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) << '\n';
+    out.flush();
+    ATELIER_CHECK_IO(out.good(), "cannot write {}: {}", (directory / names.back()).string(), std::strerror(errno));
+    return names;
 }
 
 }  // namespace atelier::io

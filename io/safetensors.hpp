@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,7 +26,7 @@ struct StoredTensor {
 ///
 /// Every header is checked before any tensor is handed out: length within the file, known dtypes,
 /// offsets in range, without overlap or gap, sizes that match the shapes, no name twice. Errors
-/// are Error(input) naming the file and the tensor.
+/// are Error(input) naming the file and the tensor. Opening touches headers only.
 class Safetensors {
   public:
     /// `path`: a .safetensors file, or an index file.
@@ -53,18 +54,33 @@ class Safetensors {
 
 /// Converts `stored` to fp32 into `out` (stored.shape.elements() numbers).
 void to_f32(const StoredTensor& stored, float* out);
+/// The same for elements [first, first + count) alone: no other byte of the file is touched.
+void to_f32(const StoredTensor& stored, std::int64_t first, std::int64_t count, float* out);
+/// The tensor's pages of the mapping are not needed any more: they leave this process's memory and are read again when
+/// touched. What a process has loaded then counts once.
+void release_pages(const StoredTensor& stored);
 
-/// A tensor to write. `values` are fp32 numbers converted to `dtype` (f32, bf16 or f16, rounded to
-/// nearest even) on writing; integer and byte tensors are written as they are.
+/// A tensor to write. Floating `values` are converted to another floating `dtype` through fp32, rounded to nearest even;
+/// integer and byte tensors are written as they are. `values` need not be aligned (a mapped file).
 struct TensorToWrite {
     std::string name;
     Tensor values;
     DType dtype = DType::f32;
+    /// Where the numbers don't exist yet: gives `values.elements()` fp32 numbers when the tensor's turn comes; `values` then only
+    /// says shape and dtype f32.
+    std::function<void(float* out)> make = {};
 };
 
 /// Writes one file: header padded to 8 bytes, tensors in the given order. Not atomic: the caller
 /// writes to a temporary name and publishes it. Throws Error(io).
 void write_safetensors(const std::filesystem::path& path, const std::vector<TensorToWrite>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
+
+/// Writes `<stem>.safetensors` into a directory or, where the tensors take more than `shard_bytes`, `<stem>-00001-of-0000N.safetensors`
+/// and so on with `<stem>.safetensors.index.json`, as diffusers and transformers name them. A tensor larger than a shard has one of
+/// its own. The bytes of the tensors don't depend on the shard size. Returns the names written. Not atomic. Throws Error(io).
+std::vector<std::string> write_sharded(const std::filesystem::path& directory, const std::string& stem,
+                                       const std::vector<TensorToWrite>& tensors, std::uint64_t shard_bytes,
+                                       const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace atelier::io

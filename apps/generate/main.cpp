@@ -69,7 +69,9 @@ void run(const Options& o) {
     set_threads(o.threads);
     const auto requests = generate::make_requests(o);
     if (o.output_dir) std::filesystem::create_directories(*o.output_dir);
-    pipeline::Pipeline model(o.model, o.transformer, o.device);
+    pipeline::Pipeline model(o.model, o.transformer, nullptr, o.device);
+    for (const nn::LoraRequest& lora : o.loras)
+        nn::merge_lora(nn::load_lora(lora.path, model.dit().table()).store(), model.dit_weights(), lora.scale);
     const auto begin = std::chrono::steady_clock::now();
     for (std::size_t i = 0; i < requests.size(); ++i) {
         run_request(o, model, requests[i], i);

@@ -13,11 +13,12 @@ namespace po = boost::program_options;
 std::optional<Options> parse_options(int argc, char** argv) {
     Options o;
     std::string model, transformer, device, latents, output_latents, prompts, output_dir;
-    std::vector<std::string> images;
+    std::vector<std::string> images, loras;
     po::options_description text("atelier-generate: pictures from a diffusers directory of class QwenImage21Pipeline");
     text.add_options()("help", "this text")("model", po::value(&model), "model directory (required)")(
         "device", po::value(&device)->default_value("cpu"), "cpu or cuda: where the transformer runs")(
-        "transformer", po::value(&transformer), "transformer component directory to use instead of the model's own")(
+        "transformer", po::value(&transformer), "transformer directory (weights, or an adapter) to use instead of the model's own")(
+        "lora", po::value(&loras)->composing(), "FILE[:SCALE], an adapter in diffusers' or PEFT's layout to add; may be repeated")(
         "prompt", po::value(&o.prompt), "what to draw")("negative", po::value(&o.negative), "negative prompt, for guidance")(
         "guidance-scale", po::value(&o.guidance_scale), "guidance scale; above 1 it needs --negative (may be empty)")(
         "image", po::value(&images)->composing(), "reference picture (PNG); may be repeated")(
@@ -59,6 +60,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
     o.device = device == "cuda" ? Device::cuda : Device::cpu;
     o.model = model;
     o.transformer = transformer;
+    for (const std::string& lora : loras) o.loras.push_back(nn::parse_lora_request(lora));
     for (const std::string& image : images) o.images.emplace_back(image);
     if (!latents.empty()) o.latents = latents;
     if (!output_latents.empty()) o.output_latents = output_latents;

@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "io/publish.hpp"
 #include "stage/dag.hpp"
+#include "stage/memory_plan.hpp"
 #include "stage/schema.hpp"
 #include "stage/storage_plan.hpp"
 
@@ -33,9 +34,10 @@ void make_run(const stage::RunDirectory& run, const config::Config& config,
 }
 
 int run(comm::Communicator& world, int argc, char** argv) {
-    std::string file, directory;
+    std::string file, directory, device_memory;
+    stage::MemoryQuestion question;
     std::vector<std::string> overrides;
-    bool print = false, dot = false, storage = false;
+    bool print = false, dot = false, storage = false, memory = false;
     po::options_description text(
         "atelier-plan: a configuration resolved, its jobs, and the run directory made from it");
     text.add_options()("help", "this text")("config", po::value(&file),
@@ -46,7 +48,12 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "print-config", po::bool_switch(&print),
         "show every key with its meaning, unit and origin")("dot", po::bool_switch(&dot),
                                                             "show the jobs as Graphviz")(
-        "storage", po::bool_switch(&storage), "show the disk space that a run needs");
+        "storage", po::bool_switch(&storage), "show the disk space that a run needs")(
+        "memory", po::bool_switch(&memory), "show the memory that a rank of each stage needs; no weight is read")(
+        "ranks", po::value(&question.ranks)->default_value(question.ranks), "ranks that --memory counts with")(
+        "device-memory", po::value(&device_memory), "memory of a rank that --memory compares with, as 141GiB")(
+        "prompt-tokens", po::value(&question.prompt_tokens)->default_value(question.prompt_tokens), "prompt that --memory counts with")(
+        "references", po::value(&question.references)->default_value(question.references), "reference pictures of its edits");
     po::variables_map values;
     try {
         po::store(po::parse_command_line(argc, argv, text), values);
@@ -69,8 +76,12 @@ int run(comm::Communicator& world, int argc, char** argv) {
     if (!directory.empty()) make_run(run, context.config, jobs);
     if (print) std::cout << context.config.describe();
     if (storage) std::cout << stage::describe_storage(context);
+    if (memory) {
+        if (!device_memory.empty()) question.device_memory = stage::parse_bytes(device_memory);
+        std::cout << stage::describe_memory(context, question);
+    }
     if (dot) std::cout << to_dot(jobs);
-    if (!print && !dot && !storage) std::cout << to_text(jobs);
+    if (!print && !dot && !storage && !memory) std::cout << to_text(jobs);
     return 0;
 }
 

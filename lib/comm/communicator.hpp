@@ -21,8 +21,14 @@ class Communicator {
     /// values[i] = sum over ranks 0, 1, … of values[i], on every rank.
     virtual void sum(std::span<float> values) = 0;
     virtual void sum(std::span<double> values) = 0;
-    /// Bytes of memory that summing so many numbers of four bytes takes, held to the end.
-    virtual std::size_t sum_bytes(std::size_t count) const = 0;
+    /// Shares of one size put one behind another in rank order: all = [rank 0's, rank 1's, …].
+    virtual void gather_shares(std::span<const float> mine, std::span<float> all) = 0;
+    /// The same, begun here and over at finish_gather(): it may go on while this rank computes. Until then nobody touches the spans.
+    /// One at a time.
+    virtual void start_gather_shares(std::span<const float> mine, std::span<float> all) = 0;
+    virtual void finish_gather() = 0;
+    /// mine[i] = sum over ranks 0, 1, … of their all[rank() * mine.size() + i]: each rank gets its share of the sum.
+    virtual void sum_shares(std::span<const float> all, std::span<float> mine) = 0;
     virtual double max(double value) = 0;
     /// Every rank's bytes on every rank, in rank order.
     virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) = 0;
@@ -33,6 +39,9 @@ class Communicator {
     /// True on every rank if it is true on any.
     bool any(bool value) { return max(value ? 1.0 : 0.0) > 0.5; }
 };
+
+/// Bytes of memory that summing so many numbers of four bytes over `ranks` takes (sum_shares: of all ranks' shares), held to the end.
+std::size_t sum_bytes(int ranks, std::size_t count);
 
 /// One rank: this process.
 std::unique_ptr<Communicator> make_self();

@@ -4,14 +4,12 @@
 #include <cstdlib>
 
 #include "comm/communicator.hpp"
+#include "comm/sum_block.hpp"
 #include "core/error.hpp"
 #include "core/process.hpp"
 
 namespace atelier::comm {
 namespace {
-
-// Numbers gathered at a time for a sum in rank order: 4 MB of floats from every rank.
-constexpr std::size_t sum_block = 1 << 20;
 
 void check(int status, const char* what) {
     if (status == MPI_SUCCESS) return;
@@ -42,8 +40,33 @@ class Mpi final : public Communicator {
     }
     void sum(std::span<float> values) override { ordered_sum(values, MPI_FLOAT, float_block_); }
     void sum(std::span<double> values) override { ordered_sum(values, MPI_DOUBLE, double_block_); }
-    std::size_t sum_bytes(std::size_t count) const override {
-        return 2 * sizeof(float) * std::min(sum_block, count);
+    void gather_shares(std::span<const float> mine, std::span<float> all) override {
+        start_gather_shares(mine, all);
+        finish_gather();
+    }
+    void start_gather_shares(std::span<const float> mine, std::span<float> all) override {
+        ATELIER_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size_) && mine.size() < (std::size_t{1} << 31),
+                      "gathering {} numbers of each of {} ranks into {}", mine.size(), size_, all.size());
+        ATELIER_CHECK(gather_ == MPI_REQUEST_NULL, "a gather was started before the last one was finished");
+        const auto count = static_cast<int>(mine.size());
+        check(MPI_Iallgather(mine.data(), count, MPI_FLOAT, all.data(), count, MPI_FLOAT, MPI_COMM_WORLD, &gather_), "MPI_Iallgather");
+    }
+    void finish_gather() override { check(MPI_Wait(&gather_, MPI_STATUS_IGNORE), "MPI_Wait"); }
+    void sum_shares(std::span<const float> all, std::span<float> mine) override {
+        const auto ranks = static_cast<std::size_t>(size_), share = mine.size();
+        ATELIER_CHECK(all.size() == share * ranks, "{} numbers are no shares of {} for {} ranks", all.size(), share, ranks);
+        const std::size_t piece = std::max<std::size_t>(1, sum_block / ranks);
+        for (std::size_t at = 0; at < share; at += piece) {
+            const std::size_t n = std::min(piece, share - at);
+            float_block_.resize(2 * n * ranks);
+            float *sent = float_block_.data(), *received = sent + n * ranks;
+            for (std::size_t r = 0; r < ranks; ++r) std::copy_n(all.data() + r * share + at, n, sent + r * n);
+            check(MPI_Alltoall(sent, static_cast<int>(n), MPI_FLOAT, received, static_cast<int>(n), MPI_FLOAT, MPI_COMM_WORLD),
+                  "MPI_Alltoall");
+            for (std::size_t r = 1; r < ranks; ++r)
+                for (std::size_t i = 0; i < n; ++i) received[i] += received[r * n + i];
+            std::copy_n(received, n, mine.data() + at);
+        }
     }
     double max(double value) override {
         double result = 0;
@@ -90,6 +113,7 @@ class Mpi final : public Communicator {
         }
     }
     int rank_ = 0, size_ = 1;
+    MPI_Request gather_ = MPI_REQUEST_NULL;
     std::vector<float> float_block_;
     std::vector<double> double_block_;
 };

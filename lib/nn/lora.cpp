@@ -1,93 +1,82 @@
 #include "nn/lora.hpp"
 
-#include <map>
-#include <nlohmann/json.hpp>
+#include <algorithm>
 
-#include "io/safetensors.hpp"
 #include "ops/matmul.hpp"
 
 namespace atelier::nn {
 namespace {
 
-using Json = nlohmann::json;
+constexpr std::string_view weight_suffix = ".weight";
 
-constexpr const char* metadata_key = "lora_adapter_metadata";
+bool matches(std::string_view glob, std::string_view text) {
+    if (glob.empty()) return text.empty();
+    if (glob[0] == '*') {
+        for (std::size_t skip = 0; skip <= text.size(); ++skip)
+            if (matches(glob.substr(1), text.substr(skip))) return true;
+        return false;
+    }
+    return !text.empty() && (glob[0] == '?' || glob[0] == text[0]) && matches(glob.substr(1), text.substr(1));
+}
 
-struct Settings {
-    double alpha = 0;
-    std::int64_t rank = 0;
-};
-
-Settings read_settings(const io::Safetensors& file) {
-    const std::string path = file.path().string();
-    const auto found = file.metadata().find(metadata_key);
-    ATELIER_CHECK_INPUT(found != file.metadata().end(), "{}: no {} in the file's metadata, so alpha is unknown", path,
-                        metadata_key);
-    const Json json = Json::parse(found->second, nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.contains("lora_alpha") && json["lora_alpha"].is_number() &&
-                            json.contains("r") && json["r"].is_number_integer(),
-                        "{}: {} has no numbers r and lora_alpha", path, metadata_key);
-    for (const char* flag : {"use_dora", "use_rslora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"})
-        ATELIER_CHECK_INPUT(!json.contains(flag) || json[flag].is_null() || json[flag] == false, "{}: {} = {} is not supported", path, flag,
-                            json[flag].dump());
-    for (const char* pattern : {"rank_pattern", "alpha_pattern"})
-        ATELIER_CHECK_INPUT(!json.contains(pattern) || json[pattern].is_null() || json[pattern].empty(),
-                            "{}: {} = {} is not supported", path, pattern, json[pattern].dump());
-    return {json["lora_alpha"].get<double>(), json["r"].get<std::int64_t>()};
+/// PEFT's rule for plain names: the whole name, or its end behind a dot.
+bool is_target(const std::string& target, std::string_view module) {
+    if (target.find_first_of("*?") != std::string::npos) return matches(target, module);
+    return module == target || (module.ends_with(target) && module[module.size() - target.size() - 1] == '.');
 }
 
 }  // namespace
 
-LoraAdapter load_lora(const std::filesystem::path& path, const ParameterTable& table) {
-    const io::Safetensors file = io::Safetensors::open(path);
-    const Settings settings = read_settings(file);
-    LoraAdapter adapter;
-    constexpr std::string_view down = ".lora_A.weight", up = ".lora_B.weight";
-    for (const auto& [name, stored] : file.tensors()) {
-        if (name.ends_with(up)) {
-            const std::string partner = name.substr(0, name.size() - up.size()) + std::string(down);
-            ATELIER_CHECK_INPUT(file.contains(partner), "{}: {} stands without {}", path.string(), name, partner);
-            continue;
-        }
-        ATELIER_CHECK_INPUT(name.ends_with(down), "{}: tensor {} is no part of a LoRA adapter", path.string(), name);
-        const std::string module = name.substr(0, name.size() - down.size());
-        const std::string partner = module + std::string(up);
-        ATELIER_CHECK_INPUT(file.contains(partner), "{}: {} stands without {}", path.string(), name, partner);
-        LoraMatrix matrix;
-        matrix.parameter = table.find(module + ".weight");
-        ATELIER_CHECK_INPUT(matrix.parameter >= 0, "{}: the model has no {}.weight to adapt", path.string(), module);
-        const Shape& shape = table.spec(matrix.parameter).shape;
-        const Shape &a = stored.shape, &b = file.at(partner).shape;
-        ATELIER_CHECK_INPUT(shape.rank() == 2 && a == (Shape{settings.rank, shape[1]}) && b == (Shape{shape[0], settings.rank}),
-                            "{}: {} adapts a matrix {} at rank {}, found A {} and B {}", path.string(), module, shape.str(),
-                            settings.rank, a.str(), b.str());
-        matrix.rank = settings.rank;
-        matrix.scale = static_cast<float>(settings.alpha / static_cast<double>(settings.rank));
-        matrix.a = file.floats(name);
-        matrix.b = file.floats(partner);
-        adapter.matrices.push_back(std::move(matrix));
+LoraTable::LoraTable(const ParameterTable& model, const LoraConfig& config) : model_(&model), config_(config) {
+    ATELIER_CHECK_USAGE(config.rank >= 1 && config.alpha > 0, "an adapter needs a rank of at least 1 and a positive alpha, found {} and {}",
+                        config.rank, config.alpha);
+    std::vector<bool> used(config.targets.size());
+    for (int row = 0; row < model.size(); ++row) {
+        const ParameterSpec& spec = model.spec(row);
+        rows_.push_back(-1);
+        if (spec.shape.rank() != 2 || !spec.name.ends_with(weight_suffix)) continue;
+        const std::string module = spec.name.substr(0, spec.name.size() - weight_suffix.size());
+        bool wanted = false;
+        for (std::size_t t = 0; t < config.targets.size(); ++t)
+            if (is_target(config.targets[t], module)) wanted = used[t] = true;
+        if (!wanted) continue;
+        ATELIER_CHECK_USAGE(config.rank <= std::min(spec.shape[0], spec.shape[1]), "rank {} is above that of {} {}", config.rank,
+                            module, spec.shape.str());
+        rows_.back() = table_.add({module + ".lora_A.weight", {config.rank, spec.shape[1]}});
+        table_.add({.name = module + ".lora_B.weight", .shape = {spec.shape[0], config.rank}, .init = Init::zeros});
     }
-    return adapter;
+    for (std::size_t t = 0; t < used.size(); ++t)
+        ATELIER_CHECK_USAGE(used[t], "the adapter's target \"{}\" matches no matrix of the model", config.targets[t]);
+    ATELIER_CHECK_USAGE(table_.size() > 0, "the adapter has no targets");
 }
 
-void merge_lora(const LoraAdapter& adapter, const ParameterStore& weights, float factor) {
-    for (const LoraMatrix& m : adapter.matrices) {
-        const Tensor w = weights[m.parameter];
-        ops::matmul(false, false, factor * m.scale, {const_cast<float*>(m.b.data()), w.size(0), m.rank, m.rank},
-                    {const_cast<float*>(m.a.data()), m.rank, w.size(1), w.size(1)}, 1.0f,
-                    {w.f32(), w.size(0), w.size(1), w.size(1)});
-    }
+std::vector<int> LoraTable::adapted() const {
+    std::vector<int> rows;
+    for (int row = 0; row < static_cast<int>(rows_.size()); ++row)
+        if (rows_[static_cast<std::size_t>(row)] >= 0) rows.push_back(row);
+    return rows;
 }
 
-LoraMatrix lora_gradients(const LoraMatrix& m, const Tensor& d_weight) {
-    LoraMatrix g = m;
-    const std::int64_t out = d_weight.size(0), in = d_weight.size(1);
-    const ops::MatrixView dw{d_weight.f32(), out, in, in};
-    ops::matmul(true, false, m.scale, {const_cast<float*>(m.b.data()), out, m.rank, m.rank}, dw, 0.0f,
-                {g.a.data(), m.rank, in, in});
-    ops::matmul(false, true, m.scale, dw, {const_cast<float*>(m.a.data()), m.rank, in, in}, 0.0f,
-                {g.b.data(), out, m.rank, m.rank});
-    return g;
+LoraStore::LoraStore(const LoraTable& table, Arena& arena) : table_(&table), values_(table.table(), arena) {
+    down_ = arena.take_f32({chunk, table.rank()});
+    up_ = arena.take_f32({chunk, table.rank()});
+    std::int64_t longest = 1;
+    for (const ParameterSpec& spec : table.model().specs())
+        if (spec.shape.rank() == 1) longest = std::max(longest, spec.shape.elements());
+    discard_ = arena.take_f32({longest});
+}
+
+void initialise(const LoraStore& adapter, std::uint64_t seed) { initialise(adapter.values(), seed); }
+
+void merge_lora(const LoraStore& adapter, int row, float factor, float* w) {
+    const Tensor a = adapter.a(row), b = adapter.b(row);
+    const std::int64_t out = b.size(0), in = a.size(1), rank = a.size(0);
+    ops::matmul(false, false, factor * adapter.table().scale(), {b.f32(), out, rank, rank}, {a.f32(), rank, in, in}, 1.0f,
+                {w, out, in, in});
+}
+
+void merge_lora(const LoraStore& adapter, const ParameterStore& weights, float factor) {
+    for (const int row : adapter.table().adapted()) merge_lora(adapter, row, factor, weights[row].f32());
 }
 
 }  // namespace atelier::nn

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <filesystem>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -8,28 +8,68 @@
 
 namespace atelier::nn {
 
-/// One adapted matrix: W_effective = W + scale * B A, A [rank, in], B [out, rank] (Hu et al., 2106.09685).
-struct LoraMatrix {
-    int parameter = 0;  ///< row of the model's table
+/// W_effective = W + alpha / rank * B A, A [rank, in], B [out, rank] (Hu et al., arXiv 2106.09685), for the matrices whose module
+/// names match a target.
+struct LoraConfig {
     std::int64_t rank = 0;
-    float scale = 1;    ///< alpha / rank
-    std::vector<float> a, b;
+    double alpha = 0;
+    std::vector<std::string> targets;  ///< globs over module names: "*" any text, "?" one character; a name without either is a suffix
 };
 
-/// A PEFT adapter as diffusers writes it: `<module>.lora_A.weight`, `<module>.lora_B.weight`, and the adapter's
-/// configuration as JSON in the file's metadata (`lora_adapter_metadata`).
-struct LoraAdapter {
-    std::vector<LoraMatrix> matrices;
+/// Which matrices of a model have an adapter, and where its numbers lie: an own table with two rows for each, "<module>.lora_A.weight"
+/// and "<module>.lora_B.weight", in the model's order.
+class LoraTable {
+  public:
+    /// Throws Error(usage) for a rank or alpha that is not positive, a target that matches no matrix, a rank above a matrix's own.
+    LoraTable(const ParameterTable& model, const LoraConfig& config);
+    const LoraConfig& config() const { return config_; }
+    const ParameterTable& table() const { return table_; }
+    const ParameterTable& model() const { return *model_; }
+    std::int64_t rank() const { return config_.rank; }
+    float scale() const { return static_cast<float>(config_.alpha / static_cast<double>(config_.rank)); }
+    /// Row of A in table() for a row of the model's table; that of B follows it. -1: not adapted.
+    int find(int row) const { return rows_[static_cast<std::size_t>(row)]; }
+    /// Rows of the model's table that are adapted, in order.
+    std::vector<int> adapted() const;
+
+  private:
+    const ParameterTable* model_;
+    LoraConfig config_;
+    ParameterTable table_;
+    std::vector<int> rows_;
 };
 
-/// Throws Error(input) naming file and tensor for a module that the model doesn't have, a shape that doesn't fit, half a
-/// pair, a missing alpha, or a variant that changes the result (DoRA, rsLoRA, patterns, biases).
-LoraAdapter load_lora(const std::filesystem::path& file, const ParameterTable& table);
+/// An adapter's numbers, or their gradients, laid out by its table.
+class LoraStore {
+  public:
+    /// Takes its numbers and a workspace from the arena. The table must outlive the store.
+    LoraStore(const LoraTable& table, Arena& arena);
+    const LoraTable& table() const { return *table_; }
+    const ParameterStore& values() const { return values_; }
+    bool adapts(int row) const { return table_->find(row) >= 0; }
+    Tensor a(int row) const { return values_[table_->find(row)]; }
+    Tensor b(int row) const { return values_[table_->find(row) + 1]; }
 
-/// Adds factor * scale * B A to each adapted matrix (factor -1 takes the adapter out again, up to rounding).
-void merge_lora(const LoraAdapter& adapter, const ParameterStore& weights, float factor = 1.0f);
+    /// Rows of an input that go through the adapter at a time.
+    static constexpr std::int64_t chunk = 1024;
+    /// [chunk, rank] twice. Used by one product at a time.
+    Tensor down() const { return down_; }
+    Tensor up() const { return up_; }
+    /// Where gradients of frozen vectors go that an operation insists on writing.
+    float* discard() const { return discard_.f32(); }
 
-/// Gradients of A and B from the gradient of the effective matrix: dA = s B^T dW, dB = s dW A^T.
-LoraMatrix lora_gradients(const LoraMatrix& matrix, const Tensor& d_weight);
+  private:
+    const LoraTable* table_ = nullptr;
+    ParameterStore values_;
+    Tensor down_, up_, discard_;
+};
+
+/// A normal with standard deviation 1 / sqrt(in), B zero: the adapter changes nothing at first. Keyed by seed.
+void initialise(const LoraStore& adapter, std::uint64_t seed);
+
+/// Adds factor * scale * B A to each adapted matrix.
+void merge_lora(const LoraStore& adapter, const ParameterStore& weights, float factor = 1.0f);
+/// The same for one matrix [out, in] at `w`, of a row of the model's table.
+void merge_lora(const LoraStore& adapter, int row, float factor, float* w);
 
 }  // namespace atelier::nn

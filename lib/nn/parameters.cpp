@@ -11,6 +11,11 @@ namespace atelier::nn {
 int ParameterTable::add(ParameterSpec spec) {
     const int index = size();
     ATELIER_CHECK(index_.emplace(spec.name, index).second, "parameter {} stands twice in the table", spec.name);
+    if (spec.block >= 0) {
+        const bool continues = !specs_.empty() && specs_.back().block == spec.block;
+        ATELIER_CHECK(continues || spec.block == blocks_, "parameter {} belongs to block {}, the next one is {}", spec.name, spec.block, blocks_);
+        blocks_ = spec.block + 1;
+    }
     offsets_.push_back(flat_size_);
     flat_size_ += (spec.shape.elements() + alignment - 1) / alignment * alignment;
     specs_.push_back(std::move(spec));
@@ -31,7 +36,15 @@ std::int64_t ParameterTable::count() const {
 ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena, Device device)
     : table_(&table), flat_(arena.take_f32({table.flat_size()}, device)) {}
 
+ParameterStore ParameterStore::with_lora(const LoraStore* adapter) const {
+    ParameterStore store = *this;
+    store.lora_ = adapter;
+    return store;
+}
+
 Tensor ParameterStore::operator[](int index) const {
+    ATELIER_CHECK(has_values(), "parameter {} is frozen: this store holds an adapter's gradients alone", table_->spec(index).name);
+    if (residence_ != nullptr) return Tensor::of(residence_->row(index), table_->spec(index).shape);
     const std::int64_t offset = table_->offset(index);
     const Shape& shape = table_->spec(index).shape;
     return flat_.slice(offset, offset + shape.elements()).reshaped(shape);

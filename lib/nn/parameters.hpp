@@ -20,7 +20,7 @@ struct ParameterSpec {
     Shape shape;
     bool decay = true;   ///< weight decay applies
     Init init = Init::fan_in_normal;
-    int shard_axis = 0;  ///< axis cut by sharded training
+    int block = -1;      ///< sharded training gathers blocks one by one when they are used; -1: is there all the time
     bool used = true;    ///< false: read, kept and written back, but no computation touches it
 };
 
@@ -40,29 +40,72 @@ class ParameterTable {
     std::int64_t flat_size() const { return flat_size_; }
     /// Parameters proper, padding not included.
     std::int64_t count() const;
+    /// How many blocks there are; each is a run of rows.
+    int blocks() const { return blocks_; }
 
   private:
+    int blocks_ = 0;
     std::vector<ParameterSpec> specs_;
     std::vector<std::int64_t> offsets_;
     std::unordered_map<std::string, int> index_;
     std::int64_t flat_size_ = 0;
 };
 
-/// A flat fp32 vector laid out by a table: weights, or gradients, or an optimizer moment.
+class LoraStore;
+
+/// The numbers of a store of which not all blocks are in memory all the time (sharded training). Calls are collective: every rank
+/// makes the same ones in the same order.
+class Residence {
+  public:
+    virtual ~Residence() = default;
+    /// A row's numbers. Throws Error(internal) for a block that isn't acquired.
+    virtual float* row(int index) = 0;
+    virtual void acquire(int block) = 0;
+    virtual void release(int block) = 0;
+};
+
+/// A flat fp32 vector laid out by a table: weights, or gradients, or an optimizer moment. A view: copies show the same numbers.
+///
+/// With an adapter (nn/lora.hpp) weights are those of the base and the adapter's beside them, and gradients are the adapter's
+/// alone: such a store holds no numbers of the table's own rows.
 class ParameterStore {
   public:
     ParameterStore() = default;
     /// Takes table.flat_size() numbers from the arena, of the device's memory if so. The table must outlive the store.
     ParameterStore(const ParameterTable& table, Arena& arena, Device device = Device::cpu);
+    /// Over numbers that somebody else holds.
+    ParameterStore(const ParameterTable& table, const float* values)
+        : table_(&table), flat_(Tensor::of(values, {table.flat_size()})) {}
+    /// Rows that are where the residence says.
+    ParameterStore(const ParameterTable& table, Residence& residence) : table_(&table), residence_(&residence) {}
+    /// Gradients of an adapter alone.
+    ParameterStore(const ParameterTable& table, const LoraStore& adapter) : table_(&table), lora_(&adapter) {}
     Tensor operator[](int index) const;
     Tensor at(const std::string& name) const;
     float* data() const { return flat_.f32(); }
     Tensor flat() const { return flat_; }
     const ParameterTable& table() const { return *table_; }
+    /// Whether rows of the table have numbers here; else only the adapter has.
+    bool has_values() const { return !flat_.empty() || residence_ != nullptr; }
+    /// Null: everything is in memory.
+    Residence* residence() const { return residence_; }
+    /// Around every use of a block's rows.
+    void acquire(std::int64_t block) const {
+        if (residence_ != nullptr) residence_->acquire(static_cast<int>(block));
+    }
+    void release(std::int64_t block) const {
+        if (residence_ != nullptr) residence_->release(static_cast<int>(block));
+    }
+
+    const LoraStore* lora() const { return lora_; }
+    /// The same numbers with an adapter beside them, or without one.
+    ParameterStore with_lora(const LoraStore* adapter) const;
 
   private:
     const ParameterTable* table_ = nullptr;
     Tensor flat_;
+    Residence* residence_ = nullptr;
+    const LoraStore* lora_ = nullptr;
 };
 
 /// Philox-keyed values by each row's Init (norm weights 1, biases 0, matrices normal / sqrt(fan in)).

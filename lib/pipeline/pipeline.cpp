@@ -26,6 +26,13 @@ fs::path tokenizer_directory(const fs::path& directory) {
                  directory.string());
 }
 
+bool holds_adapter(const fs::path& directory) { return fs::exists(directory / nn::lora_file_name); }
+
+/// Where the weights of a transformer are that may be given as an adapter to the model's own.
+fs::path component_of(const fs::path& model, const fs::path& transformer) {
+    return holds_adapter(transformer) ? model / "transformer" : transformer;
+}
+
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
@@ -34,14 +41,15 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm::Communicator* ranks, Device device)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
                                   "Qwen3VLProcessor"),
                   ProcessorConfig::load(directory / "processor"))),
       tokenizer_(Tokenizer::load(tokenizer_directory(directory))),
-      arena_("weights", 0) {
+      arena_("weights", 0),
+      ranks_(ranks) {
     const auto json = read_index(directory);
     const JsonNode index(json, (directory / "model_index.json").string() + ": ");
     ATELIER_CHECK_INPUT(index.at("_class_name").text() == "QwenImage21Pipeline", "{} must be QwenImage21Pipeline, found {}",
@@ -56,7 +64,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
     if (device == Device::cuda) ops::load_backend();
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(transformer_directory_ / "config.json"), device);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -69,8 +77,15 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
                         "{}: the pipeline needs a VAE of {} pixels per latent, found {}", directory.string(),
                         model::pixels_per_latent, vae_->config().factor());
 
+    partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks == nullptr ? 1 : ranks->size());
     const auto stores = [&](Arena& arena) {
-        dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
+        if (ranks != nullptr) {
+            ATELIER_CHECK_USAGE(device == Device::cpu, "weights that are cut over ranks (compute.zero = 3) lie in host memory: device = \"cpu\"");
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, std::span<float>(), arena);
+            dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
+        } else {
+            dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
+        }
         vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
     };
@@ -78,10 +93,52 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     stores(measure);
     arena_ = Arena("weights", measure.used(), measure.used(Device::cuda));
     stores(arena_);
-    dit::load(*dit_weights_, transformer_directory_);
+    load_transformer(transformer_directory_);
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
     vae::load(*vae_weights_, directory / "vae");
     codec_ = std::make_unique<vae::Codec>(*vae_, *vae_weights_);
+}
+
+void Pipeline::load_transformer(const fs::path& directory) {
+    const fs::path component = component_of(directory_, directory);
+    // Checked before the weights change.
+    std::unique_ptr<nn::LoraAdapter> adapter;
+    ATELIER_CHECK_USAGE(!sharded_ || !holds_adapter(directory), "{} is an adapter: weights that are cut over ranks take none", directory.string());
+    if (holds_adapter(directory)) adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(directory / nn::lora_file_name, dit_->table()));
+    if (component != loaded_) {
+        loaded_.clear();
+        read_own_weights(component, own_weights());
+        weights_were_changed();
+        loaded_ = component;
+    }
+    drop_adapter();
+    if (adapter) set_adapter(std::move(*adapter));
+    transformer_directory_ = directory;
+}
+
+std::span<float> Pipeline::own_weights() const {
+    if (sharded_) return sharded_->shard();
+    return {dit_weights_->data(), static_cast<std::size_t>(dit_weights_->flat().elements())};
+}
+
+void Pipeline::read_own_weights(const fs::path& directory, std::span<float> own) const {
+    nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
+}
+
+void Pipeline::weights_were_changed() {
+    loaded_.clear();
+    if (sharded_) sharded_->refresh();
+}
+
+void Pipeline::set_adapter(nn::LoraAdapter adapter) {
+    drop_adapter();
+    adapter_ = std::make_unique<nn::LoraAdapter>(std::move(adapter));
+    *dit_weights_ = dit_weights_->with_lora(&adapter_->store());
+}
+
+void Pipeline::drop_adapter() {
+    *dit_weights_ = dit_weights_->with_lora(nullptr);
+    adapter_.reset();
 }
 
 flow::Schedule Pipeline::schedule(int steps, std::int64_t tokens) const {

@@ -18,6 +18,8 @@
 #include "model/tokenizer/tokenizer.hpp"
 #include "model/vae/vae.hpp"
 #include "model/vlm/vlm.hpp"
+#include "nn/lora_file.hpp"
+#include "nn/sharded.hpp"
 
 namespace atelier::pipeline {
 
@@ -45,23 +47,39 @@ struct EncodedPrompt {
 class Pipeline {
   public:
     /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
-    /// transformer is read from that component directory instead (a teacher, a student). `device`: where the transformer's weights
-    /// lie and its passes run; the frozen parts run on the CPU.
+    /// transformer is read from there instead (a teacher, a student), as by load_transformer().
+    /// With `ranks` the transformer's weights are cut over them (nn/sharded.hpp): each rank reads its share alone, and passes are
+    /// collective. `device`: where the transformer's weights lie and its passes run; the frozen parts run on the CPU.
     explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
-                      Device device = Device::cpu);
+                      comm::Communicator* ranks = nullptr, Device device = Device::cpu);
 
     const dit::Dit& dit() const { return *dit_; }
     const nn::ParameterStore& dit_weights() const { return *dit_weights_; }
     const vae::Vae& vae() const { return *vae_; }
     vae::Codec& codec() { return *codec_; }
     const flow::ScheduleConfig& schedule_config() const { return schedule_; }
-    /// The directory that transformer weights came from.
+    /// The directory that transformer weights, or the adapter, came from.
     const std::filesystem::path& transformer_directory() const { return transformer_directory_; }
+    /// Replaces the transformer's weights: by those of a component directory of the same sizes, or, where a directory holds an
+    /// adapter (pytorch_lora_weights.safetensors), by this model's own with that adapter beside them. Weights that are there already
+    /// aren't read again.
+    void load_transformer(const std::filesystem::path& directory);
+    /// The adapter beside the weights; null: none.
+    const nn::LoraAdapter* adapter() const { return adapter_.get(); }
+    void set_adapter(nn::LoraAdapter adapter);
+    /// Null: all weights are in memory.
+    nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }
+    /// The transformer's numbers that this rank holds: its shard, or all of them.
+    std::span<float> own_weights() const;
+    /// Reads the same numbers of a component directory into `own`.
+    void read_own_weights(const std::filesystem::path& directory, std::span<float> own) const;
+    /// To be said by whoever writes into own_weights(): they are no directory's any more. Collective.
+    void weights_were_changed();
     /// sample_sigmas of model_index.json; empty: none.
     const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
     const ProcessorConfig& processor() const { return processor_; }
     /// Bytes of all weights in memory.
-    std::size_t weight_bytes() const { return arena_.used(); }
+    std::size_t weight_bytes() const { return arena_.used() + (adapter_ ? adapter_->bytes() : 0); }
 
     /// The schedule of `steps` steps for a target of `tokens` latent tokens; the model's own sample_sigmas, if it has
     /// them and steps is 0. Throws Error(usage).
@@ -80,6 +98,7 @@ class Pipeline {
     EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
 
   private:
+    void drop_adapter();
     /// A session for prompts of this size at least.
     void reserve_session(std::int64_t tokens, std::int64_t patches);
 
@@ -93,6 +112,11 @@ class Pipeline {
     std::unique_ptr<vae::Vae> vae_;
     Arena arena_;
     std::unique_ptr<nn::ParameterStore> dit_weights_, vlm_weights_, vae_weights_;
+    comm::Communicator* ranks_ = nullptr;
+    std::unique_ptr<nn::Partition> partition_;
+    std::unique_ptr<nn::ShardedWeights> sharded_;
+    std::unique_ptr<nn::LoraAdapter> adapter_;
+    std::filesystem::path loaded_;  ///< component directory that the weights are from; empty: none any more
     std::unique_ptr<vae::Codec> codec_;
     // One session, made again when a longer prompt comes.
     std::unique_ptr<Arena> session_arena_;

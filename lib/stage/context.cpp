@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <set>
+
 #include "core/progress.hpp"
 #include "core/signals.hpp"
 #include "flow/step_choice.hpp"
@@ -50,11 +52,16 @@ std::filesystem::path Context::final_policy(const std::string& name) const {
 }
 
 rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
+    const std::int64_t tokens = (config.integer("sampling.height") / model::pixels_per_latent) *
+                                (config.integer("sampling.width") / model::pixels_per_latent);
+    return sampling(pipeline.schedule(static_cast<int>(config.integer("sampling.steps")), tokens));
+}
+
+rl::SamplingSpec Context::sampling(const flow::Schedule& schedule) const {
     rl::SamplingSpec s;
     s.target = {config.integer("sampling.height") / model::pixels_per_latent,
                 config.integer("sampling.width") / model::pixels_per_latent};
-    s.schedule =
-        pipeline.schedule(static_cast<int>(config.integer("sampling.steps")), s.target.tokens());
+    s.schedule = schedule;
     s.sampler = flow::parse_sampler(config.text("sampling.sampler"));
     s.eta = config.number("sampling.eta");
     s.log_prob = flow::parse_log_prob(config.text("sampling.log_prob"));
@@ -91,13 +98,47 @@ void require_complete(const std::filesystem::path& directory, const std::string&
                         what);
 }
 
+nn::StorageFormat Context::storage(const nn::ParameterTable& table) const {
+    return nn::storage_format(
+        table, dit::open_weights(base_transformer()),
+        nn::parse_storage_dtype(config.text("checkpoint.dtype")),
+        static_cast<std::uint64_t>(config.integer("checkpoint.shard_size")) * 1'000'000);
+}
+
+nn::LoraConfig Context::lora() const {
+    nn::LoraConfig l{config.integer("lora.rank"), config.number("lora.alpha"), config.list("lora.targets")};
+    if (l.alpha == 0) l.alpha = static_cast<double>(l.rank);
+    return l;
+}
+
+void prepare_adapter(const Context& c, pipeline::Pipeline& model) {
+    const nn::LoraConfig wanted = c.lora();
+    if (wanted.rank == 0) return;
+    if (model.adapter() == nullptr) {
+        nn::LoraAdapter fresh(model.dit().table(), wanted);
+        nn::initialise(fresh.store(), c.seed() ^ task_number("lora/" + c.policy));
+        model.set_adapter(std::move(fresh));
+        return;
+    }
+    const nn::LoraTable &found = model.adapter()->table(), expected(model.dit().table(), wanted);
+    ATELIER_CHECK_INPUT(found.rank() == wanted.rank && found.config().alpha == wanted.alpha &&
+                            found.adapted() == expected.adapted(),
+                        "{} holds an adapter of rank {}, alpha {} for {} matrices; [lora] asks for rank {}, alpha {} for {}",
+                        model.transformer_directory().string(), found.rank(), found.config().alpha, found.adapted().size(),
+                        wanted.rank, wanted.alpha, expected.adapted().size());
+}
+
 std::string weights_hash(const std::filesystem::path& transformer) {
-    for (const char* name :
-         {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"})
-        if (std::filesystem::exists(transformer / name))
-            return io::digest_file(transformer / name).hash;
-    ATELIER_FAIL(ErrorKind::input, "{} holds no diffusion_pytorch_model.safetensors",
-                 transformer.string());
+    if (std::filesystem::exists(transformer / nn::lora_file_name))
+        return io::digest_file(transformer / nn::lora_file_name).hash;
+    std::set<std::filesystem::path> files;
+    const io::Safetensors stored = dit::open_weights(transformer);
+    for (const auto& [name, tensor] : stored.tensors())
+        files.insert(tensor.file->path());
+    if (files.size() == 1) return io::digest_file(*files.begin()).hash;
+    std::string hashes;
+    for (const auto& file : files) hashes += io::digest_file(file).hash;
+    return io::digest_bytes(hashes.data(), hashes.size());
 }
 
 StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,

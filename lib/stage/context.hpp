@@ -75,6 +75,7 @@ struct Context {
     }
     /// How groups of this iteration are sampled, steps drawn.
     rl::SamplingSpec sampling(const pipeline::Pipeline& model) const;
+    rl::SamplingSpec sampling(const flow::Schedule& schedule) const;
     std::uint64_t seed() const { return static_cast<std::uint64_t>(config.integer("run.seed")); }
     /// This rank's share of `units`: unit u belongs to rank u % size. Results don't depend on whose
     /// it is.
@@ -82,13 +83,23 @@ struct Context {
         return static_cast<int>(unit % static_cast<std::size_t>(world->size())) == world->rank();
     }
     io::Manifest new_manifest(const std::string& stage) const;
+    /// The adapter that is trained ([lora]); rank 0: all weights are.
+    nn::LoraConfig lora() const;
+    /// The ranks that a trained transformer's weights are cut over; null: each has all (compute.zero below 3).
+    comm::Communicator* sharded_ranks() const { return config.integer("compute.zero") == 3 ? world : nullptr; }
+    /// How policies and students are stored ([checkpoint]).
+    nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };
+
+/// With [lora]: gives the model the adapter that is trained, a new one where it has none yet. Throws Error(input) when the policy's
+/// adapter is not the configuration's.
+void prepare_adapter(const Context& context, pipeline::Pipeline& model);
 
 /// Throws Error(input) unless the directory's manifest is there and its outputs match; `what` says
 /// how to make it.
 void require_complete(const std::filesystem::path& directory, const std::string& what);
 
-/// Transformer weights of a component directory: what names the policy that made a file.
+/// Hash of a directory's transformer weights (all shards), or of its adapter: what names the policy that made a file.
 std::string weights_hash(const std::filesystem::path& transformer);
 
 /// One stage's right to its directory on all ranks: rank 0 holds the lock, temporaries of killed

@@ -49,6 +49,9 @@ std::vector<Job> pipeline_jobs(const Context& c) {
     ATELIER_CHECK_USAGE(
         teaches || mixes,
         "pipeline.teachers and pipeline.mix are both off: there is nothing to train");
+    ATELIER_CHECK_USAGE(!teaches || c.config.integer("lora.rank") == 0 || c.config.text("distill.start") == "base",
+                        "with lora.rank = {} distill.start must be base, found {}", c.config.integer("lora.rank"),
+                        c.config.text("distill.start"));
     std::vector<Job> jobs;
     std::map<std::string, std::vector<std::string>> curated;
     std::vector<std::string> all_curated, ends;

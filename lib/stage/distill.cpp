@@ -8,9 +8,10 @@
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/retention.hpp"
+#include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/student.hpp"
-#include "stage/training_state.hpp"
+#include "stage/trainer.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -39,6 +40,24 @@ std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::in
     for (std::size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
     return order;
 }
+
+/// What a round has behind it: kept with its snapshots.
+struct Done {
+    std::int64_t updates = 0;
+    double norm_sum = 0, first_loss = 0;
+    std::map<std::string, std::pair<double, double>> loss;  ///< of this epoch, by task: sum and terms
+    double mean_loss() const {
+        double sum = 0, terms = 0;
+        for (const auto& [task, pair] : loss) sum += pair.first, terms += pair.second;
+        return terms > 0 ? sum / terms : 0;
+    }
+    nlohmann::json to_json() const {
+        return {{"updates", updates}, {"norm_sum", norm_sum}, {"first_loss", first_loss}, {"loss", loss}};
+    }
+    static Done from_json(const nlohmann::json& json) {
+        return {json.at("updates"), json.at("norm_sum"), json.at("first_loss"), json.at("loss")};
+    }
+};
 
 }  // namespace
 
@@ -69,14 +88,17 @@ int run_distill(const Context& c) {
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const auto source = student_source(c, round);
-    pipeline::Pipeline model(c.model(), source);
-    load_start(c, round, model.dit_weights());
+    pipeline::Pipeline model(c.model(), source, c.sharded_ranks());
+    load_start(c, round, model);
+    prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model);
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
-    Trainer trainer(model.dit_weights(), source,
+    Trainer trainer(model, source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
                      c.config.number("distill.max_grad_norm"),
-                     0.0},
+                     0.0,
+                     c.storage(model.dit().table()),
+                     static_cast<int>(c.config.integer("compute.zero"))},
                     *c.world);
     const dit::Keep keep =
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
@@ -86,6 +108,7 @@ int run_distill(const Context& c) {
         return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr,
                                      spec, keep, arena);
     };
+    Snapshots snapshots(c, c.run.round(round) / "updates", trainer);
     Workspace workspace("trajectories");
     const auto train_shard = [&](const Shard& shard, double weight) {
         const auto data =
@@ -108,18 +131,21 @@ int run_distill(const Context& c) {
         c.config.number("distill.learning_rate"),
         optim::parse_rate_shape(c.config.text("distill.rate_shape")), 0,
         c.config.integer("distill.rounds") * epochs * static_cast<std::int64_t>(batches), 0.0};
+    const auto ranks = static_cast<std::size_t>(c.world->size());
     {
         std::vector<const Prompt*> mine;
         for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
             const auto order = draw_order(c, shards.size(), epoch);
-            for (std::size_t begin = 0; begin < shards.size(); begin += batch)
-                for (const std::size_t i :
-                     my_batch(c, order, begin, std::min(shards.size(), begin + batch))) {
+            for (std::size_t begin = 0; begin < shards.size(); begin += batch) {
+                auto units = my_batch(c, order, begin, std::min(shards.size(), begin + batch));
+                if (trainer.is_collective()) units.push_back(order[begin]);
+                for (const std::size_t i : units) {
                     const auto head = io::read_trajectory(shards[i].path, c.config.hash(),
                                                           io::TrajectoryParts::scores);
                     mine.push_back(
                         &prompts.at(shards[i].task, head.prompts.id.at(0), shards[i].path));
                 }
+            }
         }
         std::size_t group = 0;
         for (const EncodedPair& pair : memory.add_model(c, model, mine, false, 0))
@@ -133,71 +159,81 @@ int run_distill(const Context& c) {
                 sample_bytes(spec.target, model.dit().config().in_channels, spec.schedule.steps(),
                              spec.schedule.steps()));
         memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
+        memory.plan.hold("state in writing", snapshots.bytes());
         memory.say(c);
     }
     Progress progress(fmt::format("distill {}", round), "updates",
                       epochs * static_cast<std::int64_t>(batches), !c.world->is_root());
-    double first_loss = 0, last_loss = 0, norm_sum = 0;
-    std::map<std::string, std::pair<double, double>> by_task;
-    for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
-        const auto order = draw_order(c, shards.size(), epoch);
-        double loss_sum = 0, terms_sum = 0;
-        for (std::size_t b = 0; b < batches; ++b) {
-            if (stop_was_asked(*c.world)) {
-                if (c.world->is_root())
-                    log_line("stopped by a signal before the round was complete");
-                return static_cast<int>(ErrorKind::requeue);
-            }
-            const std::size_t begin = b * batch, end = std::min(shards.size(), begin + batch);
-            const double weight =
-                1.0 / (static_cast<double>(end - begin) * spec.members * spec.schedule.steps());
-            trainer.zero_gradients();
-            std::map<std::string, std::pair<double, double>> sums;
-            for (const std::string& task : c.config.tasks())
-                sums[task];  // the same keys on every rank
-            for (const std::size_t i : my_batch(c, order, begin, end)) {
-                const Shard& shard = shards[i];
-                const auto stats = train_shard(shard, weight);
-                sums[shard.task].first += stats.loss;
-                sums[shard.task].second += stats.terms;
-            }
-            norm_sum += trainer.step(rate.at(trainer.updates() + 1));
-            for (auto& [task, sum] : sums) {
-                double pair[2] = {sum.first, sum.second};
-                c.world->sum(std::span(pair));
-                loss_sum += pair[0];
-                terms_sum += pair[1];
-                if (epoch + 1 == epochs)
-                    by_task[task].first += pair[0], by_task[task].second += pair[1];
-            }
-            progress.update(epoch * static_cast<std::int64_t>(batches) +
-                            static_cast<std::int64_t>(b) + 1);
+    Done done;
+    if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
+    progress.start_at(done.updates);
+    std::vector<std::size_t> order;
+    while (done.updates < epochs * static_cast<std::int64_t>(batches)) {
+        if (stop_was_asked(*c.world)) {
+            snapshots.settle();
+            if (c.world->is_root()) log_line("stopped by a signal before the round was complete");
+            return static_cast<int>(ErrorKind::requeue);
         }
-        last_loss = terms_sum > 0 ? loss_sum / terms_sum : 0;
-        if (epoch == 0) first_loss = last_loss;
+        const std::int64_t epoch = done.updates / static_cast<std::int64_t>(batches);
+        const auto b = static_cast<std::size_t>(done.updates) % batches;
+        if (order.empty() || b == 0) order = draw_order(c, shards.size(), epoch);
+        const std::size_t begin = b * batch, end = std::min(shards.size(), begin + batch);
+        const double weight =
+            1.0 / (static_cast<double>(end - begin) * spec.members * spec.schedule.steps());
+        trainer.zero_gradients();
+        std::map<std::string, std::pair<double, double>> sums;
+        for (const std::string& task : c.config.tasks()) sums[task];  // the same keys on every rank
+        const auto mine = my_batch(c, order, begin, end);
+        for (const std::size_t i : mine) {
+            const auto stats = train_shard(shards[i], weight);
+            sums[shards[i].task].first += stats.loss;
+            sums[shards[i].task].second += stats.terms;
+        }
+        // Where passes are collective every rank makes as many as the first one.
+        if (trainer.is_collective() && mine.size() < (end - begin + ranks - 1) / ranks)
+            train_shard(shards[order[begin]], 0.0);
+        done.norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+        if (b == 0) done.loss = {};
+        for (auto& [task, sum] : sums) {
+            double pair[2] = {sum.first, sum.second};
+            c.world->sum(std::span(pair));
+            done.loss[task].first += pair[0];
+            done.loss[task].second += pair[1];
+        }
+        ++done.updates;
+        if (epoch == 0 && b + 1 == batches) done.first_loss = done.mean_loss();
+        snapshots.after_update(done.to_json());
+        progress.update(done.updates);
     }
+    const double last_loss = done.mean_loss();
     workspace.give_back();
     nlohmann::json metrics{
         {"stage", "distill"},
         {"policy", "student"},
         {"iteration", round},
         {"shards", shards.size()},
-        {"loss_first_epoch", first_loss},
+        {"loss_first_epoch", done.first_loss},
         {"loss_last_epoch", last_loss},
         {"loss_kind", distill::name_of(kind)},
         {"gradient_norm",
-         norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
+         done.norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
+        {"trained_parameters", trainer.count()},
         {"updates", trainer.updates()},
         {"learning_rate", rate.at(trainer.updates())}};
-    for (const auto& [task, sum] : by_task)
+    for (const auto& [task, sum] : done.loss)
         metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
-    if (c.world->is_root()) {
-        io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
+    publish_together(
+        *c.world, directory,
+        [&](const std::filesystem::path& temporary) {
             trainer.save(c.base_transformer() / "config.json", temporary, c, manifest);
+        },
+        [&](const std::filesystem::path& temporary) {
             manifest.facts = metrics;
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);
         });
+    snapshots.remove();
+    if (c.world->is_root()) {
         io::put_metrics(c.run.metrics(), metrics);
         log_line(fmt::format(
             "distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round,

@@ -82,7 +82,7 @@ int run_teacher_dump(const Context& c) {
     const rl::SamplingSpec sampling = c.sampling(model);
     const bool guided = sampling.uses_guidance();
     const std::string config_hash = c.config.hash(),
-                      student_hash = load_start(c, round, model.dit_weights()),
+                      student_hash = load_start(c, round, model),
                       teacher_hash = weights_hash(teacher);
     auto header = shard_header(c, "teacher_dump", sampling, student_hash);
     header.sampler = flow::name_of(spec.sampler);
@@ -136,7 +136,7 @@ int run_teacher_dump(const Context& c) {
             return static_cast<int>(ErrorKind::requeue);
         }
         std::vector<Group> groups;
-        if (turn > 0) load_start(c, round, model.dit_weights());
+        if (turn > 0) load_start(c, round, model);
         for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident);
              ++i) {
             Group g;
@@ -155,7 +155,7 @@ int run_teacher_dump(const Context& c) {
                                .sample(keys);
             groups.push_back(std::move(g));
         }
-        dit::load(model.dit_weights(), teacher);
+        model.load_transformer(teacher);
         for (Group& g : groups) {
             auto velocity =
                 workspace

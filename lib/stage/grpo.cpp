@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "core/progress.hpp"
 #include "eval/bootstrap.hpp"
@@ -10,8 +11,9 @@
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/retention.hpp"
+#include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
-#include "stage/training_state.hpp"
+#include "stage/trainer.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -133,15 +135,27 @@ Json describe_rewards(const std::vector<GroupScoresOf>& groups) {
             {"groups_dropped", dropped}};
 }
 
-/// The base's weights beside the policy's, for KL terms.
+/// The base's weights beside the policy's, for KL terms: cut over the ranks where the policy's are.
 struct Reference {
-    Reference(const dit::Dit& dit, const std::filesystem::path& directory)
-        : arena("base policy", static_cast<std::size_t>(dit.table().flat_size()) * sizeof(float) +
-                                   Arena::alignment),
-          weights(dit.table(), arena) {
-        dit::load(weights, directory);
+    Reference(const pipeline::Pipeline& model, comm::Communicator& world, const std::filesystem::path& directory)
+        : arena("base policy", 0) {
+        const nn::ShardedWeights* cut = model.sharded_weights();
+        const auto plan = [&](Arena& taken) {
+            if (cut != nullptr) {
+                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), world, std::span<float>(), taken);
+                weights = nn::ParameterStore(model.dit().table(), *sharded);
+            } else {
+                weights = nn::ParameterStore(model.dit().table(), taken);
+            }
+        };
+        arena = Arena("base policy", Workspace::measure(plan));
+        plan(arena);
+        model.read_own_weights(directory, cut != nullptr ? sharded->shard()
+                                                         : std::span<float>(weights.data(), static_cast<std::size_t>(weights.flat().elements())));
+        if (cut != nullptr) sharded->refresh();
     }
     Arena arena;
+    std::unique_ptr<nn::ShardedWeights> sharded;
     nn::ParameterStore weights;
 };
 
@@ -163,8 +177,11 @@ class Update {
         objective_.ratio_norm = c.config.flag("grpo.ratio_norm");
         objective_.kl = rl::parse_kl_kind(c.config.text("grpo.kl"));
         objective_.beta = c.config.number("grpo.kl_beta");
-        if (objective_.kl != rl::KlKind::none && objective_.beta > 0)
-            reference_ = std::make_unique<Reference>(model.dit(), c.base_transformer());
+        if (objective_.kl == rl::KlKind::none || objective_.beta <= 0) return;
+        // With its adapter off the policy is the base.
+        if (model.adapter() == nullptr)
+            reference_ = std::make_unique<Reference>(model, *c.world, c.base_transformer());
+        base_weights_ = reference_ ? reference_->weights : model.dit_weights().with_lora(nullptr);
     }
 
     /// Plans and takes the memory for this rank's groups in `parts` minibatches.
@@ -172,23 +189,25 @@ class Update {
         std::vector<const Prompt*> prompts;
         for (std::size_t part = 0; part < parts; ++part)
             for (const std::size_t unit : my_units(part, parts))
-                prompts.push_back(&prompts_.at(groups_[unit].task, groups_[unit].prompt,
-                                               rollout_ / shards_[unit]));
+                prompts.push_back(&prompt_of(unit));
+        if (trainer.is_collective())
+            for (std::size_t part = 0; part < parts; ++part)
+                if (kept_of(part, parts) > 0) prompts.push_back(&prompt_of(first_kept(part, parts)));
         const auto outlines = memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0);
         std::size_t training = 0, base = 0;
         for (const EncodedPair& pair : outlines) {
             training = std::max(training, Workspace::measure([&](Arena& arena) {
                 build(pair, model_.dit_weights(), keep_, arena);
             }));
-            if (reference_)
+            if (base_weights_)
                 base = std::max(base, Workspace::measure([&](Arena& arena) {
-                    build(pair, reference_->weights, dit::Keep::nothing, arena);
+                    build(pair, *base_weights_, dit::Keep::nothing, arena);
                 }));
         }
         workspace_.reserve(training);
         base_workspace_.reserve(base);
         const std::int64_t channels = model_.dit().config().in_channels;
-        memory.plan.hold("base policy", reference_ ? reference_->arena.capacity() + base : 0);
+        memory.plan.hold("base policy", (reference_ ? reference_->arena.capacity() : 0) + base);
         memory.plan.hold("gradients and optimizer", trainer.bytes());
         memory.plan.hold_during("updating", "group", training);
         memory.plan.hold_during(
@@ -197,7 +216,6 @@ class Update {
                 sample_bytes(spec_.target, channels,
                              static_cast<std::int64_t>(spec_.trained_steps.size()), 0));
         memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
-        memory.say(c_);
     }
     /// After the last minibatch.
     void give_back() {
@@ -206,20 +224,36 @@ class Update {
     }
 
     /// Adds the gradient of a minibatch's groups, mean over their samples and trained steps.
-    /// Returns how many groups train.
-    std::size_t accumulate(std::size_t part, std::size_t parts, const nn::ParameterStore& gradients,
+    /// Returns how many groups train. Where passes are collective, ranks whose turn it isn't in the last
+    /// round run one of the groups with weight 0.
+    std::size_t accumulate(std::size_t part, std::size_t parts, const Trainer& trainer,
                            rl::ObjectiveStats& stats) {
-        std::size_t kept = 0;
-        for (std::size_t unit = part; unit < shards_.size(); unit += parts)
-            kept += groups_[unit].dropped ? 0 : 1;
+        const std::size_t kept = kept_of(part, parts);
         const double terms = static_cast<double>(kept) * spec_.members *
                              static_cast<double>(spec_.trained_steps.size());
-        for (const std::size_t unit : my_units(part, parts))
-            stats.merge(train_group(unit, 1.0 / terms, gradients));
+        const auto mine = my_units(part, parts);
+        for (const std::size_t unit : mine)
+            stats.merge(train_group(unit, 1.0 / terms, trainer.gradients()));
+        const auto ranks = static_cast<std::size_t>(c_.world->size());
+        if (trainer.is_collective() && mine.size() < (kept + ranks - 1) / ranks) train_group(first_kept(part, parts), 0.0, trainer.gradients());
         return kept;
     }
 
   private:
+    const Prompt& prompt_of(std::size_t unit) const {
+        return prompts_.at(groups_[unit].task, groups_[unit].prompt, rollout_ / shards_[unit]);
+    }
+    std::size_t kept_of(std::size_t part, std::size_t parts) const {
+        std::size_t kept = 0;
+        for (std::size_t unit = part; unit < shards_.size(); unit += parts)
+            kept += groups_[unit].dropped ? 0 : 1;
+        return kept;
+    }
+    std::size_t first_kept(std::size_t part, std::size_t parts) const {
+        std::size_t unit = part;
+        while (groups_[unit].dropped) unit += parts;
+        return unit;
+    }
     /// Groups of a minibatch that train on this rank: kept ones are dealt out in turn.
     std::vector<std::size_t> my_units(std::size_t part, std::size_t parts) const {
         std::vector<std::size_t> mine;
@@ -243,10 +277,10 @@ class Update {
         const EncodedPair pair = encode_pair(model_, c_, prompt, spec_.uses_guidance());
         const auto trajectory = trajectory_of(shard.shapes[0]);
         std::vector<float> base_velocity;
-        if (reference_)
+        if (base_weights_)
             base_velocity = base_workspace_
                                 .build([&](Arena& arena) {
-                                    return build(pair, reference_->weights, dit::Keep::nothing, arena);
+                                    return build(pair, *base_weights_, dit::Keep::nothing, arena);
                                 })
                                 .velocities(trajectory);
         return workspace_
@@ -265,6 +299,7 @@ class Update {
     const std::vector<GroupScoresOf>& groups_;
     rl::ObjectiveConfig objective_;
     std::unique_ptr<Reference> reference_;
+    std::optional<nn::ParameterStore> base_weights_;  ///< for KL terms
     dit::Keep keep_;
     PromptIndex prompts_;
     Workspace workspace_{"group"}, base_workspace_{"base policy's group"};
@@ -277,6 +312,26 @@ void sum_over_ranks(comm::Communicator& world, rl::ObjectiveStats& s) {
     s.terms = sums[0], s.loss = sums[1], s.ratio = sums[2], s.ratio_deviation = sums[3],
     s.clipped = sums[4], s.outside = sums[5], s.kl = sums[6];
 }
+
+/// What a stage has behind it: kept with its snapshots.
+struct Done {
+    std::int64_t updates = 0;  ///< minibatches, with or without groups
+    std::int64_t steps = 0;    ///< of the optimizer
+    double norm_sum = 0;
+    rl::ObjectiveStats stats;
+    Json to_json() const {
+        return {{"updates", updates}, {"steps", steps}, {"norm_sum", norm_sum},
+                {"stats", {stats.terms, stats.loss, stats.ratio, stats.ratio_deviation, stats.clipped, stats.outside, stats.kl}}};
+    }
+    static Done from_json(const Json& json) {
+        Done d{json.at("updates"), json.at("steps"), json.at("norm_sum"), {}};
+        const std::vector<double> sums = json.at("stats");
+        rl::ObjectiveStats& s = d.stats;
+        s.terms = sums.at(0), s.loss = sums.at(1), s.ratio = sums.at(2), s.ratio_deviation = sums.at(3), s.clipped = sums.at(4),
+        s.outside = sums.at(5), s.kl = sums.at(6);
+        return d;
+    }
+};
 
 }  // namespace
 
@@ -297,14 +352,17 @@ int run_grpo(const Context& c) {
         if (name.starts_with("shard-")) shards.push_back(name);
 
     const auto policy = c.starting_policy();
-    pipeline::Pipeline model(c.model(), policy);
+    pipeline::Pipeline model(c.model(), policy, c.sharded_ranks());
+    prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);
-    Trainer trainer(model.dit_weights(), policy,
+    Trainer trainer(model, policy,
                     {{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8,
                       c.config.number("grpo.weight_decay")},
                      c.config.number("grpo.max_grad_norm"),
-                     c.config.number("grpo.ema")},
+                     c.config.number("grpo.ema"),
+                     c.storage(model.dit().table()),
+                     static_cast<int>(c.config.integer("compute.zero"))},
                     *c.world);
     const optim::LearningRate rate{c.learning_rate(), optim::RateShape::constant,
                                    c.config.integer("grpo.warm_up"), 0, 0.0};
@@ -318,48 +376,55 @@ int run_grpo(const Context& c) {
     update.reserve(parts, trainer, memory);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
                       epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
-    rl::ObjectiveStats all;
-    double norm_sum = 0;
-    std::int64_t steps = 0, skipped = 0;
-    for (std::int64_t epoch = 0; epoch < epochs; ++epoch)
-        for (std::size_t part = 0; part < parts; ++part) {
-            if (stop_was_asked(*c.world)) {  // nothing of a policy is published before all of it is
-                if (c.world->is_root())
-                    log_line("stopped by a signal before the update was complete");
-                return static_cast<int>(ErrorKind::requeue);
-            }
-            trainer.zero_gradients();
-            rl::ObjectiveStats stats;
-            const std::size_t kept = update.accumulate(part, parts, trainer.gradients(), stats);
-            sum_over_ranks(*c.world, stats);
-            all.merge(stats);
-            if (kept > 0) {
-                norm_sum += trainer.step(rate.at(trainer.updates() + 1));
-                ++steps;
-            } else {
-                ++skipped;
-            }
-            progress.update(epoch * static_cast<std::int64_t>(parts) +
-                            static_cast<std::int64_t>(part) + 1);
+    Snapshots snapshots(c, c.run.iteration(c.policy, c.iteration) / "updates", trainer);
+    memory.plan.hold("state in writing", snapshots.bytes());
+    memory.say(c);
+    Done done;
+    if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
+    progress.start_at(done.updates);
+    while (done.updates < epochs * static_cast<std::int64_t>(parts)) {
+        if (stop_was_asked(*c.world)) {  // nothing of a policy is published before all of it is
+            snapshots.settle();
+            if (c.world->is_root()) log_line("stopped by a signal before the update was complete");
+            return static_cast<int>(ErrorKind::requeue);
         }
+        trainer.zero_gradients();
+        rl::ObjectiveStats stats;
+        const std::size_t kept =
+            update.accumulate(static_cast<std::size_t>(done.updates) % parts, parts, trainer, stats);
+        sum_over_ranks(*c.world, stats);
+        done.stats.merge(stats);
+        ++done.updates;
+        if (kept > 0) {
+            done.norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+            ++done.steps;
+            snapshots.after_update(done.to_json());
+        }
+        progress.update(done.updates);
+    }
     update.give_back();
-    metrics["updates"] = steps;
-    metrics["updates_without_groups"] = skipped;
-    metrics["gradient_norm"] = steps > 0 ? norm_sum / static_cast<double>(steps) : 0.0;
+    metrics["trained_parameters"] = trainer.count();
+    const rl::ObjectiveStats& all = done.stats;
+    metrics["updates"] = done.steps;
+    metrics["updates_without_groups"] = done.updates - done.steps;
+    metrics["gradient_norm"] = done.steps > 0 ? done.norm_sum / static_cast<double>(done.steps) : 0.0;
     metrics["ratio_mean"] = all.terms > 0 ? all.mean(all.ratio) : 1.0;
     metrics["ratio_deviation"] = all.mean(all.ratio_deviation);
     metrics["clip_share"] = all.mean(all.clipped);
     metrics["kl"] = all.mean(all.kl);
     metrics["loss"] = all.mean(all.loss);
     metrics["learning_rate"] = c.learning_rate();
-    if (c.world->is_root()) {
-        io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
-            trainer.save(policy / "config.json", temporary, c, manifest);
+    publish_together(
+        *c.world, directory,
+        [&](const std::filesystem::path& temporary) { trainer.save(policy / "config.json", temporary, c, manifest); },
+        [&](const std::filesystem::path& temporary) {
             manifest.inputs["rollout/manifest.json"] = io::digest_file(rollout / io::manifest_name);
             manifest.facts = metrics;
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);
         });
+    snapshots.remove();
+    if (c.world->is_root()) {
         io::put_metrics(c.run.metrics(), metrics);
         const Json& total = metrics["reward"]["total"];
         log_line(

@@ -13,9 +13,12 @@
 #include "io/image/png.hpp"
 #include "io/manifest.hpp"
 #include "io/safetensors.hpp"
+#include "model/dit/dit.hpp"
+#include "nn/lora_file.hpp"
 #include "stage/curated.hpp"
 #include "stage/dag.hpp"
 #include "stage/schema.hpp"
+#include "stage/training_state.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -143,6 +146,16 @@ void describe_tensors(const io::Safetensors& file, std::ostream& out) {
                        count);
 }
 
+/// Adapters say their rank; how much that is of a model only the model knows (atelier-plan --memory).
+void describe_adapter(const fs::path& path, std::ostream& out) {
+    const auto file = io::Safetensors::open(path);
+    describe_tensors(file, out);
+    std::int64_t rank = 0, matrices = 0;
+    for (const auto& [name, tensor] : file.tensors())
+        if (name.ends_with(".lora_A.weight")) rank = tensor.shape[0], ++matrices;
+    out << fmt::format("adapter of rank {} for {} matrices\n", rank, matrices);
+}
+
 void describe_run(const RunDirectory& run, std::ostream& out) {
     Context context{run, config::Config::resolve(run.config(), {}, schema()), nullptr, "", 1};
     const auto jobs = pipeline_jobs(context);
@@ -202,15 +215,16 @@ void describe(const fs::path& path, std::ostream& out) {
         if (fs::exists(path / io::manifest_name)) describe_manifest(path, out);
         if (fs::exists(path / "trajectories.h5"))
             return describe_shard(path / "trajectories.h5", out);
-        if (fs::exists(path / "training.h5")) describe(path / "training.h5", out);
+        for (const fs::path& file : TrainingState::files(path)) describe(file, out);
+        if (fs::exists(path / nn::lora_file_name)) return describe_adapter(path / nn::lora_file_name, out);
         if (fs::exists(path / "config.json") && !fs::exists(path / io::manifest_name))
             return describe_tensors(
                 io::Safetensors::open_component(
                     path,
-                    fs::exists(path / "diffusion_pytorch_model.safetensors") ||
-                            fs::exists(path / "diffusion_pytorch_model.safetensors.index.json")
-                        ? "diffusion_pytorch_model"
-                        : "model"),
+                    fs::exists(path / "model.safetensors") ||
+                            fs::exists(path / "model.safetensors.index.json")
+                        ? "model"
+                        : dit::weights_stem),
                 out);
         ATELIER_CHECK_INPUT(fs::exists(path / io::manifest_name),
                             "{} is neither a run, nor a stage's directory, nor a model component",

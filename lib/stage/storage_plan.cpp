@@ -25,12 +25,24 @@ std::string describe_storage(const Context& c) {
     const double latent = height * width / (model::pixels_per_latent * model::pixels_per_latent) *
                           static_cast<double>(dit.config().in_channels) * 4;
     const double picture = height * width * 4, steps = number("sampling.steps");
-    const double trained = config.text("steps.choice") == "all" ? steps : number("steps.count");
-    const double sample = 2 * trained * latent, summary = latent + picture;
+    const double trained_steps = config.text("steps.choice") == "all" ? steps : number("steps.count");
+    const double sample = 2 * trained_steps * latent, summary = latent + picture;
     const double iteration = number("rollout.prompts_per_iteration") * number("rollout.group_size");
-    const double weights = static_cast<double>(dit.table().count()) * 4;
-    // Weights, two moments, and with a moving average its weights and its place in the state.
-    const double policy = weights * (config.number("grpo.ema") > 0 ? 5 : 3);
+    const double numbers = static_cast<double>(dit.table().count());
+    const nn::StorageFormat storage = c.storage(dit.table());
+    double weights = 0, trained = numbers;
+    for (int i = 0; i < dit.table().size(); ++i)
+        weights += static_cast<double>(dit.table().spec(i).shape.elements()) *
+                   static_cast<double>(size_of(storage.dtypes[static_cast<std::size_t>(i)]));
+    if (c.lora().rank > 0) {
+        trained = static_cast<double>(nn::LoraTable(dit.table(), c.lora()).table().count());
+        weights = trained * 4;
+    }
+    // Two moments; with a moving average its weights and its place in the state; the optimizer's own weights where they are
+    // stored in less than fp32.
+    const bool averages = config.number("grpo.ema") > 0;
+    const double policy = weights * (averages ? 2 : 1) +
+                          trained * 4 * (2 + (averages ? 1 : 0) + (storage.is_exact() || c.lora().rank > 0 ? 0 : 1));
     const std::string keep = config.text("storage.keep");
     const auto kept = [&](double states, double rest) {
         return keep == "all" ? states + rest : keep == "summary" ? rest : 0.0;

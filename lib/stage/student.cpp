@@ -24,24 +24,28 @@ std::filesystem::path student_source(const Context& c, std::int64_t round) {
     return directory;
 }
 
-std::string load_start(const Context& c, std::int64_t round, const nn::ParameterStore& weights) {
+std::string load_start(const Context& c, std::int64_t round, pipeline::Pipeline& model) {
     const auto source = student_source(c, round);
-    dit::load(weights, source);
+    model.load_transformer(source);
     if (round > 1 || c.config.text("distill.start") == "base") return weights_hash(source);
+    ATELIER_CHECK_USAGE(c.config.integer("lora.rank") == 0,
+                        "distill.start = average: the mean of adapters is no adapter of the same rank; with [lora] a "
+                        "student starts from the base (distill.start = base)");
     const auto tasks = c.config.tasks();
-    const auto size = static_cast<std::size_t>(weights.flat().elements());
-    Arena arena("teacher", size * sizeof(float) + Arena::alignment);
-    const nn::ParameterStore teacher(weights.table(), arena);
-    const std::span<float> mean(weights.data(), size);
+    const std::span<float> mean = model.own_weights();
+    Arena arena("teacher", mean.size() * sizeof(float) + Arena::alignment);
+    const Tensor taken = arena.take_f32({static_cast<std::int64_t>(mean.size())});
+    const std::span<float> teacher(taken.f32(), mean.size());
     const float share = 1.0f / static_cast<float>(tasks.size());
     std::string hashes;
     for (std::size_t t = 0; t < tasks.size(); ++t) {
         const auto directory = c.final_policy(tasks[t]);
-        dit::load(teacher, directory);
+        model.read_own_weights(directory, teacher);
         hashes += weights_hash(directory);
-        for (std::size_t i = 0; i < size; ++i)
-            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher.data()[i];
+        for (std::size_t i = 0; i < mean.size(); ++i)
+            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher[i];
     }
+    model.weights_were_changed();
     return io::digest_bytes(hashes.data(), hashes.size());
 }
 

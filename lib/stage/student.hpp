@@ -13,10 +13,9 @@ distill::StudentSpec student_spec(const Context& context, const pipeline::Pipeli
 /// previous round is not complete.
 std::filesystem::path student_source(const Context& context, std::int64_t round);
 
-/// Fills `weights`, which hold student_source()'s, with what the round starts from: in a first
-/// round with distill.start = average, the mean of the teachers in task order (fp32 sums). Returns
-/// the hash that names these weights.
-std::string load_start(const Context& context, std::int64_t round,
-                       const nn::ParameterStore& weights);
+/// Gives the model what the round starts from: student_source()'s weights, or in a first round with
+/// distill.start = average, the mean of the teachers in task order (fp32 sums). Returns the hash that
+/// names these weights. Throws Error(usage) for an average of adapters.
+std::string load_start(const Context& context, std::int64_t round, pipeline::Pipeline& model);
 
 }  // namespace atelier::stage

@@ -1,111 +1,165 @@
 #include "stage/training_state.hpp"
 
-#include <cmath>
-
-#include "io/hdf5.hpp"
-#include "rl/ema.hpp"
+#include <algorithm>
 
 namespace atelier::stage {
+namespace {
 
-TrainingState TrainingState::load(const std::filesystem::path& policy, std::int64_t size) {
-    TrainingState s;
-    s.m.resize(static_cast<std::size_t>(size));
-    s.v.resize(static_cast<std::size_t>(size));
-    if (!std::filesystem::exists(policy / file_name)) return s;
-    const auto file = io::hdf5::File::open(policy / file_name);
-    s.update = file.integer_attribute("/", "update");
-    s.m = file.read<float>("/m", {size});
-    s.v = file.read<float>("/v", {size});
-    if (file.exists("/ema")) s.ema = file.read<float>("/ema", {size});
+namespace fs = std::filesystem;
+
+/// Runs of a shard that are numbers of the flat vector, neighbours put together.
+struct Run {
+    std::int64_t local, global, count;
+};
+std::vector<Run> runs_of(const nn::Partition& partition, int rank) {
+    std::vector<Run> runs;
+    for (const auto& p : partition.pieces(rank)) {
+        if (!runs.empty() && runs.back().global + runs.back().count == p.global && runs.back().local + runs.back().count == p.local)
+            runs.back().count += p.count;
+        else
+            runs.push_back({p.local, p.global, p.count});
+    }
+    return runs;
+}
+
+/// The runs that a file holds, and where each begins in its vectors.
+struct Stored {
+    io::hdf5::File file;
+    std::vector<Run> runs;  ///< local: place in the file's vectors
+};
+
+Stored open_stored(const fs::path& path, std::int64_t flat_size) {
+    Stored s{io::hdf5::File::open(path), {}};
+    const auto pieces = s.file.read<std::int64_t>("/piece", {-1, 2});
+    std::int64_t at = 0;
+    for (std::size_t i = 0; i < pieces.size(); i += 2) {
+        ATELIER_CHECK_INPUT(pieces[i] >= 0 && pieces[i + 1] >= 0 && pieces[i] <= flat_size - pieces[i + 1],
+                            "{}: it says that it holds numbers [{}, {}) of {}: it is of another model", path.string(), pieces[i],
+                            pieces[i] + pieces[i + 1], flat_size);
+        s.runs.push_back({at, pieces[i], pieces[i + 1]});
+        at += pieces[i + 1];
+    }
+    const std::int64_t stated = s.file.integer_attribute("/", "flat_size");
+    ATELIER_CHECK_INPUT(stated == flat_size, "{} is of a flat vector of {} numbers, this model's has {}", path.string(), stated, flat_size);
     return s;
 }
 
-void TrainingState::save(const std::filesystem::path& directory, const Context& c) const {
-    auto file = io::hdf5::File::create(directory / file_name);
+/// Fills a shard's vector from all files; what no file holds, or two hold, is an error.
+void gather(const std::vector<Stored>& files, const std::string& name, const std::vector<Run>& wanted, std::span<float> shard,
+            const fs::path& policy) {
+    for (const Run& w : wanted) {
+        std::vector<std::pair<std::int64_t, std::int64_t>> found;
+        for (const Stored& s : files)
+            for (const Run& r : s.runs) {
+                const std::int64_t from = std::max(w.global, r.global), to = std::min(w.global + w.count, r.global + r.count);
+                if (from >= to) continue;
+                const auto part = s.file.read_rows<float>("/" + name, r.local + (from - r.global), to - from);
+                std::copy(part.begin(), part.end(), shard.begin() + static_cast<std::ptrdiff_t>(w.local + (from - w.global)));
+                found.emplace_back(from, to);
+            }
+        std::sort(found.begin(), found.end());
+        std::int64_t at = w.global;
+        for (const auto& [from, to] : found) {
+            ATELIER_CHECK_INPUT(from >= at, "{}: numbers [{}, {}) of {} are in two files", policy.string(), from, std::min(at, to), name);
+            if (from > at) break;
+            at = to;
+        }
+        ATELIER_CHECK_INPUT(at == w.global + w.count, "{}: the training state has a hole: number {} of {} is in none of its {} files",
+                            policy.string(), at, name, files.size());
+    }
+}
+
+}  // namespace
+
+std::string TrainingState::name_of_shard(int rank, int ranks) {
+    return ranks == 1 ? file_name : fmt::format("training-{:05}-of-{:05}.h5", rank, ranks);
+}
+
+std::vector<fs::path> TrainingState::files(const fs::path& policy) {
+    if (fs::exists(policy / file_name)) return {policy / file_name};
+    std::vector<fs::path> found;
+    int ranks = 0;
+    if (fs::is_directory(policy))
+        for (const auto& entry : fs::directory_iterator(policy)) {
+            int rank = 0, of = 0;
+            if (std::sscanf(entry.path().filename().c_str(), "training-%d-of-%d.h5", &rank, &of) == 2) ranks = std::max(ranks, of);
+        }
+    for (int rank = 0; rank < ranks; ++rank) {
+        found.push_back(policy / name_of_shard(rank, ranks));
+        ATELIER_CHECK_INPUT(fs::exists(found.back()), "{} is missing: the training state was written by {} ranks", found.back().string(), ranks);
+    }
+    return found;
+}
+
+TrainingState TrainingState::load(const fs::path& policy, const nn::Partition& partition, int rank) {
+    const auto size = static_cast<std::size_t>(partition.shard_size());
+    TrainingState s;
+    s.m.resize(size);
+    s.v.resize(size);
+    std::vector<Stored> stored;
+    for (const fs::path& path : files(policy)) stored.push_back(open_stored(path, partition.table().flat_size()));
+    if (stored.empty()) return s;
+    s.update = stored[0].file.integer_attribute("/", "update");
+    for (const Stored& other : stored)
+        ATELIER_CHECK_INPUT(other.file.integer_attribute("/", "update") == s.update, "{} is of update {}, {} of update {}",
+                            other.file.path().string(), other.file.integer_attribute("/", "update"), stored[0].file.path().string(), s.update);
+    const auto wanted = runs_of(partition, rank);
+    gather(stored, "m", wanted, s.m, policy);
+    gather(stored, "v", wanted, s.v, policy);
+    if (stored[0].file.exists("/ema")) {
+        s.ema.resize(size);
+        gather(stored, "ema", wanted, s.ema, policy);
+    }
+    if (stored[0].file.exists("/master")) {
+        s.master.resize(size);
+        gather(stored, "master", wanted, s.master, policy);
+    }
+    return s;
+}
+
+std::vector<float> TrainingState::load_weights(const fs::path& directory, const nn::Partition& partition, int rank) {
+    std::vector<Stored> stored;
+    for (const fs::path& path : files(directory)) stored.push_back(open_stored(path, partition.table().flat_size()));
+    std::vector<float> weights(static_cast<std::size_t>(partition.shard_size()));
+    gather(stored, "weights", runs_of(partition, rank), weights, directory);
+    return weights;
+}
+
+io::hdf5::File TrainingState::to_file(const fs::path& directory, const nn::Partition& partition, int rank, const Context& c,
+                                      std::span<const float> weights) const {
+    auto file = io::hdf5::File::create(directory / name_of_shard(rank, partition.ranks()));
     file.set_attribute("/", "schema", std::string("atelier.training"));
+    file.set_attribute("/", "schema_version", std::int64_t{2});
     file.set_attribute("/", "update", update);
     file.set_attribute("/", "iteration", c.iteration);
     file.set_attribute("/", "config_hash", c.config.hash());
-    const Shape shape{static_cast<std::int64_t>(m.size())};
-    file.write("/m", Tensor::of(m.data(), shape));
-    file.write("/v", Tensor::of(v.data(), shape));
-    if (!ema.empty()) file.write("/ema", Tensor::of(ema.data(), shape));
-    file.close();
-}
-
-std::vector<optim::ParameterRange> decay_ranges(const nn::ParameterTable& table) {
-    std::vector<optim::ParameterRange> ranges;
-    for (int i = 0; i < table.size(); ++i) {
-        const std::int64_t end = i + 1 < table.size() ? table.offset(i + 1) : table.flat_size();
-        ranges.push_back({table.offset(i), end, table.spec(i).decay});
+    file.set_attribute("/", "flat_size", partition.table().flat_size());
+    const auto runs = runs_of(partition, rank);
+    std::vector<std::int64_t> pieces;
+    std::int64_t count = 0;
+    for (const Run& r : runs) {
+        pieces.insert(pieces.end(), {r.global, r.count});
+        count += r.count;
     }
-    return ranges;
+    file.write("/piece", Tensor::of(pieces.data(), {static_cast<std::int64_t>(runs.size()), 2}));
+    std::vector<float> packed(static_cast<std::size_t>(count));
+    const auto write = [&](const std::string& what, std::span<const float> values) {
+        if (values.empty()) return;
+        auto to = packed.begin();
+        for (const Run& r : runs) to = std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(r.local), r.count, to);
+        file.write(what, Tensor::of(packed.data(), {count}));
+    };
+    write("/m", m);
+    write("/v", v);
+    write("/ema", ema);
+    write("/master", master);
+    write("/weights", weights);
+    return file;
 }
 
-Trainer::Trainer(const nn::ParameterStore& weights, const std::filesystem::path& policy,
-                 const Settings& settings, comm::Communicator& world)
-    : weights_(weights),
-      settings_(settings),
-      world_(world),
-      state_(TrainingState::load(policy, weights.flat().elements())),
-      arena_("gradients", static_cast<std::size_t>(weights.flat().elements()) * sizeof(float) +
-                              Arena::alignment),
-      gradients_(weights.table(), arena_),
-      ranges_(decay_ranges(weights.table())),
-      norm_(weights.flat().elements()) {
-    optim::check_config(settings.adamw);
-    if (settings.ema > 0 && state_.ema.empty())
-        state_.ema.assign(weights.data(), weights.data() + weights.flat().elements());
-}
-
-std::size_t Trainer::bytes() const {
-    return arena_.capacity() + world_.sum_bytes(state_.m.size()) +
-           (state_.m.size() + state_.v.size() + state_.ema.size()) * sizeof(float);
-}
-
-std::size_t Trainer::publishing_bytes() const {
-    // The file is put together in memory; later the moving average stands there as a parameter store.
-    return (state_.m.size() + state_.v.size() + state_.ema.size()) * sizeof(float);
-}
-
-void Trainer::zero_gradients() {
-    std::fill_n(gradients_.data(), gradients_.flat().elements(), 0.0f);
-}
-
-double Trainer::step(double rate) {
-    const auto size = static_cast<std::size_t>(weights_.flat().elements());
-    const std::span<float> gradient(gradients_.data(), size), weights(weights_.data(), size);
-    world_.sum(gradient);
-    const double norm = std::sqrt(norm_.sum_of_squares(gradient));
-    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(norm),
-                       "the gradient of update {} is not finite (number {} of the flat vector)",
-                       state_.update + 1, optim::first_non_finite(gradient));
-    ++state_.update;
-    optim::adamw_step(settings_.adamw, rate, state_.update,
-                      optim::clip_scale(norm, settings_.max_grad_norm), ranges_, gradient, weights,
-                      state_.m, state_.v);
-    if (settings_.ema > 0)
-        rl::ema_update(state_.ema, weights, rl::ema_decay(settings_.ema, state_.update - 1, true));
-    return norm;
-}
-
-void Trainer::save(const std::filesystem::path& config_source,
-                   const std::filesystem::path& directory, const Context& c,
-                   io::Manifest& manifest) const {
-    dit::save(weights_, config_source, directory, DType::f32);
-    state_.save(directory, c);
-    for (const char* name :
-         {"config.json", "diffusion_pytorch_model.safetensors", TrainingState::file_name})
-        manifest.outputs[name] = {};
-    if (settings_.ema <= 0) return;
-    Arena arena("moving average",
-                static_cast<std::size_t>(weights_.flat().bytes()) + Arena::alignment);
-    const nn::ParameterStore average(weights_.table(), arena);
-    std::copy(state_.ema.begin(), state_.ema.end(), average.data());
-    std::filesystem::create_directory(directory / "ema");
-    dit::save(average, config_source, directory / "ema", DType::f32);
-    for (const char* name : {"ema/config.json", "ema/diffusion_pytorch_model.safetensors"})
-        manifest.outputs[name] = {};
+std::string TrainingState::save(const fs::path& directory, const nn::Partition& partition, int rank, const Context& c) const {
+    to_file(directory, partition, rank, c).close();
+    return name_of_shard(rank, partition.ranks());
 }
 
 }  // namespace atelier::stage

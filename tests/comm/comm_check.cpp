@@ -30,6 +30,20 @@ void check_sums(comm::Communicator& world) {
             ATELIER_CHECK(sum[i] == expected && wide[i] == expected_wide, "sum {} of {}: {} expected, found {}", i, n, expected, sum[i]);
         }
     }
+    const auto ranks = static_cast<std::size_t>(world.size()), me = static_cast<std::size_t>(world.rank());
+    for (const std::size_t share : {std::size_t{1}, std::size_t{7}, (std::size_t{1} << 20) + 5}) {
+        std::vector<float> all(share * ranks), mine(share), together(share * ranks);
+        for (std::size_t i = 0; i < all.size(); ++i) all[i] = value(world.rank(), i);
+        world.sum_shares(all, mine);
+        world.start_gather_shares(mine, together);
+        world.finish_gather();
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            float expected = value(0, i);
+            for (int r = 1; r < world.size(); ++r) expected += value(r, i);
+            ATELIER_CHECK(together[i] == expected, "share {} of {}: {} expected, found {}", i, all.size(), expected, together[i]);
+        }
+        ATELIER_CHECK(mine[share - 1] == together[me * share + share - 1], "this rank's share");
+    }
     ATELIER_CHECK(world.max(world.rank()) == world.size() - 1, "max");
     ATELIER_CHECK(world.any(world.rank() == world.size() - 1) && !world.any(false), "any");
     std::vector<std::byte> mine(static_cast<std::size_t>(world.rank()), std::byte(world.rank()));

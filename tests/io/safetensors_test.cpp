@@ -117,6 +117,126 @@ TEST_F(SafetensorsFile, ShardsThroughTheIndex) {
     EXPECT_THAT(refusal(index(R"({"a":"one.safetensors"})")), ::testing::HasSubstr("(no error)"));
 }
 
+TEST_F(SafetensorsFile, RefusesWhatClaimsTooMuch) {
+    // A sparse file of 3 GB whose header would be 2 GB: refused before anything of it is read.
+    const fs::path large = directory_ / "large.safetensors";
+    const std::uint64_t claimed = 2'000'000'000;
+    std::ofstream(large, std::ios::binary).write(reinterpret_cast<const char*>(&claimed), 8);
+    fs::resize_file(large, 3'000'000'000);
+    EXPECT_THAT(refusal(large), ::testing::HasSubstr("the header claims 2000000000 bytes (at most 100000000 may be)"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", 8)), ::testing::HasSubstr("lies at bytes [8, 0) of 8"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615]}})", 8)),
+                ::testing::HasSubstr("truncated or damaged"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]}})", 8)), ::testing::HasSubstr("no data_offsets"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}})", 4)),
+                ::testing::HasSubstr("leave a gap"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}})", 2)), ::testing::HasSubstr("dtype 'F8_E4M3'"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":["F32"],"shape":[2],"data_offsets":[0,8]}})", 8)), ::testing::HasSubstr("dtype ''"));
+    EXPECT_THAT(refusal(raw(R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})", 8)), ::testing::HasSubstr("that is no size"));
+    EXPECT_THAT(refusal(raw(R"({"__metadata__":{"format":3},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2)),
+                ::testing::HasSubstr("metadata format is not a string"));
+    EXPECT_THAT(refusal(raw(std::string(200000, '['), 0)), ::testing::HasSubstr("not a JSON object"));
+}
+
+TEST_F(SafetensorsFile, ATensorInTwoShardsIsRefused) {
+    const std::string a = R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})";
+    raw(a, 2, "one.safetensors");
+    raw(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2, "two.safetensors");
+    const auto index = [&](const std::string& text) {
+        const fs::path path = directory_ / "x.safetensors.index.json";
+        std::ofstream(path) << text;
+        return refusal(path);
+    };
+    EXPECT_THAT(index(R"({"weight_map":{"a":"one.safetensors","b":"two.safetensors"}})"),
+                ::testing::AllOf(::testing::HasSubstr("tensor a stands in"), ::testing::HasSubstr("two.safetensors")));
+    EXPECT_THAT(index(R"({"weight_map":{"a":"one.safetensors","a":"two.safetensors"}})"), ::testing::HasSubstr("'a' twice"));
+    EXPECT_THAT(index(R"({"weight_map":{"b":"two.safetensors"}})"), ::testing::HasSubstr("lists 1 tensors, its shards hold 2"));
+    EXPECT_THAT(index(R"({"weight_map":{"c":"one.safetensors"}})"), ::testing::HasSubstr("which does not hold it"));
+    EXPECT_THAT(index(R"({"weight_map":{"a":7}})"), ::testing::HasSubstr("is not a file name"));
+    EXPECT_THAT(index(R"({"weight_map":["a"]})"), ::testing::HasSubstr("no weight_map object"));
+}
+
+// Any shard size gives the same tensors; the files are what the index says they are.
+TEST_F(SafetensorsFile, ShardsOfASetSize) {
+    std::vector<float> values(1000);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = 1.0f / static_cast<float>(i + 1);
+    std::vector<TensorToWrite> tensors;
+    for (int t = 0; t < 5; ++t)
+        tensors.push_back({"t" + std::to_string(t), Tensor::of(values.data() + 100 * t, {t == 3 ? 500 : 50}), t % 2 == 0 ? DType::bf16 : DType::f32});
+    const std::map<std::string, std::string> metadata{{"format", "pt"}, {"from", "a test"}};
+    const auto whole = write_sharded(directory_, "whole", tensors, 1 << 20, metadata);
+    EXPECT_THAT(whole, ::testing::ElementsAre("whole.safetensors"));
+    const auto cut = write_sharded(directory_, "cut", tensors, 400, metadata);
+    ASSERT_THAT(cut, ::testing::ElementsAre("cut-00001-of-00003.safetensors", "cut-00002-of-00003.safetensors", "cut-00003-of-00003.safetensors",
+                                            "cut.safetensors.index.json"));
+    EXPECT_EQ(fs::file_size(directory_ / cut[1]) % 8, 0u) << "a tensor larger than a shard stands alone";
+    const auto a = Safetensors::open_component(directory_, "whole"), b = Safetensors::open_component(directory_, "cut");
+    EXPECT_EQ(a.metadata(), metadata);
+    EXPECT_EQ(b.metadata(), metadata);
+    ASSERT_EQ(b.tensors().size(), 5u);
+    for (const auto& [name, t] : a.tensors()) {
+        EXPECT_EQ(b.at(name).dtype, t.dtype);
+        EXPECT_EQ(std::memcmp(b.at(name).data, t.data, t.bytes()), 0) << name;
+    }
+    fs::remove(directory_ / cut[1]);
+    EXPECT_THAT(refusal(directory_ / cut[3]), ::testing::HasSubstr("cut-00002-of-00003.safetensors, which is missing"));
+    EXPECT_THROW(write_sharded(directory_ / "absent", "x", tensors, 400, metadata), Error);
+}
+
+TEST_F(SafetensorsFile, ConvertsBetweenFloatsAndMakesNumbersInTheirTurn) {
+    const std::vector<std::uint16_t> halves{0x3f80, 0x4000, 0xc040};  // bf16: 1, 2, -3
+    const Tensor bf16(const_cast<std::uint16_t*>(halves.data()), DType::bf16, {3});
+    int made = 0;
+    write_safetensors(directory_ / "x.safetensors",
+                      {{"same", bf16, DType::bf16}, {"wide", bf16, DType::f32}, {"half", bf16, DType::f16},
+                       {"made", Tensor(nullptr, DType::f32, {2}), DType::bf16, [&](float* out) { out[0] = 5; out[1] = 6; ++made; }}});
+    const auto file = Safetensors::open(directory_ / "x.safetensors");
+    for (const char* name : {"same", "wide", "half"}) EXPECT_EQ(file.floats(name), (std::vector<float>{1, 2, -3})) << name;
+    EXPECT_EQ(file.at("wide").dtype, DType::f32);
+    EXPECT_EQ(file.floats("made"), (std::vector<float>{5, 6}));
+    EXPECT_EQ(made, 1);
+    std::vector<float> part(2);
+    to_f32(file.at("wide"), 1, 2, part.data());
+    EXPECT_EQ(part, (std::vector<float>{2, -3}));
+    EXPECT_THROW(to_f32(file.at("wide"), 2, 2, part.data()), Error);
+    std::vector<std::int64_t> integers{1};
+    EXPECT_THROW(write_safetensors(directory_ / "y.safetensors", {{"i", Tensor::of(integers.data(), {1}), DType::f32}}), Error);
+}
+
+/// Resident bytes of the mappings of a file in this process.
+std::size_t resident_of(const fs::path& path) {
+    std::ifstream maps("/proc/self/smaps");
+    std::size_t kib = 0;
+    bool inside = false;
+    for (std::string line; std::getline(maps, line);) {
+        if (line.find('-') != std::string::npos && line.find(' ') > line.find('-') && line.find(':') > line.find(' '))
+            inside = line.ends_with(path.string());
+        if (inside && line.starts_with("Rss:")) kib += std::stoul(line.substr(4));
+    }
+    return kib * 1024;
+}
+
+TEST_F(SafetensorsFile, ReadingAPartTouchesThatPartAlone) {
+    constexpr std::int64_t numbers = 16 << 20;
+    const fs::path path = directory_ / "x.safetensors";
+    {
+        const std::vector<float> values(numbers, 1.5f);
+        write_safetensors(path, {{"a", Tensor::of(values.data(), {numbers}), DType::f32}});
+    }
+    const auto file = Safetensors::open(path);
+    EXPECT_LT(resident_of(path), std::size_t{1} << 20) << "opening reads headers only";
+    std::vector<float> part(1000);
+    to_f32(file.at("a"), numbers / 2, 1000, part.data());
+    EXPECT_EQ(part.back(), 1.5f);
+    EXPECT_GT(resident_of(path), 0u);
+    EXPECT_LT(resident_of(path), std::size_t{3} << 20);
+    EXPECT_EQ(file.floats("a").back(), 1.5f);
+    EXPECT_GT(resident_of(path), std::size_t{60} << 20);
+    release_pages(file.at("a"));
+    EXPECT_LT(resident_of(path), std::size_t{1} << 20);
+    EXPECT_EQ(file.floats("a").front(), 1.5f) << "released pages come back";
+}
+
 // Every bf16 and half value survives the way up and down; rounding is to nearest even.
 TEST(Convert, HalvesAreExact) {
     for (std::uint32_t bits = 0; bits < 65536; ++bits) {

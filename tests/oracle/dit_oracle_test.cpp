@@ -11,7 +11,7 @@
 #include "core/parallel.hpp"
 #include "io/safetensors.hpp"
 #include "model/dit/dit.hpp"
-#include "nn/lora.hpp"
+#include "nn/lora_file.hpp"
 #include "../ops/test_device.hpp"
 #include "oracle_folder.hpp"
 
@@ -122,7 +122,7 @@ Result run(Model& model, Inputs& in, Keep keep, const std::vector<float>& loss_w
     r.target.resize(in.batch * tokens * c.out_channels);
     r.d_latents.resize(in.latents.size());
     r.d_states.resize(in.states.size());
-    clear(model.gradients.flat());
+    if (model.gradients.lora() == nullptr) clear(model.gradients.flat());
     for (std::int64_t row = 0; row < in.batch; ++row) {
         const Layout layout = in.layout(c, row);
         const float t = in.timestep[row % in.timestep.size()], prefix_t = c.causal_condition ? 0.0f : t;
@@ -164,11 +164,13 @@ void check_case(const fs::path& folder) {
     SCOPED_TRACE(folder.filename().string());
     const auto info = case_info(folder);
     Model model(folder.parent_path() / info["model"].get<std::string>());
-    nn::LoraAdapter adapter;
+    // With an adapter its gradients are asked for alone, as in training.
+    std::unique_ptr<nn::LoraAdapter> adapter, gradients;
     if (info.contains("adapter")) {
-        adapter = nn::load_lora(folder / info["adapter"].get<std::string>(), model.dit.table());
-        nn::merge_lora(adapter, model.host_weights);
-        model.upload();
+        adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(folder / info["adapter"].get<std::string>(), model.dit.table()));
+        gradients = std::make_unique<nn::LoraAdapter>(model.dit.table(), adapter->table().config());
+        model.weights = model.weights.with_lora(&adapter->store());
+        model.gradients = nn::ParameterStore(model.dit.table(), gradients->store());
     }
     Inputs in(folder);
     const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
@@ -182,25 +184,26 @@ void check_case(const fs::path& folder) {
     EXPECT_LT(relative_error(r.d_latents.data(), expected.floats("grad.hidden_states")), backward);
     EXPECT_LT(relative_error(r.d_states.data(), expected.floats("grad.encoder_hidden_states")), backward);
     std::size_t compared = 4;  // output, target, two inputs
-    std::map<int, nn::LoraMatrix> lora;
-    for (const auto& m : adapter.matrices) lora[m.parameter] = nn::lora_gradients(m, model.host_gradients[m.parameter]);
     for (const auto& [name, stored] : expected.tensors()) {
         if (!name.starts_with("grad.") || name == "grad.hidden_states" || name == "grad.encoder_hidden_states") continue;
         std::string parameter = name.substr(5);
-        const float* found = nullptr;
-        if (const auto at = parameter.find(".lora_"); at != std::string::npos) {
-            const auto& g = lora.at(model.dit.table().find(parameter.substr(0, at) + ".weight"));
-            found = parameter[at + 6] == 'A' ? g.a.data() : g.b.data();
-        } else {
-            found = model.host_gradients.at(parameter).f32();
-        }
+        // PEFT names the adapter inside: lora_A.default.weight.
+        if (const auto at = parameter.find(".default"); at != std::string::npos) parameter.erase(at, 8);
+        const float* found = adapter ? gradients->store().values().at(parameter).f32() : model.host_gradients.at(parameter).f32();
         EXPECT_LT(relative_error(found, expected.floats(name)), backward) << name;
         ++compared;
     }
     EXPECT_EQ(compared + 1, expected.tensors().size()) << "a tensor of the case was not compared";  // + loss
-    if (adapter.matrices.empty()) {
-        EXPECT_EQ(compared, 4u + model.dit.table().size());
-    }
+    EXPECT_EQ(compared, 4u + static_cast<std::size_t>(adapter ? adapter->table().table().size() : model.dit.table().size()));
+    if (!adapter) return;
+    // Merged into the weights it is the same model.
+    nn::merge_lora(adapter->store(), model.weights);
+    model.weights = model.weights.with_lora(nullptr);
+    const Result merged = run(model, in, Keep::nothing, loss_weight);
+    EXPECT_LT(relative_error(merged.target.data(), expected.floats("target")), forward);
+    nn::merge_lora(adapter->store(), model.weights, -1.0f);
+    EXPECT_GT(relative_error(run(model, in, Keep::nothing, loss_weight).target.data(), expected.floats("target")), 100 * forward)
+        << "the adapter changes too little for this comparison to see it";
 }
 
 TEST(dit_oracle, OutputsAndGradients) {

@@ -7,9 +7,11 @@
 #include <fstream>
 #include <set>
 
+#include "io/hdf5.hpp"
 #include "stage/dag.hpp"
 #include "stage/schema.hpp"
 #include "stage/scoring.hpp"
+#include "stage/training_state.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -89,6 +91,93 @@ class Run : public ::testing::Test {
     }
     fs::path directory_;
 };
+
+nn::ParameterTable blocks_table() {
+    nn::ParameterTable t;
+    t.add({"stem", {40, 5}});
+    for (int b = 0; b < 3; ++b) t.add({.name = fmt::format("block.{}", b), .shape = {7, 9}, .block = b});
+    t.add({"head", {2, 3}});
+    return t;
+}
+
+float moment(std::int64_t global) { return static_cast<float>(global) * 0.5f; }
+
+/// One rank's state whose numbers say their place.
+TrainingState state_of(const nn::Partition& partition, int rank) {
+    TrainingState s;
+    s.update = 12;
+    for (auto* v : {&s.m, &s.v, &s.ema}) v->resize(static_cast<std::size_t>(partition.shard_size()));
+    for (const auto& p : partition.pieces(rank))
+        for (std::int64_t i = 0; i < p.count; ++i) {
+            const auto at = static_cast<std::size_t>(p.local + i);
+            s.m[at] = moment(p.global + i), s.v[at] = 2 * moment(p.global + i), s.ema[at] = -moment(p.global + i);
+        }
+    return s;
+}
+
+TEST_F(Run, TrainingStateGoesFromAnyNumberOfRanksToAny) {
+    const nn::ParameterTable table = blocks_table();
+    const Context c = context({});
+    for (const int writers : {1, 2, 5})
+        for (const int readers : {1, 2, 3}) {
+            const fs::path to = directory_ / fmt::format("{}-{}", writers, readers);
+            fs::create_directories(to);
+            const nn::Partition written(table, writers), read(table, readers);
+            for (int rank = 0; rank < writers; ++rank) state_of(written, rank).save(to, written, rank, c);
+            EXPECT_EQ(TrainingState::files(to).size(), static_cast<std::size_t>(writers));
+            for (int rank = 0; rank < readers; ++rank) {
+                const TrainingState s = TrainingState::load(to, read, rank), expected = state_of(read, rank);
+                EXPECT_EQ(s.update, 12);
+                EXPECT_EQ(s.m, expected.m);
+                EXPECT_EQ(s.v, expected.v);
+                EXPECT_EQ(s.ema, expected.ema);
+                EXPECT_TRUE(s.master.empty());
+            }
+        }
+}
+
+TEST_F(Run, TrainingStateWithAHoleIsRefused) {
+    const nn::ParameterTable table = blocks_table();
+    const Context c = context({});
+    const nn::Partition two(table, 2), one(table, 1);
+    const auto refusal = [&] {
+        try {
+            TrainingState::load(directory_, one, 0);
+        } catch (const Error& e) {
+            EXPECT_EQ(e.kind(), ErrorKind::input);
+            return e.message();
+        }
+        return std::string("(no error)");
+    };
+    for (int rank = 0; rank < 2; ++rank) state_of(two, rank).save(directory_, two, rank, c);
+    EXPECT_EQ(refusal(), "(no error)");
+    fs::rename(directory_ / "training-00001-of-00002.h5", directory_ / "kept");
+    EXPECT_THAT(refusal(), HasSubstr("training-00001-of-00002.h5 is missing: the training state was written by 2 ranks"));
+    // Rank 0's numbers under rank 1's name: rank 1's are in none, rank 0's in two.
+    fs::copy(directory_ / "training-00000-of-00002.h5", directory_ / "training-00001-of-00002.h5");
+    EXPECT_THAT(refusal(), HasSubstr("are in two files"));
+    fs::remove(directory_ / "training-00001-of-00002.h5");
+    {
+        // A file that holds nothing.
+        auto file = io::hdf5::File::create(directory_ / "training-00001-of-00002.h5");
+        file.set_attribute("/", "update", std::int64_t{12});
+        file.set_attribute("/", "flat_size", table.flat_size());
+        const std::vector<std::int64_t> none{0, 0};
+        const std::vector<float> number{0};
+        file.write("/piece", Tensor::of(none.data(), {1, 2}));
+        for (const char* name : {"/m", "/v", "/ema"}) file.write(name, Tensor::of(number.data(), {1}));
+        file.close();
+    }
+    EXPECT_THAT(refusal(), HasSubstr("the training state has a hole"));
+    fs::remove(directory_ / "training-00001-of-00002.h5");
+    fs::rename(directory_ / "kept", directory_ / "training-00001-of-00002.h5");
+    nn::ParameterTable other = blocks_table();
+    other.add({"more", {64}});
+    const nn::Partition larger(other, 1);
+    EXPECT_THROW(TrainingState::load(directory_, larger, 0), Error);
+    fs::resize_file(directory_ / "training-00000-of-00002.h5", 1000);
+    EXPECT_THAT(refusal(), HasSubstr("training-00000-of-00002.h5"));
+}
 
 TEST_F(Run, CuratedPromptsComeBackAsTheyWere) {
     Curated c;

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include "io/safetensors.hpp"
-#include "nn/checkpoint_weights.hpp"
 #include "ops/backend.hpp"
 
 namespace atelier::dit {
@@ -11,17 +9,17 @@ namespace {
 
 // Width of the sinusoidal timestep embedding: fixed in the class.
 constexpr std::int64_t sinusoid_width = 256;
-constexpr const char* weights_stem = "diffusion_pytorch_model";
 
 }  // namespace
 
 Dit::Dit(const Config& config, Device device) : config_(config), device_(device) {
     const std::int64_t w = config.width(), m = config.mlp_width();
+    int layer = -1;
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
-        return table_.add({name, {rows, cols}});
+        return table_.add({.name = name, .shape = {rows, cols}, .block = layer});
     };
     const auto norm = [&](const std::string& name, std::int64_t width, nn::Init init) {
-        return table_.add({.name = name, .shape = {width}, .decay = false, .init = init});
+        return table_.add({.name = name, .shape = {width}, .decay = false, .init = init, .block = layer});
     };
     time_in = matrix("time_text_embed.timestep_embedder.linear_1.weight", w, sinusoid_width);
     time_out = matrix("time_text_embed.timestep_embedder.linear_2.weight", w, w);
@@ -32,6 +30,7 @@ Dit::Dit(const Config& config, Device device) : config_(config), device_(device)
     modulation = matrix("modulation.1.weight", 4 * w, w);
     for (std::int64_t i = 0; i < config.layers; ++i) {
         const std::string block = fmt::format("transformer_blocks.{}.", i);
+        layer = static_cast<int>(i);
         BlockParameters p;
         // q, k, v and the two halves of the MLP's input follow one another, so that each group is one product.
         p.q = matrix(block + "attn.to_q.weight", w, w);
@@ -45,25 +44,32 @@ Dit::Dit(const Config& config, Device device) : config_(config), device_(device)
         p.mlp_out = matrix(block + "img_mlp.out.weight", w, m);
         blocks_.push_back(p);
     }
+    layer = -1;
     norm_out = matrix("norm_out.linear.weight", w, w);
     proj_out = matrix("proj_out.weight", config.out_channels, w);
 }
 
+io::Safetensors open_weights(const std::filesystem::path& directory) {
+    return io::Safetensors::open_component(directory, weights_stem);
+}
+
 void load(const nn::ParameterStore& weights, const std::filesystem::path& directory) {
-    nn::load_weights(weights, io::Safetensors::open_component(directory, weights_stem));
+    nn::load_weights(weights, open_weights(directory));
     // Products take a rounded copy of the weights (ops/backend.hpp).
     if (weights.flat().device() == Device::cuda) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
 }
 
-void save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,
-          const std::filesystem::path& directory, DType dtype) {
+std::vector<std::string> save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,
+                              const std::filesystem::path& directory, const nn::StorageFormat& format) {
     std::error_code error;
     std::filesystem::create_directories(directory, error);
     ATELIER_CHECK_IO(!error, "cannot create {}: {}", directory.string(), error.message());
     std::filesystem::copy_file(config_source, directory / "config.json",
                                std::filesystem::copy_options::overwrite_existing, error);
     ATELIER_CHECK_IO(!error, "cannot copy {} to {}: {}", config_source.string(), directory.string(), error.message());
-    nn::save_weights(weights, directory / (std::string(weights_stem) + ".safetensors"), dtype);
+    auto names = nn::save_weights(weights, directory, weights_stem, format);
+    names.push_back("config.json");
+    return names;
 }
 
 }  // namespace atelier::dit

@@ -7,6 +7,7 @@
 #include "core/arena.hpp"
 #include "model/dit/config.hpp"
 #include "model/dit/layout.hpp"
+#include "nn/checkpoint_weights.hpp"
 #include "nn/parameters.hpp"
 #include "ops/attention.hpp"
 
@@ -123,9 +124,9 @@ class PrefixPass {
     StreamBuffers stream_;
     std::vector<Tensor> keys_, key_gradients_;
     Tensor text_normed_, text_inverse_, text_hidden_, text_act_, text_rows_, latent_rows_, d_text_rows_, d_text_act_,
-        d_latent_rows_;
+        d_latent_rows_, d_text_normed_;
     PassLayout layout_there_;
-    Tensor states_there_, references_there_, outputs_there_;
+    Tensor states_there_, references_there_, d_references_there_, outputs_there_;
 };
 
 /// A micro-batch of B targets of one prompt, L tokens each, every one at its own timestep.
@@ -151,14 +152,20 @@ class TargetPass {
     StreamBuffers stream_;
     Tensor final_normed_, final_mean_, final_inverse_;
     PassLayout layout_there_;
-    Tensor latents_there_, velocity_there_;
+    Tensor latents_there_, d_latents_there_, velocity_there_;
 };
 
-/// Loads a diffusers component directory (config.json, diffusion_pytorch_model[.safetensors|.index.json]).
+/// File name of a component's weights, without its ending.
+inline constexpr const char* weights_stem = "diffusion_pytorch_model";
+
+/// The weights of a diffusers component directory (diffusion_pytorch_model[.safetensors|.index.json]), headers checked.
+io::Safetensors open_weights(const std::filesystem::path& directory);
+
+/// Loads a component directory's weights.
 void load(const nn::ParameterStore& weights, const std::filesystem::path& directory);
 
-/// Writes a component directory: config.json as it was in `config_source`, weights in `dtype`.
-void save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,
-          const std::filesystem::path& directory, DType dtype);
+/// Writes a component directory: config.json as it was in `config_source`, weights in `format`. Returns the names of the files.
+std::vector<std::string> save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,
+                              const std::filesystem::path& directory, const nn::StorageFormat& format);
 
 }  // namespace atelier::dit

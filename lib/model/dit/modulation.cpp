@@ -2,8 +2,8 @@
 
 #include "core/device.hpp"
 #include "model/dit/stream.hpp"
+#include "nn/linear.hpp"
 #include "ops/activation.hpp"
-#include "ops/linear.hpp"
 
 namespace atelier::dit {
 namespace {
@@ -42,12 +42,12 @@ void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::
     for (std::int64_t g = 0; g < groups; ++g)
         embed_timestep(timesteps[static_cast<std::size_t>(g)], m.host_sinusoid.f32() + g * sinusoid_width);
     transfer(m.host_sinusoid, m.sinusoid);
-    ops::linear(m.sinusoid, weights[dit.time_in], {}, m.hidden);
+    nn::project(weights, dit.time_in, m.sinusoid, m.hidden);
     ops::silu(m.hidden.f32(), m.hidden_act.f32(), groups * w);
-    ops::linear(m.hidden_act, weights[dit.time_out], {}, m.temb);
+    nn::project(weights, dit.time_out, m.hidden_act, m.temb);
     ops::silu(m.temb.f32(), m.temb_act.f32(), groups * w);
-    ops::linear(m.temb_act, weights[dit.modulation], {}, m.blocks);
-    ops::linear(m.temb_act, weights[dit.norm_out], {}, m.final_scale);
+    nn::project(weights, dit.modulation, m.temb_act, m.blocks);
+    nn::project(weights, dit.norm_out, m.temb_act, m.final_scale);
     for (std::int64_t g = 0; g < groups; ++g)
         for (std::int64_t part : {1, 3}) {
             float* gate = m.blocks.f32() + (g * 4 + part) * w;
@@ -69,15 +69,12 @@ void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, cons
             float* d = m.d_blocks.f32() + (g * 4 + part) * w;
             ops::tanh_backward(gate, d, d, w);
         }
-    ops::linear_backward_weight(m.d_blocks, m.temb_act, gradients[dit.modulation], {});
-    ops::linear_backward_weight(m.d_final, m.temb_act, gradients[dit.norm_out], {});
-    ops::linear_backward_input(m.d_blocks, weights[dit.modulation], m.d_temb_act, false);
-    ops::linear_backward_input(m.d_final, weights[dit.norm_out], m.d_temb_act, true);
+    nn::project_backward(weights, gradients, dit.modulation, m.temb_act, m.d_blocks, m.d_temb_act);
+    nn::project_backward(weights, gradients, dit.norm_out, m.temb_act, m.d_final, m.d_temb_act, true);
     ops::silu_backward(m.temb.f32(), m.d_temb_act.f32(), m.d_temb.f32(), groups * w);
-    ops::linear_backward_weight(m.d_temb, m.hidden_act, gradients[dit.time_out], {});
-    ops::linear_backward_input(m.d_temb, weights[dit.time_out], m.d_temb_act, false);
+    nn::project_backward(weights, gradients, dit.time_out, m.hidden_act, m.d_temb, m.d_temb_act);
     ops::silu_backward(m.hidden.f32(), m.d_temb_act.f32(), m.d_hidden.f32(), groups * w);
-    ops::linear_backward_weight(m.d_hidden, m.sinusoid, gradients[dit.time_in], {});
+    nn::project_backward(weights, gradients, dit.time_in, m.sinusoid, m.d_hidden, {});
 }
 
 }  // namespace atelier::dit

@@ -2,8 +2,8 @@
 
 #include "model/dit/staging.hpp"
 #include "model/dit/stream.hpp"
+#include "nn/linear.hpp"
 #include "ops/activation.hpp"
-#include "ops/linear.hpp"
 #include "ops/modulation.hpp"
 #include "ops/norm.hpp"
 #include "ops/rows.hpp"
@@ -47,6 +47,8 @@ PrefixPass::PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max
     if (!training) return;
     for (Tensor* t : {&d_text_rows_, &d_text_act_}) *t = arena.take_f32({max_encoder_tokens, w}, device);
     d_latent_rows_ = arena.take_f32({max_tokens, w}, device);
+    d_text_normed_ = arena.take_f32({max_encoder_tokens, c.context_dim}, device);
+    d_references_there_ = plan_room(dit, {max_tokens, c.in_channels}, arena);
 }
 
 Tensor PrefixPass::keys(std::int64_t layer) const {
@@ -83,11 +85,12 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     const Tensor normed = text_normed_.slice(0, text), hidden = text_hidden_.slice(0, text), act = text_act_.slice(0, text);
     ops::rms_norm({text, c.context_dim, 0, 0, c.eps, 1.0f}, bring(dit_, encoder_states, states_there_).f32(), weights[dit_.text_norm].f32(), normed.f32(),
                   text_inverse_.f32());
-    ops::linear(normed, weights[dit_.text_in], {}, hidden);
+    nn::project(weights, dit_.text_in, normed, hidden);
     ops::gelu_tanh(hidden.f32(), act.f32(), text * w);
-    ops::linear(act, weights[dit_.text_out], {}, text_rows_.slice(0, text));
+    nn::project(weights, dit_.text_out, act, text_rows_.slice(0, text));
     if (layout.reference_tokens > 0)
-        ops::linear(bring(dit_, reference_latents, references_there_), weights[dit_.image_in], {}, latent_rows_.slice(0, layout.reference_tokens));
+        nn::project(weights, dit_.image_in, bring(dit_, reference_latents, references_there_),
+                    latent_rows_.slice(0, layout.reference_tokens));
 
     const bool saves = stream_.keep != Keep::nothing;
     const auto state = [&](std::int64_t i) {
@@ -102,8 +105,10 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
         const bool last = i + 1 == c.layers;
         if (last) last_output = saves ? stream_.d_y.slice(0, rows) : state(i + 1);
+        weights.acquire(i);
         block_forward(dit_, weights, i, s, modulation_, state(i), {}, a, stream_.attention_workspace,
                       last && !full_last_block_, last ? last_output : state(i + 1));
+        weights.release(i);
         ops::copy_columns(rows, 2 * w, a.qkv.f32() + w, 3 * w, keys_[static_cast<std::size_t>(i)].f32(), 2 * w);
     }
     if (!full_last_block_) return;
@@ -111,7 +116,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     ops::layer_norm_modulate({1, rows, w, w, c.eps}, last_output.f32(), modulation_.final_scale.f32(), normed_out.f32(),
                              stream_.blocks[0].mean2.f32(), stream_.blocks[0].inv2.f32());
     const Tensor out = there(dit_, outputs, outputs_there_);
-    ops::linear(normed_out, weights[dit_.proj_out], {}, out);
+    nn::project(weights, dit_.proj_out, normed_out, out);
     transfer(out, outputs);
 }
 
@@ -130,10 +135,14 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
         const bool last = i + 1 == c.layers;
+        weights.acquire(i);
+        gradients.acquire(i);
         if (stream_.keep == Keep::inputs)
             block_forward(dit_, weights, i, s, modulation_, x, {}, a, stream_.attention_workspace, last,
                           stream_.d_y.slice(0, rows));
         block_backward(dit_, weights, gradients, i, s, modulation_, x, {}, {}, key_gradients(i), a, stream_, last);
+        gradients.release(i);
+        weights.release(i);
     }
     modulation_backward(dit_, weights, gradients, modulation_);
 
@@ -143,25 +152,20 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     ops::scatter_rows(rows, w, layout_there_.source.as<std::int32_t>(), stream_.d_x.f32(), d_rows.f32(), d_latent_rows_.f32());
     if (layout.reference_tokens > 0) {
         const Tensor d_latents = d_latent_rows_.slice(0, layout.reference_tokens);
-        ops::linear_backward_weight(d_latents, bring(dit_, reference_latents, references_there_), gradients[dit_.image_in], {});
-        if (!d_reference_latents.empty()) {
-            const Tensor d_in = there(dit_, d_reference_latents, references_there_);
-            ops::linear_backward_input(d_latents, weights[dit_.image_in], d_in, false);
-            transfer(d_in, d_reference_latents);
-        }
+        const Tensor in = bring(dit_, reference_latents, references_there_);
+        const Tensor d_in = d_reference_latents.empty() ? Tensor() : there(dit_, d_reference_latents, d_references_there_);
+        nn::project_backward(weights, gradients, dit_.image_in, in, d_latents, d_in);
+        if (!d_in.empty()) transfer(d_in, d_reference_latents);
     }
     const Tensor d_act = d_text_act_.slice(0, text), hidden = text_hidden_.slice(0, text);
-    const Tensor normed = text_normed_.slice(0, text);
-    ops::linear_backward_weight(d_rows, text_act_.slice(0, text), gradients[dit_.text_out], {});
-    ops::linear_backward_input(d_rows, weights[dit_.text_out], d_act, false);
+    const Tensor normed = text_normed_.slice(0, text), d_normed = d_text_normed_.slice(0, text);
+    nn::project_backward(weights, gradients, dit_.text_out, text_act_.slice(0, text), d_rows, d_act);
     ops::gelu_tanh_backward(hidden.f32(), d_act.f32(), d_act.f32(), text * w);
-    ops::linear_backward_weight(d_act, normed, gradients[dit_.text_in], {});
-    // The normed rows have served: their memory takes the gradient.
-    ops::linear_backward_input(d_act, weights[dit_.text_in], normed, false);
+    nn::project_backward(weights, gradients, dit_.text_in, normed, d_act, d_normed);
     ops::rms_norm_backward({text, c.context_dim, 0, 0, c.eps, 1.0f}, bring(dit_, encoder_states, states_there_).f32(),
-                           weights[dit_.text_norm].f32(), text_inverse_.f32(), normed.f32(), normed.f32(),
-                           gradients[dit_.text_norm].f32());
-    if (!d_encoder_states.empty()) transfer(normed, d_encoder_states);
+                           weights[dit_.text_norm].f32(), text_inverse_.f32(), d_normed.f32(), d_normed.f32(),
+                           nn::vector_gradient(gradients, dit_.text_norm));
+    if (!d_encoder_states.empty()) transfer(d_normed, d_encoder_states);
 }
 
 }  // namespace atelier::dit

@@ -5,9 +5,8 @@
 #include <cmath>
 
 #include "core/device.hpp"
-#include "model/dit/projection.hpp"
+#include "nn/linear.hpp"
 #include "ops/activation.hpp"
-#include "ops/linear.hpp"
 #include "ops/modulation.hpp"
 #include "ops/rope.hpp"
 #include "ops/rows.hpp"
@@ -108,20 +107,20 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
 
     ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1.f32(), a.mean1.f32(), a.inv1.f32());
-    project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
+    nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
     ops::qk_norm_rope(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine, s.sine,
                       a.qkv.f32(), a.inverse_rms.f32());
     if (keys_only) return;
     const float* qkv = a.qkv.f32();
     ops::attention(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w}, a.attended.f32(),
                    a.log_sum_exp.f32(), attention_workspace);
-    ops::linear(a.attended, weights[p.out], {}, a.branch1);
+    nn::project(weights, p.out, a.attended, a.branch1);
     ops::gate_residual(mod, x.f32(), gate1, a.branch1.f32(), a.middle.f32());
 
     ops::layer_norm_modulate(mod, a.middle.f32(), scale2, a.y2.f32(), a.mean2.f32(), a.inv2.f32());
-    project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
+    nn::project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
     ops::swiglu(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, a.act.f32());
-    ops::linear(a.act, weights[p.mlp_out], {}, a.branch2);
+    nn::project(weights, p.mlp_out, a.act, a.branch2);
     ops::gate_residual(mod, a.middle.f32(), gate2, a.branch2.f32(), y.f32());
 }
 
@@ -146,18 +145,16 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     } else {
         // MLP branch: y = middle + gate2 * branch2
         ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_y.f32(), d_gate2);
-        ops::linear_backward_weight(d_y, a.act, gradients[p.mlp_out], {});
-        ops::linear_backward_input(d_y, weights[p.mlp_out], d_act, false);
+        nn::project_backward(weights, gradients, p.mlp_out, a.act, d_y, d_act);
         ops::swiglu_backward(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, d_act.f32(),
                              d_vg.f32() + mlp, d_vg.f32());
-        project_backward(weights, gradients, std::array{p.mlp_value, p.mlp_gate}, a.y2, d_vg, d_y);
+        nn::project_backward(weights, gradients, std::array{p.mlp_value, p.mlp_gate}, a.y2, d_vg, d_y);
         ops::layer_norm_modulate_backward(mod, a.middle.f32(), scale2, a.mean2.f32(), a.inv2.f32(), d_y.f32(), d_x.f32(),
                                           d_scale2);
         // Attention branch: middle = x + gate1 * branch1. d_act's memory holds the gradient of the attention's output.
         ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_y.f32(), d_gate1);
-        ops::linear_backward_weight(d_y, a.attended, gradients[p.out], {});
         const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
-        ops::linear_backward_input(d_y, weights[p.out], d_attended, false);
+        nn::project_backward(weights, gradients, p.out, a.attended, d_y, d_attended);
         const float* qkv = a.qkv.f32();
         const ops::AttentionKeys shared = keys_of(shared_key_gradients, w);
         ops::attention_backward(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w},
@@ -167,9 +164,9 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     }
     if (!own_key_gradients.empty()) ops::add_columns(rows, 2 * w, own_key_gradients.f32(), 2 * w, dqkv + w, 3 * w);
     ops::qk_norm_rope_backward(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine,
-                               s.sine, a.inverse_rms.f32(), dqkv, gradients[p.q_norm].f32(), gradients[p.k_norm].f32(),
+                               s.sine, a.inverse_rms.f32(), dqkv, nn::vector_gradient(gradients, p.q_norm), nn::vector_gradient(gradients, p.k_norm),
                                buffers.rope_workspace.f32());
-    project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_qkv, d_y);
+    nn::project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_qkv, d_y);
     ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y.f32(), d_x.f32(), d_scale1);
 }
 

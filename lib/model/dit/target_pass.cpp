@@ -1,6 +1,6 @@
 #include "model/dit/staging.hpp"
 #include "model/dit/stream.hpp"
-#include "ops/linear.hpp"
+#include "nn/linear.hpp"
 #include "ops/modulation.hpp"
 
 namespace atelier::dit {
@@ -34,6 +34,7 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
     final_inverse_ = arena.take_f32({rows}, dit.device());
     layout_there_.plan(dit, max_target_tokens, false, arena);
     latents_there_ = plan_room(dit, {rows, c.in_channels}, arena);
+    if (keep != Keep::nothing) d_latents_there_ = plan_room(dit, {rows, c.in_channels}, arena);
     velocity_there_ = plan_room(dit, {rows, c.out_channels}, arena);
 }
 
@@ -53,16 +54,18 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
     const auto state = [&](std::int64_t i) {
         return stream_.inputs[static_cast<std::size_t>(saves ? i : i % 2)].slice(0, rows);
     };
-    ops::linear(flat(bring(dit_, latents, latents_there_), rows), weights[dit_.image_in], {}, state(0));
+    nn::project(weights, dit_.image_in, flat(bring(dit_, latents, latents_there_), rows), state(0));
     for (std::int64_t i = 0; i < c.layers; ++i) {
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        weights.acquire(i);
         block_forward(dit_, weights, i, s, modulation_, state(i), prefix.keys(i), a, stream_.attention_workspace, false,
                       state(i + 1));
+        weights.release(i);
     }
     ops::layer_norm_modulate({s.groups, s.rows, c.width(), c.width(), c.eps}, state(c.layers).f32(),
                              modulation_.final_scale.f32(), final_normed_.f32(), final_mean_.f32(), final_inverse_.f32());
     const Tensor out = there(dit_, velocity, velocity_there_);
-    ops::linear(final_normed_.slice(0, rows), weights[dit_.proj_out], {}, flat(out, rows));
+    nn::project(weights, dit_.proj_out, final_normed_.slice(0, rows), flat(out, rows));
     transfer(out, velocity);
 }
 
@@ -77,8 +80,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     const Tensor d_out = flat(bring(dit_, d_velocity, velocity_there_), rows);
     zero_modulation_gradients(modulation_);
     const Tensor d_x = stream_.d_x.slice(0, rows), d_y = stream_.d_y.slice(0, rows);
-    ops::linear_backward_weight(d_out, final_normed_.slice(0, rows), gradients[dit_.proj_out], {});
-    ops::linear_backward_input(d_out, weights[dit_.proj_out], d_y, false);
+    nn::project_backward(weights, gradients, dit_.proj_out, final_normed_.slice(0, rows), d_out, d_y);
     clear(d_x);
     ops::layer_norm_modulate_backward({s.groups, s.rows, c.width(), c.width(), c.eps},
                                       stream_.inputs[static_cast<std::size_t>(c.layers)].f32(), modulation_.final_scale.f32(),
@@ -87,19 +89,20 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     for (std::int64_t i = c.layers - 1; i >= 0; --i) {
         const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        weights.acquire(i);
+        gradients.acquire(i);
         // The output of the repeated forward goes where nobody looks: the state of the next block is not needed any more.
         if (stream_.keep == Keep::inputs)
             block_forward(dit_, weights, i, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false,
                           stream_.inputs[static_cast<std::size_t>(i + 1)].slice(0, rows));
         block_backward(dit_, weights, gradients, i, s, modulation_, x, prefix.keys(i), prefix.key_gradients(i), {}, a, stream_,
                        false);
+        gradients.release(i);
+        weights.release(i);
     }
-    ops::linear_backward_weight(d_x, flat(bring(dit_, latents, latents_there_), rows), gradients[dit_.image_in], {});
-    if (!d_latents.empty()) {
-        const Tensor d_in = there(dit_, d_latents, latents_there_);
-        ops::linear_backward_input(d_x, weights[dit_.image_in], flat(d_in, rows), false);
-        transfer(d_in, d_latents);
-    }
+    const Tensor in = bring(dit_, latents, latents_there_), d_in = d_latents.empty() ? Tensor() : there(dit_, d_latents, d_latents_there_);
+    nn::project_backward(weights, gradients, dit_.image_in, flat(in, rows), d_x, d_in.empty() ? Tensor() : flat(d_in, rows));
+    if (!d_in.empty()) transfer(d_in, d_latents);
     modulation_backward(dit_, weights, gradients, modulation_);
 }
 

@@ -27,6 +27,20 @@ const ops::Convolution& Codec::prepared(const ConvRows& rows, const ops::Convolu
     return found->second;
 }
 
+std::int64_t Codec::scratch(const ConvRows& rows, const ops::ConvolutionShape& shape) {
+    if (!plans_only_) return prepared(rows, shape).scratch();
+    const std::tuple key(rows.weight, shape.height, shape.width);
+    auto found = outlines_.find(key);
+    if (found == outlines_.end()) {
+        // Of zeros, one at a time: what it holds and takes doesn't depend on the numbers.
+        const std::vector<float> weights(static_cast<std::size_t>(vae_.table().spec(rows.weight).shape.elements())),
+            bias(static_cast<std::size_t>(shape.out_channels));
+        const ops::Convolution convolution(shape, weights.data(), bias.data());
+        found = outlines_.emplace(key, std::pair(convolution.bytes(), convolution.scratch())).first;
+    }
+    return found->second.second;
+}
+
 // Each step takes its result from the arena first, so that what it takes after that can be released; a measuring arena makes
 // the same requests and computes nothing.
 Codec::Image Codec::convolve(Arena& arena, const ConvRows& rows, const Image& x, std::int64_t out_channels, std::int64_t stride) {
@@ -42,10 +56,9 @@ Codec::Image Codec::convolve(Arena& arena, const ConvRows& rows, const Image& x,
     if (stride == 2) shape.pad_begin = 0;  // zeros at the right and the bottom only
     Image y{take(arena, shape.out_height() * shape.out_width(), out_channels), shape.out_height(), shape.out_width(),
             out_channels};
-    const auto& convolution = prepared(rows, shape);
     const std::size_t mark = arena.mark();
-    const Tensor scratch = arena.take_f32({convolution.scratch()});
-    if (!arena.is_measuring()) convolution.run(x.data.f32(), y.data.f32(), scratch.f32());
+    const Tensor taken = arena.take_f32({scratch(rows, shape)});
+    if (!arena.is_measuring()) prepared(rows, shape).run(x.data.f32(), y.data.f32(), taken.f32());
     arena.release(mark);
     return y;
 }
@@ -158,20 +171,21 @@ Codec::Image Codec::run_encoder(Arena& arena, const Image& picture, const Observ
     return convolve(arena, vae_.quant, x, 2 * vae_.config().z, 1);
 }
 
+std::size_t Codec::measure(std::int64_t height, std::int64_t width, bool decoder) {
+    Arena arena = Arena::measuring("vae");
+    if (decoder) {
+        const std::int64_t h = height / vae_.config().factor(), w = width / vae_.config().factor();
+        run_decoder(arena, {take(arena, h * w, vae_.config().z), h, w, vae_.config().z}, {});
+    } else {
+        run_encoder(arena, {take(arena, height * width, vae_.config().channels), height, width, vae_.config().channels}, {});
+    }
+    return arena.peak();
+}
+
 void Codec::prepare(std::int64_t height, std::int64_t width, bool decoder) {
     const std::tuple key(height, width, decoder);
     auto found = planned_.find(key);
-    if (found == planned_.end()) {
-        Arena measure = Arena::measuring("vae");
-        if (decoder) {
-            const std::int64_t h = height / vae_.config().factor(), w = width / vae_.config().factor();
-            run_decoder(measure, {take(measure, h * w, vae_.config().z), h, w, vae_.config().z}, {});
-        } else {
-            run_encoder(measure, {take(measure, height * width, vae_.config().channels), height, width, vae_.config().channels},
-                        {});
-        }
-        found = planned_.emplace(key, measure.peak()).first;
-    }
+    if (found == planned_.end()) found = planned_.emplace(key, measure(height, width, decoder)).first;
     if (arenas_.size() != static_cast<std::size_t>(threads()) || arenas_[0].capacity() < found->second) {
         arenas_.clear();
         for (int i = 0; i < threads(); ++i) arenas_.emplace_back("vae", found->second);
@@ -252,6 +266,15 @@ void Codec::encode(const float* picture, std::int64_t height, std::int64_t width
         for (std::int64_t j = 0; j < c.z; ++j)
             latents[t * c.z + j] = (posterior[static_cast<std::size_t>(t * 2 * c.z + j)] - c.latents_mean[static_cast<std::size_t>(j)]) /
                                    c.latents_std[static_cast<std::size_t>(j)];
+}
+
+std::size_t planned_bytes(const Vae& vae, std::int64_t height, std::int64_t width, bool decoding) {
+    const nn::ParameterStore none;
+    Codec codec(vae, none);
+    codec.plans_only_ = true;
+    std::size_t bytes = codec.measure(height, width, decoding) * static_cast<std::size_t>(threads());
+    for (const auto& [key, outline] : codec.outlines_) bytes += outline.first;
+    return bytes;
 }
 
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes) {

@@ -106,6 +106,11 @@ class Codec {
     Image run_encoder(Arena& arena, const Image& picture, const Observer& observe);
     Image head(Arena& arena, const HalfRows& rows, const Image& x, std::int64_t out_channels);
     const ops::Convolution& prepared(const ConvRows& rows, const ops::ConvolutionShape& shape);
+    /// Numbers of scratch memory of a convolution; it is prepared unless this codec only plans.
+    std::int64_t scratch(const ConvRows& rows, const ops::ConvolutionShape& shape);
+    friend std::size_t planned_bytes(const Vae&, std::int64_t, std::int64_t, bool);
+    /// Bytes that a picture of the size takes of an arena.
+    std::size_t measure(std::int64_t height, std::int64_t width, bool decoder);
     /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
     void prepare(std::int64_t height, std::int64_t width, bool decoder);
 
@@ -114,7 +119,12 @@ class Codec {
     std::map<std::tuple<int, std::int64_t, std::int64_t>, ops::Convolution> convolutions_;
     std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> planned_;
     std::vector<Arena> arenas_;
+    bool plans_only_ = false;
+    std::map<std::tuple<int, std::int64_t, std::int64_t>, std::pair<std::size_t, std::int64_t>> outlines_;  ///< bytes and scratch
 };
+
+/// What a codec's bytes() come to, of weights that aren't there, for decoding or encoding pictures of a size on this process's threads.
+std::size_t planned_bytes(const Vae& vae, std::int64_t picture_height, std::int64_t picture_width, bool decoding);
 
 /// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even.
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes);

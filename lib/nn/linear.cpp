@@ -1,0 +1,114 @@
+#include "nn/linear.hpp"
+
+#include <algorithm>
+
+#include "nn/lora.hpp"
+#include "ops/matmul.hpp"
+
+namespace atelier::nn {
+namespace {
+
+using ops::MatrixView;
+
+MatrixView view(const Tensor& t) { return {t.f32(), t.size(0), t.size(1), t.size(1)}; }
+
+/// `count` column blocks of `cols` from block `first` on.
+MatrixView columns(const Tensor& t, std::int64_t first, std::int64_t count, std::int64_t cols) {
+    return {t.f32() + first * cols, t.size(0), count * cols, t.size(1)};
+}
+
+MatrixView rows_of(const MatrixView& m, std::int64_t first, std::int64_t count) {
+    return {m.data + first * m.stride, count, m.cols, m.stride};
+}
+
+/// How many matrices from `at` on lie one behind the other.
+std::size_t run_length(const ParameterTable& table, std::span<const int> rows, std::size_t at) {
+    std::size_t n = 1;
+    while (at + n < rows.size() && table.offset(rows[at + n]) == table.offset(rows[at + n - 1]) +
+                                                                     table.spec(rows[at + n - 1]).shape.elements())
+        ++n;
+    return n;
+}
+
+template <typename Function>
+void each_run(const ParameterTable& table, std::span<const int> rows, Function f) {
+    for (std::size_t i = 0; i < rows.size();) {
+        const std::size_t n = run_length(table, rows, i);
+        f(static_cast<std::int64_t>(i), static_cast<std::int64_t>(n), rows[i]);
+        i += n;
+    }
+}
+
+/// n matrices that follow one another, as one.
+MatrixView stacked(const ParameterStore& store, int first, std::int64_t n) {
+    const Tensor t = store[first];
+    return {t.f32(), n * t.size(0), t.size(1), t.size(1)};
+}
+
+/// Calls f(first row, rows, their share of down, of up) over the rows of an input.
+template <typename Function>
+void each_chunk(const LoraStore& adapter, std::int64_t rows, Function f) {
+    for (std::int64_t at = 0; at < rows; at += LoraStore::chunk) {
+        const std::int64_t n = std::min(LoraStore::chunk, rows - at);
+        f(at, n, view(adapter.down().slice(0, n)), view(adapter.up().slice(0, n)));
+    }
+}
+
+void add_lora(const LoraStore& adapter, int row, const MatrixView& x, const MatrixView& y) {
+    const MatrixView a = view(adapter.a(row)), b = view(adapter.b(row));
+    each_chunk(adapter, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView&) {
+        ops::matmul(false, true, 1.0f, rows_of(x, at, n), a, 0.0f, down);
+        ops::matmul(false, true, adapter.table().scale(), down, b, 1.0f, rows_of(y, at, n));
+    });
+}
+
+/// dx is added to (null data: nobody wants it); `gradients` null: the adapter is frozen too.
+void lora_backward(const LoraStore& adapter, const LoraStore* gradients, int row, const MatrixView& x, const MatrixView& dy,
+                   const MatrixView& dx) {
+    const MatrixView a = view(adapter.a(row)), b = view(adapter.b(row));
+    const float scale = adapter.table().scale();
+    each_chunk(adapter, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView& up) {
+        ops::matmul(false, false, scale, rows_of(dy, at, n), b, 0.0f, up);
+        if (dx.data != nullptr) ops::matmul(false, false, 1.0f, up, a, 1.0f, rows_of(dx, at, n));
+        if (gradients == nullptr) return;
+        ops::matmul(false, true, 1.0f, rows_of(x, at, n), a, 0.0f, down);
+        ops::matmul(true, false, 1.0f, up, rows_of(x, at, n), 1.0f, view(gradients->a(row)));
+        ops::matmul(true, false, scale, rows_of(dy, at, n), down, 1.0f, view(gradients->b(row)));
+    });
+}
+
+}  // namespace
+
+void project(const ParameterStore& weights, std::span<const int> rows, const Tensor& x, const Tensor& y) {
+    const std::int64_t cols = weights.table().spec(rows[0]).shape[0];
+    each_run(weights.table(), rows, [&](std::int64_t i, std::int64_t n, int row) {
+        ops::matmul(false, true, 1.0f, view(x), stacked(weights, row, n), 0.0f, columns(y, i, n, cols));
+    });
+    if (weights.lora() == nullptr) return;
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        if (weights.lora()->adapts(rows[i]))
+            add_lora(*weights.lora(), rows[i], view(x), columns(y, static_cast<std::int64_t>(i), 1, cols));
+}
+
+void project_backward(const ParameterStore& weights, const ParameterStore& gradients, std::span<const int> rows, const Tensor& x,
+                      const Tensor& dy, const Tensor& dx, bool accumulate) {
+    const std::int64_t cols = weights.table().spec(rows[0]).shape[0];
+    each_run(weights.table(), rows, [&](std::int64_t i, std::int64_t n, int row) {
+        if (!dx.empty())
+            ops::matmul(false, false, 1.0f, columns(dy, i, n, cols), stacked(weights, row, n), i == 0 && !accumulate ? 0.0f : 1.0f,
+                        view(dx));
+        if (gradients.has_values())
+            ops::matmul(true, false, 1.0f, columns(dy, i, n, cols), view(x), 1.0f, stacked(gradients, row, n));
+    });
+    if (weights.lora() == nullptr) return;
+    const MatrixView to = dx.empty() ? MatrixView{} : view(dx);
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        if (weights.lora()->adapts(rows[i]))
+            lora_backward(*weights.lora(), gradients.lora(), rows[i], view(x), columns(dy, static_cast<std::int64_t>(i), 1, cols), to);
+}
+
+float* vector_gradient(const ParameterStore& gradients, int row) {
+    return gradients.has_values() ? gradients[row].f32() : gradients.lora()->discard();
+}
+
+}  // namespace atelier::nn

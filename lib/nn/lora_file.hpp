@@ -1,0 +1,50 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/lora.hpp"
+
+namespace atelier::nn {
+
+/// An adapter with its own memory.
+class LoraAdapter {
+  public:
+    LoraAdapter(const ParameterTable& model, const LoraConfig& config);
+    const LoraStore& store() const { return *store_; }
+    const LoraTable& table() const { return *table_; }
+    std::size_t bytes() const { return arena_.capacity(); }
+
+  private:
+    std::unique_ptr<LoraTable> table_;
+    Arena arena_;
+    std::unique_ptr<LoraStore> store_;
+};
+
+/// How an adapter's files are laid out:
+enum class LoraLayout {
+    diffusers,  ///< pytorch_lora_weights.safetensors, "transformer.<module>.lora_A.weight", configuration in its metadata
+    peft,       ///< adapter_model.safetensors, "base_model.model.<module>.lora_A.weight", and adapter_config.json
+};
+inline constexpr const char* lora_file_name = "pytorch_lora_weights.safetensors";
+
+/// Reads an adapter of a model: a file, or a directory that holds one in either layout. Names may have the prefix "transformer." or
+/// "base_model.model." or none. Throws Error(input) naming file and tensor for a module that the model doesn't have, a shape that
+/// doesn't fit, half a pair, a missing rank or alpha, numbers that are not finite, or a variant that changes the result (DoRA, rsLoRA,
+/// patterns, biases).
+LoraAdapter load_lora(const std::filesystem::path& path, const ParameterTable& model);
+
+/// "FILE[:SCALE]" of a command line: an adapter and how much of it is added (1 unless said).
+struct LoraRequest {
+    std::filesystem::path path;
+    float scale = 1;
+};
+/// Throws Error(usage).
+LoraRequest parse_lora_request(const std::string& text);
+
+/// Writes the adapter's files into a directory, fp32. Returns their names. Not atomic.
+std::vector<std::string> save_lora(const LoraStore& adapter, const std::filesystem::path& directory, LoraLayout layout);
+
+}  // namespace atelier::nn

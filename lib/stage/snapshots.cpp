@@ -1,0 +1,120 @@
+#include "stage/snapshots.hpp"
+
+#include <algorithm>
+#include <fstream>
+
+#include "core/progress.hpp"
+#include "io/hdf5.hpp"
+
+namespace atelier::stage {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* cursor_name = "snapshot.json";
+
+std::string directory_name(std::int64_t update) { return fmt::format("update-{:06}", update); }
+
+/// Published states, newest first.
+std::vector<fs::path> published(const fs::path& directory) {
+    std::vector<fs::path> found;
+    if (!fs::is_directory(directory)) return found;
+    for (const auto& entry : fs::directory_iterator(directory))
+        if (entry.path().filename().string().starts_with("update-")) found.push_back(entry.path());
+    std::sort(found.rbegin(), found.rend());
+    return found;
+}
+
+}  // namespace
+
+Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer)
+    : context_(c),
+      directory_(std::move(directory)),
+      trainer_(trainer),
+      every_(c.config.integer("checkpoint.every")),
+      keep_(c.config.integer("checkpoint.keep")) {
+    if (c.world->is_root() && fs::is_directory(directory_)) io::remove_temporaries(directory_);
+    c.world->barrier();
+}
+
+Snapshots::~Snapshots() {
+    if (written_.valid()) written_.wait();
+}
+
+std::size_t Snapshots::bytes() const { return every_ > 0 ? trainer_.publishing_bytes() : 0; }
+
+std::optional<nlohmann::json> Snapshots::resume() {
+    // Rank 0 chooses, so that all ranks take the same one.
+    std::string name;
+    if (context_.world->is_root() && !published(directory_).empty()) name = published(directory_)[0].string();
+    const auto chosen = context_.world->gather(std::as_bytes(std::span(name))).at(0);
+    if (chosen.empty()) return std::nullopt;
+    const fs::path from(std::string(reinterpret_cast<const char*>(chosen.data()), chosen.size()));
+    std::ifstream in(from / cursor_name);
+    const auto json = nlohmann::json::parse(in, nullptr, false);
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", "") == context_.config.hash() && json.contains("cursor"),
+                        "{} is damaged or of another configuration: remove {}", (from / cursor_name).string(), from.string());
+    trainer_.restore(from);
+    if (context_.world->is_root()) log_line(fmt::format("goes on from {}", from.string()));
+    return json["cursor"];
+}
+
+void Snapshots::after_update(const nlohmann::json& cursor) {
+    if (every_ == 0) return;
+    const std::int64_t update = trainer_.updates();
+    const bool is_due = update % every_ == 0;
+    // A state whose turn it is waits for the one before it: one is in writing at a time.
+    publish_written(is_due);
+    if (!is_due) return;
+    if (context_.world->is_root()) io::make_directories(writing_to());
+    context_.world->barrier();
+    in_writing_ = update;
+    cursor_ = cursor;
+    if (auto file = trainer_.state_file(writing_to(), context_)) {
+        // Bytes go to disk from where HDF5 put them together; only a library that is safe for threads may do that beside this one.
+        const auto write = [file = std::make_shared<io::hdf5::File>(std::move(*file))] {
+            file->close();
+            io::flush_file(file->path());
+        };
+        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, write);
+        if (!io::hdf5::is_thread_safe()) written_.wait();
+    }
+}
+
+void Snapshots::publish_written(bool waits) {
+    if (in_writing_ == 0) return;
+    if (waits && written_.valid()) written_.wait();
+    const bool is_done = !written_.valid() || written_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+    if (context_.world->any(!is_done)) return;
+    if (written_.valid()) written_.get();  // throws what writing threw
+    context_.world->barrier();             // nobody is published whose rank failed
+    if (context_.world->is_root()) {
+        const nlohmann::json json{{"schema", "atelier.snapshot"}, {"update", in_writing_}, {"config_hash", context_.config.hash()},
+                                  {"world_size", context_.world->size()}, {"cursor", cursor_}};
+        io::publish_text(writing_to() / cursor_name, json.dump(1) + "\n");
+        const fs::path to = directory_ / directory_name(in_writing_);
+        std::error_code error;
+        fs::remove_all(to, error);
+        fs::rename(writing_to(), to, error);
+        ATELIER_CHECK_IO(!error, "cannot publish {}: {}", to.string(), error.message());
+        const auto all = published(directory_);
+        for (std::size_t i = static_cast<std::size_t>(keep_); i < all.size(); ++i) {
+            // Renamed away first: nobody sees half of one.
+            const fs::path old = directory_ / (std::string(io::temporary_prefix) + "old");
+            fs::rename(all[i], old, error);
+            fs::remove_all(old, error);
+        }
+    }
+    in_writing_ = 0;
+}
+
+void Snapshots::remove() {
+    if (written_.valid()) written_.wait();
+    context_.world->barrier();
+    if (!context_.world->is_root()) return;
+    std::error_code error;
+    fs::remove_all(directory_, error);
+    ATELIER_CHECK_IO(!error, "cannot remove {}: {}", directory_.string(), error.message());
+}
+
+}  // namespace atelier::stage

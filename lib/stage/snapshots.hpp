@@ -1,0 +1,45 @@
+#pragma once
+
+#include <filesystem>
+#include <future>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "stage/trainer.hpp"
+
+namespace atelier::stage {
+
+/// Training states within a stage, so that a killed one goes on from its last one instead of from its beginning ([checkpoint] every,
+/// keep). Written beside the next updates, each rank its shard; published by a rename when all ranks' files are on disk, which the
+/// ranks find out between updates. Directories update-000012/ with the training state's files, the weights in them, and snapshot.json:
+/// the stage's own cursor.
+class Snapshots {
+  public:
+    Snapshots(const Context& context, std::filesystem::path directory, Trainer& trainer);
+    ~Snapshots();
+
+    /// Gives the trainer its newest published state; returns the cursor that was kept with it, or nothing. Collective.
+    std::optional<nlohmann::json> resume();
+    /// After every update: publishes what has been written meanwhile, and begins to write the present state if it is its turn.
+    /// `cursor`: where the stage stands after this update. Collective. Throws Error(io) when a write failed.
+    void after_update(const nlohmann::json& cursor);
+    /// Before the stage ends early: waits for what is in writing and publishes it. Collective.
+    void settle() { publish_written(true); }
+    /// When the stage's product is published: nothing of this is needed any more. Collective.
+    void remove();
+    /// Bytes that a state in writing takes.
+    std::size_t bytes() const;
+
+  private:
+    void publish_written(bool waits);
+    std::filesystem::path writing_to() const { return directory_ / ".tmp-update"; }
+    const Context& context_;
+    std::filesystem::path directory_;
+    Trainer& trainer_;
+    std::int64_t every_, keep_;
+    std::future<void> written_;
+    std::int64_t in_writing_ = 0;  ///< update number; 0: none
+    nlohmann::json cursor_;
+};
+
+}  // namespace atelier::stage

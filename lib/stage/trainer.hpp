@@ -1,0 +1,102 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "nn/lora.hpp"
+#include "optim/adamw.hpp"
+#include "optim/gradient_norm.hpp"
+#include "stage/training_state.hpp"
+
+namespace atelier::stage {
+
+/// What a trainer holds on each of `ranks`, and what publishing takes beside it.
+struct TrainerBytes {
+    std::size_t gradients = 0;  ///< with what cuts and sums them
+    std::size_t optimizer = 0;
+    std::size_t publishing = 0;
+};
+TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable* adapter, int zero, int ranks, bool averages,
+                           bool has_master);
+
+/// Gradients, their norm and AdamW over one flat vector, that of all weights or of their adapter: what GRPO and distillation share.
+///
+/// `zero` says what is cut over the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too. From 2 on
+/// passes are collective: every rank must make the same ones.
+class Trainer {
+  public:
+    struct Settings {
+        optim::AdamWConfig adamw;
+        double max_grad_norm = 1;
+        double ema = 0;  ///< decay; 0: no moving average
+        nn::StorageFormat storage;
+        int zero = 0;
+    };
+    /// Continues from the state kept beside `policy`. Trains the model's adapter where it has one. With zero = 3 the model was opened
+    /// sharded. Throws Error(usage) for an adapter with zero above 1.
+    Trainer(pipeline::Pipeline& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& world);
+    /// As the passes take them.
+    const nn::ParameterStore& gradients() const { return gradients_; }
+    /// Parameters that are trained.
+    std::int64_t count() const { return trained_.table().count(); }
+    /// Whether every rank must make the same passes.
+    bool is_collective() const { return settings_.zero >= 2; }
+    void zero_gradients();
+    /// Sums the gradients over ranks in rank order, clips, updates. Returns the norm before clipping. Throws Error(numeric) for a
+    /// gradient that is not finite. Afterwards the weights are what would be stored. Collective.
+    double step(double rate);
+    /// What it holds, and what `save` takes beside that.
+    std::size_t bytes() const;
+    std::size_t publishing_bytes() const;
+    std::int64_t updates() const { return state_.update; }
+
+    /// Writes weights, the moving average's (ema/) and the state to a directory, each rank its part. On rank 0 names all files in the
+    /// manifest. Collective.
+    void save(const std::filesystem::path& config_source, const std::filesystem::path& directory, const Context& context,
+              io::Manifest& manifest) const;
+
+    /// This rank's part of the state with its weights, put together but not on disk; nothing where another rank has it.
+    std::optional<io::hdf5::File> state_file(const std::filesystem::path& directory, const Context& context);
+    /// Goes back to the state of such files. Collective.
+    void restore(const std::filesystem::path& directory);
+
+  private:
+    TrainerBytes planned() const;
+    std::span<float> own_weights();  ///< the shard that AdamW's result goes to
+    void reduce_gradients();
+    double gradient_norm();
+    void spread_weights();
+    void save_weights(const nn::ParameterStore& values, const std::filesystem::path& config_source, const std::filesystem::path& directory,
+                      const std::string& prefix, io::Manifest& manifest) const;
+    void save_average(const std::filesystem::path& config_source, const std::filesystem::path& directory, io::Manifest& manifest) const;
+    pipeline::Pipeline& model_;
+    const nn::ParameterStore& weights_;
+    nn::ParameterStore trained_;  ///< the weights, or their adapter's numbers
+    Settings settings_;
+    comm::Communicator& world_;
+    nn::Partition partition_;
+    int shard_ = 0;  ///< which of the partition's this rank has
+    std::vector<nn::Partition::Piece> pieces_;
+    TrainingState state_;
+    Arena arena_;
+    std::unique_ptr<nn::LoraStore> adapter_gradients_;
+    std::unique_ptr<nn::ShardedGradients> sharded_gradients_;
+    nn::ParameterStore gradients_;
+    Tensor flat_gradient_;        ///< zero <= 1: of everything
+    Tensor own_gradient_;         ///< this rank's shard of the sum
+    Tensor own_weights_;          ///< zero 1 and 2: this rank's shard
+    Tensor bounce_;               ///< zero 1 and 2: all ranks' shares of a segment
+    std::vector<optim::ParameterRange> ranges_;
+    optim::GradientNorm norm_;
+};
+
+/// Publishes a directory that every rank writes a part of: `write` gets the temporary name on all ranks, `finish` on rank 0 after
+/// all of them. Collective.
+void publish_together(comm::Communicator& world, const std::filesystem::path& directory,
+                      const std::function<void(const std::filesystem::path&)>& write,
+                      const std::function<void(const std::filesystem::path&)>& finish);
+
+}  // namespace atelier::stage
