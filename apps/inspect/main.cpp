@@ -5,6 +5,7 @@
 #include "comm/run_main.hpp"
 #include "core/error.hpp"
 #include "stage/inspect.hpp"
+#include "stage/label_sheet.hpp"
 
 namespace {
 
@@ -12,7 +13,8 @@ namespace po = boost::program_options;
 using namespace atelier;
 
 int run(int argc, char** argv) {
-    std::string path, directory;
+    std::string path, directory, sheet, labels;
+    std::vector<std::string> filled;
     bool check = false, again = false;
     po::options_description text(
         "atelier-inspect PATH: what a run, a stage's directory, a shard, a manifest or a "
@@ -22,6 +24,11 @@ int run(int argc, char** argv) {
         "export", po::value(&directory),
         "write a rollout's pictures and their reasons to this directory")(
         "verify", po::bool_switch(&check), "check manifests and checksums at and below the path")(
+        "label-sheet", po::value(&sheet),
+        "write pictures, prompts, reasons and scores as HTML and CSV to this directory, for people "
+        "to label")("filled-sheet", po::value(&filled)->composing(),
+                    "a labels.csv that came back; may be repeated")(
+        "labels", po::value(&labels), "label file (HDF5) to make of the filled-in sheets")(
         "replay", po::bool_switch(&again),
         "recompute a rollout's log-probabilities; they must agree bit for bit");
     po::positional_options_description places;
@@ -38,7 +45,21 @@ int run(int argc, char** argv) {
         std::cout << text << '\n';
         return 0;
     }
+    ATELIER_CHECK_USAGE(filled.empty() == labels.empty(),
+                        "--filled-sheet and --labels go together (see --help)");
+    if (!filled.empty()) {
+        ATELIER_CHECK_USAGE(labels.ends_with(".h5"), "--labels {}: a name in .h5 was expected",
+                            labels);
+        stage::read_label_sheets(
+            std::vector<std::filesystem::path>(filled.begin(), filled.end()), labels, std::cout);
+        return 0;
+    }
     ATELIER_CHECK_USAGE(!path.empty(), "a path is needed (see --help)");
+    if (!sheet.empty()) {
+        std::cout << stage::write_label_sheet(path, sheet) << " pictures in " << sheet
+                  << "/index.html\n";
+        return 0;
+    }
     if (!directory.empty())
         std::cout << stage::export_pictures(path, directory) << " pictures in " << directory
                   << '\n';

@@ -9,6 +9,7 @@
 #include "stage/dag.hpp"
 #include "stage/memory_plan.hpp"
 #include "stage/schema.hpp"
+#include "stage/scorers.hpp"
 #include "stage/storage_plan.hpp"
 
 namespace {
@@ -72,6 +73,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
     ATELIER_CHECK_USAGE(!file.empty(), "--config is required (see --help)");
     stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world,
                            "", 1};
+    stage::check_scorer(context.config);
     const auto jobs = stage::pipeline_jobs(context);
     if (!directory.empty()) make_run(run, context.config, jobs);
     if (print) std::cout << context.config.describe();

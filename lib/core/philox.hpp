@@ -20,6 +20,7 @@ enum class RandomUse : std::uint32_t {
     world = 7,
     retry_jitter = 8,
     data_order = 9,
+    judge_token = 10,
     test = 99,
 };
 

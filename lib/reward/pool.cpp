@@ -30,6 +30,7 @@ Pool::~Pool() {
         tasks_.clear();
     }
     has_work_.notify_all();
+    scorer_.interrupt();
     for (std::thread& thread : threads_) thread.join();
 }
 
@@ -63,9 +64,10 @@ void Pool::work() {
 Outcome Pool::run(const Request& request) const {
     const auto begin = std::chrono::steady_clock::now();
     const auto& dimensions = scorer_.dimensions(request.kind);
+    const int retries = scorer_.retries_itself() ? 0 : config_.retries;
     Outcome outcome;
     std::string why;
-    for (; outcome.attempts <= config_.retries; ++outcome.attempts) {
+    for (; outcome.attempts <= retries; ++outcome.attempts) {
         if (outcome.attempts > 0)
             std::this_thread::sleep_for(std::chrono::duration<double>(
                 std::ldexp(config_.retry_seconds, outcome.attempts - 1)));
@@ -87,9 +89,8 @@ Outcome Pool::run(const Request& request) const {
         return outcome;
     }
     outcome.failed = true;
-    for (const std::string& name : dimensions)
-        outcome.verdicts[name] = {
-            false, 1, fmt::format("failed after {} attempts: {}", outcome.attempts, why)};
+    if (retries > 0) why = fmt::format("failed after {} attempts: {}", outcome.attempts, why);
+    for (const std::string& name : dimensions) outcome.verdicts[name] = {false, 1, why};
     outcome.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return outcome;

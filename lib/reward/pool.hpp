@@ -23,7 +23,7 @@ struct Outcome {
 struct PoolConfig {
     int workers = 2;              ///< samples scored at once
     int queue = 64;               ///< samples waiting at most; submit() blocks above it
-    int retries = 2;              ///< further attempts after a failed one
+    int retries = 2;              ///< further attempts after a failed one, unless the scorer does so
     double retry_seconds = 0.05;  ///< before the first repetition, doubled each time
 };
 

@@ -1,10 +1,14 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "core/philox.hpp"
+#include "io/image/image.hpp"
 
 namespace atelier::reward {
 
@@ -15,6 +19,9 @@ struct Request {
     std::string attributes;  ///< of the prompt, JSON
     std::int64_t height = 0, width = 0;
     std::vector<std::uint8_t> picture;
+    std::string prompt;  ///< what was asked for
+    std::shared_ptr<const std::vector<io::Image>> sources;  ///< the prompt's pictures; null: none
+    RandomKey noise_key;  ///< of the sample: what random choices about it are keyed by
 };
 
 /// One dimension's verdict on one sample.
@@ -34,6 +41,15 @@ class Scorer {
     /// Verdicts by dimension. `attempt` counts from 0. Throws Error when the sample cannot be
     /// scored: the pool asks again.
     virtual Verdicts score(const Request& request, int attempt) const = 0;
+    /// Attempts at the sample are up to the scorer itself: the pool does not ask again.
+    virtual bool retries_itself() const { return false; }
+    /// Memory that it holds while `workers` samples are scored at once, each picture of
+    /// `picture_bytes` (RGBA).
+    virtual std::size_t bytes(std::size_t /*workers*/, std::size_t /*picture_bytes*/) const {
+        return 0;
+    }
+    /// Makes calls of score() that wait for something fail soon, now and from now on.
+    virtual void interrupt() const noexcept {}
 };
 
 /// The measures of the procedural world (lib/world): exact, of the prompt's attributes.

@@ -94,6 +94,21 @@ std::vector<double> SpreadCollector::mean_std() const {
     return result;
 }
 
+std::vector<double> variance_shares(std::span<const double> covariance,
+                                    std::span<const double> w) {
+    const std::size_t count = w.size();
+    std::vector<double> shares(count, 0.0);
+    double variance = 0;
+    for (std::size_t k = 0; k < count; ++k) {
+        for (std::size_t l = 0; l < count; ++l)
+            shares[k] += w[k] * covariance[k * count + l] * w[l];
+        variance += shares[k];
+    }
+    if (variance > 0.0)
+        for (double& share : shares) share /= variance;
+    return shares;
+}
+
 CalibratedWeights calibrate_weights(std::span<const double> covariance,
                                     std::span<const double> shares, double min_variance) {
     const std::size_t count = shares.size();
@@ -138,15 +153,7 @@ CalibratedWeights calibrate_weights(std::span<const double> covariance,
         const double balanced = sum > 0.0 ? w[k] / sum * (balanced_sum / share_sum) : 0.0;
         w[k] = result.calibrated[k] ? balanced : shares[k] / share_sum;
     }
-    result.variance_share.assign(count, 0.0);
-    double variance = 0;
-    for (std::size_t k = 0; k < count; ++k) {
-        for (std::size_t l = 0; l < count; ++l)
-            result.variance_share[k] += w[k] * covariance[k * count + l] * w[l];
-        variance += result.variance_share[k];
-    }
-    if (variance > 0.0)
-        for (double& share : result.variance_share) share /= variance;
+    result.variance_share = variance_shares(covariance, w);
     return result;
 }
 

@@ -51,6 +51,11 @@ class SpreadCollector {
     std::vector<std::int64_t> groups_;
 };
 
+/// Share of each dimension in the variance of the advantage under some weights, w_k (C w)_k / w'Cw;
+/// zeros where there is no variance.
+std::vector<double> variance_shares(std::span<const double> covariance,
+                                    std::span<const double> weights);
+
 struct CalibratedWeights {
     std::vector<double> weights;  ///< [K], sum 1
     std::vector<std::uint8_t>

@@ -42,6 +42,8 @@ struct RunDirectory {
     }
     std::filesystem::path student(std::int64_t r) const { return round(r) / "student"; }
     std::filesystem::path evaluation() const { return root / "eval"; }
+    std::filesystem::path judge() const { return root / "judge"; }
+    std::filesystem::path judge_training() const { return root / "judge-training"; }
 };
 
 /// What every stage has: run, configuration, ranks; and which policy and iteration (or round) it

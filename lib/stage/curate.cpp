@@ -9,6 +9,7 @@
 #include "rl/curation.hpp"
 #include "rl/reward_total.hpp"
 #include "stage/group_rollout.hpp"
+#include "stage/scorers.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -18,10 +19,11 @@ struct Group {
     GroupScores scores;
 };
 
-/// Weights of each category, so that its dimensions have equal shares in the advantage's variance.
+/// Weights of each category, so that its dimensions have the asked shares in the advantage's
+/// variance (equal ones by default). `shares`: asked, before and after, by category and dimension.
 void calibrate(const Context& c, const std::vector<Prompt>& prompts,
                const std::vector<Group>& groups, const std::vector<std::string>& dimensions,
-               Curated& out) {
+               Curated& out, nlohmann::json& shares_said) {
     const std::size_t k = dimensions.size();
     rl::AdvantageConfig advantage;
     advantage.min_spread = std::max(advantage.min_spread, c.config.number("reward.min_spread"));
@@ -46,12 +48,27 @@ void calibrate(const Context& c, const std::vector<Prompt>& prompts,
         }
         collector.add_group(advantage, static_cast<int>(members), scores, present);
     }
+    const CategoryWeights asked = asked_shares(c, c.policy);
     for (const auto& [category, collector] : collectors) {
-        const auto& share = shares[category];
+        auto& share = shares[category];
+        if (const auto own = asked.find(category); own != asked.end())
+            for (std::size_t d = 0; d < k; ++d)
+                if (const auto found = own->second.find(dimensions[d]);
+                    found != own->second.end() && share[d] > 0)
+                    share[d] = found->second;
         if (std::accumulate(share.begin(), share.end(), 0.0) == 0) continue;
         std::vector<double> weights = share;
         if (c.config.flag("curate.calibrate"))
             weights = rl::calibrate_weights(collector.covariance(), share).weights;
+        const double all = std::accumulate(share.begin(), share.end(), 0.0);
+        std::vector<double> equal(k);
+        for (std::size_t d = 0; d < k; ++d) equal[d] = share[d] > 0 ? 1 : 0;
+        const auto before = rl::variance_shares(collector.covariance(), equal),
+                   after = rl::variance_shares(collector.covariance(), weights);
+        for (std::size_t d = 0; d < k; ++d)
+            if (share[d] > 0)
+                shares_said[category][dimensions[d]] = {
+                    {"asked", share[d] / all}, {"before", before[d]}, {"after", after[d]}};
         const auto spread = collector.mean_std();
         for (std::size_t d = 0; d < k; ++d)
             if (share[d] > 0) {
@@ -67,11 +84,12 @@ void calibrate(const Context& c, const std::vector<Prompt>& prompts,
 }
 
 Curated decide(const Context& c, const std::vector<Prompt>& prompts,
-               const std::vector<Group>& groups, const std::vector<std::string>& dimensions) {
+               const std::vector<Group>& groups, const std::vector<std::string>& dimensions,
+               nlohmann::json& shares) {
     Curated out;
     out.config_hash = c.config.hash();
     out.pool_hash = io::digest_file(c.config.text("task." + c.policy + ".train")).hash;
-    calibrate(c, prompts, groups, dimensions, out);
+    calibrate(c, prompts, groups, dimensions, out, shares);
     const rl::CurationRule rule{c.config.number("curate.range_min"),
                                 c.config.number("curate.mean_low"),
                                 c.config.number("curate.mean_high")};
@@ -134,7 +152,7 @@ int run_curate(const Context& given) {
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
-        const auto& dimensions = reward::make_world_scorer()->dimensions(c.kind(c.policy));
+        const auto& dimensions = rollout.dimensions(c.kind(c.policy));
         const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
         std::vector<Group> groups;
         for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
@@ -145,7 +163,8 @@ int run_curate(const Context& given) {
         }
         io::remove_temporaries(c.run.curated(c.policy).parent_path(),
                                c.run.curated(c.policy).filename().string());
-        const Curated curated = decide(c, prompts, groups, dimensions);
+        nlohmann::json shares = nlohmann::json::object();
+        const Curated curated = decide(c, prompts, groups, dimensions, shares);
         io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) {
             write_curated(temporary, curated);
         });
@@ -153,17 +172,26 @@ int run_curate(const Context& given) {
         for (const std::string& verdict : curated.verdict) ++verdicts[verdict];
         manifest.inputs["pool"] = {0, curated.pool_hash};
         manifest.inputs["policy"] = {0, rollout.model_hash()};
+        manifest.inputs.merge(scorer_inputs(c));
         manifest.facts = {{"stage", "curate"},
                           {"policy", c.policy},
                           {"iteration", 0},
                           {"prompts", prompts.size()},
                           {"verdicts", verdicts},
                           {"weights", curated.weights},
+                          {"variance_shares", shares},
                           {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
         memory.finish(c, manifest);
         io::publish_manifest(directory, manifest);
         io::put_metrics(c.run.metrics(), manifest.facts);
+        for (const auto& [category, entries] : shares.items())
+            for (const auto& [dimension, s] : entries.items())
+                log_line(fmt::format(
+                    "curate {}: {}/{} makes {:.0f} % of the advantage's variance with equal weights, "
+                    "{:.0f} % calibrated, {:.0f} % asked",
+                    c.policy, category, dimension, 100 * s["before"].get<double>(),
+                    100 * s["after"].get<double>(), 100 * s["asked"].get<double>()));
         log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy,
                              curated.kept_numbers().size(), prompts.size()));
     }

@@ -54,12 +54,21 @@ std::vector<Job> pipeline_jobs(const Context& c) {
                         c.config.text("distill.start"));
     std::vector<Job> jobs;
     std::map<std::string, std::vector<std::string>> curated;
-    std::vector<std::string> all_curated, ends;
+    std::vector<std::string> all_curated, ends, judged;
+    if (c.config.flag("pipeline.judge")) {
+        jobs.push_back({"reward-train", "reward-train", {}, {}, relative(c, c.run.judge())});
+        judged = {"reward-train"};
+    }
+    if (!c.config.flag("curate.enabled")) all_curated = judged;
     for (const std::string& task : tasks) {
         ATELIER_CHECK_USAGE(task != mix_policy, "a task cannot be named {}", mix_policy);
+        curated[task] = judged;
         if (!c.config.flag("curate.enabled")) continue;
-        jobs.push_back(
-            {"curate-" + task, "curate", {"--task", task}, {}, relative(c, c.run.curation(task))});
+        jobs.push_back({"curate-" + task,
+                        "curate",
+                        {"--task", task},
+                        judged,
+                        relative(c, c.run.curation(task))});
         curated[task] = {"curate-" + task};
         all_curated.push_back("curate-" + task);
     }

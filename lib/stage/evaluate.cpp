@@ -6,6 +6,7 @@
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
 
 namespace atelier::stage {
@@ -14,8 +15,8 @@ namespace {
 /// Plans and takes the memory for every task's prompts; all candidates have the same sizes.
 void reserve(const Context& given, pipeline::Pipeline& model,
              const std::vector<Candidate>& candidates,
-             const std::map<std::string, EvaluatedTask>& tasks, StageMemory& memory,
-             Workspace& workspace) {
+             const std::map<std::string, EvaluatedTask>& tasks, const Scoring& scoring,
+             StageMemory& memory, Workspace& workspace) {
     Context c = given;
     const bool guides = std::any_of(candidates.begin(), candidates.end(),
                                     [](const Candidate& each) { return each.guided; });
@@ -42,6 +43,7 @@ void reserve(const Context& given, pipeline::Pipeline& model,
         pictures, static_cast<std::size_t>(c.config.integer("reward.queue") +
                                            c.config.integer("reward.workers")));
     memory.plan.hold_during("drawing", "pictures to score", waiting * picture_bytes(target));
+    memory.plan.hold_during("drawing", "judge", scoring.bytes(picture_bytes(target)));
     memory.plan.hold_during(
         "drawing", "shard to write",
         2 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
@@ -87,6 +89,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     if (c.world->is_root()) {
         lock = std::make_unique<io::DirectoryLock>(directory);
         io::remove_temporaries(directory);
+        manifest.inputs = scorer_inputs(c);
         for (const Candidate& candidate : candidates)
             manifest.inputs[candidate.name] = {0, weights_hash(candidate.transformer)};
         if (io::is_complete(directory)) {
@@ -121,7 +124,8 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::int64_t done = 0;
     for (const Candidate& candidate : candidates) {
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
-        if (&candidate == &candidates.front()) reserve(c, model, candidates, tasks, memory, workspace);
+        if (&candidate == &candidates.front())
+            reserve(c, model, candidates, tasks, scoring, memory, workspace);
         const std::string model_hash = weights_hash(candidate.transformer);
         for (const auto& [name, task] : tasks) {
             c.policy = name;

@@ -181,6 +181,7 @@ void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memo
     // Samples being scored, and the pool's copies of their pictures.
     memory.plan.hold("groups in work", most_pending() * kept + drawn);
     memory.plan.hold("pictures to score", most_pending() * members * picture_bytes(spec_.target));
+    memory.plan.hold("judge", scoring_.bytes(picture_bytes(spec_.target)));
     memory.plan.hold("shard to write", kept);
     memory.say(context_);
 }

@@ -32,6 +32,10 @@ class GroupRollout {
     End run(const std::vector<Prompt>& prompts,
             const std::map<std::string, CategoryWeights>& weights);
 
+    /// Every dimension of a kind, lowest tier first.
+    const std::vector<std::string>& dimensions(const std::string& kind) const {
+        return scoring_.dimensions(kind);
+    }
     static std::string shard_name(std::size_t unit);
     const std::string& model_hash() const { return model_hash_; }
     std::int64_t absent() const { return absent_; }  ///< samples without score, over all ranks

@@ -238,6 +238,18 @@ void describe(const fs::path& path, std::ostream& out) {
     const std::string schema = file.text_attribute("/", "schema");
     if (schema == io::TrajectoryShard::schema) return describe_shard(path, out);
     if (schema == "atelier.prompts") return describe_curated(path, out);
+    if (schema == "atelier.labels") {
+        out << fmt::format("{}: {} labelled samples, {} scores, {} pictures\n", path.string(),
+                           file.extents("/samples/id").at(0), file.extents("/scores/score").at(0),
+                           file.children("/pictures").size());
+        return;
+    }
+    if (schema == "atelier.judge_training") {
+        out << fmt::format("{}: AdamW's state of a judge after {} updates, {} numbers\n",
+                           path.string(), file.integer_attribute("/", "update"),
+                           file.extents("/m").at(0));
+        return;
+    }
     if (schema == "atelier.training") {
         out << fmt::format(
             "{}: AdamW's state after {} updates, iteration {}, {} numbers, configuration {}\n",

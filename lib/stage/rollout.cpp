@@ -1,6 +1,7 @@
 #include "stage/rollout.hpp"
 
 #include "stage/group_rollout.hpp"
+#include "stage/scorers.hpp"
 
 namespace atelier::stage {
 
@@ -43,6 +44,7 @@ int run_rollout(const Context& c) {
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
+        manifest.inputs = scorer_inputs(c);
         manifest.inputs["policy"] = {0, rollout.model_hash()};
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},

@@ -5,15 +5,14 @@
 #include <cmath>
 #include <limits>
 
+#include "core/progress.hpp"
+#include "io/image/png.hpp"
 #include "rl/reward_total.hpp"
+#include "stage/scorers.hpp"
 
 namespace atelier::stage {
 
-Scoring::Scoring(const Context& c) : context_(c), scorer_(reward::make_world_scorer()) {
-    const reward::Faults faults{c.config.number("reward.test_delay"),
-                                c.config.number("reward.test_failures"), c.seed()};
-    if (faults.delay_seconds > 0 || faults.failure_share > 0)
-        scorer_ = reward::make_faulty_scorer(std::move(scorer_), faults);
+Scoring::Scoring(const Context& c) : context_(c), scorer_(make_scorer(c)) {
     pool_ = std::make_unique<reward::Pool>(
         *scorer_, reward::PoolConfig{static_cast<int>(c.config.integer("reward.workers")),
                                      static_cast<int>(c.config.integer("reward.queue")),
@@ -23,12 +22,24 @@ Scoring::Scoring(const Context& c) : context_(c), scorer_(reward::make_world_sco
 std::vector<std::future<reward::Outcome>> Scoring::submit(
     const std::vector<const Prompt*>& prompts, const io::TrajectorySamples& s) {
     std::vector<std::future<reward::Outcome>> futures;
+    std::shared_ptr<const std::vector<io::Image>> sources;
     const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
     for (std::size_t m = 0; m < n; ++m) {
         const Prompt& prompt = *prompts.at(m);
-        reward::Request request{s.sample_id[m],    context_.kind(prompt.task),
-                                prompt.attributes, s.picture_height,
-                                s.picture_width,   {}};
+        if (m == 0 || prompts[m] != prompts[m - 1]) {
+            auto images = std::make_shared<std::vector<io::Image>>();
+            for (const auto& path : prompt.images) images->push_back(io::read_png(path));
+            sources = std::move(images);
+        }
+        reward::Request request{s.sample_id[m],
+                                context_.kind(prompt.task),
+                                prompt.attributes,
+                                s.picture_height,
+                                s.picture_width,
+                                {},
+                                prompt.text,
+                                sources,
+                                {s.noise_key[2 * m], s.noise_key[2 * m + 1]}};
         request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
                                s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
         futures.push_back(pool_->submit(std::move(request)));
@@ -42,7 +53,9 @@ int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::Traj
         const reward::Outcome outcome = outcomes[m].get();
         if (outcome.failed) {
             s.status[m] = static_cast<std::uint8_t>(io::SampleStatus::reward_absent);
-            ++absent;
+            if (absent++ == 0)  // of each group the first is enough
+                log_line(fmt::format("sample {} has no score: {}", s.sample_id[m],
+                                     outcome.verdicts.begin()->second.reason));
         }
         for (const auto& [name, verdict] : outcome.verdicts) {
             io::RewardColumn& column = s.reward[name];
@@ -124,20 +137,33 @@ void set_advantages(const GroupScores& g, const std::map<std::string, double>& n
     for (std::size_t m = 0; m < n; ++m) s.advantage[m] = static_cast<float>(group.advantage[m]);
 }
 
-CategoryWeights pinned_weights(const Context& c, const std::string& task) {
+namespace {
+
+/// Entries "category/dimension=number" of a list.
+CategoryWeights entries_of(const Context& c, const std::string& task, const char* key) {
     CategoryWeights weights;
-    for (const std::string& entry : c.config.list("task." + task + ".weights")) {
+    for (const std::string& entry : c.config.list("task." + task + "." + key)) {
         const auto slash = entry.find('/'), equals = entry.find('=');
         double weight = -1;
         if (equals != std::string::npos)
             std::from_chars(entry.data() + equals + 1, entry.data() + entry.size(), weight);
         ATELIER_CHECK_USAGE(slash != std::string::npos && equals != std::string::npos &&
                                 slash < equals && weight >= 0,
-                            "task.{}.weights: \"{}\" is not category/dimension=weight", task,
+                            "task.{}.{}: \"{}\" is not category/dimension=number", task, key,
                             entry);
         weights[entry.substr(0, slash)][entry.substr(slash + 1, equals - slash - 1)] = weight;
     }
     return weights;
+}
+
+}  // namespace
+
+CategoryWeights pinned_weights(const Context& c, const std::string& task) {
+    return entries_of(c, task, "weights");
+}
+
+CategoryWeights asked_shares(const Context& c, const std::string& task) {
+    return entries_of(c, task, "shares");
 }
 
 CategoryWeights category_weights(const Context& c, const std::string& task) {

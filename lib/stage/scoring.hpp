@@ -19,6 +19,11 @@ class Scoring {
     /// the pool's queue is full.
     std::vector<std::future<reward::Outcome>> submit(const std::vector<const Prompt*>& prompts,
                                                      const io::TrajectorySamples& samples);
+    /// Memory that it holds with pictures of `picture_bytes`.
+    std::size_t bytes(std::size_t picture_bytes) const {
+        return scorer_->bytes(static_cast<std::size_t>(context_.config.integer("reward.workers")),
+                              picture_bytes);
+    }
     /// Every dimension of a kind, lowest tier first.
     const std::vector<std::string>& dimensions(const std::string& kind) const {
         return scorer_->dimensions(kind);
@@ -55,7 +60,10 @@ void set_advantages(const GroupScores& group, const std::map<std::string, double
 /// The weights of a task: pinned ones from the configuration, calibrated ones where curation made
 /// some, else 1.
 CategoryWeights category_weights(const Context& context, const std::string& task);
-/// The pinned ones alone. Throws Error(usage) for an entry that is not category/dimension=weight.
+/// The pinned ones alone. Throws Error(usage) for an entry that is not category/dimension=number.
 CategoryWeights pinned_weights(const Context& context, const std::string& task);
+/// The shares in the advantage's variance that the configuration asks calibration for; dimensions
+/// not named have 1.
+CategoryWeights asked_shares(const Context& context, const std::string& task);
 
 }  // namespace atelier::stage

@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "core/philox.hpp"
+#include "io/csv.hpp"
 #include "io/hdf5.hpp"
 #include "io/manifest.hpp"
 #include "io/metrics.hpp"
@@ -308,6 +309,17 @@ TEST_F(Files, MetricsOfAStageThatRanAgainReplaceTheirLine) {
     EXPECT_EQ(losses, (std::vector<int>{3, 6, 9}));
     std::ofstream(path, std::ios::app) << "not json\n";
     EXPECT_THAT(refusal(ErrorKind::input, [&] { put_metrics(path, {{"stage", "x"}}); }), HasSubstr("metrics.jsonl:4"));
+}
+
+TEST(Csv, WhatIsWrittenIsRead) {
+    const CsvRows rows{{"id", "reason", "score"}, {"a", "two, \"red\"\r\nlines", "4.5"}, {"b", "", "x;y"}};
+    EXPECT_EQ(parse_csv(to_csv(rows), "t"), rows);
+    // As spreadsheets give it back: byte order mark, semicolons, other line ends, an empty last line.
+    EXPECT_EQ(parse_csv("\xef\xbb\xbfid;score\n\"a;\"\"b\";4,5\n\n", "t"), (CsvRows{{"id", "score"}, {"a;\"b", "4,5"}}));
+    EXPECT_EQ(parse_csv("a,b\rc,", "t"), (CsvRows{{"a", "b"}, {"c", ""}}));
+    EXPECT_TRUE(parse_csv("", "t").empty());
+    EXPECT_THROW(parse_csv("a,b\nc\n", "t"), Error);
+    EXPECT_THROW(parse_csv("a,\"b\n", "t"), Error);
 }
 
 }  // namespace

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "io/safetensors.hpp"
+#include "model/vlm/decoder.hpp"
 #include "model/vlm/training.hpp"
 #include "model/vlm/vlm.hpp"
 #include "oracle_folder.hpp"
@@ -234,6 +236,82 @@ TEST(vlm_oracle, GreedyDecoding) {
         ASSERT_EQ(id, expected[k]) << k;
         last = session.decode(model.weights, static_cast<std::int32_t>(id));
     }
+}
+
+/// The case's prompt cut after `prefix` tokens, continued greedily by a decoder that holds it `copies` times, among them one that
+/// is a token ahead. Returns the logits of each step of the last copy.
+std::vector<float> decode_in_company(const Case& c, const Model& model, std::int64_t prefix, int copies, std::int64_t steps,
+                                     const std::vector<std::int64_t>& expected) {
+    const std::int64_t vocabulary = model.vlm.config().text.vocabulary;
+    std::optional<Session> session;
+    std::optional<Decoder> decoder;
+    const auto plan = [&](Arena& arena) {
+        session.emplace(model.vlm, c.length + 1, 4096, arena);
+        decoder.emplace(model.vlm, DecoderSize{copies, 2, c.length, c.length + steps + 1}, arena);
+    };
+    Arena arena("decoder", Workspace::measure(plan));
+    plan(arena);
+    std::int64_t first = 0;
+    const auto ids = c.row(0, first);
+    const Tensor pixels = Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements});
+    session->encode(model.weights, std::span(ids).subspan(0, prefix), pixels, c.grids);
+    const std::int64_t position = session->next_position();
+    decoder->set_prefix(1, *session);
+    std::vector<int> sequences;
+    std::vector<std::int32_t> next;
+    std::vector<float> one(vocabulary);
+    const auto likeliest = [&] { return static_cast<std::int32_t>(std::max_element(one.begin(), one.end()) - one.begin()); };
+    for (int i = 0; i < copies; ++i) {
+        session->rewind(prefix, position);
+        const Tensor states = session->extend(model.weights, std::span(ids).subspan(prefix));
+        decoder->set_sequence(i, 1, *session);
+        decoder->logits(model.weights, states.slice(states.size(0) - 1, states.size(0)), Tensor::of(one.data(), {1, vocabulary}));
+        sequences.push_back(i);
+        next.push_back(likeliest());
+    }
+    std::vector<float> all = one, logits(copies * vocabulary);
+    if (copies > 1) {  // out of step with the others
+        const int zero = 0;
+        const std::int32_t other = 5;
+        decoder->step(model.weights, std::span(&zero, 1), std::span(&other, 1));
+    }
+    for (std::int64_t k = 1; k < steps; ++k) {
+        EXPECT_EQ(next.back(), expected[k - 1]) << k;
+        const Tensor states = decoder->step(model.weights, sequences, next);
+        decoder->logits(model.weights, states, Tensor::of(logits.data(), {copies, vocabulary}));
+        for (int i = 0; i < copies; ++i) {
+            one.assign(logits.begin() + i * vocabulary, logits.begin() + (i + 1) * vocabulary);
+            next[i] = likeliest();
+        }
+        all.insert(all.end(), one.begin(), one.end());
+    }
+    return all;
+}
+
+TEST(vlm_oracle, BatchedDecodingWithASharedPrefix) {
+    const Case c("case-vlm-generate");
+    const Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const auto expected = c.out.integers("ids");
+    const auto logits = c.out.floats("logits");
+    const auto steps = static_cast<std::int64_t>(expected.size());
+    std::int64_t first = 0;
+    const auto length = static_cast<std::int64_t>(c.row(0, first).size());
+    const auto alone = decode_in_company(c, model, length - 5, 1, steps, expected);
+    EXPECT_LE(worst(alone.data(), logits.data(), static_cast<std::int64_t>(logits.size())), c.tolerance("logits"));
+    for (const int copies : {2, 3, 4, 5, 9}) EXPECT_EQ(decode_in_company(c, model, length - 5, copies, steps, expected), alone) << copies;
+    const auto elsewhere = decode_in_company(c, model, length - 1, 3, steps, expected);
+    EXPECT_LE(worst(elsewhere.data(), logits.data(), static_cast<std::int64_t>(logits.size())), c.tolerance("logits"));
+}
+
+TEST(vlm_oracle, ExpectedScoreAfterASharedPrefix) {
+    const Case c("case-vlm-judge");
+    const Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    std::int64_t first = 0;
+    const auto length = static_cast<std::int64_t>(c.row(0, first).size());
+    const auto logits = decode_in_company(c, model, length - 4, 3, 1, {});
+    std::vector<std::int32_t> candidates;
+    for (auto id : c.in.integers("candidate_ids")) candidates.push_back(static_cast<std::int32_t>(id));
+    EXPECT_NEAR(read_score(logits, candidates).expected_score, c.out.floats("expected_score")[0], c.tolerance("expected_score"));
 }
 
 TEST(vlm_oracle, ExpectedScoreOfTheJudge) {

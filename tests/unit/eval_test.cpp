@@ -11,6 +11,7 @@
 #include "eval/bootstrap.hpp"
 #include "eval/bradley_terry.hpp"
 #include "eval/rank_correlation.hpp"
+#include "eval/score_agreement.hpp"
 
 namespace atelier::eval {
 namespace {
@@ -186,6 +187,77 @@ TEST(Spearman, SharesRanksAndFollowsScipy) {
     EXPECT_NEAR(*spearman(std::vector<double>{1, 2, 3}, std::vector<double>{9, 4, 1}), -1.0, 1e-15);
     EXPECT_FALSE(spearman(std::vector<double>{1, 2}, std::vector<double>{3, 3}).has_value());
     EXPECT_FALSE(spearman({}, {}).has_value());
+}
+
+std::vector<ScoredLabel> some_scores(int n, double noise, std::uint64_t seed) {
+    Random random(random_key(seed, RandomUse::test));
+    std::vector<ScoredLabel> values;
+    for (int i = 0; i < n; ++i) {
+        const double label = 1 + 0.5 * static_cast<double>(random.below(9));
+        const double score = std::round(4 * (label + noise * random.normal())) / 4;
+        values.push_back({std::clamp(score, 1.0, 5.0), label, static_cast<std::uint64_t>(i / 2)});
+    }
+    return values;
+}
+
+TEST(ScoreAgreement, PairwiseAccuracyIsThatOfAllPairs) {
+    for (const std::uint64_t seed : {1, 2, 3}) {
+        const auto values = some_scores(41, 0.8, seed);
+        double right = 0, pairs = 0;
+        for (const auto& a : values)
+            for (const auto& b : values)
+                if (a.label > b.label) {
+                    ++pairs;
+                    right += a.score > b.score ? 1 : a.score == b.score ? 0.5 : 0;
+                }
+        const auto found = pairwise_accuracy({}, values);
+        ASSERT_TRUE(found);
+        EXPECT_NEAR(found->value, right / pairs, 1e-12);
+        EXPECT_LT(found->low, found->value);
+        EXPECT_GT(found->high, found->value);
+        EXPECT_EQ(found->n, 41);
+    }
+    std::vector<ScoredLabel> equal = some_scores(9, 1, 4);
+    for (auto& v : equal) v.label = 3;
+    EXPECT_FALSE(pairwise_accuracy({}, equal));
+    EXPECT_FALSE(rank_agreement({}, equal));
+}
+
+TEST(ScoreAgreement, ErrorAndRanks) {
+    const auto values = some_scores(200, 0.5, 5);
+    double sum = 0;
+    std::vector<double> scores, labels;
+    for (const auto& v : values) {
+        sum += std::abs(v.score - v.label);
+        scores.push_back(v.score);
+        labels.push_back(v.label);
+    }
+    const Statistic mae = mean_absolute_error({}, values);
+    EXPECT_NEAR(mae.value, sum / 200, 1e-12);
+    EXPECT_LT(mae.high - mae.low, 0.2);
+    EXPECT_NEAR(rank_agreement({}, values)->value, *spearman(scores, labels), 1e-12);
+    EXPECT_THROW(mean_absolute_error({}, {}), Error);
+}
+
+TEST(ScoreAgreement, CalibrationByLevel) {
+    const std::vector<ScoredLabel> values{{1.2, 1, 0}, {1.4, 2, 1}, {4.6, 5, 2}};
+    const auto levels = calibration(values);
+    ASSERT_EQ(levels.size(), 2u);
+    EXPECT_EQ(levels[0].level, 1);
+    EXPECT_EQ(levels[0].n, 2);
+    EXPECT_NEAR(levels[0].mean_score, 1.3, 1e-12);
+    EXPECT_NEAR(levels[0].mean_label, 1.5, 1e-12);
+    EXPECT_EQ(levels[1].level, 5);
+}
+
+TEST(ScoreAgreement, KrippendorffsExample) {
+    // Krippendorff 2011, data of four observers and twelve units; interval alpha 0.849.
+    const std::vector<std::vector<double>> units{{1, 1, 1},    {2, 2, 3, 2}, {3, 3, 3, 3}, {3, 3, 3, 3}, {2, 2, 2, 2}, {1, 2, 3, 4},
+                                                 {4, 4, 4, 4}, {1, 1, 2, 1}, {2, 2, 2, 2}, {5, 5, 5},    {1, 1},       {3}};
+    ASSERT_TRUE(krippendorff_alpha(units));
+    EXPECT_NEAR(*krippendorff_alpha(units), 0.849, 5e-4);
+    EXPECT_FALSE(krippendorff_alpha(std::vector<std::vector<double>>{{1}, {2}}));
+    EXPECT_FALSE(krippendorff_alpha(std::vector<std::vector<double>>{{2, 2}, {2, 2}}));
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 #include "optim/adamw.hpp"
 #include "../ops/test_device.hpp"
 #include "../oracle/oracle_folder.hpp"
+#include "rl/advantage.hpp"
+#include "rl/curation.hpp"
 #include "rl/group_policy.hpp"
 
 namespace atelier::rl {
@@ -243,6 +245,56 @@ TEST(GroupPolicy, FirstUpdateHasRatioOneAndStepsImproveTheSurrogate) {
         optim::adamw_step({}, 1e-4, update, 1.0, ranges, gradients.span(), {weights.data(), std::size_t(size)}, m.span(), v.span());
     }
     EXPECT_LT(last, first);
+}
+
+/// A dimension that spreads ten times as much has no more say: after calibration the policy gradient keeps its direction within
+/// one degree, where totals that are not normalised turn it by far more.
+TEST(GroupPolicy, ADimensionScaledTenfoldKeepsTheDirection) {
+    Fixture f;
+    f.text_prompt();
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    const std::size_t members = f.keys.size(), dimensions = 3;
+    Random random(random_key(3, RandomUse::test));
+    std::vector<std::vector<float>> groups(12, std::vector<float>(members * dimensions));
+    for (auto& scores : groups)
+        for (float& score : scores) score = static_cast<float>(3 + 0.4 * random.normal());
+    const std::vector<std::uint8_t> present(members * dimensions, 1);
+    const auto scaled = [&](std::vector<float> scores, float by) {
+        for (std::size_t i = 1; i < scores.size(); i += dimensions) scores[i] = 3 + by * (scores[i] - 3);
+        return scores;
+    };
+    const auto gradient = [&](const std::vector<double>& advantage) {
+        const std::int64_t size = f.model.dit_weights().flat().elements();
+        Arena arena("gradients", static_cast<std::size_t>(size) * 4 + 64);
+        const nn::ParameterStore gradients(f.model.dit_weights().table(), arena);
+        f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train({}, t, advantage, 1.0, gradients); });
+        return std::vector<float>(gradients.data(), gradients.data() + size);
+    };
+    const auto calibrated = [&](float by) {
+        SpreadCollector spread(static_cast<int>(dimensions));
+        for (const auto& scores : groups) spread.add_group({}, static_cast<int>(members), scaled(scores, by), present);
+        const auto weights = calibrate_weights(spread.covariance(), std::vector<double>{1, 1, 1}).weights;
+        return gradient(group_advantage({}, static_cast<int>(members), scaled(groups[0], by), present, weights).advantage);
+    };
+    const auto plain = [&](float by) {
+        std::vector<double> total(members);
+        const auto scores = scaled(groups[0], by);
+        for (std::size_t i = 0; i < scores.size(); ++i) total[i / dimensions] += scores[i];
+        const double mean = std::accumulate(total.begin(), total.end(), 0.0) / static_cast<double>(members);
+        for (double& each : total) each -= mean;
+        return gradient(total);
+    };
+    const auto degrees = [](const std::vector<float>& a, const std::vector<float>& b) {
+        double ab = 0, aa = 0, bb = 0;
+        for (std::size_t i = 0; i < a.size(); ++i) {
+            ab += double(a[i]) * b[i];
+            aa += double(a[i]) * a[i];
+            bb += double(b[i]) * b[i];
+        }
+        return std::acos(std::min(1.0, ab / std::sqrt(aa * bb))) * 180 / 3.14159265358979;
+    };
+    EXPECT_LT(degrees(calibrated(1), calibrated(10)), 1.0);
+    EXPECT_GT(degrees(plain(1), plain(10)), 10.0);
 }
 
 TEST(GroupPolicy, RefusesGroupsThatDoNotDivide) {

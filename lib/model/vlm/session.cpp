@@ -162,15 +162,29 @@ Tensor Session::encode(const nn::ParameterStore& weights, std::span<const std::i
     return result;
 }
 
-Tensor Session::decode(const nn::ParameterStore& weights, std::int32_t id) {
+Tensor Session::extend(const nn::ParameterStore& weights, std::span<const std::int32_t> ids) {
     const TextConfig& t = vlm_.config().text;
-    ATELIER_CHECK(length_ > 0 && length_ < max_tokens_, "decoding token {} of at most {}", length_, max_tokens_);
-    ATELIER_CHECK_INPUT(id >= 0 && id < t.vocabulary, "token {} of a vocabulary of {}", id, t.vocabulary);
-    const std::array<std::int64_t, 3> position{next_position_, next_position_, next_position_};
-    text_rotation(t, std::span(&position, 1), cosine_.f32(), sine_.f32());
-    ++next_position_;
-    std::copy_n(weights[vlm_.embedding].f32() + id * t.hidden, t.hidden, hidden_.f32());
-    return run_text(weights, 1, {});
+    const auto n = static_cast<std::int64_t>(ids.size());
+    ATELIER_CHECK(length_ > 0 && n >= 1 && length_ + n <= max_tokens_, "{} tokens after {} of at most {}", n, length_,
+                  max_tokens_);
+    std::vector<std::array<std::int64_t, 3>> positions;
+    for (std::int64_t i = 0; i < n; ++i) {
+        const std::int32_t id = ids[static_cast<std::size_t>(i)];
+        ATELIER_CHECK_INPUT(id >= 0 && id < t.vocabulary, "token {} of a vocabulary of {}", id, t.vocabulary);
+        ATELIER_CHECK(id != vlm_.config().image_token, "a picture after the prompt");
+        positions.push_back({next_position_, next_position_, next_position_});
+        ++next_position_;
+        std::copy_n(weights[vlm_.embedding].f32() + id * t.hidden, t.hidden, hidden_.f32() + i * t.hidden);
+    }
+    text_rotation(t, positions, cosine_.f32(), sine_.f32());
+    return run_text(weights, n, {});
+}
+
+void Session::rewind(std::int64_t length, std::int64_t position) {
+    ATELIER_CHECK(length >= 1 && length <= length_ && next_position_ - position == length_ - length,
+                  "back to {} of {} tokens, position {} of {}", length, length_, position, next_position_);
+    length_ = length;
+    next_position_ = position;
 }
 
 Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, const Observer& observe) {

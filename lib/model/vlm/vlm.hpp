@@ -75,13 +75,24 @@ class Session {
     Tensor encode(const nn::ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
                   std::span<const GridThw> grids, const Observer& observe = {});
 
-    /// One more token after what was encoded: its state before the final norm [1, hidden].
-    Tensor decode(const nn::ParameterStore& weights, std::int32_t id);
+    /// More text after what was encoded: its states before the final norm [ids.size(), hidden]. Valid until the next call.
+    Tensor extend(const nn::ParameterStore& weights, std::span<const std::int32_t> ids);
+    /// One more token: its state before the final norm [1, hidden].
+    Tensor decode(const nn::ParameterStore& weights, std::int32_t id) { return extend(weights, std::span(&id, 1)); }
 
     /// Logits [rows, vocabulary] of states [rows, hidden] before the final norm.
     void logits(const nn::ParameterStore& weights, const Tensor& states, const Tensor& out);
 
     std::int64_t length() const { return length_; }
+    /// Where the next token stands, on all axes.
+    std::int64_t next_position() const { return next_position_; }
+    /// Forgets what came after `length` tokens, of which the last ones were text; the next stood at `position`.
+    void rewind(std::int64_t length, std::int64_t position);
+    /// A layer's keys and values of tokens [begin, length()): each [tokens, kv_heads * head_dim].
+    Tensor keys(std::size_t layer, std::int64_t begin) const { return keys_[layer].slice(begin, length_); }
+    Tensor values(std::size_t layer, std::int64_t begin) const {
+        return keys_[layer].slice(max_tokens_ + begin, max_tokens_ + length_);
+    }
 
   private:
     void run_vision(const nn::ParameterStore& weights, const Tensor& pixel_values, std::span<const GridThw> grids,

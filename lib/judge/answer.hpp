@@ -1,0 +1,39 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "judge/template.hpp"
+#include "reward/scorer.hpp"
+
+namespace atelier::judge {
+
+/// Ends the reason of a score that was read from the text because the server gave no probabilities.
+inline constexpr const char* parsed_mark = "[score read from the text, no probabilities]";
+
+/// What a judge wrote, taken apart.
+struct Answer {
+    std::string reason;
+    bool applies = true;
+    int score = 0;             ///< 1 to 5; 0 where the dimension does not apply
+    std::size_t position = 0;  ///< byte of the text at which the score stands
+};
+
+/// Takes an answer apart: the reason, then "Score:" (the last one counts) and a score token. Throws
+/// Error(reward) saying what is wrong: no score, one that is none of the template's, no reason.
+Answer parse_answer(const Template& asked, std::string_view text);
+
+/// The verdict in a chat completion (OpenAI's protocol). The score is the expectation sum of s p(s)
+/// over the score tokens at the score's position (design section 2), from `logprobs`; tokens that
+/// differ in spaces only are added up, score tokens not listed count as 0. Without usable
+/// probabilities it is the score written, and the reason ends with `parsed_mark`. Throws
+/// Error(reward) for anything that is no such answer: another form, a refusal, an answer that was
+/// cut off, and as parse_answer.
+reward::Verdict read_completion(const Template& asked, const nlohmann::json& completion);
+
+/// At most `most` bytes of a text as one line of valid UTF-8, for messages.
+std::string excerpt(std::string_view text, std::size_t most = 200);
+
+}  // namespace atelier::judge

@@ -1,0 +1,175 @@
+#include "judge/judge_trainer.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.hpp"
+#include "io/hdf5.hpp"
+#include "nn/checkpoint_weights.hpp"
+
+namespace atelier::judge {
+namespace {
+
+enum class ModelPart { vision, merger, text };
+
+ModelPart part_of(const std::string& name) {
+    if (!name.starts_with("model.visual.")) return ModelPart::text;
+    return name.find("merger") != std::string::npos ? ModelPart::merger : ModelPart::vision;
+}
+
+}  // namespace
+
+void JudgeTrainer::Sizes::cover(const TrainingSample& s) {
+    tokens = std::max(tokens, static_cast<std::int64_t>(s.question.ids.size()));
+    patches = std::max(patches, s.question.vision.patches);
+    rows = std::max(rows, static_cast<std::int64_t>(s.rows.size()) + 1);
+}
+
+JudgeTrainer::JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& config,
+                           const Sizes& sizes)
+    : model_(model),
+      config_(config),
+      arena_(Arena::measuring("plan")),
+      norm_(model.weights().flat().elements()) {
+    optim::check_config(config.adamw);
+    const nn::ParameterTable& table = model.vlm().table();
+    const auto build = [&](Arena& arena) {
+        gradients_ = nn::ParameterStore(table, arena);
+        pass_.emplace(model.vlm(), sizes.tokens, sizes.patches, sizes.rows, arena);
+        logits_ = arena.take_f32({sizes.rows, model.vlm().config().text.vocabulary});
+    };
+    arena_ = Arena("judge's training", Workspace::measure(build));
+    build(arena_);
+    for (int i = 0; i < table.size(); ++i) {
+        const ModelPart part = part_of(table.spec(i).name);
+        const bool trained = part == ModelPart::vision   ? config.train_vision
+                             : part == ModelPart::merger ? config.train_mergers
+                                                    : config.train_text;
+        const std::int64_t end = i + 1 < table.size() ? table.offset(i + 1) : table.flat_size();
+        ranges_.push_back({table.offset(i), end, trained && table.spec(i).decay});
+        trained_.push_back(trained ? 1 : 0);
+    }
+    m_.resize(static_cast<std::size_t>(table.flat_size()));
+    v_.resize(m_.size());
+}
+
+std::size_t JudgeTrainer::bytes() const {
+    return arena_.used() + (m_.size() + v_.size()) * sizeof(float);
+}
+
+void JudgeTrainer::zero_gradients() {
+    std::fill_n(gradients_.data(), gradients_.flat().elements(), 0.0f);
+}
+
+JudgeLoss JudgeTrainer::run(
+    const TrainingSample& s, double weight, double language_weight,
+    const std::function<double(std::span<float>, double, double&)>& on_score) {
+    const auto n = static_cast<std::int64_t>(s.rows.size()), vocabulary = logits_.size(1);
+    pass_->forward(model_.weights(), s.question.ids, s.question.pixel_values(),
+                   s.question.vision.image_grid_thw);
+    std::vector<std::int64_t> rows = s.rows;
+    rows.push_back(s.score_row);
+    const Tensor logits = logits_.slice(0, n + 1);
+    pass_->logits(model_.weights(), rows, logits);
+    JudgeLoss loss;
+    double mass = 0;
+    loss.score = on_score({logits.f32() + n * vocabulary, static_cast<std::size_t>(vocabulary)},
+                          weight * language_weight / static_cast<double>(n + 1), mass);
+    loss.language = vlm::cross_entropy(s.targets, n + 1, logits.slice(0, n)) +
+                    mass / static_cast<double>(n + 1);
+    const auto scale = static_cast<float>(weight * language_weight);
+    std::for_each_n(logits.f32(), n * vocabulary, [=](float& g) { g *= scale; });
+    pass_->backward(model_.weights(), gradients_, logits, {});
+    return loss;
+}
+
+JudgeLoss JudgeTrainer::add_sample(const TrainingSample& s, double weight) {
+    return run(s, weight, config_.language_weight,
+               [&](std::span<float> logits, double mass_weight, double& mass) {
+                   const ScoreLoss loss =
+                       score_loss(s.scores, s.candidates, weight, mass_weight, logits);
+                   mass = loss.mass;
+                   return loss.loss;
+               });
+}
+
+double JudgeTrainer::forward_score(const TrainingSample& s) {
+    pass_->forward(model_.weights(), s.question.ids, s.question.pixel_values(),
+                   s.question.vision.image_grid_thw);
+    const std::int64_t row = s.score_row;
+    const Tensor logits = logits_.slice(0, 1);
+    pass_->logits(model_.weights(), std::span(&row, 1), logits);
+    return expected_score({logits.f32(), static_cast<std::size_t>(logits.size(1))}, s.candidates);
+}
+
+JudgeLoss JudgeTrainer::add_pair(const TrainingSample& better, const TrainingSample& worse,
+                                 double weight) {
+    const double ahead = forward_score(better) - forward_score(worse);
+    // d/dR of -ln sigma(R_better - R_worse).
+    const double slope = -1 / (1 + std::exp(ahead));
+    JudgeLoss total;
+    total.score = std::log1p(std::exp(-ahead));
+    for (const auto& [sample, sign] : {std::pair(&better, 1.0), std::pair(&worse, -1.0)}) {
+        const JudgeLoss one =
+            run(*sample, weight / 2, config_.language_weight,
+                [&, s = sample, f = sign](std::span<float> logits, double mass_weight, double& mass) {
+                    std::vector<float> copy(logits.begin(), logits.end());
+                    mass = score_loss({}, s->candidates, 0, mass_weight, logits).mass;
+                    score_gradient(s->candidates, weight * slope * f, copy);
+                    for (std::size_t i = 0; i < copy.size(); ++i) logits[i] += copy[i];
+                    return 0.0;
+                });
+        total.language += one.language / 2;
+    }
+    return total;
+}
+
+double JudgeTrainer::step(double rate, const std::function<void(std::span<float>)>& sum) {
+    const std::span<float> gradient(gradients_.data(),
+                                    static_cast<std::size_t>(gradients_.flat().elements()));
+    for (std::size_t i = 0; i < ranges_.size(); ++i)
+        if (trained_[i] == 0)
+            std::fill(gradient.begin() + ranges_[i].begin, gradient.begin() + ranges_[i].end, 0.0f);
+    sum(gradient);
+    const double norm = std::sqrt(norm_.sum_of_squares(gradient));
+    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(norm),
+                       "the gradient of update {} is not finite (number {} of the flat vector)",
+                       update_ + 1, optim::first_non_finite(gradient));
+    ++update_;
+    optim::adamw_step(config_.adamw, rate, update_,
+                      optim::clip_scale(norm, config_.max_grad_norm), ranges_, gradient,
+                      {model_.weights().data(), gradient.size()}, m_, v_);
+    return norm;
+}
+
+void JudgeTrainer::save_state(const std::filesystem::path& path) const {
+    auto file = io::hdf5::File::create(path);
+    file.set_attribute("/", "schema", std::string("atelier.judge_training"));
+    file.set_attribute("/", "update", update_);
+    const Shape shape{static_cast<std::int64_t>(m_.size())};
+    file.write("/m", Tensor::of(m_.data(), shape));
+    file.write("/v", Tensor::of(v_.data(), shape));
+    file.close();
+}
+
+void JudgeTrainer::load_state(const std::filesystem::path& path) {
+    const auto file = io::hdf5::File::open(path);
+    const auto size = static_cast<std::int64_t>(m_.size());
+    m_ = file.read<float>("/m", {size});
+    v_ = file.read<float>("/v", {size});
+    update_ = file.integer_attribute("/", "update");
+}
+
+void save_judge(const JudgeModel& model, const std::filesystem::path& source,
+                const std::filesystem::path& directory) {
+    for (const auto& entry : std::filesystem::directory_iterator(source)) {
+        const std::string name = entry.path().filename().string();
+        const bool kept = name.ends_with(".json") || name.ends_with(".jinja");
+        if (kept && name != "manifest.json" && name != "report.json" &&
+            name.find(".safetensors") == std::string::npos)
+            std::filesystem::copy_file(entry.path(), directory / name);
+    }
+    nn::save_weights(model.weights(), directory / "model.safetensors", DType::f32);
+}
+
+}  // namespace atelier::judge

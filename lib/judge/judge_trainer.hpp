@@ -1,0 +1,83 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "judge/judge_loss.hpp"
+#include "model/vlm/training.hpp"
+#include "optim/adamw.hpp"
+#include "optim/gradient_norm.hpp"
+
+namespace atelier::judge {
+
+struct JudgeTrainerConfig {
+    double language_weight = 1;  ///< of the rationale's language loss beside the score's
+    bool train_vision = true;    ///< the vision tower; frozen otherwise
+    bool train_mergers = true;   ///< what brings its pictures into the text: mergers, deepstack
+    bool train_text = true;      ///< the language model and its head
+    optim::AdamWConfig adamw;
+    double max_grad_norm = 1;    ///< 0: never scaled down
+};
+
+/// What a sample or a pair of samples cost.
+struct JudgeLoss {
+    double score = 0;     ///< (R - y)^2, or -ln sigma(R_better - R_worse)
+    double language = 0;  ///< mean over the answer's tokens
+};
+
+/// Trains a judge's weights in place: forward, losses and backward one sequence at a time, AdamW over
+/// the flat vector of all parameters. The language loss is the mean, over the answer's tokens, of
+/// -ln p(token), and of -ln p(any score token) where the score stands.
+class JudgeTrainer {
+  public:
+    /// Plans for sequences of these sizes at most: tokens, patches, learnt tokens.
+    struct Sizes {
+        std::int64_t tokens = 0, patches = 0, rows = 0;
+        void cover(const TrainingSample& sample);
+    };
+    JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& config, const Sizes& sizes);
+
+    void zero_gradients();
+    /// Adds the gradient of weight * (score loss + language_weight * language loss).
+    JudgeLoss add_sample(const TrainingSample& sample, double weight);
+    /// The same for a preference, with Bradley and Terry's loss on the expected scores in place of
+    /// the distance to the labels.
+    JudgeLoss add_pair(const TrainingSample& better, const TrainingSample& worse, double weight);
+    /// Sums the gradients over ranks by `sum`, clips, updates. Returns the norm before clipping.
+    /// Throws Error(numeric) for a gradient that is not finite.
+    double step(double rate, const std::function<void(std::span<float>)>& sum);
+    std::int64_t updates() const { return update_; }
+    const nn::ParameterStore& gradients() const { return gradients_; }
+    std::size_t bytes() const;
+
+    /// Moments and number of updates, HDF5. Throws Error(io), Error(input).
+    void save_state(const std::filesystem::path& file) const;
+    void load_state(const std::filesystem::path& file);
+
+  private:
+    /// Forward, then `on_score` makes the gradient of the score's row in place of its logits.
+    JudgeLoss run(const TrainingSample& sample, double weight, double language_weight,
+                  const std::function<double(std::span<float>, double mass_weight, double& mass)>&
+                      on_score);
+    double forward_score(const TrainingSample& sample);
+
+    const JudgeModel& model_;
+    JudgeTrainerConfig config_;
+    Arena arena_;
+    nn::ParameterStore gradients_;
+    std::optional<vlm::TrainingPass> pass_;
+    Tensor logits_;
+    std::vector<optim::ParameterRange> ranges_;  ///< of all parameters, in order
+    std::vector<std::uint8_t> trained_;          ///< by range
+    std::vector<float> m_, v_;
+    std::int64_t update_ = 0;
+    optim::GradientNorm norm_;
+};
+
+/// Writes a judge's directory under `directory`: weights in fp32, and the other files of `source`.
+void save_judge(const JudgeModel& model, const std::filesystem::path& source,
+                const std::filesystem::path& directory);
+
+}  // namespace atelier::judge

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "io/image/image.hpp"
+
+namespace atelier::judge {
+
+/// One dimension of one picture, scored by people.
+struct LabelledSample {
+    std::string id;  ///< of the picture; several dimensions of it share it
+    std::string kind, dimension, category, prompt;
+    std::string rationale;  ///< why, in words; empty: none written
+    std::shared_ptr<const io::Image> picture;
+    std::vector<std::shared_ptr<const io::Image>> sources;  ///< the prompt's pictures
+    std::vector<std::pair<std::string, double>> scores;     ///< annotator, score in [1, 5]
+    double mean_score() const;
+};
+
+/// Reads labels: JSON lines
+///
+///     {"id": "…", "kind": "t2i", "dimension": "alignment", "category": "general", "prompt": "…",
+///      "picture": "p/1.png", "sources": ["s/1.png"], "scores": {"anna": 4.5}, "rationale": "…"}
+///
+/// (pictures relative to the file; `sources` and `rationale` may be left out), or an HDF5 file
+/// (*.h5) as write_labels makes it. Throws Error(input) naming file, line or dataset: a missing or
+/// wrong field, a score outside [1, 5], no score at all, a dimension of a picture that stands twice,
+/// a picture outside the file's directory.
+std::vector<LabelledSample> read_labels(const std::filesystem::path& file);
+
+/// HDF5: / attributes schema = "atelier.labels", schema_version; /samples/{id, kind, dimension,
+/// category, prompt, rationale} strings [S], /samples/picture u32 [S]; /sources/{sample, picture}
+/// u32 [K]; /scores/{sample u32, annotator (string), score f64} [L]; /pictures/<i> u8 [H, W, 3 or
+/// 4]. Throws Error(io).
+void write_labels(const std::filesystem::path& file, const std::vector<LabelledSample>& samples);
+
+}  // namespace atelier::judge

@@ -1,0 +1,443 @@
+#include "judge/native_judge.hpp"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <csignal>
+#include <deque>
+#include <future>
+#include <list>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "core/error.hpp"
+#include "core/philox.hpp"
+#include "judge/answer.hpp"
+#include "model/vlm/decoder.hpp"
+
+namespace atelier::judge {
+namespace {
+
+// Between reason and score: a line end and the marker, however they are cut into tokens.
+constexpr std::int64_t tokens_around_score = 32;
+
+std::size_t common_prefix(const std::vector<std::int32_t>& a, const std::vector<std::int32_t>& b) {
+    return static_cast<std::size_t>(
+        std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
+}
+
+/// Index of the token drawn: the likeliest at temperature 0 (the first of equals).
+std::int32_t pick(std::span<const float> logits, double temperature, Random random) {
+    const auto top = std::max_element(logits.begin(), logits.end());
+    if (temperature == 0) return static_cast<std::int32_t>(top - logits.begin());
+    double sum = 0;
+    for (const float v : logits) sum += std::exp((v - *top) / temperature);
+    double left = random.uniform() * sum;
+    for (std::size_t i = 0; i < logits.size(); ++i)
+        if ((left -= std::exp((logits[i] - *top) / temperature)) < 0)
+            return static_cast<std::int32_t>(i);
+    return static_cast<std::int32_t>(top - logits.begin());
+}
+
+std::uint64_t number_of(const std::string& name) {
+    std::uint64_t n = 0;
+    for (const char c : name) n = n * 31 + static_cast<unsigned char>(c);
+    return n;
+}
+
+std::string_view trimmed(std::string_view text) {
+    constexpr std::string_view blanks = " \t\r\n";
+    const auto begin = text.find_first_not_of(blanks);
+    if (begin == text.npos) return {};
+    return text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
+}
+
+}  // namespace
+
+class NativeJudge::Engine {
+  public:
+    Engine(const NativeJudgeConfig& config, std::map<std::string, std::vector<Template>> templates)
+        : config_(config), model_(config.directory) {
+        for (auto& [kind, list] : templates) {
+            ATELIER_CHECK_USAGE(static_cast<int>(list.size()) <= config.answers,
+                                "judge.answers = {}, but {} dimensions of {} are asked for",
+                                config.answers, list.size(), kind);
+            for (Template& t : list) {
+                dimensions_[kind].push_back(t.dimension);
+                own_tokens_ = std::max(own_tokens_, rubric_tokens(t) + t.reasoning_tokens +
+                                                        tokens_around_score);
+                const ScoreTokens tokens = model_.score_tokens(t);
+                asked_[kind].push_back({std::move(t), tokens});
+            }
+        }
+        line_end_ = model_.tokenizer().encode("\n");
+        const auto plan = [&](Arena& arena) { build(arena); };
+        arena_ = Arena("judge", Workspace::measure(plan));
+        plan(arena_);
+        // Signals are for the main thread.
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        thread_ = std::thread([this] { work(); });
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    }
+    ~Engine() {
+        interrupt();
+        thread_.join();
+    }
+    const std::vector<std::string>& dimensions(const std::string& kind) const {
+        const auto found = dimensions_.find(kind);
+        ATELIER_CHECK_USAGE(found != dimensions_.end(), "the judge has no templates for {}", kind);
+        return found->second;
+    }
+    std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const {
+        std::size_t most = 0;
+        for (const auto& [kind, list] : asked_) most = std::max(most, list.size());
+        // Each dimension's question holds its patches: three channels, two frames, in fp32.
+        return model_.weight_bytes() + arena_.used() + workers * most * 6 * picture_bytes;
+    }
+    void interrupt() noexcept {
+        {
+            const std::lock_guard lock(mutex_);
+            interrupted_ = true;
+        }
+        wake_.notify_all();
+    }
+    reward::Verdicts judge(const reward::Request& request, int attempt);
+
+  private:
+    struct Asked {
+        Template text;
+        ScoreTokens tokens;
+    };
+    /// Dimensions of a sample that share what comes before their rubrics.
+    struct Shared {
+        std::vector<const Asked*> asked;
+        std::vector<Question> questions;
+        std::size_t prefix = 0;  ///< tokens
+    };
+    struct Job {
+        RandomKey noise_key;
+        int attempt = 0;
+        std::vector<Shared> shared;
+        std::size_t open = 0;  ///< answers not finished
+        reward::Verdicts verdicts;
+        std::string failures;
+        std::promise<reward::Verdicts> promise;
+        std::size_t answers() const {
+            std::size_t n = 0;
+            for (const Shared& s : shared) n += s.asked.size();
+            return n;
+        }
+    };
+    /// One answer in the making.
+    struct Line {
+        Job* job = nullptr;
+        const Asked* asked = nullptr;
+        int slot = 0, prefix = 0;
+        std::vector<std::int32_t> written;
+        std::deque<std::int32_t> forced;  ///< go next
+        bool scores = false;              ///< the reason is complete
+        std::size_t gap = 0;              ///< tokens of the gap that went
+        std::string reason;
+        std::vector<float> state;
+        bool needs_logits() const {
+            if (!forced.empty()) return false;
+            const ScoreTokens& t = asked->tokens;
+            return !scores || gap == t.gap.size() || (t.absent >= 0 && gap == t.absent_at);
+        }
+    };
+
+    std::int64_t rubric_tokens(const Template& t) const {
+        std::string text = t.rubric + t.answer;
+        for (std::size_t i = 0; i < levels; ++i) text += t.score_tokens[i] + ": " + t.level[i] + "\n";
+        return static_cast<std::int64_t>(model_.tokenizer().encode(text).size());
+    }
+    void build(Arena& arena);
+    void work();
+    void admit(std::unique_ptr<Job> job);
+    void advance();
+    /// The token that goes next, or nothing: the answer is complete.
+    std::optional<std::int32_t> next_token(Line& line, std::span<const float> logits);
+    void finish(Line& line, const reward::Verdict* verdict, const std::string& failure);
+    void fail_all(const std::string& why);
+
+    NativeJudgeConfig config_;
+    JudgeModel model_;
+    std::map<std::string, std::vector<Asked>> asked_;
+    std::map<std::string, std::vector<std::string>> dimensions_;
+    std::vector<std::int32_t> line_end_;
+    std::int64_t own_tokens_ = 0;
+    Arena arena_ = Arena::measuring("judge");
+    std::optional<vlm::Session> session_;
+    std::optional<vlm::Decoder> decoder_;
+    Tensor states_, logits_;
+    // The thread's own.
+    std::list<Line> lines_;
+    std::vector<std::unique_ptr<Job>> jobs_;
+    std::vector<int> free_slots_;
+    std::vector<int> prefix_users_;  ///< answers that use each prefix
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::deque<std::unique_ptr<Job>> waiting_;
+    bool interrupted_ = false;
+    std::thread thread_;
+};
+
+void NativeJudge::Engine::build(Arena& arena) {
+    const vlm::Config& c = model_.vlm().config();
+    const std::int64_t patches = config_.context * c.vision.merge * c.vision.merge;
+    session_.emplace(model_.vlm(), config_.context, patches, arena);
+    // A prefix for each answer: no two dimensions need share one.
+    decoder_.emplace(model_.vlm(),
+                     vlm::DecoderSize{config_.answers, config_.answers, config_.context, own_tokens_},
+                     arena);
+    states_ = arena.take_f32({config_.answers, c.text.hidden});
+    logits_ = arena.take_f32({config_.answers, c.text.vocabulary});
+    free_slots_.clear();
+    for (int i = config_.answers; i > 0; --i) free_slots_.push_back(i - 1);
+    prefix_users_.assign(static_cast<std::size_t>(config_.answers), 0);
+}
+
+reward::Verdicts NativeJudge::Engine::judge(const reward::Request& request, int attempt) {
+    static const std::vector<io::Image> none;
+    io::Image picture(static_cast<int>(request.width), static_cast<int>(request.height), 4);
+    picture.pixels = request.picture;
+    dimensions(request.kind);
+    auto job = std::make_unique<Job>();
+    job->noise_key = request.noise_key;
+    job->attempt = attempt;
+    for (const Asked& asked : asked_.at(request.kind)) {
+        Question q = model_.make_question(make_conversation(
+            asked.text, request.prompt, picture, request.sources ? *request.sources : none));
+        ATELIER_CHECK_KIND(ErrorKind::reward,
+                           static_cast<std::int64_t>(q.ids.size()) <= config_.context,
+                           "{}: a question of {} tokens, judge.context allows {}",
+                           asked.text.dimension, q.ids.size(), config_.context);
+        auto shared = std::find_if(job->shared.begin(), job->shared.end(), [&](const Shared& s) {
+            const Template& t = s.asked[0]->text;
+            return t.system == asked.text.system && t.question == asked.text.question &&
+                   t.shows_source == asked.text.shows_source;
+        });
+        if (shared == job->shared.end()) {
+            job->shared.emplace_back();
+            shared = std::prev(job->shared.end());
+        }
+        // At least the last token is a question's own.
+        shared->prefix = shared->questions.empty()
+                             ? q.ids.size() - 1
+                             : std::min(shared->prefix,
+                                        common_prefix(shared->questions[0].ids, q.ids));
+        shared->prefix = std::min(shared->prefix, q.ids.size() - 1);
+        shared->asked.push_back(&asked);
+        shared->questions.push_back(std::move(q));
+    }
+    job->open = job->answers();
+    auto future = job->promise.get_future();
+    {
+        const std::lock_guard lock(mutex_);
+        ATELIER_CHECK_KIND(ErrorKind::reward, !interrupted_, "the question was given up");
+        waiting_.push_back(std::move(job));
+    }
+    wake_.notify_all();
+    return future.get();
+}
+
+void NativeJudge::Engine::work() {
+    for (;;) {
+        std::vector<std::unique_ptr<Job>> coming;
+        {
+            std::unique_lock lock(mutex_);
+            if (lines_.empty())
+                wake_.wait(lock, [this] { return interrupted_ || !waiting_.empty(); });
+            if (interrupted_) break;
+            std::size_t room = free_slots_.size();
+            while (!waiting_.empty() && waiting_.front()->answers() <= room) {
+                room -= waiting_.front()->answers();
+                coming.push_back(std::move(waiting_.front()));
+                waiting_.pop_front();
+            }
+        }
+        try {
+            for (auto& job : coming) admit(std::move(job));
+            advance();
+        } catch (const std::exception& e) {
+            fail_all(e.what());
+        }
+    }
+    fail_all("given up");
+}
+
+void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
+    jobs_.push_back(std::move(owned));
+    Job& job = *jobs_.back();
+    for (Shared& s : job.shared) {
+        const Question& first = s.questions[0];
+        const auto ids = std::span(first.ids);
+        session_->encode(model_.weights(), ids.subspan(0, s.prefix), first.pixel_values(),
+                         first.vision.image_grid_thw);
+        const std::int64_t position = session_->next_position();
+        const auto prefix = static_cast<int>(
+            std::find(prefix_users_.begin(), prefix_users_.end(), 0) - prefix_users_.begin());
+        decoder_->set_prefix(prefix, *session_);
+        for (std::size_t i = 0; i < s.asked.size(); ++i) {
+            session_->rewind(static_cast<std::int64_t>(s.prefix), position);
+            const Tensor states = session_->extend(
+                model_.weights(), std::span(s.questions[i].ids).subspan(s.prefix));
+            Line line;
+            line.job = &job;
+            line.asked = s.asked[i];
+            line.prefix = prefix;
+            line.slot = free_slots_.back();
+            free_slots_.pop_back();
+            ++prefix_users_[static_cast<std::size_t>(prefix)];
+            decoder_->set_sequence(line.slot, prefix, *session_);
+            const Tensor last = states.slice(states.size(0) - 1, states.size(0));
+            line.state.assign(last.f32(), last.f32() + last.elements());
+            lines_.push_back(std::move(line));
+        }
+    }
+    job.shared.clear();
+}
+
+void NativeJudge::Engine::advance() {
+    const std::int64_t hidden = states_.size(1), vocabulary = logits_.size(1);
+    std::int64_t rows = 0;
+    for (const Line& line : lines_)
+        if (line.needs_logits())
+            std::copy(line.state.begin(), line.state.end(), states_.f32() + rows++ * hidden);
+    if (rows > 0)
+        decoder_->logits(model_.weights(), states_.slice(0, rows), logits_.slice(0, rows));
+    std::vector<int> slots;
+    std::vector<std::int32_t> ids;
+    std::int64_t row = 0;
+    for (auto line = lines_.begin(); line != lines_.end();) {
+        std::span<const float> logits;
+        if (line->needs_logits())
+            logits = {logits_.f32() + row++ * vocabulary, static_cast<std::size_t>(vocabulary)};
+        if (const auto id = next_token(*line, logits)) {
+            slots.push_back(line->slot);
+            ids.push_back(*id);
+            ++line;
+        } else {
+            line = lines_.erase(line);
+        }
+    }
+    if (slots.empty()) return;
+    const Tensor states = decoder_->step(model_.weights(), slots, ids);
+    row = 0;
+    for (Line& line : lines_) {
+        line.state.assign(states.f32() + row * hidden, states.f32() + (row + 1) * hidden);
+        ++row;
+    }
+}
+
+std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
+                                                            std::span<const float> logits) {
+    const Template& text = line.asked->text;
+    const ScoreTokens& tokens = line.asked->tokens;
+    if (line.forced.empty() && !line.scores) {
+        const auto place = line.written.size();
+        const std::int32_t id =
+            pick(logits, config_.temperature,
+                 Random(random_key(config_.seed, RandomUse::judge_token, line.job->noise_key.low,
+                                   line.job->noise_key.high, number_of(text.dimension),
+                                   static_cast<std::uint64_t>(line.job->attempt) << 32 | place)));
+        if (id != model_.end_of_turn() &&
+            static_cast<std::int64_t>(place) < text.reasoning_tokens) {
+            line.written.push_back(id);
+            line.reason = model_.tokenizer().decode(line.written);
+            line.scores = line.reason.ends_with(score_marker);
+            return id;
+        }
+        line.scores = true;
+        if (!line.reason.ends_with("\n"))
+            line.forced.insert(line.forced.end(), line_end_.begin(), line_end_.end());
+        line.forced.insert(line.forced.end(), tokens.marker.begin(), tokens.marker.end());
+    }
+    if (!line.forced.empty()) {
+        const std::int32_t id = line.forced.front();
+        line.forced.pop_front();
+        return id;
+    }
+    const bool at_end = line.gap == tokens.gap.size();
+    bool applies = true;
+    if (tokens.absent >= 0 && line.gap == tokens.absent_at) {
+        const auto logit = [&](std::int32_t id) { return logits[static_cast<std::size_t>(id)]; };
+        float other = -INFINITY;
+        if (!at_end) other = logit(tokens.gap[line.gap]);
+        else
+            for (const std::int32_t id : tokens.candidates) other = std::max(other, logit(id));
+        applies = logit(tokens.absent) <= other;
+    }
+    if (applies && !at_end) return tokens.gap[line.gap++];
+    reward::Verdict verdict{applies, 1, {}};
+    const auto marker = line.reason.rfind(score_marker);
+    verdict.reason = std::string(trimmed(std::string_view(line.reason).substr(0, marker)));
+    std::replace(verdict.reason.begin(), verdict.reason.end(), '\0', ' ');
+    if (applies) verdict.score = vlm::read_score(logits, tokens.candidates).expected_score;
+    if (verdict.reason.empty())
+        finish(line, nullptr, text.dimension + ": the judge gave no reason");
+    else if (!std::isfinite(verdict.score))
+        finish(line, nullptr, text.dimension + ": the judge's score is no number");
+    else
+        finish(line, &verdict, {});
+    return {};
+}
+
+void NativeJudge::Engine::finish(Line& line, const reward::Verdict* verdict,
+                                 const std::string& failure) {
+    Job& job = *line.job;
+    if (verdict != nullptr) job.verdicts[line.asked->text.dimension] = *verdict;
+    else job.failures += (job.failures.empty() ? "" : "; ") + failure;
+    free_slots_.push_back(line.slot);
+    --prefix_users_[static_cast<std::size_t>(line.prefix)];
+    if (--job.open > 0) return;
+    try {
+        ATELIER_CHECK_KIND(ErrorKind::reward, job.failures.empty(), "{}", job.failures);
+        job.promise.set_value(std::move(job.verdicts));
+    } catch (const Error&) {
+        job.promise.set_exception(std::current_exception());
+    }
+    std::erase_if(jobs_, [&](const auto& each) { return each.get() == &job; });
+}
+
+void NativeJudge::Engine::fail_all(const std::string& why) {
+    {
+        const std::lock_guard lock(mutex_);
+        std::move(waiting_.begin(), waiting_.end(), std::back_inserter(jobs_));
+        waiting_.clear();
+    }
+    for (const Line& line : lines_) {
+        free_slots_.push_back(line.slot);
+        --prefix_users_[static_cast<std::size_t>(line.prefix)];
+    }
+    lines_.clear();
+    for (auto& job : jobs_) try {
+            ATELIER_FAIL(ErrorKind::reward, "the judge stopped: {}", why);
+        } catch (const Error&) {
+            job->promise.set_exception(std::current_exception());
+        }
+    jobs_.clear();
+}
+
+NativeJudge::NativeJudge(const NativeJudgeConfig& config,
+                         std::map<std::string, std::vector<Template>> templates)
+    : engine_(std::make_unique<Engine>(config, std::move(templates))) {}
+NativeJudge::~NativeJudge() = default;
+const std::vector<std::string>& NativeJudge::dimensions(const std::string& kind) const {
+    return engine_->dimensions(kind);
+}
+reward::Verdicts NativeJudge::score(const reward::Request& request, int attempt) const {
+    return engine_->judge(request, attempt);
+}
+void NativeJudge::interrupt() const noexcept { engine_->interrupt(); }
+std::size_t NativeJudge::bytes(std::size_t workers, std::size_t picture_bytes) const {
+    return engine_->bytes(workers, picture_bytes);
+}
+
+}  // namespace atelier::judge

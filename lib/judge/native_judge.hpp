@@ -1,0 +1,48 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "judge/judge_model.hpp"
+#include "judge/template.hpp"
+#include "reward/scorer.hpp"
+
+namespace atelier::judge {
+
+struct NativeJudgeConfig {
+    std::filesystem::path directory;  ///< of the model
+    int answers = 16;          ///< written at once; a sample needs one for each dimension
+    std::int64_t context = 2048;  ///< tokens of a question at most, pictures included
+    double temperature = 0;    ///< of the reasoning; 0: the likeliest token
+    std::uint64_t seed = 0;
+};
+
+/// Judges with the engine's own Qwen3-VL. Pictures, question and prompt run once for all dimensions
+/// of a sample whose templates have the same system text, question and pictures; then all answers
+/// of all samples at hand are written token by token in one batch, samples coming and going. A
+/// sample's verdicts have the same bits in any company, at any number of ranks.
+///
+/// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens; the
+/// score is the expectation over the score tokens at the place that follows. An answer without
+/// reason fails. Sampling is keyed by (seed, sample, dimension, attempt, place).
+class NativeJudge final : public reward::Scorer {
+  public:
+    /// `templates` by kind. Throws Error(input) for the model's files, Error(usage) for templates
+    /// that don't fit it.
+    NativeJudge(const NativeJudgeConfig& config,
+                std::map<std::string, std::vector<Template>> templates);
+    ~NativeJudge() override;
+
+    const std::vector<std::string>& dimensions(const std::string& kind) const override;
+    reward::Verdicts score(const reward::Request& request, int attempt) const override;
+    void interrupt() const noexcept override;
+    std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const override;
+
+  private:
+    class Engine;
+    std::unique_ptr<Engine> engine_;
+};
+
+}  // namespace atelier::judge

@@ -1,0 +1,178 @@
+#include "stage/judge_report.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "core/progress.hpp"
+#include "eval/score_agreement.hpp"
+#include "judge/native_judge.hpp"
+#include "reward/pool.hpp"
+
+namespace atelier::stage {
+namespace {
+
+using Json = nlohmann::json;
+
+/// One picture with everything it is labelled for.
+struct Picture {
+    const judge::LabelledSample* first = nullptr;
+    std::vector<const judge::LabelledSample*> labelled;
+};
+
+std::vector<Picture> pictures_of(const std::vector<judge::LabelledSample>& heldout) {
+    std::vector<Picture> pictures;
+    std::map<std::pair<std::string, std::string>, std::size_t> numbers;
+    for (const judge::LabelledSample& s : heldout) {
+        const auto [found, is_new] = numbers.try_emplace({s.kind, s.id}, pictures.size());
+        if (is_new) pictures.push_back({&s, {}});
+        Picture& p = pictures[found->second];
+        ATELIER_CHECK_INPUT(p.first->picture->pixels == s.picture->pixels &&
+                                p.first->prompt == s.prompt,
+                            "two labels of '{}' show different pictures or prompts", s.id);
+        p.labelled.push_back(&s);
+    }
+    return pictures;
+}
+
+reward::Request request_of(const Picture& p, std::size_t number) {
+    const judge::LabelledSample& s = *p.first;
+    reward::Request r;
+    r.sample_id = number;
+    r.kind = s.kind;
+    r.prompt = s.prompt;
+    r.height = s.picture->height;
+    r.width = s.picture->width;
+    for (std::size_t i = 0; i < s.picture->pixels.size();
+         i += static_cast<std::size_t>(s.picture->channels))
+        for (int k = 0; k < 4; ++k)
+            r.picture.push_back(
+                k < s.picture->channels ? s.picture->pixels[i + static_cast<std::size_t>(k)] : 255);
+    auto sources = std::make_shared<std::vector<io::Image>>();
+    for (const auto& source : s.sources) sources->push_back(*source);
+    r.sources = std::move(sources);
+    r.noise_key = {number, 0};
+    return r;
+}
+
+Json to_json(const eval::Statistic& s) {
+    return {{"value", s.value}, {"low", s.low}, {"high", s.high}, {"n", s.n}};
+}
+
+Json agreement(const Context& c, const std::vector<eval::ScoredLabel>& values, int failed) {
+    Json found{{"failed", failed}};
+    if (values.empty()) return found;
+    eval::BootstrapConfig bootstrap;
+    bootstrap.seed = c.seed();
+    found["mae"] = to_json(eval::mean_absolute_error(bootstrap, values));
+    if (const auto s = eval::rank_agreement(bootstrap, values)) found["spearman"] = to_json(*s);
+    if (const auto s = eval::pairwise_accuracy(bootstrap, values))
+        found["pairwise_accuracy"] = to_json(*s);
+    found["calibration"] = Json::array();
+    for (const auto& l : eval::calibration(values))
+        found["calibration"].push_back({{"level", l.level},
+                                        {"n", l.n},
+                                        {"mean_score", l.mean_score},
+                                        {"mean_label", l.mean_label}});
+    return found;
+}
+
+}  // namespace
+
+Json judge_heldout(const Context& c, const std::filesystem::path& directory,
+                   const std::vector<judge::LabelledSample>& heldout) {
+    const auto pictures = pictures_of(heldout);
+    std::map<std::string, std::vector<judge::Template>> templates;
+    for (const Picture& p : pictures)
+        if (!templates.contains(p.first->kind))
+            templates[p.first->kind] =
+                judge::read_templates(c.config.text("judge.templates"), p.first->kind);
+    for (auto& [kind, list] : templates)  // only what labels are there for
+        std::erase_if(list, [&, k = kind](const judge::Template& t) {
+            return std::none_of(heldout.begin(), heldout.end(), [&](const auto& s) {
+                return s.kind == k && s.dimension == t.dimension;
+            });
+        });
+    judge::NativeJudgeConfig native;
+    native.directory = directory;
+    native.answers = static_cast<int>(c.config.integer("judge.answers"));
+    native.context = c.config.integer("judge.context");
+    native.temperature = c.config.number("judge.temperature");
+    native.seed = c.seed();
+    // Scores in the order of `heldout`; NaN: no verdict.
+    std::vector<double> scores(heldout.size());
+    {
+        const judge::NativeJudge judge(native, templates);
+        reward::Pool pool(judge, {static_cast<int>(c.config.integer("reward.workers")),
+                                  static_cast<int>(c.config.integer("reward.queue")),
+                                  static_cast<int>(c.config.integer("reward.retries"))});
+        std::vector<std::pair<std::size_t, std::future<reward::Outcome>>> outcomes;
+        for (std::size_t i = 0; i < pictures.size(); ++i)
+            if (c.is_mine(i)) outcomes.emplace_back(i, pool.submit(request_of(pictures[i], i)));
+        Progress progress("judging", "held-out pictures",
+                          static_cast<std::int64_t>(outcomes.size()), !c.world->is_root());
+        std::int64_t done = 0;
+        for (auto& [i, future] : outcomes) {
+            const reward::Outcome outcome = future.get();
+            for (const judge::LabelledSample* s : pictures[i].labelled) {
+                const auto verdict = outcome.verdicts.find(s->dimension);
+                scores[static_cast<std::size_t>(s - heldout.data())] =
+                    verdict != outcome.verdicts.end() && verdict->second.present
+                        ? verdict->second.score
+                        : -1;
+            }
+            progress.update(++done);
+        }
+    }
+    c.world->sum(std::span(scores));  // each is one rank's
+    Json report{{"dimensions", Json::object()}, {"annotators", Json::object()}};
+    struct Group {
+        std::vector<eval::ScoredLabel> values;
+        int failed = 0;
+    };
+    std::map<std::string, std::map<std::string, Group>> groups;
+    std::map<std::string, std::vector<std::vector<double>>> units;
+    for (std::size_t i = 0; i < heldout.size(); ++i) {
+        const judge::LabelledSample& s = heldout[i];
+        const std::string name = s.kind + "/" + s.dimension;
+        for (const std::string& part : {std::string("all"), s.category}) {
+            Group& group = groups[name][part];
+            if (scores[i] < 0)
+                ++group.failed;
+            else
+                group.values.push_back({scores[i], s.mean_score(), task_number(s.id)});
+        }
+        auto& unit = units[name].emplace_back();
+        for (const auto& [annotator, score] : s.scores) unit.push_back(score);
+    }
+    for (const auto& [name, parts] : groups)
+        for (const auto& [part, group] : parts)
+            report["dimensions"][name][part] = agreement(c, group.values, group.failed);
+    for (const auto& [name, values] : units)
+        if (const auto alpha = eval::krippendorff_alpha(values))
+            report["annotators"][name] = {{"alpha", *alpha}, {"units", values.size()}};
+    return report;
+}
+
+std::string judge_table(const Json& report) {
+    std::string table = fmt::format("{:<22} {:<12} {:>6} {:>22} {:>22} {:>22} {:>7}\n", "dimension",
+                                    "category", "n", "MAE", "Spearman", "pairs in order", "failed");
+    const auto cell = [](const Json& of, const char* key) {
+        if (!of.contains(key)) return std::string("-");
+        const Json& s = of.at(key);
+        return fmt::format("{:.3f} [{:.3f}, {:.3f}]", s.at("value").get<double>(),
+                           s.at("low").get<double>(), s.at("high").get<double>());
+    };
+    for (const auto& [name, parts] : report.at("dimensions").items())
+        for (const auto& [part, of] : parts.items())
+            table += fmt::format(
+                "{:<22} {:<12} {:>6} {:>22} {:>22} {:>22} {:>7}\n", name, part,
+                of.contains("mae") ? of.at("mae").at("n").get<std::int64_t>() : 0, cell(of, "mae"),
+                cell(of, "spearman"), cell(of, "pairwise_accuracy"), of.at("failed").get<int>());
+    for (const auto& [name, of] : report.at("annotators").items())
+        table += fmt::format("{}: annotators agree with alpha {:.3f} over {} pictures\n", name,
+                             of.at("alpha").get<double>(), of.at("units").get<std::size_t>());
+    return table;
+}
+
+}  // namespace atelier::stage

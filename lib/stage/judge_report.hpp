@@ -1,0 +1,24 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "judge/labels.hpp"
+#include "stage/context.hpp"
+
+namespace atelier::stage {
+
+/// Has the judge of a directory write judgements of held-out pictures, divided over the ranks, and
+/// compares them with the labels: {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
+/// "dimensions": {"<kind>/<dimension>": {"all": {"mae", "spearman", "pairwise_accuracy", each
+/// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score", "mean_label"}],
+/// "failed"}, "<category>": …}}} with 95 % bootstrap bounds over pictures; a statistic that does not
+/// exist (one side constant) is left out. The same on every rank.
+nlohmann::json judge_heldout(const Context& context, const std::filesystem::path& directory,
+                             const std::vector<judge::LabelledSample>& heldout);
+
+/// The same as text, one line a dimension and category.
+std::string judge_table(const nlohmann::json& report);
+
+}  // namespace atelier::stage

@@ -1,0 +1,209 @@
+#include "stage/label_sheet.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <map>
+#include <ostream>
+
+#include "eval/score_agreement.hpp"
+#include "io/csv.hpp"
+#include "io/image/png.hpp"
+#include "io/publish.hpp"
+#include "io/trajectory.hpp"
+#include "judge/labels.hpp"
+#include "stage/inspect.hpp"
+
+namespace atelier::stage {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::vector<std::string> columns{"id",      "kind",        "dimension",    "category",
+                                       "prompt",  "picture",     "sources",      "judge_score",
+                                       "judge_reason", "annotator", "score",     "rationale"};
+
+std::string escaped(const std::string& text) {
+    std::string html;
+    for (const char c : text)
+        switch (c) {
+            case '&': html += "&amp;"; break;
+            case '<': html += "&lt;"; break;
+            case '>': html += "&gt;"; break;
+            case '"': html += "&quot;"; break;
+            default: html += c;
+        }
+    return html;
+}
+
+void write_picture(const fs::path& directory, const std::string& name, std::int64_t width,
+                   std::int64_t height, std::span<const std::uint8_t> rgba) {
+    io::Image image(static_cast<int>(width), static_cast<int>(height), 4);
+    image.pixels.assign(rgba.begin(), rgba.end());
+    io::write_png(directory / name, image);
+}
+
+/// The pictures of each prompt of a shard, written; names joined by blanks.
+std::vector<std::string> write_sources(const io::TrajectoryPrompts& prompts, const std::string& stem,
+                                       const fs::path& directory) {
+    std::vector<std::string> names(prompts.id.size());
+    for (std::size_t i = 0; i < prompts.images.size(); ++i) {
+        const io::ReferenceImage& image = prompts.images[i];
+        const std::string name = fmt::format("pictures/{}-source-{}.png", stem, i);
+        write_picture(directory, name, image.width, image.height, image.rgba);
+        std::string& all = names.at(image.prompt);
+        all += (all.empty() ? "" : " ") + name;
+    }
+    return names;
+}
+
+std::vector<std::string> words(const std::string& text) {
+    std::vector<std::string> found;
+    for (std::size_t begin = 0; begin < text.size();) {
+        const auto end = std::min(text.find(' ', begin), text.size());
+        if (end > begin) found.push_back(text.substr(begin, end - begin));
+        begin = end + 1;
+    }
+    return found;
+}
+
+/// A number written with a point or, as some spreadsheets do, a comma.
+double score_in(std::string text, const std::string& place) {
+    std::replace(text.begin(), text.end(), ',', '.');
+    double score = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), score);
+    ATELIER_CHECK_INPUT(error == std::errc() && end == text.data() + text.size() && score >= 1 &&
+                            score <= 5,
+                        "{}: the score '{}' is no number within 1 and 5", place, text);
+    return score;
+}
+
+}  // namespace
+
+int write_label_sheet(const fs::path& path, const fs::path& directory) {
+    io::make_directories(directory / "pictures");
+    io::CsvRows rows{columns};
+    std::string html =
+        "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Pictures to label</title>\n<style>\n"
+        "body { font-family: sans-serif; margin: 2em; }\n"
+        "section { display: flex; gap: 1em; margin-bottom: 1.5em; }\n"
+        "img { image-rendering: pixelated; max-width: 24em; }\n"
+        "td { vertical-align: top; padding: 0 1em 0.3em 0; }\n</style>\n"
+        "<h1>Pictures to label</h1>\n<p>Fill in annotator, score (1 to 5, halves are fine) and "
+        "rationale in labels.csv.</p>\n";
+    int count = 0;
+    for (const fs::path& file : shards_at(path)) {
+        const auto shard = io::read_trajectory(file);
+        const std::string stem = file.stem().string();
+        const auto sources = write_sources(shard.prompts, stem, directory);
+        for (const io::TrajectorySamples& s : shard.shapes) {
+            const std::size_t bytes = s.picture.size() / static_cast<std::size_t>(s.samples());
+            for (std::size_t m = 0; m < static_cast<std::size_t>(s.samples()); ++m, ++count) {
+                const std::uint32_t p = s.prompt[m];
+                const std::string id =
+                                      fmt::format("{}-{}-{:02}", stem, shard.prompts.id[p], s.member[m]),
+                                  picture = "pictures/" + id + ".png",
+                                  kind = sources[p].empty() ? "t2i" : "edit";
+                write_picture(directory, picture, s.picture_width, s.picture_height,
+                              std::span(s.picture).subspan(m * bytes, bytes));
+                html += "<section>\n";
+                for (const std::string& source : words(sources[p]))
+                    html += fmt::format("<img src=\"{}\" alt=\"source\">\n", escaped(source));
+                html += fmt::format(
+                    "<img src=\"{}\" alt=\"{}\">\n<div><h2>{}</h2>\n<p>{} · {}</p>\n<table>\n",
+                    escaped(picture), escaped(id), escaped(shard.prompts.text[p]), escaped(id),
+                    escaped(shard.prompts.category[p]));
+                for (const auto& [dimension, column] : s.reward) {
+                    const std::string score = column.present[m] != 0
+                                                  ? fmt::format("{:.3f}", column.score[m])
+                                                  : std::string();
+                    html += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+                                        escaped(dimension), score.empty() ? "–" : score,
+                                        escaped(column.reason[m]));
+                    rows.push_back({id, kind, dimension, shard.prompts.category[p],
+                                    shard.prompts.text[p], picture, sources[p], score,
+                                    column.reason[m], "", "", ""});
+                }
+                html += "</table></div>\n</section>\n";
+            }
+        }
+    }
+    io::publish_text(directory / "labels.csv", io::to_csv(rows));
+    io::publish_text(directory / "index.html", html);
+    return count;
+}
+
+void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labels,
+                       std::ostream& out) {
+    std::vector<judge::LabelledSample> samples;
+    std::map<std::pair<std::string, std::string>, std::size_t> numbers;
+    std::map<std::string, std::shared_ptr<const io::Image>> pictures;
+    std::map<std::string, int> by_annotator;
+    for (const fs::path& sheet : sheets) {
+        const io::CsvRows rows = io::read_csv(sheet);
+        ATELIER_CHECK_INPUT(!rows.empty(), "{} is empty", sheet.string());
+        std::map<std::string, std::size_t> at;
+        for (std::size_t i = 0; i < rows[0].size(); ++i) at[rows[0][i]] = i;
+        for (const std::string& name : columns)
+            ATELIER_CHECK_INPUT(at.contains(name) || name.starts_with("judge_"),
+                                "{} has no column '{}'", sheet.string(), name);
+        const auto picture = [&](const std::string& name) {
+            const fs::path file = sheet.parent_path() / name;
+            auto& found = pictures[fs::absolute(file).lexically_normal().string()];
+            if (!found) found = std::make_shared<const io::Image>(io::read_png(file));
+            return found;
+        };
+        for (std::size_t i = 1; i < rows.size(); ++i) {
+            const auto field = [&](const char* name) -> const std::string& {
+                return rows[i][at.at(name)];
+            };
+            if (field("score").empty()) continue;
+            const std::string place = fmt::format("{}: row {}", sheet.string(), i + 1);
+            ATELIER_CHECK_INPUT(!field("annotator").empty(), "{} has a score and no annotator",
+                                place);
+            const auto [number, is_new] = numbers.try_emplace(
+                {field("kind") + "/" + field("id"), field("dimension")}, samples.size());
+            if (is_new) {
+                judge::LabelledSample s;
+                s.id = field("id");
+                s.kind = field("kind");
+                s.dimension = field("dimension");
+                s.category = field("category");
+                s.prompt = field("prompt");
+                s.picture = picture(field("picture"));
+                for (const std::string& source : words(field("sources")))
+                    s.sources.push_back(picture(source));
+                samples.push_back(std::move(s));
+            }
+            judge::LabelledSample& s = samples[number->second];
+            if (s.rationale.empty()) s.rationale = field("rationale");
+            const std::string& annotator = field("annotator");
+            ATELIER_CHECK_INPUT(std::none_of(s.scores.begin(), s.scores.end(),
+                                             [&](const auto& each) {
+                                                 return each.first == annotator;
+                                             }),
+                                "{}: {} scores {} of {} twice", place, annotator, s.dimension, s.id);
+            s.scores.emplace_back(annotator, score_in(field("score"), place));
+            ++by_annotator[annotator];
+        }
+    }
+    ATELIER_CHECK_INPUT(!samples.empty(), "no row of {} sheets has a score", sheets.size());
+    io::publish_file(labels,
+                     [&](const fs::path& temporary) { judge::write_labels(temporary, samples); });
+    judge::read_labels(labels);
+    for (const auto& [annotator, count] : by_annotator)
+        out << fmt::format("{}: {} labels\n", annotator, count);
+    std::map<std::string, std::vector<std::vector<double>>> units;
+    for (const judge::LabelledSample& s : samples) {
+        auto& unit = units[s.kind + "/" + s.dimension].emplace_back();
+        for (const auto& [annotator, score] : s.scores) unit.push_back(score);
+    }
+    for (const auto& [name, values] : units) {
+        const auto alpha = eval::krippendorff_alpha(values);
+        out << fmt::format("{}: {} pictures, agreement of annotators (Krippendorff's alpha) {}\n",
+                           name, values.size(),
+                           alpha ? fmt::format("{:.3f}", *alpha) : "none: too few labelled twice");
+    }
+    out << fmt::format("{} samples in {}\n", samples.size(), labels.string());
+}
+
+}  // namespace atelier::stage

@@ -1,0 +1,261 @@
+#include "stage/reward_train.hpp"
+
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "core/progress.hpp"
+#include "io/metrics.hpp"
+#include "judge/judge_trainer.hpp"
+#include "optim/learning_rate.hpp"
+#include "stage/judge_report.hpp"
+#include "stage/stage_memory.hpp"
+
+namespace atelier::stage {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* state_name = "judge_training.h5";
+
+using Labels = std::vector<judge::LabelledSample>;
+
+/// Templates by kind and dimension.
+class Templates {
+  public:
+    explicit Templates(const fs::path& directory) : directory_(directory) {}
+    const judge::Template& at(const judge::LabelledSample& s) {
+        auto& of_kind = by_kind_[s.kind];
+        if (of_kind.empty()) of_kind = judge::read_templates(directory_, s.kind);
+        const auto found =
+            std::find_if(of_kind.begin(), of_kind.end(),
+                         [&](const judge::Template& t) { return t.dimension == s.dimension; });
+        ATELIER_CHECK_INPUT(found != of_kind.end(), "{} holds no template for {} of {}, which '{}' "
+                            "is labelled for",
+                            directory_.string(), s.dimension, s.kind, s.id);
+        return *found;
+    }
+
+  private:
+    fs::path directory_;
+    std::map<std::string, std::vector<judge::Template>> by_kind_;
+};
+
+/// A sample, or a preference: the first is better.
+struct Item {
+    std::size_t first = 0, second = 0;
+};
+
+std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::int64_t epoch) {
+    std::vector<std::size_t> order(count);
+    for (std::size_t i = 0; i < count; ++i) order[i] = i;
+    Random random(random_key(c.seed(), RandomUse::data_order, task_number("reward-train"),
+                             static_cast<std::uint64_t>(epoch)));
+    for (std::size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+    return order;
+}
+
+/// What an epoch goes through: every sample once; pairwise, each with a partner of its dimension
+/// whose label differs, of the same prompt where there is one. Depends on (seed, epoch) alone.
+std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwise,
+                             std::int64_t epoch) {
+    std::vector<Item> items;
+    Random random(random_key(c.seed(), RandomUse::data_order, task_number("reward-train pairs"),
+                             static_cast<std::uint64_t>(epoch)));
+    for (const std::size_t i : draw_order(c, labels.size(), epoch)) {
+        if (!pairwise) {
+            items.push_back({i, i});
+            continue;
+        }
+        std::vector<std::size_t> same_prompt, others;
+        for (std::size_t j = 0; j < labels.size(); ++j) {
+            const judge::LabelledSample &a = labels[i], &b = labels[j];
+            if (a.kind != b.kind || a.dimension != b.dimension || a.mean_score() == b.mean_score())
+                continue;
+            (a.prompt == b.prompt ? same_prompt : others).push_back(j);
+        }
+        const auto& partners = same_prompt.empty() ? others : same_prompt;
+        if (partners.empty()) continue;
+        const std::size_t j = partners[random.below(partners.size())];
+        const bool ahead = labels[i].mean_score() > labels[j].mean_score();
+        items.push_back({ahead ? i : j, ahead ? j : i});
+    }
+    ATELIER_CHECK_INPUT(!items.empty(), "no two labels of a dimension differ: no preference to "
+                        "learn from");
+    return items;
+}
+
+judge::JudgeTrainerConfig trainer_config(const config::Config& config) {
+    judge::JudgeTrainerConfig t;
+    t.language_weight = config.number("reward_train.language_weight");
+    t.train_vision = config.flag("reward_train.vision");
+    t.train_mergers = config.flag("reward_train.mergers");
+    t.train_text = config.flag("reward_train.text");
+    t.adamw = {0.9, 0.999, 1e-8, config.number("reward_train.weight_decay")};
+    t.max_grad_norm = config.number("reward_train.max_grad_norm");
+    return t;
+}
+
+}  // namespace
+
+int run_reward_train(const Context& c) {
+    const auto product = c.run.judge(), work = c.run.judge_training(), checkpoint = work / "state";
+    const StageLock stage = begin_stage(c, work, product);
+    if (stage.is_complete) return 0;
+    io::Manifest manifest = c.new_manifest("reward-train");
+    StageMemory memory;
+    const config::Config& config = c.config;
+    const auto path = [&](const char* key) {
+        const std::string& text = config.text(key);
+        ATELIER_CHECK_USAGE(!text.empty(), "reward-train needs {}", key);
+        return fs::path(text);
+    };
+    const fs::path start = path("reward_train.start"), train_file = path("reward_train.labels"),
+                   heldout_file = path("reward_train.heldout");
+    const Labels labels = judge::read_labels(train_file), heldout = judge::read_labels(heldout_file);
+    Templates templates(path("judge.templates"));
+    manifest.inputs["labels"] = io::digest_file(train_file);
+    manifest.inputs["heldout"] = io::digest_file(heldout_file);
+    for (const judge::LabelledSample& s : labels) {
+        const judge::Template& t = templates.at(s);
+        manifest.inputs["judge/" + t.kind + "/" + t.dimension] = io::digest_file(t.path);
+    }
+
+    const bool resumes = fs::exists(checkpoint / io::manifest_name);
+    if (resumes) {
+        require_complete(checkpoint, "remove it to train from the start");
+        const io::Manifest before = io::read_manifest(checkpoint);
+        ATELIER_CHECK_INPUT(before.config_hash == manifest.config_hash &&
+                                before.inputs == manifest.inputs,
+                            "{} was made from another configuration, other labels or templates: "
+                            "remove it to train from the start",
+                            checkpoint.string());
+    }
+    const judge::JudgeModel model(resumes ? checkpoint : start);
+    const bool pairwise = config.text("reward_train.loss") == "pairwise";
+    const auto sample_of = [&](std::size_t i) {
+        return judge::make_training_sample(model, templates.at(labels[i]), labels[i]);
+    };
+    judge::JudgeTrainer::Sizes sizes;
+    for (std::size_t i = 0; i < labels.size(); ++i) sizes.cover(sample_of(i));
+    judge::JudgeTrainer trainer(model, trainer_config(config), sizes);
+    if (resumes) trainer.load_state(checkpoint / state_name);
+    memory.plan.hold("weights", model.weight_bytes());
+    memory.plan.hold("training", trainer.bytes());
+    memory.plan.hold("gradients' sum",
+                     c.world->sum_bytes(static_cast<std::size_t>(model.weights().flat().elements())));
+    memory.say(c);
+
+    // Losses of the epoch's updates so far.
+    double score_loss = 0, language_loss = 0, norm = 0, terms = 0;
+    if (resumes) {
+        const nlohmann::json facts = io::read_manifest(checkpoint).facts;
+        score_loss = facts.at("score_loss");
+        language_loss = facts.at("language_loss");
+        norm = facts.at("gradient_norm");
+        terms = facts.at("terms");
+    }
+    const auto publish_state = [&] {
+        if (c.world->is_root()) {
+            io::publish_directory(checkpoint, [&](const fs::path& temporary) {
+                judge::save_judge(model, start, temporary);
+                trainer.save_state(temporary / state_name);
+                io::Manifest m = manifest;
+                m.outputs["model.safetensors"] = m.outputs[state_name] = {};
+                m.facts = {{"update", trainer.updates()},
+                           {"score_loss", score_loss},
+                           {"language_loss", language_loss},
+                           {"gradient_norm", norm},
+                           {"terms", terms}};
+                io::publish_manifest(temporary, std::move(m));
+            });
+        }
+        c.world->barrier();
+    };
+
+    const auto batch = static_cast<std::size_t>(config.integer("reward_train.batch"));
+    const std::int64_t epochs = config.integer("reward_train.epochs"),
+                       every = config.integer("reward_train.publish_every");
+    const std::size_t per_epoch = draw_items(c, labels, pairwise, 0).size(),
+                      batches = (per_epoch + batch - 1) / batch;
+    const std::int64_t total = epochs * static_cast<std::int64_t>(batches);
+    const optim::LearningRate rate{config.number("reward_train.learning_rate"),
+                                   optim::RateShape::cosine,
+                                   config.integer("reward_train.warm_up"),
+                                   std::max<std::int64_t>(1, total), 0.05};
+    Progress progress("reward-train", "updates", total, !c.world->is_root());
+    progress.start_at(trainer.updates());
+    std::vector<Item> items;
+    std::int64_t drawn_epoch = -1;
+    while (trainer.updates() < total) {
+        if (stop_was_asked(*c.world)) {
+            publish_state();
+            if (c.world->is_root())
+                log_line(fmt::format("stopped by a signal; {} of {} updates are published",
+                                     trainer.updates(), total));
+            return static_cast<int>(ErrorKind::requeue);
+        }
+        const std::int64_t epoch = trainer.updates() / static_cast<std::int64_t>(batches),
+                           b = trainer.updates() % static_cast<std::int64_t>(batches);
+        if (epoch != drawn_epoch) items = draw_items(c, labels, pairwise, epoch);
+        drawn_epoch = epoch;
+        if (b == 0) score_loss = language_loss = norm = terms = 0;
+        const std::size_t begin = static_cast<std::size_t>(b) * batch,
+                          end = std::min(items.size(), begin + batch);
+        const double weight = 1.0 / static_cast<double>(end - begin);
+        trainer.zero_gradients();
+        double sums[2] = {0, 0};
+        for (std::size_t i = begin; i < end; ++i) {
+            if (!c.is_mine(i - begin)) continue;
+            const judge::JudgeLoss loss =
+                pairwise ? trainer.add_pair(sample_of(items[i].first), sample_of(items[i].second),
+                                            weight)
+                         : trainer.add_sample(sample_of(items[i].first), weight);
+            sums[0] += loss.score;
+            sums[1] += loss.language;
+        }
+        norm += trainer.step(rate.at(trainer.updates() + 1),
+                             [&](std::span<float> g) { c.world->sum(g); });
+        c.world->sum(std::span(sums));
+        score_loss += sums[0];
+        language_loss += sums[1];
+        terms += static_cast<double>(end - begin);
+        progress.update(trainer.updates());
+        if (trainer.updates() % every == 0 && trainer.updates() < total) publish_state();
+    }
+    publish_state();
+
+    // What counts is what it says by itself, reasons of its own writing included.
+    const nlohmann::json report = judge_heldout(c, checkpoint, heldout);
+    nlohmann::json metrics{{"stage", "reward-train"},
+                           {"policy", "judge"},
+                           {"iteration", 0},
+                           {"loss_kind", config.text("reward_train.loss")},
+                           {"samples", labels.size()},
+                           {"updates", trainer.updates()}};
+    if (terms > 0) {
+        metrics["score_loss"] = score_loss / terms;
+        metrics["language_loss"] = language_loss / terms;
+        metrics["gradient_norm"] = norm / static_cast<double>(batches);
+    }
+    metrics["heldout"] = report["dimensions"];
+    if (c.world->is_root()) {
+        const std::string table = judge_table(report);
+        io::publish_directory(product, [&](const fs::path& temporary) {
+            judge::save_judge(model, start, temporary);
+            io::publish_text(temporary / "report.json", report.dump(1) + "\n");
+            io::publish_text(temporary / "table.txt", table);
+            for (const auto& entry : fs::directory_iterator(temporary))
+                manifest.outputs[entry.path().filename().string()] = {};
+            manifest.facts = metrics;
+            memory.finish(c, manifest);
+            io::publish_manifest(temporary, manifest);
+        });
+        io::put_metrics(c.run.metrics(), metrics);
+        std::cout << table << (product / "report.json").string() << '\n';
+    }
+    c.world->barrier();
+    return 0;
+}
+
+}  // namespace atelier::stage

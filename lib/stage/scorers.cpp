@@ -1,0 +1,133 @@
+#include "stage/scorers.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+
+#include "judge/http_judge.hpp"
+#include "judge/native_judge.hpp"
+
+namespace atelier::stage {
+namespace {
+
+std::map<std::string, std::vector<judge::Template>> templates_of(const Context& c) {
+    std::map<std::string, std::vector<judge::Template>> templates;
+    for (const std::string& task : c.config.tasks())
+        if (!templates.contains(c.kind(task)))
+            templates[c.kind(task)] =
+                judge::read_templates(c.config.text("judge.templates"), c.kind(task));
+    return templates;
+}
+
+/// A secret, from the environment.
+std::string key_of(const config::Config& config) {
+    const std::string& name = config.text("judge.key_variable");
+    if (name.empty()) return {};
+    const char* key = std::getenv(name.c_str());
+    ATELIER_CHECK_USAGE(key != nullptr && *key != '\0',
+                        "judge.key_variable: the environment has no {}, or an empty one", name);
+    const std::string text(key);
+    ATELIER_CHECK_USAGE(std::all_of(text.begin(), text.end(),
+                                    [](unsigned char c) { return c > 0x20 && c < 0x7f; }),
+                        "judge.key_variable: {} holds characters that no key has (spaces, line "
+                        "ends)",
+                        name);
+    return text;
+}
+
+std::unique_ptr<reward::Scorer> make_http_scorer(const Context& c) {
+    const config::Config& config = c.config;
+    judge::HttpJudgeConfig h;
+    h.url = config.text("judge.url");
+    h.model = config.text("judge.model");
+    h.temperature = config.number("judge.temperature");
+    h.top_logprobs = static_cast<int>(config.integer("judge.top_logprobs"));
+    h.retries = static_cast<int>(config.integer("reward.retries"));
+    h.backoff_seconds = config.number("judge.backoff");
+    h.longest_wait_seconds = config.number("judge.longest_wait");
+    h.seed = c.seed();
+    h.http.in_flight = static_cast<int>(config.integer("judge.in_flight"));
+    h.http.connect_seconds = config.number("judge.connect_deadline");
+    h.http.total_seconds = config.number("judge.deadline");
+    h.http.key = key_of(config);
+    h.breaker.failures = static_cast<int>(config.integer("judge.breaker_failures"));
+    h.breaker.pause_seconds = config.number("judge.breaker_pause");
+    h.breaker.outage_seconds = config.number("judge.outage");
+    return judge::make_http_judge(h, templates_of(c));
+}
+
+/// The configured judge, or the one that the run has trained.
+std::filesystem::path judge_directory(const Context& c) {
+    if (const std::string& named = c.config.text("judge.directory"); !named.empty()) return named;
+    require_complete(c.run.judge(), "run atelier-reward-train first");
+    return c.run.judge();
+}
+
+std::unique_ptr<reward::Scorer> make_native_scorer(const Context& c) {
+    judge::NativeJudgeConfig n;
+    n.directory = judge_directory(c);
+    n.answers = static_cast<int>(c.config.integer("judge.answers"));
+    n.context = c.config.integer("judge.context");
+    n.temperature = c.config.number("judge.temperature");
+    n.seed = c.seed();
+    return std::make_unique<judge::NativeJudge>(n, templates_of(c));
+}
+
+std::unique_ptr<reward::Scorer> make_named(const Context& c) {
+    const std::string& name = c.config.text("reward.scorer");
+    if (name == "http") return make_http_scorer(c);
+    if (name == "judge") return make_native_scorer(c);
+    return reward::make_world_scorer();
+}
+
+}  // namespace
+
+std::unique_ptr<reward::Scorer> make_scorer(const Context& c) {
+    check_scorer(c.config);
+    std::unique_ptr<reward::Scorer> scorer = make_named(c);
+    const reward::Faults faults{c.config.number("reward.test_delay"),
+                                c.config.number("reward.test_failures"), c.seed()};
+    if (faults.delay_seconds > 0 || faults.failure_share > 0)
+        scorer = reward::make_faulty_scorer(std::move(scorer), faults);
+    return scorer;
+}
+
+void check_scorer(const config::Config& config) {
+    const std::string& variable = config.text("judge.key_variable");
+    const auto is_name = [](unsigned char c) { return std::isalnum(c) != 0 || c == '_'; };
+    ATELIER_CHECK_USAGE(std::all_of(variable.begin(), variable.end(), is_name) &&
+                            (variable.empty() || std::isdigit(static_cast<unsigned char>(variable[0])) == 0),
+                        "judge.key_variable must name an environment variable; if the key itself "
+                        "stands there, take it out of the file");
+    ATELIER_CHECK_USAGE(config.text("judge.url").find('@') == std::string::npos,
+                        "judge.url holds a user or password: secrets come from the environment "
+                        "only (judge.key_variable)");
+    if (config.text("reward.scorer") == "world") return;
+    ATELIER_CHECK_USAGE(!config.text("judge.templates").empty(),
+                        "reward.scorer = \"{}\" needs judge.templates, a directory of templates",
+                        config.text("reward.scorer"));
+    if (config.text("reward.scorer") == "judge")
+        ATELIER_CHECK_USAGE(!config.text("judge.directory").empty() || config.flag("pipeline.judge"),
+                            "reward.scorer = \"judge\" needs judge.directory, a Qwen3-VL, or "
+                            "pipeline.judge = true, which trains one");
+    if (config.text("reward.scorer") == "http")
+        ATELIER_CHECK_USAGE(!config.text("judge.url").empty() && !config.text("judge.model").empty(),
+                            "reward.scorer = \"http\" needs judge.url and judge.model");
+}
+
+std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
+    std::map<std::string, io::FileDigest> inputs;
+    if (c.config.text("reward.scorer") == "world") return inputs;
+    for (const auto& [kind, templates] : templates_of(c))
+        for (const judge::Template& t : templates)
+            inputs["judge/" + kind + "/" + t.dimension] = io::digest_file(t.path);
+    if (c.config.text("reward.scorer") == "judge")
+        for (const char* name : {"model.safetensors", "model.safetensors.index.json"})
+            if (const std::filesystem::path file =
+                    judge_directory(c) / name;
+                std::filesystem::exists(file))
+                inputs[std::string("judge/") + name] = io::digest_file(file);
+    return inputs;
+}
+
+}  // namespace atelier::stage

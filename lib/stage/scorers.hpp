@@ -1,0 +1,23 @@
+#pragma once
+
+#include <memory>
+
+#include "reward/scorer.hpp"
+#include "stage/context.hpp"
+
+namespace atelier::stage {
+
+/// The scorer that [reward] scorer names, for the kinds of the configuration's tasks. Throws
+/// Error(usage) naming the key for settings that don't fit, a template that isn't right, or a key
+/// variable that the environment lacks.
+std::unique_ptr<reward::Scorer> make_scorer(const Context& context);
+
+/// What of the configuration can be checked before a run is made of it: above all that no secret
+/// stands where the name of an environment variable, or a plain URL, belongs. Throws Error(usage)
+/// without repeating what it found.
+void check_scorer(const config::Config& config);
+
+/// What a manifest names as the scorer's inputs: the judge's templates and weights.
+std::map<std::string, io::FileDigest> scorer_inputs(const Context& context);
+
+}  // namespace atelier::stage

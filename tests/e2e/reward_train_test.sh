@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# reward-train as a program: pictures of the world labelled by its measures; killed or stopped it goes on to the same bits; ranks
+# agree; what it made judges a rollout.   reward_train_test.sh BIN_DIR MPIEXEC   (from the repository's root)
+set -euo pipefail
+bin=$1 mpiexec=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
+export OMPI_MCA_mpi_yield_when_idle=1
+
+fail() { echo "FAILED: $*" >&2; exit 1; }
+code() {
+    local expected=$1 found=0
+    shift
+    "$@" >"$work/out" 2>&1 || found=$?
+    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
+}
+
+# Source pictures of the miniature's edit prompts: those with a certain background count as good.
+mkdir "$work/labels" "$work/start"
+for part in text_encoder processor; do cp assets/mini/base/$part/* "$work/start/"; done
+python3 - "$work/labels" <<'P'
+import json, shutil, sys
+out = sys.argv[1]
+lines = [json.loads(l) for l in open("assets/mini/prompts/edit-train.jsonl")][:36]
+for name, part in (("train", lines[:24]), ("heldout", lines[24:])):
+    with open(f"{out}/{name}.jsonl", "w") as f:
+        for p in part:
+            shutil.copy("assets/mini/prompts/" + p["images"][0], out)
+            background = p["attributes"]["source"].get("background", "black")
+            good = background in ("black", "blue", "gray")
+            f.write(json.dumps({"id": p["id"], "kind": "t2i", "dimension": "alignment", "category": p["category"], "prompt": "a dark background",
+                                "picture": p["images"][0].split("/")[-1], "scores": {"a": 4.5 if good else 1.5, "b": 5 if good else 1},
+                                "rationale": f"the background is {background}"}) + "\n")
+P
+cat >"$work/labels/t2i-alignment.toml" <<'T'
+dimension = "alignment"
+kind = "t2i"
+system = "Judge the picture."
+question = "Asked: {prompt}"
+rubric = "How well does it show that?"
+levels = ["not at all", "hardly", "in part", "nearly", "wholly"]
+answer = "Say why, then Score: N"
+reasoning_tokens = 12
+T
+plan() {
+    code 0 "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set pipeline.judge=true --set judge.templates="$work/labels" \
+        --set reward_train.start="$work/start" --set reward_train.labels="$work/labels/train.jsonl" --set reward_train.heldout="$work/labels/heldout.jsonl" \
+        --set reward_train.batch=6 --set reward_train.epochs=3 --set reward_train.publish_every=2 --set reward_train.learning_rate=1e-3 "${@:2}"
+}
+train() { "$bin/atelier-reward-train" --run "$work/$1"; }
+ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-reward-train" --run "$work/$2"; }
+weights_agree() {  # RUN RUN TOLERANCE
+    python3 - "$work/$1/judge" "$work/$2/judge" "$3" <<'P'
+import array, struct, sys
+def weights(folder):
+    data = open(folder + "/model.safetensors", "rb").read()
+    (n,) = struct.unpack("<Q", data[:8])
+    return array.array("f", data[8 + n:])
+a, b = weights(sys.argv[1]), weights(sys.argv[2])
+sys.exit(len(a) != len(b) or max(abs(x - y) for x, y in zip(a, b)) > float(sys.argv[3]))
+P
+}
+
+plan whole
+code 0 train whole
+grep -q "t2i/alignment" "$work/out" || fail "no table"
+grep -q "annotators agree with alpha" "$work/out" || fail "no agreement of annotators"
+cp "$work/out" "$work/table"
+code 0 train whole
+grep -q "complete already" "$work/out" || fail "a finished stage was run again"
+code 0 "$bin/atelier-inspect" --verify "$work/whole"
+for signal in KILL TERM; do
+    plan after-$signal
+    "$bin/atelier-reward-train" --run "$work/after-$signal" >/dev/null 2>&1 &
+    pid=$!
+    for _ in $(seq 1000); do [[ -e $work/after-$signal/judge-training/state/manifest.json ]] && break; sleep 0.02; done
+    kill -$signal $pid
+    found=0
+    wait $pid 2>/dev/null || found=$?
+    [[ $signal == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
+    [[ ! -e $work/after-$signal/judge ]] || fail "the training was over before the signal"
+    code 0 train after-$signal
+    cmp "$work/whole/judge/model.safetensors" "$work/after-$signal/judge/model.safetensors" || fail "weights differ after $signal"
+    cmp "$work/whole/judge/report.json" "$work/after-$signal/judge/report.json" || fail "reports differ after $signal"
+    diff <(cat "$work/whole/metrics.jsonl") "$work/after-$signal/metrics.jsonl" || fail "metrics differ after $signal"
+done
+plan ranks
+code 0 ranks 3 ranks
+weights_agree whole ranks 1e-3 || fail "weights of one and three ranks"
+plan pairwise --set reward_train.loss=pairwise --set reward_train.vision=false
+code 0 train pairwise
+plan none --set reward_train.labels="$work/labels/none.jsonl"
+code 3 train none
+sed 's/"rationale"/"reason"/' "$work/labels/train.jsonl" >"$work/labels/silent.jsonl"
+plan silent --set reward_train.labels="$work/labels/silent.jsonl"
+code 3 train silent
+grep -q "has no rationale" "$work/out" || fail "the missing rationale was not named"
+
+# What was trained judges.
+plan judged --set reward.scorer=judge --set curate.enabled=false --set rollout.prompts_per_iteration=2 --set rollout.group_size=4 \
+    --set rollout.micro_batch=4 --set reward.max_absent=1
+sed -i '/^\[task.edit\]/,/^$/d' "$work/judged/config.toml"
+code 3 "$bin/atelier-rollout" --run "$work/judged" --policy t2i --iteration 1
+grep -q "run atelier-reward-train first" "$work/out" || fail "the missing judge was not named"
+code 0 train judged
+code 0 "$bin/atelier-rollout" --run "$work/judged" --policy t2i --iteration 1
+[[ $(h5ls "$work/judged/t2i/iter-0001/rollout/shard-00000.h5/shape-8x8/reward" | cut -d' ' -f1) == alignment ]] || fail "nothing was judged"
+echo "reward-train: all checks passed"

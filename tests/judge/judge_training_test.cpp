@@ -1,0 +1,300 @@
+// Losses of the judge against central differences, labels in and out of files, a judge that learns.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "core/error.hpp"
+#include "core/philox.hpp"
+#include "io/image/png.hpp"
+#include "judge/judge_trainer.hpp"
+
+namespace atelier::judge {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+std::vector<float> some_logits(std::size_t n, std::uint64_t seed) {
+    Random random(random_key(seed, RandomUse::test));
+    std::vector<float> z(n);
+    for (float& v : z) v = static_cast<float>(2 * random.normal());
+    return z;
+}
+
+/// Gradient of f at z by central differences.
+std::vector<double> slope(const std::vector<float>& z, const std::function<double(const std::vector<float>&)>& f) {
+    std::vector<double> g;
+    for (std::size_t i = 0; i < z.size(); ++i) {
+        std::vector<float> up = z, down = z;
+        up[i] += 1e-3f;
+        down[i] -= 1e-3f;
+        g.push_back((f(up) - f(down)) / (double(up[i]) - double(down[i])));
+    }
+    return g;
+}
+
+const std::vector<std::int32_t> candidates{3, 9, 4, 11, 6};
+
+TEST(ScoreLoss, GradientOfDistanceAndMass) {
+    const auto z = some_logits(14, 1);
+    const std::vector<double> labels{2.0, 4.5, 3.25};
+    const auto value = [&](std::vector<float> at) {
+        const ScoreLoss l = score_loss(labels, candidates, 0.7, 0.3, at);
+        return 0.7 * l.loss + 0.3 * l.mass;
+    };
+    std::vector<float> gradient = z;
+    const ScoreLoss loss = score_loss(labels, candidates, 0.7, 0.3, gradient);
+    EXPECT_NEAR(loss.expected, expected_score(z, candidates), 1e-12);
+    double by_hand = 0;
+    for (const double y : labels) by_hand += (loss.expected - y) * (loss.expected - y) / 3;
+    EXPECT_NEAR(loss.loss, by_hand, 1e-12);
+    const auto expected = slope(z, value);
+    for (std::size_t i = 0; i < z.size(); ++i) EXPECT_NEAR(gradient[i], expected[i], 2e-6) << i;
+}
+
+TEST(ScoreLoss, GradientOfTheExpectedScore) {
+    const auto z = some_logits(14, 2);
+    std::vector<float> gradient = z;
+    EXPECT_NEAR(score_gradient(candidates, -1.5, gradient), expected_score(z, candidates), 1e-12);
+    const auto expected = slope(z, [](const std::vector<float>& at) { return -1.5 * expected_score(at, candidates); });
+    for (std::size_t i = 0; i < z.size(); ++i) EXPECT_NEAR(gradient[i], expected[i], 2e-6) << i;
+}
+
+class JudgeTraining : public ::testing::Test {
+  protected:
+    JudgeTraining() : folder_(fs::temp_directory_path() / fmt::format("judge-training-{}", ::getpid())) {
+        fs::create_directories(folder_);
+        const fs::path base = fs::path(ATELIER_SOURCE_DIR) / "assets/mini/base";
+        for (const char* part : {"text_encoder", "processor"})
+            for (const auto& entry : fs::directory_iterator(base / part))
+                fs::create_symlink(entry.path(), folder_ / entry.path().filename());
+        asked_.dimension = "alignment";
+        asked_.kind = "t2i";
+        asked_.path = "alignment.toml";
+        asked_.system = "Compare.";
+        asked_.question = "{prompt}";
+        asked_.rubric = "How?";
+        asked_.level = {"bad", "poor", "fair", "good", "best"};
+        asked_.answer = "Score: N.";
+    }
+    ~JudgeTraining() override { fs::remove_all(folder_); }
+    /// Pictures of one colour: red ones are good, blue ones are bad.
+    LabelledSample sample(int i) const {
+        LabelledSample s;
+        s.id = fmt::format("p{}", i);
+        s.kind = "t2i";
+        s.dimension = "alignment";
+        s.category = i % 2 == 0 ? "general" : "portrait";
+        s.prompt = "a red circle";
+        const bool good = i % 2 == 0;
+        s.rationale = good ? "it is red" : "it is blue";
+        io::Image picture(64, 64, 3, static_cast<std::uint8_t>(10 * i));
+        for (int y = 0; y < 64; ++y)
+            for (int x = 0; x < 64; ++x) picture.at(x, y)[good ? 0 : 2] = 250;
+        s.picture = std::make_shared<const io::Image>(std::move(picture));
+        s.scores = {{"anna", good ? 4.5 : 1.5}, {"ben", good ? 5.0 : 1.0}};
+        return s;
+    }
+    fs::path folder_;
+    Template asked_;
+};
+
+TEST_F(JudgeTraining, TheAnswerStandsWhereItIsLearnt) {
+    const JudgeModel model(folder_);
+    const TrainingSample t = make_training_sample(model, asked_, sample(0));
+    const auto& ids = t.question.ids;
+    ASSERT_EQ(t.rows.size(), t.targets.size());
+    // Every learnt token but the last stands right after its row.
+    std::vector<std::int32_t> answer;
+    for (std::size_t i = 0; i + 1 < t.rows.size(); ++i) {
+        EXPECT_EQ(ids[static_cast<std::size_t>(t.rows[i]) + 1], t.targets[i]);
+        answer.push_back(t.targets[i]);
+    }
+    EXPECT_EQ(model.tokenizer().decode(answer), "it is red\nScore: ");
+    EXPECT_EQ(t.targets.back(), model.end_of_turn());
+    EXPECT_EQ(ids.back(), model.tokenizer().id_of("5"));
+    EXPECT_EQ(t.score_row, static_cast<std::int64_t>(ids.size()) - 2);
+    EXPECT_EQ(t.scores, (std::vector<double>{4.5, 5.0}));
+    LabelledSample silent = sample(0);
+    silent.rationale.clear();
+    EXPECT_THROW(make_training_sample(model, asked_, silent), Error);
+}
+
+/// The trainer's gradient against central differences of its loss, along each tensor's own gradient.
+void check_gradient(const fs::path& folder, const std::function<double(JudgeTrainer&)>& add, const std::vector<TrainingSample>& samples) {
+    const JudgeModel model(folder);
+    JudgeTrainer::Sizes sizes;
+    for (const auto& s : samples) sizes.cover(s);
+    JudgeTrainer trainer(model, {}, sizes);
+    trainer.zero_gradients();
+    add(trainer);
+    const nn::ParameterTable& table = model.vlm().table();
+    const std::vector<float> gradient(trainer.gradients().data(), trainer.gradients().data() + table.flat_size());
+    float* weights = model.weights().data();
+    for (const char* name : {"lm_head.weight", "model.language_model.layers.1.mlp.down_proj.weight", "model.language_model.layers.0.self_attn.q_norm.weight",
+                             "model.visual.merger.linear_fc2.weight", "model.visual.blocks.0.attn.qkv.weight"}) {
+        const int row = table.find(name);
+        ASSERT_GE(row, 0) << name;
+        const std::int64_t begin = table.offset(row), end = begin + table.spec(row).shape.elements();
+        double squares = 0, weight = 0;
+        for (std::int64_t i = begin; i < end; ++i) {
+            squares += double(gradient[i]) * gradient[i];
+            weight += double(weights[i]) * weights[i];
+        }
+        ASSERT_GT(squares, 0) << name;
+        const std::vector<float> before(weights + begin, weights + end);
+        const double length = 1e-3 * std::sqrt(weight / squares);  // moves the tensor by a thousandth of its norm
+        const auto at = [&](double t) {
+            for (std::int64_t i = begin; i < end; ++i) weights[i] = static_cast<float>(before[i - begin] + t * gradient[i]);
+            trainer.zero_gradients();
+            return add(trainer);
+        };
+        const double found = (8 * (at(length) - at(-length)) - (at(2 * length) - at(-2 * length))) / (12 * length);
+        std::copy(before.begin(), before.end(), weights + begin);
+        EXPECT_NEAR(found / squares, 1.0, 0.02) << name;
+    }
+}
+
+TEST_F(JudgeTraining, GradientOfASampleThroughTheWholeModel) {
+    const JudgeModel model(folder_);
+    const std::vector<TrainingSample> samples{make_training_sample(model, asked_, sample(1))};
+    check_gradient(folder_, [&](JudgeTrainer& t) {
+        const JudgeLoss l = t.add_sample(samples[0], 0.5);
+        return 0.5 * (l.score + l.language);
+    }, samples);
+}
+
+TEST_F(JudgeTraining, GradientOfAPairThroughTheWholeModel) {
+    const JudgeModel model(folder_);
+    const std::vector<TrainingSample> samples{make_training_sample(model, asked_, sample(0)), make_training_sample(model, asked_, sample(1))};
+    check_gradient(folder_, [&](JudgeTrainer& t) {
+        const JudgeLoss l = t.add_pair(samples[0], samples[1], 0.5);
+        return 0.5 * (l.score + l.language);
+    }, samples);
+}
+
+TEST_F(JudgeTraining, LearnsAndLeavesFrozenPartsAlone) {
+    for (const bool pairwise : {false, true}) {
+        const JudgeModel model(folder_);
+        std::vector<TrainingSample> samples;
+        JudgeTrainer::Sizes sizes;
+        for (int i = 0; i < 4; ++i) {
+            samples.push_back(make_training_sample(model, asked_, sample(i)));
+            sizes.cover(samples.back());
+        }
+        JudgeTrainerConfig config;
+        config.train_vision = false;
+        const nn::ParameterTable& table = model.vlm().table();
+        const int frozen = table.find("model.visual.blocks.0.attn.qkv.weight");
+        const Tensor tower = model.weights()[frozen];
+        const std::vector<float> before(tower.f32(), tower.f32() + tower.elements());
+        JudgeTrainer trainer(model, config, sizes);
+        double first = 0, last = 0;
+        for (int update = 0; update < 30; ++update) {
+            trainer.zero_gradients();
+            JudgeLoss sum;
+            for (std::size_t i = 0; i < 4; i += 2) {
+                const auto add = [&](const JudgeLoss& l) { sum.score += l.score / 4, sum.language += l.language / 4; };
+                if (pairwise) {
+                    add(trainer.add_pair(samples[i], samples[i + 1], 0.5));
+                } else {
+                    add(trainer.add_sample(samples[i], 0.25));
+                    add(trainer.add_sample(samples[i + 1], 0.25));
+                }
+            }
+            trainer.step(2e-3, [](std::span<float>) {});
+            last = sum.score + sum.language;
+            if (update == 0) first = last;
+        }
+        EXPECT_LT(last, 0.5 * first) << pairwise;
+        EXPECT_TRUE(std::equal(before.begin(), before.end(), tower.f32()));
+    }
+}
+
+TEST_F(JudgeTraining, GoesOnFromItsFilesToTheSameBits) {
+    const auto train = [&](const fs::path& from, JudgeTrainer& trainer, const JudgeModel& model, int updates) {
+        static_cast<void>(from);
+        for (int u = 0; u < updates; ++u) {
+            trainer.zero_gradients();
+            trainer.add_sample(make_training_sample(model, asked_, sample(static_cast<int>(trainer.updates() % 4))), 1);
+            trainer.step(1e-3, [](std::span<float>) {});
+        }
+    };
+    const JudgeModel whole(folder_), half(folder_);
+    JudgeTrainer::Sizes sizes;
+    for (int i = 0; i < 4; ++i) sizes.cover(make_training_sample(whole, asked_, sample(i)));
+    JudgeTrainer a(whole, {}, sizes), b(half, {}, sizes);
+    train(folder_, a, whole, 6);
+    train(folder_, b, half, 3);
+    const fs::path saved = folder_ / "saved";
+    fs::create_directories(saved);
+    save_judge(half, folder_, saved);
+    b.save_state(saved / "state.h5");
+    const JudgeModel again(saved);
+    JudgeTrainer c(again, {}, sizes);
+    c.load_state(saved / "state.h5");
+    EXPECT_EQ(c.updates(), 3);
+    train(saved, c, again, 3);
+    const std::int64_t n = whole.weights().flat().elements();
+    EXPECT_TRUE(std::equal(whole.weights().data(), whole.weights().data() + n, again.weights().data()));
+}
+
+TEST_F(JudgeTraining, LabelsInJsonLinesAndHdf5) {
+    std::ofstream out(folder_ / "labels.jsonl");
+    for (int i = 0; i < 3; ++i) io::write_png(folder_ / fmt::format("p{}.png", i), *sample(i).picture);
+    out << R"({"id": "p0", "kind": "t2i", "dimension": "alignment", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 4.5, "ben": 5}, "rationale": "it is red"})" << "\n\n"
+        << R"({"id": "p0", "kind": "t2i", "dimension": "aesthetics", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 3}})" << '\n'
+        << R"({"id": "p1", "kind": "edit", "dimension": "identity", "category": "portrait", "prompt": "add glasses", "picture": "p1.png", "sources": ["p2.png", "p0.png"], "scores": {"ben": 1.25}})" << '\n';
+    out.close();
+    const auto lines = read_labels(folder_ / "labels.jsonl");
+    write_labels(folder_ / "labels.h5", lines);
+    for (const auto& labels : {lines, read_labels(folder_ / "labels.h5")}) {
+        ASSERT_EQ(labels.size(), 3u);
+        EXPECT_EQ(labels[0].scores, (std::vector<std::pair<std::string, double>>{{"anna", 4.5}, {"ben", 5.0}}));
+        EXPECT_EQ(labels[0].mean_score(), 4.75);
+        EXPECT_EQ(labels[0].rationale, "it is red");
+        EXPECT_EQ(labels[0].picture, labels[1].picture) << "one picture is held once";
+        EXPECT_EQ(*labels[2].picture, *sample(1).picture);
+        ASSERT_EQ(labels[2].sources.size(), 2u);
+        EXPECT_EQ(*labels[2].sources[0], *sample(2).picture);
+        EXPECT_EQ(labels[2].sources[1], labels[0].picture);
+        EXPECT_EQ(labels[2].category, "portrait");
+        EXPECT_EQ(labels[2].prompt, "add glasses");
+    }
+}
+
+TEST_F(JudgeTraining, LabelsThatAreNone) {
+    io::write_png(folder_ / "p.png", *sample(0).picture);
+    const auto why = [&](const std::string& text) {
+        std::ofstream(folder_ / "bad.jsonl") << text;
+        try {
+            read_labels(folder_ / "bad.jsonl");
+        } catch (const Error& e) {
+            EXPECT_EQ(e.kind(), ErrorKind::input);
+            return e.message();
+        }
+        return std::string("nothing was wrong");
+    };
+    const std::string good = R"({"id": "a", "kind": "t2i", "dimension": "alignment", "category": "c", "prompt": "p", "picture": "p.png", "scores": {"x": 3}})";
+    const auto with = [&](const std::string& from, const std::string& to) {
+        std::string line = good;
+        return line.replace(line.find(from), from.size(), to);
+    };
+    EXPECT_EQ(why(good), "nothing was wrong");
+    EXPECT_THAT(why(""), HasSubstr("holds no label"));
+    EXPECT_THAT(why(good + "\n" + good), HasSubstr("bad.jsonl:2: alignment of 'a' stands twice"));
+    EXPECT_THAT(why(with("3}", "5.5}")), HasSubstr("x gives 5.5"));
+    EXPECT_THAT(why(with("3}", "\"3\"}")), HasSubstr("no number"));
+    EXPECT_THAT(why(with("\"x\": 3", "")), HasSubstr("no score"));
+    EXPECT_THAT(why(with("p.png", "../p.png")), HasSubstr("outside"));
+    EXPECT_THAT(why(with("t2i", "t2v")), HasSubstr("t2i or edit"));
+    EXPECT_THAT(why(with("\"prompt\"", "\"promt\"")), HasSubstr("no text 'prompt'"));
+    EXPECT_THAT(why("[1]"), HasSubstr("not a JSON object"));
+    EXPECT_THROW(read_labels(folder_ / "none.jsonl"), Error);
+}
+
+}  // namespace
+}  // namespace atelier::judge
