@@ -169,7 +169,11 @@ void save_judge(const JudgeModel& model, const std::filesystem::path& source,
             name.find(".safetensors") == std::string::npos)
             std::filesystem::copy_file(entry.path(), directory / name);
     }
-    nn::save_weights(model.weights(), directory / "model.safetensors", DType::f32);
+    // In files of 5 GB, as transformers writes them.
+    const nn::StorageFormat format{
+        std::vector<DType>(static_cast<std::size_t>(model.weights().table().size()), DType::f32),
+        std::uint64_t{5'000'000'000}, {{"format", "pt"}}};
+    nn::save_weights(model.weights(), directory, "model", format);
 }
 
 }  // namespace atelier::judge
