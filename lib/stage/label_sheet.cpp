@@ -1,10 +1,13 @@
 #include "stage/label_sheet.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <map>
 #include <ostream>
 
+#include "core/error.hpp"
 #include "eval/score_agreement.hpp"
 #include "io/csv.hpp"
 #include "io/image/png.hpp"

@@ -143,7 +143,7 @@ int run_reward_train(const Context& c) {
     memory.plan.hold("weights", model.weight_bytes());
     memory.plan.hold("training", trainer.bytes());
     memory.plan.hold("gradients' sum",
-                     c.world->sum_bytes(static_cast<std::size_t>(model.weights().flat().elements())));
+                     comm::sum_bytes(c.world->size(), static_cast<std::size_t>(model.weights().flat().elements())));
     memory.say(c);
 
     // Losses of the epoch's updates so far.
