@@ -4,7 +4,9 @@
 #include <charconv>
 #include <map>
 #include <ostream>
+#include <span>
 
+#include "core/error.hpp"
 #include "eval/score_agreement.hpp"
 #include "io/csv.hpp"
 #include "io/image/png.hpp"
