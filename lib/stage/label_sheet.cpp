@@ -6,6 +6,7 @@
 #include <charconv>
 #include <map>
 #include <ostream>
+#include <span>
 
 #include "core/error.hpp"
 #include "eval/score_agreement.hpp"
