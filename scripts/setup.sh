@@ -1,20 +1,39 @@
 #!/usr/bin/env bash
 # Installs what building and running Atelier needs on Debian or Ubuntu, or says what is missing.
-#   scripts/setup.sh [build|slurm]...     default: build
+#   scripts/setup.sh [build|slurm|cuda]...     default: build
+# cuda: the header-only C++ frontend of cuDNN, where there is a CUDA toolkit; without it the CUDA backend is left out.
 set -euo pipefail
 
 build_packages=(g++ cmake ninja-build ccache pkg-config git
     libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools libdnnl-dev libboost-program-options-dev libtomlplusplus-dev
     libfmt-dev libspdlog-dev nlohmann-json3-dev libpng-dev libpcre2-dev libutf8proc-dev libxxhash-dev
-    libgtest-dev libgmock-dev python3-minimal)
+    libgtest-dev libgmock-dev libboost-context-dev python3-minimal)
 slurm_packages=(slurmctld slurmd slurm-client munge libpmix-dev)
+
+cudnn_frontend_version=1.32.0
+
+# Into the cache folder where CMake looks (cmake/AtelierCuda.cmake).
+fetch_cudnn_frontend() {
+    local folder=${XDG_CACHE_HOME:-$HOME/.cache}/atelier/cudnn-frontend download
+    command -v nvcc >/dev/null || [[ -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]] || return 0
+    [[ -f $folder/include/cudnn_frontend.h ]] && return 0
+    download=$(mktemp -d)
+    if python3 -m pip download --quiet --no-deps -d "$download" "nvidia-cudnn-frontend==$cudnn_frontend_version"; then
+        mkdir -p "$folder"
+        python3 -m zipfile -e "$download"/*.whl "$folder"
+    else
+        echo "setup: nvidia-cudnn-frontend $cudnn_frontend_version cannot be had: the CUDA backend will be left out" >&2
+    fi
+    rm -rf "$download"
+}
 
 wanted=()
 for kind in "${@:-build}"; do
     case $kind in
         build) wanted+=("${build_packages[@]}") ;;
         slurm) wanted+=("${slurm_packages[@]}") ;;
-        *) echo "setup: unknown kind '$kind' (build or slurm)" >&2; exit 2 ;;
+        cuda) fetch_cudnn_frontend ;;
+        *) echo "setup: unknown kind '$kind' (build, slurm or cuda)" >&2; exit 2 ;;
     esac
 done
 

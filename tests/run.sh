@@ -3,8 +3,8 @@
 # ATELIER_BUILD_DIR: where to build (default build).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/setup.sh build slurm
+scripts/setup.sh build slurm cuda
 build=${ATELIER_BUILD_DIR:-build}
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON >/dev/null
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON -DATELIER_CUDA=ON >/dev/null
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@"

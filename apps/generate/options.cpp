@@ -12,10 +12,11 @@ namespace po = boost::program_options;
 
 std::optional<Options> parse_options(int argc, char** argv) {
     Options o;
-    std::string model, transformer, latents, output_latents, prompts, output_dir;
+    std::string model, transformer, device, latents, output_latents, prompts, output_dir;
     std::vector<std::string> images, loras;
     po::options_description text("atelier-generate: pictures from a diffusers directory of class QwenImage21Pipeline");
     text.add_options()("help", "this text")("model", po::value(&model), "model directory (required)")(
+        "device", po::value(&device)->default_value("cpu"), "cpu or cuda: where the transformer runs")(
         "transformer", po::value(&transformer), "transformer directory (weights, or an adapter) to use instead of the model's own")(
         "lora", po::value(&loras)->composing(), "FILE[:SCALE], an adapter in diffusers' or PEFT's layout to add; may be repeated")(
         "prompt", po::value(&o.prompt), "what to draw")("negative", po::value(&o.negative), "negative prompt, for guidance")(
@@ -55,6 +56,8 @@ std::optional<Options> parse_options(int argc, char** argv) {
                         "--guidance-scale {} needs --negative", o.guidance_scale);
     ATELIER_CHECK_USAGE(o.steps >= 0 && o.height >= 0 && o.width >= 0 && o.output_resolution >= 32,
                         "--steps, --height and --width must not be negative, --output-resolution at least 32");
+    ATELIER_CHECK_USAGE(device == "cpu" || device == "cuda", "--device must be cpu or cuda, found \"{}\"", device);
+    o.device = device == "cuda" ? Device::cuda : Device::cpu;
     o.model = model;
     o.transformer = transformer;
     for (const std::string& lora : loras) o.loras.push_back(nn::parse_lora_request(lora));

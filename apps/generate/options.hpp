@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/tensor.hpp"
 #include "nn/lora_file.hpp"
 
 namespace atelier::generate {
@@ -14,6 +15,7 @@ namespace atelier::generate {
 struct Options {
     std::filesystem::path model, transformer;
     std::vector<nn::LoraRequest> loras;  ///< merged into the transformer, in order
+    Device device = Device::cpu;
     std::string prompt, negative;
     bool has_prompt = false, has_negative = false;
     double guidance_scale = 1.0;

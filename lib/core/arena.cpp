@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "core/device.hpp"
+
 namespace atelier {
 
 Arena Arena::measuring(std::string name) {
@@ -16,46 +18,50 @@ Arena Arena::measuring(std::string name) {
     return arena;
 }
 
-Arena::Arena(std::string name, std::size_t bytes) : name_(std::move(name)), capacity_(bytes) {
-    if (bytes == 0) return;
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes, name_,
-                     std::strerror(errno));
-    base_ = static_cast<std::byte*>(memory);
+Arena::Arena(std::string name, std::size_t bytes, std::size_t device_bytes) : name_(std::move(name)) {
+    if (bytes > 0) {
+        void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes, name_,
+                         std::strerror(errno));
+        host_ = {static_cast<std::byte*>(memory), bytes};
+    }
+    if (device_bytes > 0) device_ = {static_cast<std::byte*>(device_memory().allocate(device_bytes)), device_bytes};
 }
 
 Arena::~Arena() {
-    if (base_ != nullptr) munmap(base_, capacity_);
+    if (host_.base != nullptr) munmap(host_.base, host_.capacity);
+    if (device_.base != nullptr) device_memory().release(device_.base);
 }
 
 Arena::Arena(Arena&& other) noexcept { *this = std::move(other); }
 
 Arena& Arena::operator=(Arena&& other) noexcept {
     std::swap(name_, other.name_);
-    std::swap(base_, other.base_);
-    std::swap(capacity_, other.capacity_);
-    std::swap(used_, other.used_);
-    std::swap(peak_, other.peak_);
+    std::swap(host_, other.host_);
+    std::swap(device_, other.device_);
     std::swap(measuring_, other.measuring_);
     return *this;
 }
 
-Tensor Arena::take(DType dtype, Shape shape) {
+Tensor Arena::take(DType dtype, Shape shape, Device device) {
+    Block& from = device == Device::cpu ? host_ : device_;
     const std::size_t bytes = static_cast<std::size_t>(shape.elements()) * size_of(dtype);
-    const std::size_t padded = (bytes + alignment - 1) / alignment * alignment;
-    ATELIER_CHECK(measuring_ || used_ + padded <= capacity_,
-                  "the {} arena was planned for {} bytes, {} are in use and {} more were asked for", name_,
-                  capacity_, used_, padded);
+    const std::size_t step = device == Device::cpu ? alignment : device_alignment;
+    const std::size_t padded = (bytes + step - 1) / step * step;
+    ATELIER_CHECK(measuring_ || from.used + padded <= from.capacity,
+                  "the {} arena was planned for {} bytes{}, {} are in use and {} more were asked for", name_,
+                  from.capacity, device == Device::cpu ? "" : " of device memory", from.used, padded);
     // A measuring arena hands out addresses that must never be read.
-    std::byte* address = measuring_ ? reinterpret_cast<std::byte*>(alignment) : base_ + used_;
-    used_ += padded;
-    peak_ = std::max(peak_, used_);
-    return Tensor(address, dtype, shape);
+    std::byte* address = measuring_ ? reinterpret_cast<std::byte*>(alignment) : from.base + from.used;
+    from.used += padded;
+    from.peak = std::max(from.peak, from.used);
+    return Tensor(address, dtype, shape, device);
 }
 
 void Arena::release(std::size_t mark) {
-    ATELIER_CHECK(mark <= used_, "arena {} released to {} beyond its {} bytes in use", name_, mark, used_);
-    used_ = mark;
+    ATELIER_CHECK(mark <= host_.used, "arena {} released to {} beyond its {} bytes in use", name_, mark, host_.used);
+    host_.used = mark;
+    if (mark == 0) device_.used = 0;
 }
 
 }  // namespace atelier

@@ -25,8 +25,10 @@ std::string list(const std::vector<std::pair<std::string, std::size_t>>& entries
 }
 
 // What oneDNN (its code, kernels generated at run time, packed operands), HDF5 (its code, caches) and
-// the allocator come to hold once they work, measured: docs/performance.md, "Memory".
-constexpr std::size_t libraries_at_work = std::size_t{19} << 20;
+// the allocator come to hold once they work, measured: docs/performance.md, "Memory". oneDNN's kernels for AVX-512 are the larger.
+std::size_t libraries_at_work() {
+    return std::size_t{__builtin_cpu_supports("avx512f") ? 38U : 25U} << 19;
+}
 
 }  // namespace
 
@@ -42,7 +44,7 @@ void return_freed_memory() {
 
 MemoryPlan::MemoryPlan() {
     held_.emplace_back("program", resident_bytes());
-    held_.emplace_back("libraries at work", libraries_at_work);
+    held_.emplace_back("libraries at work", libraries_at_work());
 }
 
 void MemoryPlan::hold(const std::string& what, std::size_t bytes) {

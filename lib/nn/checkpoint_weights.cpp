@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/convert.hpp"
+#include "core/device.hpp"
 #include "core/parallel.hpp"
 
 namespace atelier::nn {
@@ -36,16 +37,21 @@ void load_weights(const ParameterStore& store, const io::Safetensors& file, std:
     const ParameterTable& table = store.table();
     check_weights(table, file, ignorable);
     const std::string path = file.path().string();
-    parallel_for(table.size(), 1, [&](std::int64_t begin, std::int64_t end) {
+    // To a device one tensor goes after another, through host memory.
+    const bool there = store.flat().device() != Device::cpu;
+    parallel_for(table.size(), there ? table.size() : 1, [&](std::int64_t begin, std::int64_t end) {
+        std::vector<float> staged;
         for (std::int64_t i = begin; i < end; ++i) {
             const Tensor values = store[static_cast<int>(i)];
             const io::StoredTensor& stored = file.at(table.spec(static_cast<int>(i)).name);
-            io::to_f32(stored, values.f32());
-            const float* v = values.f32();
+            if (there) staged.resize(static_cast<std::size_t>(values.elements()));
+            float* v = there ? staged.data() : values.f32();
+            io::to_f32(stored, v);
             for (std::int64_t k = 0; k < values.elements(); ++k)
                 ATELIER_CHECK_INPUT(std::isfinite(v[k]), "{}: tensor {} holds {} at element {}", path, stored.name,
                                     v[k], k);
             io::release_pages(stored);
+            if (there) transfer(Tensor::of(v, values.shape()), values);
         }
     });
 }
@@ -97,6 +103,12 @@ void with_row(const ParameterStore& store, int row, Function f) {
 
 std::vector<std::string> save_weights(const ParameterStore& store, const std::filesystem::path& directory,
                                       const std::string& stem, const StorageFormat& format) {
+    if (store.residence() == nullptr && store.flat().device() != Device::cpu) {
+        Arena arena("weights to write", store.flat().bytes() + Arena::alignment);
+        const ParameterStore host(store.table(), arena);
+        transfer(store.flat(), host.flat());
+        return save_weights(host, directory, stem, format);
+    }
     std::vector<io::TensorToWrite> tensors;
     for (int i = 0; i < store.table().size(); ++i) {
         const ParameterSpec& spec = store.table().spec(i);

@@ -33,8 +33,8 @@ std::int64_t ParameterTable::count() const {
     return n;
 }
 
-ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena)
-    : table_(&table), flat_(arena.take_f32({table.flat_size()})) {}
+ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena, Device device)
+    : table_(&table), flat_(arena.take_f32({table.flat_size()}, device)) {}
 
 ParameterStore ParameterStore::with_lora(const LoraStore* adapter) const {
     ParameterStore store = *this;

@@ -71,8 +71,8 @@ class Residence {
 class ParameterStore {
   public:
     ParameterStore() = default;
-    /// Takes table.flat_size() numbers from the arena. The table must outlive the store.
-    ParameterStore(const ParameterTable& table, Arena& arena);
+    /// Takes table.flat_size() numbers from the arena, of the device's memory if so. The table must outlive the store.
+    ParameterStore(const ParameterTable& table, Arena& arena, Device device = Device::cpu);
     /// Over numbers that somebody else holds.
     ParameterStore(const ParameterTable& table, const float* values)
         : table_(&table), flat_(Tensor::of(values, {table.flat_size()})) {}

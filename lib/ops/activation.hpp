@@ -2,7 +2,11 @@
 
 #include <cstdint>
 
+#include "ops/dispatch.hpp"
+
 namespace atelier::ops {
+
+namespace cpu {
 
 /// Elementwise over n numbers; y may be x, dx may be dy. Backward functions take the input x.
 void silu(const float* x, float* y, std::int64_t n);
@@ -14,6 +18,8 @@ void gelu_tanh_backward(const float* x, const float* dy, float* dx, std::int64_t
 void gelu_erf(const float* x, float* y, std::int64_t n);
 void gelu_erf_backward(const float* x, const float* dy, float* dx, std::int64_t n);
 void tanh(const float* x, float* y, std::int64_t n);
+/// Takes tanh's value y: dx = dy (1 - y^2).
+void tanh_backward(const float* y, const float* dy, float* dx, std::int64_t n);
 
 /// SwiGLU by rows: y = silu(gate) * value; rows of `width` numbers, `in_stride` apart in gate and value (so that
 /// both may lie in one packed buffer), contiguous in y.
@@ -25,5 +31,19 @@ void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, c
 
 /// y += x
 void add(const float* x, float* y, std::int64_t n);
+
+}  // namespace cpu
+
+ATELIER_OP(silu);
+ATELIER_OP(silu_backward);
+ATELIER_OP(gelu_tanh);
+ATELIER_OP(gelu_tanh_backward);
+ATELIER_OP(gelu_erf);
+ATELIER_OP(gelu_erf_backward);
+ATELIER_OP(tanh);
+ATELIER_OP(tanh_backward);
+ATELIER_OP(swiglu);
+ATELIER_OP(swiglu_backward);
+ATELIER_OP(add);
 
 }  // namespace atelier::ops

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/tensor.hpp"
+#include "ops/dispatch.hpp"
 
 namespace atelier::ops {
 
@@ -16,7 +17,8 @@ namespace atelier::ops {
 ///
 /// Strides are in numbers between consecutive tokens, so q, k and v may lie in one packed buffer;
 /// heads are contiguous within a token: element (token, head, channel) at token * stride + head * head_dim +
-/// channel. Query head h uses key head h / (heads / kv_heads) (grouped-query attention).
+/// channel. Query head h uses key head h / (heads / kv_heads) (grouped-query attention). The masks are host memory wherever
+/// the operation runs.
 struct AttentionShape {
     std::int64_t batch = 1;
     std::int64_t queries = 0;         ///< per batch entry
@@ -35,6 +37,13 @@ struct AttentionKeys {
     const float* v = nullptr;
 };
 
+struct AttentionKeyGradients {
+    float* dk = nullptr;
+    float* dv = nullptr;
+};
+
+namespace cpu {
+
 /// Floats of workspace that the calls below need, for `threads()` threads.
 std::int64_t attention_workspace(const AttentionShape& shape);
 
@@ -43,11 +52,6 @@ std::int64_t attention_workspace(const AttentionShape& shape);
 void attention(const AttentionShape& shape, const float* q, AttentionKeys shared, AttentionKeys own, float* out,
                float* log_sum_exp, const Tensor& workspace);
 
-struct AttentionKeyGradients {
-    float* dk = nullptr;
-    float* dv = nullptr;
-};
-
 /// Gradients: dq and own dk, dv are written (not added), the strides of q and own keys; shared dk, dv are
 /// ADDED to (strides of the shared keys), entries of the batch in index order. `out` and `dout` by out_stride.
 /// shared_gradients may be null (frozen prefix).
@@ -55,5 +59,11 @@ void attention_backward(const AttentionShape& shape, const float* q, AttentionKe
                         const float* out, const float* log_sum_exp, const float* dout, float* dq,
                         AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
                         const Tensor& workspace);
+
+}  // namespace cpu
+
+ATELIER_OP(attention_workspace);
+ATELIER_OP(attention);
+ATELIER_OP(attention_backward);
 
 }  // namespace atelier::ops

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "core/tensor.hpp"
+#include "ops/dispatch.hpp"
 
 namespace atelier::ops {
 
@@ -10,6 +11,8 @@ struct MatrixView {
     std::int64_t rows = 0, cols = 0, stride = 0;
 };
 
+namespace cpu {
+
 /// C = alpha * op(A) op(B) + beta * C, fp32, all row-major; op is the transpose where the flag says so.
 ///
 /// Bits depend on the shapes, strides and flags alone: never on the number of threads, on what else
@@ -17,5 +20,9 @@ struct MatrixView {
 /// tiles of a fixed size. Inside a parallel_for body it runs on the calling thread.
 void matmul(bool transpose_a, bool transpose_b, float alpha, const MatrixView& a, const MatrixView& b,
             float beta, const MatrixView& c);
+
+}  // namespace cpu
+
+ATELIER_OP(matmul);
 
 }  // namespace atelier::ops

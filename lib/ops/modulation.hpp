@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "ops/dispatch.hpp"
+
 namespace atelier::ops {
 
 /// Rows in groups: group g owns rows [g * rows, (g + 1) * rows) and row g of scale and gate (`mod_stride` numbers
@@ -10,6 +12,8 @@ struct ModulationShape {
     std::int64_t groups = 1, rows = 0, width = 0, mod_stride = 0;
     float eps = 1e-6f;
 };
+
+namespace cpu {
 
 /// y = LayerNorm(x) * (1 + scale), LayerNorm without affine. x, y [groups * rows, width]; mean and inverse_std
 /// [groups * rows] are kept for the backward pass.
@@ -24,5 +28,12 @@ void gate_residual(const ModulationShape& shape, const float* x, const float* ga
 /// dbranch is written, dgate (of the gate past its tanh) is added to. The gradient of x is dy itself.
 void gate_residual_backward(const ModulationShape& shape, const float* gate, const float* branch, const float* dy,
                             float* dbranch, float* dgate);
+
+}  // namespace cpu
+
+ATELIER_OP(layer_norm_modulate);
+ATELIER_OP(layer_norm_modulate_backward);
+ATELIER_OP(gate_residual);
+ATELIER_OP(gate_residual_backward);
 
 }  // namespace atelier::ops

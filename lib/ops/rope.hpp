@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "ops/dispatch.hpp"
+
 namespace atelier::ops {
 
 /// RMS norm of each head of q and k, then rotation of neighbouring channel pairs (2i, 2i + 1); v is copied.
@@ -11,6 +13,8 @@ struct QkNormRopeShape {
     std::int64_t rows = 0, heads = 0, head_dim = 0, positions = 0;
     float eps = 1e-6f;
 };
+
+namespace cpu {
 
 /// in and out [rows, 3 * heads * head_dim]; weights [head_dim]; inverse_rms [rows, 2, heads] kept for the backward pass.
 void qk_norm_rope(const QkNormRopeShape& shape, const float* in, const float* q_weight, const float* k_weight,
@@ -31,5 +35,13 @@ void rope_half(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std
 /// `gradient` of the result on entry, of x on return; same layout.
 void rope_half_backward(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride,
                         const float* cosine, const float* sine, float* gradient);
+
+}  // namespace cpu
+
+ATELIER_OP(qk_norm_rope);
+ATELIER_OP(qk_norm_rope_workspace);
+ATELIER_OP(qk_norm_rope_backward);
+ATELIER_OP(rope_half);
+ATELIER_OP(rope_half_backward);
 
 }  // namespace atelier::ops

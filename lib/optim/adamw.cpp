@@ -5,6 +5,7 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::optim {
 namespace {
@@ -64,6 +65,19 @@ void adamw_step(const AdamWConfig& config, double rate, std::int64_t update, dou
                           static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(config.beta2, t))),
                           static_cast<float>(config.epsilon)};
     const float decayed = static_cast<float>(1.0 - rate * config.weight_decay);
+    if (current_device() == Device::cuda) {
+        const ops::Backend& device = ops::backend();
+        for (std::size_t first = 0, end = 0; first < ranges.size(); first = end) {
+            for (end = first + 1; end < ranges.size() && ranges[end].decay == ranges[first].decay;) ++end;
+            const std::int64_t begin = ranges[first].begin, count = ranges[end - 1].end - begin;
+            device.adamw(count,
+                         {factors.gradient_scale, factors.one_minus_beta1, factors.beta2, factors.one_minus_beta2, factors.step,
+                          factors.inverse_root_correction, factors.epsilon, ranges[first].decay ? decayed : 1.0f},
+                         gradient.data() + begin, parameter.data() + begin, m.data() + begin, v.data() + begin,
+                         device.bf16_copy_of(parameter.data() + begin));
+        }
+        return;
+    }
     parallel_for(covered, 1 << 15, [&](std::int64_t begin, std::int64_t end) {
         const auto* range =
             std::partition_point(ranges.data(), ranges.data() + ranges.size(),

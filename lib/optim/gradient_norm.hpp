@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -14,10 +15,12 @@ class GradientNorm {
     explicit GradientNorm(std::int64_t capacity);
     /// Infinity or NaN if and only if a number is (fp32 squares cannot overflow fp64). Add over
     /// parameter shards, then take the root.
+    /// Where the calling thread's operations run on a device the numbers are in its memory; its blocks are added in another order.
     double sum_of_squares(std::span<const float> gradient);
 
   private:
     std::vector<double> blocks_;
+    std::shared_ptr<double> on_device_;  ///< one number of device memory, taken at the first use
 };
 
 /// min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; 1 for max_norm <= 0 (no

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/tokenizer/json_file.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::pipeline {
 namespace {
@@ -40,7 +41,7 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm::Communicator* ranks)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -62,7 +63,9 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm:
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"));
+    ATELIER_CHECK_USAGE(device == Device::cpu || ranks == nullptr, "weights that are cut over ranks run on the CPU");
+    if (device == Device::cuda) ops::load_backend();
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -81,14 +84,14 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm:
             sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, std::span<float>(), arena);
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
         } else {
-            dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena);
+            dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         }
         vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
     };
     Arena measure = Arena::measuring("weights");
     stores(measure);
-    arena_ = Arena("weights", measure.used());
+    arena_ = Arena("weights", measure.used(), measure.used(Device::cuda));
     stores(arena_);
     load_transformer(transformer_directory_);
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
@@ -101,11 +104,16 @@ void Pipeline::load_transformer(const fs::path& directory) {
     // Checked before the weights change.
     std::unique_ptr<nn::LoraAdapter> adapter;
     ATELIER_CHECK_USAGE(!sharded_ || !holds_adapter(directory), "{} is an adapter: weights that are cut over ranks take none", directory.string());
+    ATELIER_CHECK_USAGE(dit_->device() == Device::cpu || !holds_adapter(directory), "{} is an adapter: these run on the CPU; atelier-export merges it", directory.string());
     if (holds_adapter(directory)) adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(directory / nn::lora_file_name, dit_->table()));
     if (component != loaded_) {
         loaded_.clear();
-        read_own_weights(component, own_weights());
-        weights_were_changed();
+        if (sharded_) {
+            read_own_weights(component, own_weights());
+            weights_were_changed();
+        } else {
+            dit::load(*dit_weights_, component);
+        }
         loaded_ = component;
     }
     drop_adapter();

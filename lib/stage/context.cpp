@@ -2,24 +2,15 @@
 
 #include <fmt/format.h>
 
-#include <atomic>
-#include <csignal>
 #include <set>
 
 #include "core/progress.hpp"
+#include "core/signals.hpp"
 #include "flow/step_choice.hpp"
 #include "io/image/png.hpp"
 #include "stage/curated.hpp"
 
 namespace atelier::stage {
-namespace {
-
-std::atomic<bool> signal_seen{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-void on_signal(int) { signal_seen.store(true); }
-
-}  // namespace
 
 std::filesystem::path RunDirectory::iteration(const std::string& policy,
                                               std::int64_t iteration) const {
@@ -166,13 +157,7 @@ StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,
     return stage;
 }
 
-void catch_signals() {
-    struct sigaction action {};
-    action.sa_handler = on_signal;
-    for (const int s : {SIGUSR1, SIGTERM, SIGINT}) sigaction(s, &action, nullptr);
-}
-
-bool stop_was_asked(comm::Communicator& world) { return world.any(signal_seen.load()); }
+bool stop_was_asked(comm::Communicator& world) { return world.any(signal_was_seen()); }
 
 std::string code_version() { return ATELIER_CODE_VERSION; }
 

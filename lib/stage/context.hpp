@@ -114,10 +114,8 @@ struct StageLock {
 StageLock begin_stage(const Context& context, const std::filesystem::path& lock_at,
                       const std::filesystem::path& product);
 
-/// USR1, TERM and INT ask a stage to publish what is complete and end with the code that means "run
-/// me again".
-void catch_signals();
-/// Whether any rank was asked; the same answer on every rank.
+/// Whether a signal asked any rank to publish what is complete and to end with the code that means
+/// "run me again"; the same answer on every rank.
 bool stop_was_asked(comm::Communicator& world);
 
 /// The version of the source this was built from.

@@ -88,17 +88,18 @@ int run_distill(const Context& c) {
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const auto source = student_source(c, round);
-    pipeline::Pipeline model(c.model(), source, c.sharded_ranks());
+    pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks());
     load_start(c, round, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model);
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
     Trainer trainer(model, source,
-                    {{0.9, 0.999, 1e-8, 0.0}, c.config.number("distill.max_grad_norm"), 0.0,
-                     c.storage(model.dit().table()), static_cast<int>(c.config.integer("compute.zero"))},
+                    {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
+                     c.config.number("distill.max_grad_norm"),
+                     0.0,
+                     c.storage(model.dit().table()),
+                     static_cast<int>(c.config.integer("compute.zero"))},
                     *c.world);
-    const optim::LearningRate rate{c.config.number("distill.learning_rate"),
-                                   optim::RateShape::constant, 0, 0, 0.0};
     const dit::Keep keep =
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
@@ -127,6 +128,10 @@ int run_distill(const Context& c) {
     const auto epochs = c.config.integer("distill.epochs");
     const std::size_t batches = (shards.size() + batch - 1) / batch;
     const auto ranks = static_cast<std::size_t>(c.world->size());
+    const optim::LearningRate rate{
+        c.config.number("distill.learning_rate"),
+        optim::parse_rate_shape(c.config.text("distill.rate_shape")), 0,
+        c.config.integer("distill.rounds") * epochs * static_cast<std::int64_t>(batches), 0.0};
     {
         std::vector<const Prompt*> mine;
         for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
@@ -214,7 +219,7 @@ int run_distill(const Context& c) {
          done.norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
         {"trained_parameters", trainer.count()},
         {"updates", trainer.updates()},
-        {"learning_rate", c.config.number("distill.learning_rate")}};
+        {"learning_rate", rate.at(trainer.updates())}};
     for (const auto& [task, sum] : done.loss)
         metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
     publish_together(

@@ -7,11 +7,14 @@
 #include <vector>
 
 #include "core/philox.hpp"
+#include "test_device.hpp"
 
 namespace atelier::testing {
 
+inline ::testing::Environment* const device_environment = ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
+
 using Doubles = std::vector<double>;
-using Floats = std::vector<float>;
+using Floats = std::vector<float, SharedAllocator<float>>;
 
 /// A kernel beside its slow reference in double. Inputs are flat; the reference is the definition, written plainly.
 struct KernelCase {

@@ -12,6 +12,7 @@
 #include "io/safetensors.hpp"
 #include "model/dit/dit.hpp"
 #include "nn/lora_file.hpp"
+#include "../ops/test_device.hpp"
 #include "oracle_folder.hpp"
 
 namespace atelier::dit {
@@ -32,21 +33,31 @@ double relative_error(const float* found, const std::vector<float>& expected) {
     return worst / std::max(std::sqrt(square / static_cast<double>(expected.size())), 1e-30);
 }
 
+/// On the device that is tested, with weights and gradients in host memory beside it.
 struct Model {
-    explicit Model(const fs::path& directory)
-        : dit(load_config(directory / "config.json")), arena("model", plan()), weights(dit.table(), arena),
-          gradients(dit.table(), arena) {
+    explicit Model(const fs::path& directory) : dit(load_config(directory / "config.json"), testing::test_device()) {
+        workspace.build([&](Arena& arena) {
+            host_weights = weights = nn::ParameterStore(dit.table(), arena);
+            host_gradients = gradients = nn::ParameterStore(dit.table(), arena);
+            if (dit.device() == Device::cpu) return 0;
+            weights = nn::ParameterStore(dit.table(), arena, dit.device());
+            gradients = nn::ParameterStore(dit.table(), arena, dit.device());
+            return 0;
+        });
+        load(host_weights, directory);
         load(weights, directory);
     }
-    std::size_t plan() const {
-        Arena measure = Arena::measuring("model");
-        nn::ParameterStore(dit.table(), measure);
-        nn::ParameterStore(dit.table(), measure);
-        return measure.used();
+    ~Model() {
+        if (dit.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), 0);
     }
+    void upload() const {
+        transfer(host_weights.flat(), weights.flat());
+        if (dit.device() != Device::cpu) ops::backend().refresh_bf16_copy(weights.data());
+    }
+    void download() const { transfer(gradients.flat(), host_gradients.flat()); }
     Dit dit;
-    Arena arena;
-    nn::ParameterStore weights, gradients;
+    Workspace workspace{"model"};
+    nn::ParameterStore host_weights, host_gradients, weights, gradients;
 };
 
 struct Inputs {
@@ -104,16 +115,14 @@ Result run(Model& model, Inputs& in, Keep keep, const std::vector<float>& loss_w
         return std::pair(PrefixPass(model.dit, prefix_tokens, in.text, keep, arena),
                          TargetPass(model.dit, 1, tokens, prefix_tokens, keep, arena));
     };
-    Arena measure = Arena::measuring("activations");
-    build(measure);
-    Arena arena("activations", measure.used());
-    auto [prefix, target] = build(arena);
+    Workspace workspace("activations");
+    auto [prefix, target] = workspace.build(build);
     Result r;
     r.output.resize(in.batch * (prefix_tokens + tokens) * c.out_channels);
     r.target.resize(in.batch * tokens * c.out_channels);
     r.d_latents.resize(in.latents.size());
     r.d_states.resize(in.states.size());
-    if (model.gradients.lora() == nullptr) std::fill_n(model.gradients.data(), model.gradients.flat().elements(), 0.0f);
+    if (model.gradients.lora() == nullptr) clear(model.gradients.flat());
     for (std::int64_t row = 0; row < in.batch; ++row) {
         const Layout layout = in.layout(c, row);
         const float t = in.timestep[row % in.timestep.size()], prefix_t = c.causal_condition ? 0.0f : t;
@@ -138,6 +147,7 @@ Result run(Model& model, Inputs& in, Keep keep, const std::vector<float>& loss_w
                         Tensor::of(r.d_states.data() + row * in.text * in.context_dim, {in.text, in.context_dim}),
                         in.references() > 0 ? Tensor::of(latents_at(0), {in.references(), in.channels}) : Tensor());
     }
+    if (model.gradients.has_values()) model.download();
     return r;
 }
 
@@ -158,9 +168,14 @@ void check_case(const fs::path& folder) {
     std::unique_ptr<nn::LoraAdapter> adapter, gradients;
     if (info.contains("adapter")) {
         adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(folder / info["adapter"].get<std::string>(), model.dit.table()));
-        gradients = std::make_unique<nn::LoraAdapter>(model.dit.table(), adapter->table().config());
-        model.weights = model.weights.with_lora(&adapter->store());
-        model.gradients = nn::ParameterStore(model.dit.table(), gradients->store());
+        if (model.dit.device() == Device::cpu) {
+            gradients = std::make_unique<nn::LoraAdapter>(model.dit.table(), adapter->table().config());
+            model.weights = model.weights.with_lora(&adapter->store());
+            model.gradients = nn::ParameterStore(model.dit.table(), gradients->store());
+        } else {  // beside the weights it runs on the CPU
+            nn::merge_lora(adapter->store(), model.host_weights);
+            model.upload();
+        }
     }
     Inputs in(folder);
     const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
@@ -173,13 +188,14 @@ void check_case(const fs::path& folder) {
     EXPECT_LT(relative_error(r.target.data(), expected.floats("target")), forward);
     EXPECT_LT(relative_error(r.d_latents.data(), expected.floats("grad.hidden_states")), backward);
     EXPECT_LT(relative_error(r.d_states.data(), expected.floats("grad.encoder_hidden_states")), backward);
+    if (adapter && !gradients) return;
     std::size_t compared = 4;  // output, target, two inputs
     for (const auto& [name, stored] : expected.tensors()) {
         if (!name.starts_with("grad.") || name == "grad.hidden_states" || name == "grad.encoder_hidden_states") continue;
         std::string parameter = name.substr(5);
         // PEFT names the adapter inside: lora_A.default.weight.
         if (const auto at = parameter.find(".default"); at != std::string::npos) parameter.erase(at, 8);
-        const float* found = adapter ? gradients->store().values().at(parameter).f32() : model.gradients.at(parameter).f32();
+        const float* found = adapter ? gradients->store().values().at(parameter).f32() : model.host_gradients.at(parameter).f32();
         EXPECT_LT(relative_error(found, expected.floats(name)), backward) << name;
         ++compared;
     }
@@ -216,12 +232,11 @@ TEST(dit_oracle, PrefixCacheOverSteps) {
         const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
         const std::int64_t tokens = in.target.tokens(), prefix_tokens = in.layout(c, 0).prefix_tokens();
         const std::size_t picture = static_cast<std::size_t>(tokens * c.out_channels);
-        Arena measure = Arena::measuring("activations");
-        PrefixPass(model.dit, prefix_tokens, in.text, Keep::nothing, measure);
-        TargetPass(model.dit, 1, tokens, prefix_tokens, Keep::nothing, measure);
-        Arena arena("activations", measure.used());
-        PrefixPass prefix(model.dit, prefix_tokens, in.text, Keep::nothing, arena);
-        TargetPass target(model.dit, 1, tokens, prefix_tokens, Keep::nothing, arena);
+        Workspace workspace("activations");
+        auto [prefix, target] = workspace.build([&](Arena& arena) {
+            return std::pair(PrefixPass(model.dit, prefix_tokens, in.text, Keep::nothing, arena),
+                             TargetPass(model.dit, 1, tokens, prefix_tokens, Keep::nothing, arena));
+        });
         std::vector<std::vector<float>> found(steps.size(), std::vector<float>(picture * in.batch));
         for (std::int64_t row = 0; row < in.batch; ++row) {
             const Layout layout = in.layout(c, row);
@@ -248,16 +263,51 @@ TEST(dit_oracle, BitsDoNotDependOnKeepingOrThreads) {
         Inputs in(folder);
         const auto loss_weight = in.file.floats("loss_weight");
         const Result full = run(model, in, Keep::activations, loss_weight);
-        const std::vector<float> gradients(model.gradients.data(), model.gradients.data() + model.gradients.flat().elements());
+        const std::vector<float> gradients(model.host_gradients.data(),
+                                           model.host_gradients.data() + model.host_gradients.flat().elements());
         for (int n : {1, 2, 3}) {
             set_threads(n);
             EXPECT_EQ(run(model, in, Keep::nothing, loss_weight).output, full.output);
             const Result again = run(model, in, Keep::inputs, loss_weight);
             EXPECT_EQ(again.target, full.target);
             EXPECT_EQ(again.d_latents, full.d_latents);
-            EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.gradients.data()));
+            EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.host_gradients.data()));
         }
         set_threads(1);
+    }
+}
+
+double rms_error(const std::vector<float>& found, const std::vector<float>& expected) {
+    double square = 0, error = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        square += double(expected[i]) * expected[i];
+        error += (double(found[i]) - expected[i]) * (double(found[i]) - expected[i]);
+    }
+    return std::sqrt(error / square);
+}
+
+// Operands of products and attention rounded to bf16 (by up to 2^-9 of each): errors of a dozen roundings a layer add like a random
+// walk, and once more on the way back.
+TEST(dit_oracle, ProductsInBf16) {
+    if (testing::test_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const auto& folder : gradient_cases()) {
+        SCOPED_TRACE(folder.filename().string());
+        const auto info = case_info(folder);
+        if (info.contains("adapter")) continue;
+        Model model(folder.parent_path() / info["model"].get<std::string>());
+        Inputs in(folder);
+        const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
+        ops::backend().set_product_precision(ops::ProductPrecision::bf16);
+        const Result r = run(model, in, Keep::activations, in.file.floats("loss_weight"));
+        const Result again = run(model, in, Keep::inputs, in.file.floats("loss_weight"));
+        ops::backend().set_product_precision(ops::ProductPrecision::fp32);
+        const double bound = 0x1p-8 * std::sqrt(12.0 * static_cast<double>(model.dit.config().layers));
+        EXPECT_LT(rms_error(r.output, expected.floats("output")), bound);
+        EXPECT_GT(rms_error(r.output, expected.floats("output")), 0x1p-12) << "products were not in bf16";
+        EXPECT_LT(rms_error(r.d_latents, expected.floats("grad.hidden_states")), 2 * bound);
+        EXPECT_LT(rms_error(r.d_states, expected.floats("grad.encoder_hidden_states")), 2 * bound);
+        EXPECT_EQ(again.output, r.output);
+        EXPECT_EQ(again.d_latents, r.d_latents);
     }
 }
 
@@ -269,13 +319,15 @@ TEST(dit_oracle, SeesAChangedWeight) {
     Inputs in(folder);
     const auto expected = io::Safetensors::open(folder / "outputs.safetensors").floats("target");
     for (int row : {model.dit.modulation, model.dit.blocks()[0].k_norm, model.dit.text_norm, model.dit.time_in}) {
-        const Tensor w = model.weights[row];
+        const Tensor w = model.host_weights[row];
         const std::vector<float> kept(w.f32(), w.f32() + w.elements());
         for (std::int64_t i = 0; i < w.elements(); ++i) w.f32()[i] *= 1.01f;
+        model.upload();
         const Result r = run(model, in, Keep::nothing, {});
         EXPECT_GT(relative_error(r.target.data(), expected), allowance * info["float32_error"]["output"].get<double>())
             << model.dit.table().spec(row).name;
         std::copy(kept.begin(), kept.end(), w.f32());
+        model.upload();
     }
 }
 

@@ -8,14 +8,33 @@
 #include "flow/noise.hpp"
 #include "io/image/png.hpp"
 #include "optim/adamw.hpp"
+#include "../ops/test_device.hpp"
 #include "../oracle/oracle_folder.hpp"
 #include "rl/group_policy.hpp"
 
 namespace atelier::rl {
 namespace {
 
+/// Numbers of a tensor wherever it lies.
+std::vector<float> read(const Tensor& from) {
+    std::vector<float> numbers(static_cast<std::size_t>(from.elements()));
+    transfer(from, Tensor::of(numbers.data(), from.shape()));
+    return numbers;
+}
+void write(const std::vector<float>& numbers, const Tensor& to) { transfer(Tensor::of(numbers.data(), to.shape()), to); }
+
+/// One number for each parameter of a model, where the model runs; zero at first.
+struct Store {
+    explicit Store(const pipeline::Pipeline& model)
+        : values(workspace.build(
+              [&](Arena& arena) { return nn::ParameterStore(model.dit().table(), arena, model.dit().device()); })) {}
+    std::span<float> span() const { return {values.data(), static_cast<std::size_t>(values.flat().elements())}; }
+    Workspace workspace{"numbers"};
+    nn::ParameterStore values;
+};
+
 struct Fixture {
-    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline") {
+    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device()) {
         spec.target = {4, 4};
         spec.schedule = model.schedule(6, spec.target.tokens());
         spec.trained_steps = {0, 2, 3};
@@ -37,10 +56,10 @@ struct Fixture {
     }
     template <typename Function>
     auto with_policy(dit::Keep keep, Function f) {
-        Arena measure = Arena::measuring("group");
-        GroupPolicy(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, measure);
-        Arena arena("group", measure.used());
-        GroupPolicy policy(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+        Workspace workspace("group");
+        GroupPolicy policy = workspace.build([&](Arena& arena) {
+            return GroupPolicy(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+        });
         return f(policy);
     }
     pipeline::Pipeline model;
@@ -76,6 +95,21 @@ TEST_P(Replay, GivesTheStoredLogProbabilityBitForBit) {
     EXPECT_TRUE(std::equal(t.latents.begin(), t.latents.begin() + n, other.latents.begin() + 3 * n));
 }
 
+TEST(GroupPolicy, ReplayOfGroupsOfAnySize) {
+    for (const bool edit : {false, true})
+        for (const auto& [members, micro_batch] : {std::pair{1, 1}, {8, 8}, {24, 8}}) {
+            Fixture f;
+            edit ? f.edit_prompt() : f.text_prompt();
+            f.spec.guidance.scale = 1.0;
+            f.spec.guidance_train = flow::GuidanceTrain::none;
+            f.spec.members = members, f.spec.micro_batch = micro_batch;
+            f.keys.clear();
+            for (int m = 0; m < members; ++m) f.keys.push_back(flow::sample_noise_key(1, 2, 3, m));
+            const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+            EXPECT_EQ(f.with_policy(dit::Keep::inputs, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << members << edit;
+        }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Replay,
                          ::testing::Combine(::testing::Values(flow::GuidanceTrain::conditional, flow::GuidanceTrain::guided,
                                                               flow::GuidanceTrain::none),
@@ -94,18 +128,18 @@ void check_gradient(flow::GuidanceTrain train, bool edit) {
     objective.clip = 1e9;
     for (std::size_t i = 0; i < t.log_prob.size(); ++i) t.log_prob[i] += 0.01f * static_cast<float>(i % 3);
     const nn::ParameterStore& weights = f.model.dit_weights();
-    const std::int64_t size = weights.flat().elements();
-    Arena arena("gradients", static_cast<std::size_t>(size) * 4 + 64);
-    const nn::ParameterStore gradients(weights.table(), arena);
-    f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 1.0, gradients); });
+    const Store gradients(f.model);
+    f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 1.0, gradients.values); });
+    const std::vector<float> gradient = read(gradients.values.flat()), kept = read(weights.flat());
     // Along the gradient itself the loss changes most: the derivative is its norm.
     double norm = 0;
-    for (std::int64_t i = 0; i < size; ++i) norm += double(gradients.data()[i]) * gradients.data()[i];
+    for (const float g : gradient) norm += double(g) * g;
     norm = std::sqrt(norm);
     ASSERT_GT(norm, 0);
-    const std::vector<float> kept(weights.data(), weights.data() + size);
     const auto loss = [&](double step) {
-        for (std::int64_t i = 0; i < size; ++i) weights.data()[i] = static_cast<float>(kept[i] + step * gradients.data()[i] / norm);
+        std::vector<float> moved = kept;
+        for (std::size_t i = 0; i < moved.size(); ++i) moved[i] = static_cast<float>(kept[i] + step * gradient[i] / norm);
+        write(moved, weights.flat());
         const auto now = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.replay(t); });
         double sum = 0;
         for (std::size_t i = 0; i < now.size(); ++i)
@@ -114,7 +148,7 @@ void check_gradient(flow::GuidanceTrain train, bool edit) {
     };
     const double step = 2e-3;
     const double slope = (8 * (loss(step) - loss(-step)) - (loss(2 * step) - loss(-2 * step))) / (12 * step);
-    std::copy(kept.begin(), kept.end(), weights.data());
+    write(kept, weights.flat());
     EXPECT_NEAR(slope / norm, 1.0, 0.01);
 }
 
@@ -134,18 +168,17 @@ void check_objective(const ObjectiveConfig& objective) {
     for (std::size_t i = 0; i < base.size(); ++i) base[i] += 0.05f * static_cast<float>(i % 5);
     const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};
     const nn::ParameterStore& weights = f.model.dit_weights();
-    const std::int64_t size = weights.flat().elements();
-    const std::vector<float> kept(weights.data(), weights.data() + size);
+    const std::vector<float> kept = read(weights.flat());
     std::vector<float> gradient;
     const auto loss = [&](double step, double norm) {
-        Arena arena("gradients", static_cast<std::size_t>(size) * 4 + 64);
-        const nn::ParameterStore gradients(weights.table(), arena);
-        for (std::int64_t i = 0; step != 0 && i < size; ++i)
-            weights.data()[i] = static_cast<float>(kept[i] + step * gradient[static_cast<std::size_t>(i)] / norm);
+        const Store gradients(f.model);
+        std::vector<float> moved = kept;
+        for (std::size_t i = 0; step != 0 && i < moved.size(); ++i) moved[i] = static_cast<float>(kept[i] + step * gradient[i] / norm);
+        write(moved, weights.flat());
         // Steps weigh differently under the normalised ratio: one step alone makes its loss the sum that is reported.
-        const auto stats = f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 1.0, gradients, base); });
-        std::copy(kept.begin(), kept.end(), weights.data());
-        if (step == 0) gradient.assign(gradients.data(), gradients.data() + size);
+        const auto stats = f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 1.0, gradients.values, base); });
+        write(kept, weights.flat());
+        if (step == 0) gradient = read(gradients.values.flat());
         const double scale = objective.ratio_norm ? guard_weight(flow::transition(f.spec.sampler, f.spec.eta, f.spec.schedule.sigmas, f.spec.trained_steps[0])) : 1.0;
         return scale * stats.loss + objective.beta * stats.kl;
     };
@@ -180,10 +213,9 @@ TEST(GroupPolicy, TheNormalisedRatioNeedsTheTrainedPolicysMean) {
     Fixture f;
     f.text_prompt();
     const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
-    Arena arena("gradients", static_cast<std::size_t>(f.model.dit_weights().flat().elements()) * 4 + 64);
-    const nn::ParameterStore gradients(f.model.dit_weights().table(), arena);
+    const Store gradients(f.model);
     const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};
-    EXPECT_THROW(f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train({1e9, true}, t, advantage, 1.0, gradients); }), Error);
+    EXPECT_THROW(f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train({1e9, true}, t, advantage, 1.0, gradients.values); }), Error);
 }
 
 TEST(GroupPolicy, FirstUpdateHasRatioOneAndStepsImproveTheSurrogate) {
@@ -192,24 +224,23 @@ TEST(GroupPolicy, FirstUpdateHasRatioOneAndStepsImproveTheSurrogate) {
     const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
     const nn::ParameterStore& weights = f.model.dit_weights();
     const std::int64_t size = weights.flat().elements();
-    Arena arena("state", static_cast<std::size_t>(size) * 4 + 64);
-    const nn::ParameterStore gradients(weights.table(), arena);
-    std::vector<float> m(size), v(size);
+    const Store gradients(f.model), m(f.model), v(f.model);
     const std::vector<double> advantage{1.5, -0.5, 0.0, -1.0};
     const std::vector<optim::ParameterRange> ranges{{0, size, false}};
     ObjectiveConfig objective;
     objective.clip = 0.2;
     double first = 0, last = 0;
     for (int update = 1; update <= 4; ++update) {
-        std::fill_n(gradients.data(), size, 0.0f);
-        const auto stats = f.with_policy(dit::Keep::inputs, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 0.1, gradients); });
+        clear(gradients.values.flat());
+        const auto stats = f.with_policy(dit::Keep::inputs, [&](GroupPolicy& p) { return p.train(objective, t, advantage, 0.1, gradients.values); });
         EXPECT_EQ(stats.terms, 9);  // three members with an advantage, three steps
         if (update == 1) {
             EXPECT_EQ(stats.ratio, stats.terms);  // exactly 1 each
             first = stats.loss;
         }
         last = stats.loss;
-        optim::adamw_step({}, 1e-4, update, 1.0, ranges, {gradients.data(), std::size_t(size)}, {weights.data(), std::size_t(size)}, m, v);
+        const DeviceScope scope(f.model.dit().device());
+        optim::adamw_step({}, 1e-4, update, 1.0, ranges, gradients.span(), {weights.data(), std::size_t(size)}, m.span(), v.span());
     }
     EXPECT_LT(last, first);
 }

@@ -25,6 +25,16 @@ def to_model(pictures):
     return x.permute(0, 3, 1, 2).unsqueeze(2)
 
 
+@torch.no_grad()
+def encode(vae, pictures):
+    """uint8 [N, 128, 128, 4] -> normalised packed latents [N, 64, 16], fp16."""
+    mean, std, out = torch.tensor(vae.config.latents_mean), torch.tensor(vae.config.latents_std), []
+    for i in range(0, len(pictures), 64):
+        z = vae.encode(to_model(pictures[i:i + 64])).latent_dist.mode()[:, :, 0]
+        out.append(((z.flatten(2).transpose(1, 2) - mean) / std).half())
+    return torch.cat(out)
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton-Schulz (Jordan 2024), scaled to AdamW's update size (Moonlight, 2502.16982).
 

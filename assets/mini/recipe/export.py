@@ -1,4 +1,4 @@
-"""Step 4: the parts as one diffusers directory, weights in bf16; opened again and run once as a check.
+"""Step 5: the parts as one diffusers directory, weights in bf16; opened again and run once as a check.
 
     python export.py --parts DIR --out assets/mini/base
 """

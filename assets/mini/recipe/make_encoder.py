@@ -136,19 +136,8 @@ def main():
         print("edit lengths", sorted({len(v) for v in edit_states}), len(plain[0]))
         return
     vae = AutoencoderKLQwenImage21.from_pretrained(args.out / "vae").eval()
-    mean = torch.tensor(vae.config.latents_mean)
-    std = torch.tensor(vae.config.latents_std)
-
-    @torch.no_grad()
-    def encode(array):
-        """Normalised packed latents [N, 64, 16]."""
-        out = []
-        for i in range(0, len(array), 64):
-            z = vae.encode(to_model(array[i:i + 64])).latent_dist.mode()[:, :, 0]
-            out.append(((z.flatten(2).transpose(1, 2) - mean) / std).half())
-        return torch.cat(out)
-
-    torch.save(dict(t2i=encode(pictures), source=encode(pairs[:, 0]), result=encode(pairs[:, 1])), args.out / "latents.pt")
+    torch.save(dict(t2i=encode(vae, pictures), source=encode(vae, pairs[:, 0]), result=encode(vae, pairs[:, 1])),
+               args.out / "latents.pt")
 
 
 if __name__ == "__main__":

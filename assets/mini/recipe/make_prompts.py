@@ -1,10 +1,10 @@
 """Prompt files and reference pictures of the miniature, from folders that atelier-world wrote.
 
-    atelier-world --task t2i  --count 496 --seed 201 --output DIR/prompts-t2i
-    atelier-world --task edit --count 336 --seed 202 --output DIR/prompts-edit
+    atelier-world --task t2i  --count 728 --seed 201 --output DIR/prompts-t2i
+    atelier-world --task edit --count 368 --seed 202 --output DIR/prompts-edit
     python make_prompts.py --t2i DIR/prompts-t2i --edit DIR/prompts-edit --out assets/mini/prompts
 
-The last 96 of each are held out; scenes are drawn without regard to which file they go to, and a held-out text that
+The last 128 of each are held out; scenes are drawn without regard to which file they go to, and a held-out text that
 stands in the training file as well is left out of the training file.
 """
 import argparse
@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import read_world
 
-HELD_OUT = 96
+HELD_OUT = 128
 
 
 def write(path, lines):

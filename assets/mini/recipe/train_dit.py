@@ -1,7 +1,10 @@
 """Step 3: the transformer. Resumable; writes DIR/dit.pt (state) and DIR/transformer/ (EMA weights, diffusers component).
 
-    python train_dit.py --out DIR --steps 3000
+    python train_dit.py --out DIR --steps 4000 --minutes 62
+    python train_dit.py --out DIR --init DIR/dit.pt --flawed 0.45 --steps 500 --lr 1e-3    (after add_flaws.py)
 
+The second goes on from the first's weights with a share of flawed pictures (DIR/flawed.pt), as uncurated data has them; its state is
+DIR/dit-flawed.pt.
 Batches hold one task and one prompt length, so that nothing is padded (as at inference). One batch in ten has an empty
 prompt, for guidance. Timesteps are logit-normal, leaning to noise as the sampler's shifted schedule does.
 """
@@ -22,7 +25,7 @@ CONFIG = dict(patch_size=1, in_channels=16, out_channels=16, num_layers=6, atten
 class Data:
     """Rows by task and prompt length; `batch(rng)` gives states, reference latents or None, target latents."""
 
-    def __init__(self, folder, size):
+    def __init__(self, folder, size, flawed):
         e = torch.load(folder / "embeddings.pt", weights_only=False)
         z = torch.load(folder / "latents.pt", weights_only=False)
         self.table, self.texts, self.edit, self.edit_empty = e["table"], e["t2i"], e["edit"], e["edit_empty"]
@@ -37,10 +40,24 @@ class Data:
         weight = np.array([len(self.groups[k]) / (len(self.t2i) if k[0] == "t2i" else len(self.edit)) *
                            (0.6 if k[0] == "t2i" else 0.4) for k in self.keys])
         self.weight = weight / weight.sum()
+        self.share, self.flawed = flawed, {}
+        if flawed > 0:
+            f = torch.load(folder / "flawed.pt", weights_only=False)
+            for i, row in enumerate(f["t2i_rows"]):
+                self.flawed.setdefault(("t2i", len(self.table[self.texts[row]])), []).append(len(self.t2i) + i)
+            for i, row in enumerate(f["edit_rows"]):
+                self.flawed.setdefault(("edit", len(self.edit[row])), []).append(len(self.edit) + i)
+            self.texts = self.texts + [self.texts[row] for row in f["t2i_rows"]]
+            self.edit = self.edit + [self.edit[row] for row in f["edit_rows"]]
+            self.t2i = torch.cat([self.t2i, f["t2i"]])
+            self.source = torch.cat([self.source, self.source[f["edit_rows"]]])
+            self.result = torch.cat([self.result, f["edit"]])
 
     def batch(self, rng):
         task, length = self.keys[rng.choice(len(self.keys), p=self.weight)]
         rows = rng.choice(self.groups[task, length], self.size)
+        if (task, length) in self.flawed:
+            rows = np.where(rng.random(self.size) < self.share, rng.choice(self.flawed[task, length], self.size), rows)
         empty = rng.random() < 0.1
         if task == "t2i":
             states = [self.table["" if empty else self.texts[r]] for r in rows]
@@ -59,10 +76,12 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--minutes", type=float, default=1e9, help="decay the learning rate to zero within this time")
+    parser.add_argument("--init", type=Path, help="a state whose EMA weights to start from")
+    parser.add_argument("--flawed", type=float, default=0.0, help="share of flawed pictures")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    data = Data(args.out, args.batch)
+    data = Data(args.out, args.batch, args.flawed)
     # The first picture slot of an edit prompt: count the tokens before <|image_pad|>.
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(args.out / "processor")
@@ -72,9 +91,11 @@ def main():
         for p in [model.proj_out.weight, model.norm_out.linear.weight]:
             p.zero_()
     optimizers = make_optimizers(model.named_parameters(), args.lr, 0.01, plain=("img_in", "txt_in.in_layer", "proj_out", "linear_1"))
+    if args.init:
+        model.load_state_dict(torch.load(args.init, weights_only=False)["ema"])
     ema = {k: v.clone() for k, v in model.state_dict().items()}
     start, elapsed = 0, 0.0
-    state_file = args.out / "dit.pt"
+    state_file = args.out / ("dit-flawed.pt" if args.flawed > 0 else "dit.pt")
     if state_file.exists():
         state = torch.load(state_file, weights_only=False)
         model.load_state_dict(state["model"])

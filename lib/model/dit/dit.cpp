@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "ops/backend.hpp"
 
 namespace atelier::dit {
 namespace {
@@ -11,7 +12,7 @@ constexpr std::int64_t sinusoid_width = 256;
 
 }  // namespace
 
-Dit::Dit(const Config& config) : config_(config) {
+Dit::Dit(const Config& config, Device device) : config_(config), device_(device) {
     const std::int64_t w = config.width(), m = config.mlp_width();
     int layer = -1;
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -54,6 +55,8 @@ io::Safetensors open_weights(const std::filesystem::path& directory) {
 
 void load(const nn::ParameterStore& weights, const std::filesystem::path& directory) {
     nn::load_weights(weights, open_weights(directory));
+    // Products take a rounded copy of the weights (ops/backend.hpp).
+    if (weights.flat().device() == Device::cuda) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
 }
 
 std::vector<std::string> save(const nn::ParameterStore& weights, const std::filesystem::path& config_source,

@@ -29,8 +29,10 @@ struct BlockParameters {
 /// Weights live in a nn::ParameterStore made from `table()`.
 class Dit {
   public:
-    explicit Dit(const Config& config);
+    /// `device`: where its passes run; their weights and gradients must be there.
+    explicit Dit(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
+    Device device() const { return device_; }
     const nn::ParameterTable& table() const { return table_; }
     const std::vector<BlockParameters>& blocks() const { return blocks_; }
 
@@ -39,6 +41,7 @@ class Dit {
 
   private:
     Config config_;
+    Device device_;
     nn::ParameterTable table_;
     std::vector<BlockParameters> blocks_;
 };
@@ -49,12 +52,13 @@ struct StreamBuffers;
 /// Modulation of G timesteps, forward and backward; shared by both passes.
 struct ModulationBuffers {
     Tensor sinusoid;                ///< [G, 256]
+    Tensor host_sinusoid;           ///< the same in host memory
     Tensor hidden, hidden_act;      ///< [G, W]: linear_1 and its SiLU
     Tensor temb, temb_act;          ///< [G, W]
     Tensor blocks;                  ///< [G, 4W]: scale1, tanh gate1, scale2, tanh gate2
     Tensor final_scale;             ///< [G, W]
     Tensor d_blocks, d_final, d_temb_act, d_temb, d_hidden;  ///< gradients of the same
-    void plan(const Config& config, std::int64_t groups, bool training, Arena& arena);
+    void plan(const Dit& dit, std::int64_t groups, bool training, Arena& arena);
 };
 
 /// Activations of one block.
@@ -69,8 +73,20 @@ struct StreamBuffers {
     std::vector<BlockActivations> blocks;     ///< one per layer, or one for all
     Tensor d_x, d_y, d_qkv, d_value_gate, d_act, rope_workspace, attention_workspace;
     Keep keep = Keep::nothing;
-    void plan(const Config& config, std::int64_t groups, std::int64_t max_rows, std::int64_t max_keys, Keep keep,
+    void plan(const Dit& dit, std::int64_t groups, std::int64_t max_rows, std::int64_t max_keys, Keep keep,
               bool final_norm, Arena& arena);
+};
+
+/// What a pass reads of a layout, where it runs: on a device copies of the layout's numbers, else the layout's own.
+struct PassLayout {
+    Tensor cosine, sine;  ///< [tokens, head_dim / 2]
+    Tensor source;        ///< i32 [tokens]; prefix passes
+    void plan(const Dit& dit, std::int64_t max_tokens, bool prefix, Arena& arena);
+    /// Tokens [first, first + count) of the layout's.
+    void load(const Dit& dit, const Layout& layout, std::int64_t first, std::int64_t count);
+
+  private:
+    Tensor cosine_room_, sine_room_, source_room_;
 };
 
 /// The prefix of one prompt: text and references, run once. Keys and values of every layer serve all target passes of
@@ -82,7 +98,8 @@ class PrefixPass {
 
     /// encoder_states [encoder_tokens, context_dim], reference_latents [reference_tokens, in_channels] (may be empty).
     /// `timestep` is 0 for a causal condition. With `outputs` [prefix_tokens, out_channels] the model's output at the
-    /// prefix's tokens too (nobody needs it but comparisons); the bits of keys and values are the same.
+    /// prefix's tokens too (nobody needs it but comparisons); the bits of keys and values are the same. What goes in and comes
+    /// out of a pass may lie in host memory wherever the pass runs.
     void forward(const nn::ParameterStore& weights, const Layout& layout, const Tensor& encoder_states,
                  const Tensor& reference_latents, float timestep, const Tensor& outputs = {});
 
@@ -107,7 +124,9 @@ class PrefixPass {
     StreamBuffers stream_;
     std::vector<Tensor> keys_, key_gradients_;
     Tensor text_normed_, text_inverse_, text_hidden_, text_act_, text_rows_, latent_rows_, d_text_rows_, d_text_act_,
-        d_latent_rows_, d_text_normed_;
+        d_latent_rows_;
+    PassLayout layout_there_;
+    Tensor states_there_, references_there_, outputs_there_;
 };
 
 /// A micro-batch of B targets of one prompt, L tokens each, every one at its own timestep.
@@ -132,6 +151,8 @@ class TargetPass {
     ModulationBuffers modulation_;
     StreamBuffers stream_;
     Tensor final_normed_, final_mean_, final_inverse_;
+    PassLayout layout_there_;
+    Tensor latents_there_, velocity_there_;
 };
 
 /// File name of a component's weights, without its ending.

@@ -1,6 +1,6 @@
-#include <algorithm>
 #include <cmath>
 
+#include "core/device.hpp"
 #include "model/dit/stream.hpp"
 #include "nn/linear.hpp"
 #include "ops/activation.hpp"
@@ -24,21 +24,24 @@ void embed_timestep(float t, float* out) {
 
 }  // namespace
 
-void ModulationBuffers::plan(const Config& c, std::int64_t groups, bool training, Arena& arena) {
-    const std::int64_t w = c.width();
-    sinusoid = arena.take_f32({groups, sinusoid_width});
-    for (Tensor* t : {&hidden, &hidden_act, &temb, &temb_act, &final_scale}) *t = arena.take_f32({groups, w});
-    blocks = arena.take_f32({groups, 4 * w});
+void ModulationBuffers::plan(const Dit& dit, std::int64_t groups, bool training, Arena& arena) {
+    const std::int64_t w = dit.config().width();
+    const Device there = dit.device();
+    host_sinusoid = arena.take_f32({groups, sinusoid_width});
+    sinusoid = there == Device::cpu ? host_sinusoid : arena.take_f32({groups, sinusoid_width}, there);
+    for (Tensor* t : {&hidden, &hidden_act, &temb, &temb_act, &final_scale}) *t = arena.take_f32({groups, w}, there);
+    blocks = arena.take_f32({groups, 4 * w}, there);
     if (!training) return;
-    for (Tensor* t : {&d_final, &d_temb_act, &d_temb, &d_hidden}) *t = arena.take_f32({groups, w});
-    d_blocks = arena.take_f32({groups, 4 * w});
+    for (Tensor* t : {&d_final, &d_temb_act, &d_temb, &d_hidden}) *t = arena.take_f32({groups, w}, there);
+    d_blocks = arena.take_f32({groups, 4 * w}, there);
 }
 
 void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::span<const float> timesteps,
                         ModulationBuffers& m) {
     const std::int64_t w = dit.config().width(), groups = m.temb.size(0);
     for (std::int64_t g = 0; g < groups; ++g)
-        embed_timestep(timesteps[static_cast<std::size_t>(g)], m.sinusoid.f32() + g * sinusoid_width);
+        embed_timestep(timesteps[static_cast<std::size_t>(g)], m.host_sinusoid.f32() + g * sinusoid_width);
+    transfer(m.host_sinusoid, m.sinusoid);
     nn::project(weights, dit.time_in, m.sinusoid, m.hidden);
     ops::silu(m.hidden.f32(), m.hidden_act.f32(), groups * w);
     nn::project(weights, dit.time_out, m.hidden_act, m.temb);
@@ -53,8 +56,8 @@ void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::
 }
 
 void zero_modulation_gradients(ModulationBuffers& m) {
-    std::fill_n(m.d_blocks.f32(), m.d_blocks.elements(), 0.0f);
-    std::fill_n(m.d_final.f32(), m.d_final.elements(), 0.0f);
+    clear(m.d_blocks);
+    clear(m.d_final);
 }
 
 void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
@@ -64,7 +67,7 @@ void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, cons
         for (std::int64_t part : {1, 3}) {
             const float* gate = m.blocks.f32() + (g * 4 + part) * w;
             float* d = m.d_blocks.f32() + (g * 4 + part) * w;
-            for (std::int64_t j = 0; j < w; ++j) d[j] *= 1.0f - gate[j] * gate[j];
+            ops::tanh_backward(gate, d, d, w);
         }
     nn::project_backward(weights, gradients, dit.modulation, m.temb_act, m.d_blocks, m.d_temb_act);
     nn::project_backward(weights, gradients, dit.norm_out, m.temb_act, m.d_final, m.d_temb_act, true);

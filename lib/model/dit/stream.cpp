@@ -4,25 +4,28 @@
 #include <array>
 #include <cmath>
 
-#include "core/parallel.hpp"
+#include "core/device.hpp"
 #include "nn/linear.hpp"
 #include "ops/activation.hpp"
 #include "ops/modulation.hpp"
 #include "ops/rope.hpp"
+#include "ops/rows.hpp"
 
 namespace atelier::dit {
 namespace {
 
-BlockActivations plan_block(const Config& c, std::int64_t rows, Arena& arena) {
+BlockActivations plan_block(const Dit& dit, std::int64_t rows, Arena& arena) {
+    const Config& c = dit.config();
+    const Device there = dit.device();
     const std::int64_t w = c.width(), m = c.mlp_width();
     BlockActivations a;
-    for (Tensor* t : {&a.y1, &a.attended, &a.branch1, &a.middle, &a.y2, &a.branch2}) *t = arena.take_f32({rows, w});
-    for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows});
-    for (Tensor* t : {&a.qkv_in, &a.qkv}) *t = arena.take_f32({rows, 3 * w});
-    a.inverse_rms = arena.take_f32({rows, 2 * c.heads});
-    a.log_sum_exp = arena.take_f32({rows, c.heads});
-    a.value_gate = arena.take_f32({rows, 2 * m});
-    a.act = arena.take_f32({rows, m});
+    for (Tensor* t : {&a.y1, &a.attended, &a.branch1, &a.middle, &a.y2, &a.branch2}) *t = arena.take_f32({rows, w}, there);
+    for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows}, there);
+    for (Tensor* t : {&a.qkv_in, &a.qkv}) *t = arena.take_f32({rows, 3 * w}, there);
+    a.inverse_rms = arena.take_f32({rows, 2 * c.heads}, there);
+    a.log_sum_exp = arena.take_f32({rows, c.heads}, there);
+    a.value_gate = arena.take_f32({rows, 2 * m}, there);
+    a.act = arena.take_f32({rows, m}, there);
     return a;
 }
 
@@ -67,26 +70,30 @@ ops::AttentionKeys keys_of(const Tensor& shared, std::int64_t width) {
 
 }  // namespace
 
-void StreamBuffers::plan(const Config& c, std::int64_t group_count, std::int64_t rows, std::int64_t max_keys, Keep kept,
+void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t rows, std::int64_t max_keys, Keep kept,
                          bool final_norm, Arena& arena) {
+    const Config& c = dit.config();
+    const Device there = dit.device();
     const std::int64_t w = c.width(), m = c.mlp_width();
     groups = group_count;
     max_rows = rows;
     keep = kept;
     // Inference needs two: a block's input and its output.
     const std::int64_t states = keep == Keep::nothing ? 2 : c.layers + (final_norm ? 1 : 0);
-    for (std::int64_t i = 0; i < std::max<std::int64_t>(states, 2); ++i) inputs.push_back(arena.take_f32({rows, w}));
-    for (std::int64_t i = 0; i < (keep == Keep::activations ? c.layers : 1); ++i) blocks.push_back(plan_block(c, rows, arena));
-    ops::AttentionShape attention;
-    attention.shared_keys = max_keys;
-    attention_workspace = arena.take_f32({ops::attention_workspace(attention)});
+    for (std::int64_t i = 0; i < std::max<std::int64_t>(states, 2); ++i) inputs.push_back(arena.take_f32({rows, w}, there));
+    for (std::int64_t i = 0; i < (keep == Keep::activations ? c.layers : 1); ++i) blocks.push_back(plan_block(dit, rows, arena));
+    StreamShape most;
+    most.groups = groups;
+    most.rows = rows / groups;
+    most.shared_keys = max_keys - most.rows;
+    attention_workspace = arena.take_f32({ops::attention_workspace(attention_shape(c, most))}, there);
     if (keep == Keep::nothing) return;
-    d_x = arena.take_f32({rows, w});
-    d_y = arena.take_f32({rows, w});
-    d_qkv = arena.take_f32({rows, 3 * w});
-    d_value_gate = arena.take_f32({rows, 2 * m});
-    d_act = arena.take_f32({rows, m});
-    rope_workspace = arena.take_f32({ops::qk_norm_rope_workspace({rows, c.heads, c.head_dim, rows, c.eps})});
+    d_x = arena.take_f32({rows, w}, there);
+    d_y = arena.take_f32({rows, w}, there);
+    d_qkv = arena.take_f32({rows, 3 * w}, there);
+    d_value_gate = arena.take_f32({rows, 2 * m}, there);
+    d_act = arena.take_f32({rows, m}, there);
+    rope_workspace = arena.take_f32({ops::qk_norm_rope_workspace({rows, c.heads, c.head_dim, rows, c.eps})}, there);
 }
 
 void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64_t layer, const StreamShape& s,
@@ -133,8 +140,8 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     float* dqkv = d_qkv.f32();
 
     if (keys_only) {
-        std::fill_n(d_x.f32(), rows * w, 0.0f);
-        std::fill_n(dqkv, rows * 3 * w, 0.0f);
+        clear(d_x);
+        clear(d_qkv);
     } else {
         // MLP branch: y = middle + gate2 * branch2
         ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_y.f32(), d_gate2);
@@ -146,7 +153,7 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
                                           d_scale2);
         // Attention branch: middle = x + gate1 * branch1. d_act's memory holds the gradient of the attention's output.
         ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_y.f32(), d_gate1);
-        const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w});
+        const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
         nn::project_backward(weights, gradients, p.out, a.attended, d_y, d_attended);
         const float* qkv = a.qkv.f32();
         const ops::AttentionKeys shared = keys_of(shared_key_gradients, w);
@@ -155,13 +162,7 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
                                 {const_cast<float*>(shared.k), const_cast<float*>(shared.v)}, {dqkv + w, dqkv + 2 * w},
                                 buffers.attention_workspace);
     }
-    if (!own_key_gradients.empty()) {
-        const float* own = own_key_gradients.f32();
-        parallel_for(rows, 16, [&](std::int64_t begin, std::int64_t end) {
-            for (std::int64_t i = begin; i < end; ++i)
-                for (std::int64_t j = 0; j < 2 * w; ++j) dqkv[i * 3 * w + w + j] += own[i * 2 * w + j];
-        });
-    }
+    if (!own_key_gradients.empty()) ops::add_columns(rows, 2 * w, own_key_gradients.f32(), 2 * w, dqkv + w, 3 * w);
     ops::qk_norm_rope_backward(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine,
                                s.sine, a.inverse_rms.f32(), dqkv, nn::vector_gradient(gradients, p.q_norm), nn::vector_gradient(gradients, p.k_norm),
                                buffers.rope_workspace.f32());

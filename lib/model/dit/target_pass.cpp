@@ -1,3 +1,4 @@
+#include "model/dit/staging.hpp"
 #include "model/dit/stream.hpp"
 #include "nn/linear.hpp"
 #include "ops/modulation.hpp"
@@ -5,13 +6,12 @@
 namespace atelier::dit {
 namespace {
 
-StreamShape target_shape(const Layout& layout, std::int64_t batch) {
+StreamShape target_shape(const Layout& layout, const PassLayout& there, std::int64_t batch) {
     StreamShape s;
     s.groups = batch;
     s.rows = layout.target_tokens;
-    const std::size_t half = layout.cosine.size() / static_cast<std::size_t>(layout.prefix_tokens() + layout.target_tokens);
-    s.cosine = layout.cosine.data() + static_cast<std::size_t>(layout.prefix_tokens()) * half;
-    s.sine = layout.sine.data() + static_cast<std::size_t>(layout.prefix_tokens()) * half;
+    s.cosine = there.cosine.f32();
+    s.sine = there.sine.f32();
     s.shared_keys = layout.prefix_tokens();
     s.shared_valid = layout.valid.empty() ? nullptr : layout.valid.data();
     return s;
@@ -25,18 +25,24 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
                        Keep keep, Arena& arena)
     : dit_(dit), batch_(batch) {
     const Config& c = dit.config();
+    const DeviceScope scope(dit.device());
     const std::int64_t rows = batch * max_target_tokens;
-    modulation_.plan(c, batch, keep != Keep::nothing, arena);
-    stream_.plan(c, batch, rows, max_prefix_tokens + max_target_tokens, keep, true, arena);
-    final_normed_ = arena.take_f32({rows, c.width()});
-    final_mean_ = arena.take_f32({rows});
-    final_inverse_ = arena.take_f32({rows});
+    modulation_.plan(dit, batch, keep != Keep::nothing, arena);
+    stream_.plan(dit, batch, rows, max_prefix_tokens + max_target_tokens, keep, true, arena);
+    final_normed_ = arena.take_f32({rows, c.width()}, dit.device());
+    final_mean_ = arena.take_f32({rows}, dit.device());
+    final_inverse_ = arena.take_f32({rows}, dit.device());
+    layout_there_.plan(dit, max_target_tokens, false, arena);
+    latents_there_ = plan_room(dit, {rows, c.in_channels}, arena);
+    velocity_there_ = plan_room(dit, {rows, c.out_channels}, arena);
 }
 
 void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& latents,
                          std::span<const float> timesteps, const Tensor& velocity) {
+    const DeviceScope scope(dit_.device());
     const Config& c = dit_.config();
-    const StreamShape s = target_shape(prefix.layout(), batch_);
+    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().target_tokens);
+    const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(latents.elements() == rows * c.in_channels && velocity.elements() == rows * c.out_channels &&
                       static_cast<std::int64_t>(timesteps.size()) == batch_ && rows <= stream_.max_rows,
@@ -47,7 +53,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
     const auto state = [&](std::int64_t i) {
         return stream_.inputs[static_cast<std::size_t>(saves ? i : i % 2)].slice(0, rows);
     };
-    nn::project(weights, dit_.image_in, flat(latents, rows), state(0));
+    nn::project(weights, dit_.image_in, flat(bring(dit_, latents, latents_there_), rows), state(0));
     for (std::int64_t i = 0; i < c.layers; ++i) {
         const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
         weights.acquire(i);
@@ -57,19 +63,24 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
     }
     ops::layer_norm_modulate({s.groups, s.rows, c.width(), c.width(), c.eps}, state(c.layers).f32(),
                              modulation_.final_scale.f32(), final_normed_.f32(), final_mean_.f32(), final_inverse_.f32());
-    nn::project(weights, dit_.proj_out, final_normed_.slice(0, rows), flat(velocity, rows));
+    const Tensor out = there(dit_, velocity, velocity_there_);
+    nn::project(weights, dit_.proj_out, final_normed_.slice(0, rows), flat(out, rows));
+    transfer(out, velocity);
 }
 
 void TargetPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, PrefixPass& prefix,
                           const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents) {
+    const DeviceScope scope(dit_.device());
     const Config& c = dit_.config();
-    const StreamShape s = target_shape(prefix.layout(), batch_);
+    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().target_tokens);
+    const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
+    const Tensor d_out = flat(bring(dit_, d_velocity, velocity_there_), rows);
     zero_modulation_gradients(modulation_);
     const Tensor d_x = stream_.d_x.slice(0, rows), d_y = stream_.d_y.slice(0, rows);
-    nn::project_backward(weights, gradients, dit_.proj_out, final_normed_.slice(0, rows), flat(d_velocity, rows), d_y);
-    std::fill_n(d_x.f32(), d_x.elements(), 0.0f);
+    nn::project_backward(weights, gradients, dit_.proj_out, final_normed_.slice(0, rows), d_out, d_y);
+    clear(d_x);
     ops::layer_norm_modulate_backward({s.groups, s.rows, c.width(), c.width(), c.eps},
                                       stream_.inputs[static_cast<std::size_t>(c.layers)].f32(), modulation_.final_scale.f32(),
                                       final_mean_.f32(), final_inverse_.f32(), d_y.f32(), d_x.f32(),
@@ -88,8 +99,10 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         gradients.release(i);
         weights.release(i);
     }
-    nn::project_backward(weights, gradients, dit_.image_in, flat(latents, rows), d_x,
-                         d_latents.empty() ? Tensor() : flat(d_latents, rows));
+    const Tensor d_in = there(dit_, d_latents, latents_there_);
+    nn::project_backward(weights, gradients, dit_.image_in, flat(bring(dit_, latents, latents_there_), rows), d_x,
+                         d_in.empty() ? Tensor() : flat(d_in, rows));
+    if (!d_in.empty()) transfer(d_in, d_latents);
     modulation_backward(dit_, weights, gradients, modulation_);
 }
 

@@ -7,7 +7,7 @@
 #include "ops/cpu/vector_math.hpp"
 #include "ops/matmul.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
 // Query rows per block: one block's scores against 10,000 keys stay in 2.5 MB.
@@ -55,14 +55,14 @@ void softmax_rows(const Block& b, float* scores, float* log_sum_exp) {
         float* row = scores + i * keys;
         if (b.masked())
             for (std::int64_t j = 0; j < keys; ++j) row[j] = b.sees(i, j) ? row[j] : -INFINITY;
-        const float top = cpu::lane_max(keys, -INFINITY, [=](std::int64_t j) { return row[j]; });
+        const float top = lane_max(keys, -INFINITY, [=](std::int64_t j) { return row[j]; });
         if (top == -INFINITY) {  // sees nothing
             std::fill_n(row, keys, 0.0f);
             if (log_sum_exp != nullptr) log_sum_exp[i] = INFINITY;
             continue;
         }
-        for (std::int64_t j = 0; j < keys; ++j) row[j] = cpu::exp_f32(row[j] - top);
-        const float sum = cpu::lane_sum(keys, [=](std::int64_t j) { return row[j]; });
+        for (std::int64_t j = 0; j < keys; ++j) row[j] = exp_f32(row[j] - top);
+        const float sum = lane_sum(keys, [=](std::int64_t j) { return row[j]; });
         const float inverse = 1.0f / sum;
         for (std::int64_t j = 0; j < keys; ++j) row[j] *= inverse;
         if (log_sum_exp != nullptr) log_sum_exp[i] = top + std::log(sum);
@@ -130,9 +130,9 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
                             float* d = dscores + i * keys;
                             const float* g = gs.data + i * gs.stride;
                             const float* o = os.data + i * os.stride;
-                            const float dot = cpu::lane_sum(s.head_dim, [=](std::int64_t j) { return g[j] * o[j]; });
+                            const float dot = lane_sum(s.head_dim, [=](std::int64_t j) { return g[j] * o[j]; });
                             const float top = lse[i];
-                            for (std::int64_t j = 0; j < keys; ++j) p[j] = cpu::exp_f32(p[j] - top);
+                            for (std::int64_t j = 0; j < keys; ++j) p[j] = exp_f32(p[j] - top);
                             if (b.masked())
                                 for (std::int64_t j = 0; j < keys; ++j) p[j] = b.sees(i, j) ? p[j] : 0.0f;
                             for (std::int64_t j = 0; j < keys; ++j) d[j] = p[j] * (d[j] - dot) * s.scale;
@@ -157,4 +157,4 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
     });
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

@@ -3,7 +3,7 @@
 #include "core/parallel.hpp"
 #include "ops/matmul.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
 MatrixView view(const Tensor& t) {
@@ -39,4 +39,4 @@ void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dwe
     });
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

@@ -5,7 +5,7 @@
 #include "core/parallel.hpp"
 #include "ops/cpu/onednn.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
 // Tiles of the output, fixed so that the bits don't depend on the number of threads. Large enough for the
@@ -14,7 +14,7 @@ constexpr std::int64_t tile_rows = 128, tile_cols = 768;
 
 void tile(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
           std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
-    cpu::use_one_thread();
+    use_one_thread();
     const dnnl_status_t status =
         dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     ATELIER_CHECK(status == dnnl_success, "sgemm {} x {} x {} failed with status {}", m, n, k,
@@ -42,4 +42,4 @@ void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView
     });
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

@@ -6,7 +6,7 @@
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
 constexpr std::int64_t grain_rows = 16, column_block = 64;
@@ -37,9 +37,9 @@ void layer_norm_modulate(const ModulationShape& s, const float* x, const float* 
             const float* in = x + i * s.width;
             const float* m = scale + i / s.rows * s.mod_stride;
             float* out = y + i * s.width;
-            const float mu = cpu::lane_sum(s.width, [=](std::int64_t j) { return in[j]; }) / count;
+            const float mu = lane_sum(s.width, [=](std::int64_t j) { return in[j]; }) / count;
             const float square =
-                cpu::lane_sum(s.width, [=](std::int64_t j) { return (in[j] - mu) * (in[j] - mu); });
+                lane_sum(s.width, [=](std::int64_t j) { return (in[j] - mu) * (in[j] - mu); });
             const float inverse = 1.0f / std::sqrt(square / count + s.eps);
             for (std::int64_t j = 0; j < s.width; ++j) out[j] = (in[j] - mu) * inverse * (1.0f + m[j]);
             mean[i] = mu;
@@ -60,8 +60,8 @@ void layer_norm_modulate_backward(const ModulationShape& s, const float* x, cons
             float* out = dx + i * w;
             const float mu = mean[i], inverse = inverse_std[i];
             const float sum =
-                cpu::lane_sum(w, [=](std::int64_t j) { return grad[j] * (1.0f + m[j]); }) / static_cast<float>(w);
-            const float dot = cpu::lane_sum(w, [=](std::int64_t j) {
+                lane_sum(w, [=](std::int64_t j) { return grad[j] * (1.0f + m[j]); }) / static_cast<float>(w);
+            const float dot = lane_sum(w, [=](std::int64_t j) {
                                   return grad[j] * (1.0f + m[j]) * ((in[j] - mu) * inverse);
                               }) / static_cast<float>(w);
             for (std::int64_t j = 0; j < w; ++j)
@@ -93,4 +93,4 @@ void gate_residual_backward(const ModulationShape& s, const float* gate, const f
     });
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

@@ -7,7 +7,7 @@
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
 // Rows per partial sum of weight gradients: partial sums are added in block order.
@@ -36,7 +36,7 @@ void rms_norm(const RmsNormShape& s, const float* x, const float* weight, float*
         for (std::int64_t i = begin; i < end; ++i) {
             const float* in = x + i * xs;
             float* out = y + i * ys;
-            const float square = cpu::lane_sum(s.width, [=](std::int64_t j) { return in[j] * in[j]; });
+            const float square = lane_sum(s.width, [=](std::int64_t j) { return in[j] * in[j]; });
             const float inverse = 1.0f / std::sqrt(square / static_cast<float>(s.width) + s.eps);
             for (std::int64_t j = 0; j < s.width; ++j) out[j] = in[j] * inverse * (s.offset + weight[j]);
             if (inverse_rms != nullptr) inverse_rms[i] = inverse;
@@ -56,7 +56,7 @@ void rms_norm_backward(const RmsNormShape& s, const float* x, const float* weigh
             const float* grad = dy + i * ys;
             float* out = dx + i * xs;
             const float inverse = inverse_rms[i];
-            const float dot = cpu::lane_sum(
+            const float dot = lane_sum(
                 s.width, [=](std::int64_t j) { return grad[j] * (s.offset + weight[j]) * in[j]; });
             const float pull = dot * inverse * inverse * inverse / static_cast<float>(s.width);
             for (std::int64_t j = 0; j < s.width; ++j)
@@ -72,9 +72,9 @@ void layer_norm(const LayerNormShape& s, const float* x, const float* weight, co
         for (std::int64_t i = begin; i < end; ++i) {
             const float* in = x + i * s.width;
             float* out = y + i * s.width;
-            const float m = cpu::lane_sum(s.width, [=](std::int64_t j) { return in[j]; }) / count;
+            const float m = lane_sum(s.width, [=](std::int64_t j) { return in[j]; }) / count;
             const float square =
-                cpu::lane_sum(s.width, [=](std::int64_t j) { return (in[j] - m) * (in[j] - m); });
+                lane_sum(s.width, [=](std::int64_t j) { return (in[j] - m) * (in[j] - m); });
             const float inverse = 1.0f / std::sqrt(square / count + s.eps);
             for (std::int64_t j = 0; j < s.width; ++j) out[j] = (in[j] - m) * inverse;
             if (weight != nullptr)
@@ -106,9 +106,9 @@ void layer_norm_backward(const LayerNormShape& s, const float* x, const float* w
             float* out = dx + i * w;
             const float m = mean[i], inverse = inverse_std[i];
             for (std::int64_t j = 0; j < w; ++j) g[j] = weight != nullptr ? grad[j] * weight[j] : grad[j];
-            const float sum = cpu::lane_sum(w, [&](std::int64_t j) { return g[j]; }) / static_cast<float>(w);
+            const float sum = lane_sum(w, [&](std::int64_t j) { return g[j]; }) / static_cast<float>(w);
             const float dot =
-                cpu::lane_sum(w, [&](std::int64_t j) { return g[j] * (in[j] - m) * inverse; }) /
+                lane_sum(w, [&](std::int64_t j) { return g[j] * (in[j] - m) * inverse; }) /
                 static_cast<float>(w);
             for (std::int64_t j = 0; j < w; ++j) {
                 const float value = (g[j] - sum - (in[j] - m) * inverse * dot) * inverse;
@@ -118,4 +118,4 @@ void layer_norm_backward(const LayerNormShape& s, const float* x, const float* w
     });
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

@@ -6,7 +6,7 @@
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
 // Rows per partial sum of the weight gradients; partial sums are added in block order.
@@ -26,7 +26,7 @@ void qk_norm_rope(const QkNormRopeShape& s, const float* in, const float* q_weig
                     const std::int64_t at = r * 3 * width + part * width + h * s.head_dim;
                     const float* x = in + at;
                     float* y = out + at;
-                    const float square = cpu::lane_sum(s.head_dim, [=](std::int64_t j) { return x[j] * x[j]; });
+                    const float square = lane_sum(s.head_dim, [=](std::int64_t j) { return x[j] * x[j]; });
                     const float inverse = 1.0f / std::sqrt(square / static_cast<float>(s.head_dim) + s.eps);
                     inverse_rms[(r * 2 + part) * s.heads + h] = inverse;
                     for (std::int64_t i = 0; i < half; ++i) {
@@ -70,7 +70,7 @@ void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const floa
                         g[2 * i + 1] = b;
                     }
                     for (std::int64_t j = 0; j < d; ++j) dweight[j] += g[j] * x[j] * inverse;
-                    const float dot = cpu::lane_sum(d, [=](std::int64_t j) { return g[j] * weight[j] * x[j]; });
+                    const float dot = lane_sum(d, [=](std::int64_t j) { return g[j] * weight[j] * x[j]; });
                     const float pull = dot * inverse * inverse * inverse / static_cast<float>(d);
                     for (std::int64_t j = 0; j < d; ++j) g[j] = g[j] * weight[j] * inverse - x[j] * pull;
                 }
@@ -117,4 +117,4 @@ void rope_half_backward(std::int64_t rows, std::int64_t heads, std::int64_t head
     rotate_halves(rows, heads, head_dim, stride, cosine, sine, -1.0f, gradient);
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

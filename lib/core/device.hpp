@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+
+#include "core/tensor.hpp"
+
+namespace atelier {
+
+/// An accelerator's memory. All calls keep to one order: a copy sees what was queued before it; a copy to the host is done when it
+/// returns. Errors are Error(io) where there is no memory left, Error(internal) else.
+class DeviceMemory {
+  public:
+    virtual ~DeviceMemory() = default;
+    /// Zero at first.
+    virtual void* allocate(std::size_t bytes) = 0;
+    virtual void release(void* memory) = 0;
+    /// Memory that both sides may touch (tests; never in a step).
+    virtual void* allocate_shared(std::size_t bytes) = 0;
+    virtual void to_device(void* device, const void* host, std::size_t bytes) = 0;
+    virtual void to_host(void* host, const void* device, std::size_t bytes) = 0;
+    virtual void within(void* to, const void* from, std::size_t bytes) = 0;
+    virtual void zero(void* device, std::size_t bytes) = 0;
+    /// Waits for everything that was queued.
+    virtual void synchronise() = 0;
+};
+
+/// The loaded backend's memory. Throws Error(usage) where none is loaded.
+DeviceMemory& device_memory();
+/// Null: none. By ops/backend.hpp.
+void set_device_memory(DeviceMemory* memory);
+
+namespace detail {
+inline thread_local constinit Device current_device = Device::cpu;
+}
+/// Where the calling thread's operations run.
+inline Device current_device() { return detail::current_device; }
+
+/// The calling thread's operations run on `device` for the scope's life.
+class DeviceScope {
+  public:
+    explicit DeviceScope(Device device) : before_(detail::current_device) { detail::current_device = device; }
+    ~DeviceScope() { detail::current_device = before_; }
+    DeviceScope(const DeviceScope&) = delete;
+    DeviceScope& operator=(const DeviceScope&) = delete;
+
+  private:
+    Device before_;
+};
+
+/// to = from, of one dtype and count, on whatever devices they are.
+void transfer(const Tensor& from, const Tensor& to);
+void clear(const Tensor& tensor);
+
+}  // namespace atelier

@@ -1,0 +1,15 @@
+#pragma once
+
+namespace atelier {
+
+/// From now on USR1, TERM and INT set a flag instead of ending the process. Call it from the main thread before threads are made.
+///
+/// The signals are handled on a thread that does nothing else, and are blocked in the caller and in every thread that it makes
+/// afterwards: oneDNN's AVX products point the stack pointer at packed panels on the heap, and a signal that arrives meanwhile
+/// would write its frame there.
+void catch_signals();
+
+/// Whether one of them came.
+bool signal_was_seen();
+
+}  // namespace atelier

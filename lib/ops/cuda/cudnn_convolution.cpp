@@ -1,0 +1,116 @@
+#include "ops/cuda/cudnn_convolution.hpp"
+
+#include <tuple>
+
+#include "ops/cuda/cudnn_graph.hpp"
+
+namespace atelier::ops::cuda {
+namespace {
+
+enum Uid : std::int64_t { uid_x = 1, uid_w, uid_bias, uid_y };
+
+using Dims = std::vector<std::int64_t>;
+using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+Key key_of(const ConvolutionShape& s) {
+    return {s.in_channels, s.out_channels, s.height, s.width, s.kernel, s.stride, s.pad_begin, s.pad_end};
+}
+
+/// Dimensions are [batch, channels, rows, columns], memory is channels last.
+auto picture(Uid uid, std::int64_t channels, std::int64_t height, std::int64_t width) {
+    return fe::graph::Tensor_attributes()
+        .set_uid(uid)
+        .set_dim({1, channels, height, width})
+        .set_stride({height * width * channels, 1, width * channels, channels})
+        .set_data_type(fe::DataType_t::FLOAT);
+}
+Dims weight_dims(const ConvolutionShape& s) { return {s.out_channels, s.in_channels, s.kernel, s.kernel}; }
+Dims weight_strides(const ConvolutionShape& s) { return {s.kernel * s.kernel * s.in_channels, 1, s.kernel * s.in_channels, s.in_channels}; }
+
+template <typename Attributes>
+Attributes geometry(const ConvolutionShape& s, Attributes attributes) {
+    attributes.set_pre_padding({s.pad_begin, s.pad_begin})
+        .set_post_padding({s.pad_end, s.pad_end})
+        .set_stride({s.stride, s.stride})
+        .set_dilation({1, 1});
+    return attributes;
+}
+
+template <typename Describe>
+CudnnPlan make_plan(const char* what, Describe describe) {
+    CudnnPlan plan;
+    fe::graph::Graph& graph = *plan.graph;
+    graph.set_io_data_type(fe::DataType_t::FLOAT)
+        .set_intermediate_data_type(fe::DataType_t::FLOAT)
+        .set_compute_data_type(fe::DataType_t::FLOAT);
+    describe(graph);
+    check_cudnn(graph.validate(), what);
+    check_cudnn(graph.build_operation_graph(cudnn_handle()), what);
+    check_cudnn(graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}), what);
+    graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE, fe::NumericalNote_t::NONDETERMINISTIC});
+    check_cudnn(graph.check_support(), what);
+    check_cudnn(graph.build_plans(), what);
+    check_cudnn(graph.get_workspace_size(plan.workspace), what);
+    return plan;
+}
+
+template <typename Make>
+const CudnnPlan& kept(std::map<Key, CudnnPlan>& plans, const ConvolutionShape& shape, Make make) {
+    auto found = plans.find(key_of(shape));
+    if (found == plans.end()) found = plans.emplace(key_of(shape), make()).first;
+    return found->second;
+}
+
+void* pointer(const float* data) { return const_cast<float*>(data); }
+
+}  // namespace
+
+void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, const float* bias, float* out) {
+    static std::map<Key, CudnnPlan> plans;
+    const CudnnPlan& plan = kept(plans, s, [&] {
+        return make_plan("a convolution", [&](fe::graph::Graph& graph) {
+            const auto x = graph.tensor(picture(uid_x, s.in_channels, s.height, s.width));
+            const auto w = graph.tensor(
+                fe::graph::Tensor_attributes().set_uid(uid_w).set_dim(weight_dims(s)).set_stride(weight_strides(s)).set_data_type(fe::DataType_t::FLOAT));
+            const auto b = graph.tensor(picture(uid_bias, s.out_channels, 1, 1));
+            const auto sum = graph.conv_fprop(x, w, geometry(s, fe::graph::Conv_fprop_attributes()));
+            const auto y = graph.pointwise(sum, b, fe::graph::Pointwise_attributes().set_mode(fe::PointwiseMode_t::ADD));
+            y->set_output(true).set_uid(uid_y).set_dim({1, s.out_channels, s.out_height(), s.out_width()}).set_stride(
+                {s.out_height() * s.out_width() * s.out_channels, 1, s.out_width() * s.out_channels, s.out_channels});
+        });
+    });
+    std::unordered_map<std::int64_t, void*> tensors{{uid_x, pointer(in)}, {uid_w, pointer(weights)}, {uid_bias, pointer(bias)}, {uid_y, out}};
+    plan.run(tensors, "a convolution");
+}
+
+void run_convolution_input_gradient(const ConvolutionShape& s, const float* weights, const float* d_out, float* d_in) {
+    static std::map<Key, CudnnPlan> plans;
+    const CudnnPlan& plan = kept(plans, s, [&] {
+        return make_plan("a convolution's gradient", [&](fe::graph::Graph& graph) {
+            const auto dy = graph.tensor(picture(uid_y, s.out_channels, s.out_height(), s.out_width()));
+            const auto w = graph.tensor(
+                fe::graph::Tensor_attributes().set_uid(uid_w).set_dim(weight_dims(s)).set_stride(weight_strides(s)).set_data_type(fe::DataType_t::FLOAT));
+            const auto dx = graph.conv_dgrad(dy, w, geometry(s, fe::graph::Conv_dgrad_attributes()));
+            dx->set_output(true).set_uid(uid_x).set_dim({1, s.in_channels, s.height, s.width}).set_stride(
+                {s.height * s.width * s.in_channels, 1, s.width * s.in_channels, s.in_channels});
+        });
+    });
+    std::unordered_map<std::int64_t, void*> tensors{{uid_y, pointer(d_out)}, {uid_w, pointer(weights)}, {uid_x, d_in}};
+    plan.run(tensors, "a convolution's gradient");
+}
+
+void run_convolution_weight_gradient(const ConvolutionShape& s, const float* in, const float* d_out, float* d_weights) {
+    static std::map<Key, CudnnPlan> plans;
+    const CudnnPlan& plan = kept(plans, s, [&] {
+        return make_plan("a convolution's gradient", [&](fe::graph::Graph& graph) {
+            const auto x = graph.tensor(picture(uid_x, s.in_channels, s.height, s.width));
+            const auto dy = graph.tensor(picture(uid_y, s.out_channels, s.out_height(), s.out_width()));
+            const auto dw = graph.conv_wgrad(dy, x, geometry(s, fe::graph::Conv_wgrad_attributes()));
+            dw->set_output(true).set_uid(uid_w).set_dim(weight_dims(s)).set_stride(weight_strides(s));
+        });
+    });
+    std::unordered_map<std::int64_t, void*> tensors{{uid_x, pointer(in)}, {uid_y, pointer(d_out)}, {uid_w, d_weights}};
+    plan.run(tensors, "a convolution's gradient");
+}
+
+}  // namespace atelier::ops::cuda

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cudnn_frontend.h>
+
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "core/error.hpp"
+#include "ops/cuda/context.hpp"
+
+// What the operations that go through cuDNN share.
+namespace atelier::ops::cuda {
+
+namespace fe = cudnn_frontend;
+
+inline void check_cudnn(fe::error_t status, const char* what) {
+    ATELIER_CHECK(status.is_good(), "cuDNN: {} failed: {}", what, status.get_message());
+}
+
+inline cudnnHandle_t cudnn_handle() {
+    static const cudnnHandle_t instance = [] {
+        cudnnHandle_t made = nullptr;
+        ATELIER_CHECK(cudnnCreate(&made) == CUDNN_STATUS_SUCCESS, "cuDNN does not start on this device");
+        ATELIER_CHECK(cudnnSetStream(made, stream()) == CUDNN_STATUS_SUCCESS, "cudnnSetStream");
+        return made;
+    }();
+    return instance;
+}
+
+/// A graph with its plan: by the library's first choice for the shape (a function of shape, device and version), made once.
+struct CudnnPlan {
+    std::shared_ptr<fe::graph::Graph> graph = std::make_shared<fe::graph::Graph>();
+    std::int64_t workspace = 0;
+    void build(const char* what) {
+        check_cudnn(graph->build(cudnn_handle(), {fe::HeurMode_t::A}), what);
+        check_cudnn(graph->get_workspace_size(workspace), what);
+    }
+    void run(std::unordered_map<std::int64_t, void*>& tensors, const char* what) const {
+        check_cudnn(graph->execute(cudnn_handle(), tensors, library_scratch(static_cast<std::size_t>(workspace))), what);
+    }
+};
+
+}  // namespace atelier::ops::cuda

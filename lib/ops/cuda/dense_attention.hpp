@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+
+namespace atelier::ops::cuda {
+
+/// Unmasked (or causal, aligned at the last query and key) bf16 attention as the library sees it. Tokens of q, out and their
+/// gradients are heads * head_dim numbers, of k and v kv_heads * head_dim; batch entries are the given strides apart.
+struct DenseAttention {
+    std::int64_t batch = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, head_dim = 0, q_batch_stride = 0, kv_batch_stride = 0;
+    bool causal = false;
+    float scale = 0;
+    auto operator<=>(const DenseAttention&) const = default;
+};
+
+/// stats [batch, heads, queries]: log-sum-exp of the scores. cuDNN; one plan a shape, made once and kept.
+void dense_attention(const DenseAttention& shape, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
+                     float* stats);
+/// By cuDNN's deterministic algorithm. dk, dv: batch entries keys * kv_heads * head_dim apart.
+void dense_attention_backward(const DenseAttention& shape, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,
+                              const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
+                              std::uint16_t* dv);
+
+}  // namespace atelier::ops::cuda

@@ -1,0 +1,35 @@
+#pragma once
+
+#include "ops/backend.hpp"
+
+// Declarations of the device's functions: the twins of ops::cpu, and what else the table of ops/backend.hpp holds.
+namespace atelier::ops::cuda {
+
+#define ATELIER_DECLARE(name) decltype(cpu::name) name;
+ATELIER_OPS(ATELIER_DECLARE)
+#undef ATELIER_DECLARE
+
+void sampler_step(std::int64_t samples, std::int64_t n, Transition t, const float* x, const float* v, const float* noise, float* x_next,
+                  double* squares);
+void squared_residuals(std::int64_t samples, std::int64_t n, Transition t, const float* x, const float* v, const float* x_next,
+                       double* squares);
+void residual_gradient(std::int64_t n, Transition t, float factor, const float* x, const float* v, const float* x_next, float* d_v);
+void guard_sums(std::int64_t samples, std::int64_t n, Transition t, const float* x, const float* v, const float* x_next, const float* noise,
+                double* sums);
+void squared_differences(std::int64_t samples, std::int64_t n, const float* a, const float* b, double* squares);
+void difference_gradient(std::int64_t n, float factor, const float* a, const float* b, float* d);
+void adamw(std::int64_t n, AdamWFactors f, const float* gradient, float* parameter, float* m, float* v, std::uint16_t* shadow);
+void sum_of_squares(std::int64_t n, const float* x, double* sum);
+void to_bf16(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, std::uint16_t* out, std::int64_t out_stride);
+void from_bf16(std::int64_t rows, std::int64_t width, const std::uint16_t* in, std::int64_t in_stride, float* out, std::int64_t out_stride,
+               bool add);
+/// out[j] += sum over rows of x[i, j], rows in a fixed order; and rows of `width` zeros, `stride` apart.
+void add_row_sums(std::int64_t rows, std::int64_t width, const float* x, float* out);
+void zero_columns(std::int64_t rows, std::int64_t width, float* out, std::int64_t stride);
+/// [rows, a, b] -> [rows, b, a], written or added.
+void swap_inner_axes(std::int64_t rows, std::int64_t a, std::int64_t b, const float* in, float* out, bool add);
+void convolution(const ConvolutionShape& shape, const float* in, const float* weights, const float* bias, float* out);
+void convolution_backward(const ConvolutionShape& shape, const float* in, const float* weights, const float* d_out, float* d_in,
+                          float* d_weights, float* d_bias);
+
+}  // namespace atelier::ops::cuda

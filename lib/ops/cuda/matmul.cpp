@@ -1,0 +1,122 @@
+#include "ops/matmul.hpp"
+
+#include <map>
+
+#include "ops/cuda/context.hpp"
+#include "ops/cuda/device_memory.hpp"
+#include "ops/cuda/functions.hpp"
+#include "ops/cuda/products.hpp"
+
+namespace atelier::ops::cuda {
+namespace {
+
+ProductPrecision precision = ProductPrecision::bf16;
+
+struct Copy {
+    std::int64_t count;
+    std::uint16_t* bits;
+};
+/// By the address of the first weight.
+std::map<const float*, Copy>& copies() {
+    static std::map<const float*, Copy> all;
+    return all;
+}
+
+std::map<const float*, Copy>::iterator covering(const float* weight) {
+    auto after = copies().upper_bound(weight);
+    if (after == copies().begin()) return copies().end();
+    --after;
+    return weight < after->first + after->second.count ? after : copies().end();
+}
+
+// Rows of tensor-core products start at multiples of 16 bytes.
+constexpr std::int64_t bf16_alignment = 8;
+
+struct Operand {
+    const void* data;
+    std::int64_t stride;
+};
+
+bool fits_bf16(const MatrixView& view) { return view.stride % bf16_alignment == 0; }
+
+std::int64_t padded(std::int64_t columns) { return (columns + bf16_alignment - 1) / bf16_alignment * bf16_alignment; }
+
+/// The matrix in bf16: the kept copy where there is one that a product can take, else rounded into `to`.
+Operand in_bf16(const MatrixView& view, std::uint16_t* to) {
+    if (const std::uint16_t* copy = bf16_copy_of(view.data); copy != nullptr && fits_bf16(view)) return {copy, view.stride};
+    to_bf16(view.rows, view.cols, view.data, view.stride, to, padded(view.cols));
+    return {to, padded(view.cols)};
+}
+
+void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c, const float* bias) {
+    const std::int64_t m = ta ? a.cols : a.rows, k = ta ? a.rows : a.cols, n = tb ? b.rows : b.cols;
+    ATELIER_CHECK((tb ? b.cols : b.rows) == k && c.rows == m && c.cols == n, "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows,
+                  a.cols, ta ? "^T" : "", b.rows, b.cols, tb ? "^T" : "", c.rows, c.cols);
+    if (m == 0 || n == 0) return;
+    Operand x{a.data, a.stride}, y{b.data, b.stride};
+    const bool bf16 = precision == ProductPrecision::bf16;
+    if (bf16) {
+        auto* bits = static_cast<std::uint16_t*>(
+            scratch(static_cast<std::size_t>(a.rows * padded(a.cols) + b.rows * padded(b.cols)) * sizeof(std::uint16_t)));
+        x = in_bf16(a, bits);
+        y = in_bf16(b, bits + a.rows * padded(a.cols));
+    }
+    // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T on the same memory.
+    run_product({.transpose_a = tb, .transpose_b = ta, .bf16 = bf16, .m = n, .n = m, .k = k, .lda = y.stride, .ldb = x.stride,
+                 .ldd = c.stride, .has_bias = bias != nullptr},
+                alpha, y.data, x.data, beta, c.data, bias);
+}
+
+MatrixView view(const Tensor& t) {
+    ATELIER_CHECK(t.shape().rank() == 2, "a matrix was expected, found shape {}", t.shape().str());
+    return {t.f32(), t.size(0), t.size(1), t.size(1)};
+}
+
+}  // namespace
+
+void set_product_precision(ProductPrecision to) { precision = to; }
+ProductPrecision product_precision() { return precision; }
+
+void keep_bf16_copy(const float* weights, std::int64_t n) {
+    if (const auto found = copies().find(weights); found != copies().end()) {
+        memory().release(found->second.bits);
+        copies().erase(found);
+    }
+    if (n == 0) return;
+    copies()[weights] = {n, static_cast<std::uint16_t*>(memory().allocate(static_cast<std::size_t>(n) * sizeof(std::uint16_t)))};
+    refresh_bf16_copy(weights);
+}
+
+void refresh_bf16_copy(const float* weights) {
+    const auto found = covering(weights);
+    if (found == copies().end()) return;
+    // Cut into rows, so that the grid has many blocks.
+    constexpr std::int64_t width = 4096;
+    const std::int64_t n = found->second.count, whole = n / width;
+    to_bf16(whole, width, found->first, width, found->second.bits, width);
+    if (whole * width < n) to_bf16(1, n - whole * width, found->first + whole * width, width, found->second.bits + whole * width, width);
+}
+
+std::uint16_t* bf16_copy_of(const float* weight) {
+    const auto found = covering(weight);
+    return found == copies().end() ? nullptr : found->second.bits + (weight - found->first);
+}
+
+void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
+    product(ta, tb, alpha, a, b, beta, c, nullptr);
+}
+
+void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
+    product(false, true, 1.0f, view(x), view(weight), 0.0f, view(y), bias.empty() ? nullptr : bias.f32());
+}
+
+void linear_backward_input(const Tensor& dy, const Tensor& weight, const Tensor& dx, bool accumulate) {
+    product(false, false, 1.0f, view(dy), view(weight), accumulate ? 1.0f : 0.0f, view(dx), nullptr);
+}
+
+void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dweight, const Tensor& dbias) {
+    product(true, false, 1.0f, view(dy), view(x), 1.0f, view(dweight), nullptr);
+    if (!dbias.empty()) add_row_sums(dy.size(0), dy.size(1), dy.f32(), dbias.f32());
+}
+
+}  // namespace atelier::ops::cuda

@@ -1,0 +1,173 @@
+#include "ops/modulation.hpp"
+
+#include "ops/cuda/columns.hpp"
+#include "ops/cuda/functions.hpp"
+#include "ops/cuda/kernel.hpp"
+
+// n = groups * rows * width numbers. A row of 16 KB is read again from the first-level cache, not from memory.
+namespace atelier::ops::cuda {
+namespace {
+
+/// A block a row.
+template <int N>
+__global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, const float* scale, float* y, float* mean,
+                                           float* inverse_std) {
+    const std::int64_t row = blockIdx.x;
+    const float *in = x + row * s.width, *m = scale + row / s.rows * s.mod_stride;
+    const float count = static_cast<float>(s.width);
+    float sum[1] = {0};
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+        const Pack<N> p = load<N>(in + j);
+        for (int k = 0; k < N; ++k) sum[0] += p.v[k];
+    }
+    block_sum(sum);
+    const float mu = sum[0] / count;
+    float square[1] = {0};
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+        const Pack<N> p = load<N>(in + j);
+        for (int k = 0; k < N; ++k) square[0] += (p.v[k] - mu) * (p.v[k] - mu);
+    }
+    block_sum(square);
+    const float inverse = 1.0f / sqrtf(square[0] / count + s.eps);
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+        Pack<N> p = load<N>(in + j);
+        const Pack<N> factor = load<N>(m + j);
+        for (int k = 0; k < N; ++k) p.v[k] = (p.v[k] - mu) * inverse * (1.0f + factor.v[k]);
+        store(y + row * s.width + j, p);
+    }
+    if (threadIdx.x == 0) {
+        mean[row] = mu;
+        inverse_std[row] = inverse;
+    }
+}
+
+/// A block takes a chunk of rows: dx at once, its share of dscale into a row of `partial`.
+template <int N>
+__global__ void layer_norm_modulate_backward_kernel(ModulationShape s, std::int64_t chunk_rows, const float* x, const float* scale,
+                                                    const float* mean, const float* inverse_std, const float* dy, float* dx,
+                                                    float* partial) {
+    ATELIER_DYNAMIC_SHARED(float, dscale);  // [width]; each thread has its own columns
+    const std::int64_t group = blockIdx.y, first = blockIdx.x * chunk_rows;
+    const std::int64_t last = first + chunk_rows < s.rows ? first + chunk_rows : s.rows;
+    const float* m = scale + group * s.mod_stride;
+    const float count = static_cast<float>(s.width);
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N)
+        for (int k = 0; k < N; ++k) dscale[j + k] = 0;
+    for (std::int64_t i = first; i < last; ++i) {
+        const std::int64_t row = group * s.rows + i, at = row * s.width;
+        const float mu = mean[row], inverse = inverse_std[row];
+        float sums[2] = {0, 0};
+        for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+            const Pack<N> p = load<N>(x + at + j), g = load<N>(dy + at + j), factor = load<N>(m + j);
+            for (int k = 0; k < N; ++k) {
+                const float normed = (p.v[k] - mu) * inverse, d = g.v[k] * (1.0f + factor.v[k]);
+                dscale[j + k] += g.v[k] * normed;
+                sums[0] += d;
+                sums[1] += d * normed;
+            }
+        }
+        block_sum(sums);
+        const float sum = sums[0] / count, dot = sums[1] / count;
+        for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+            const Pack<N> p = load<N>(x + at + j), g = load<N>(dy + at + j), factor = load<N>(m + j);
+            Pack<N> out = load<N>(dx + at + j);
+            for (int k = 0; k < N; ++k)
+                out.v[k] += (g.v[k] * (1.0f + factor.v[k]) - sum - (p.v[k] - mu) * inverse * dot) * inverse;
+            store(dx + at + j, out);
+        }
+    }
+    float* mine = partial + (group * gridDim.x + blockIdx.x) * s.width;
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N)
+        for (int k = 0; k < N; ++k) mine[j + k] = dscale[j + k];
+}
+
+template <int N>
+__global__ void gate_residual_kernel(ModulationShape s, const float* x, const float* gate, const float* branch, float* y) {
+    const std::int64_t row = blockIdx.x, at = row * s.width;
+    const float* g = gate + row / s.rows * s.mod_stride;
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+        Pack<N> p = load<N>(x + at + j);
+        const Pack<N> factor = load<N>(g + j), b = load<N>(branch + at + j);
+        for (int k = 0; k < N; ++k) p.v[k] += factor.v[k] * b.v[k];
+        store(y + at + j, p);
+    }
+}
+
+template <int N>
+__global__ void gate_residual_backward_kernel(ModulationShape s, std::int64_t chunk_rows, const float* gate, const float* branch,
+                                              const float* dy, float* dbranch, float* partial) {
+    const std::int64_t group = blockIdx.y, first = blockIdx.x * chunk_rows;
+    const std::int64_t last = first + chunk_rows < s.rows ? first + chunk_rows : s.rows;
+    float* mine = partial + (group * gridDim.x + blockIdx.x) * s.width;
+    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
+        const Pack<N> factor = load<N>(gate + group * s.mod_stride + j);
+        float sums[N] = {};
+        for (std::int64_t i = first; i < last; ++i) {
+            const std::int64_t at = (group * s.rows + i) * s.width + j;
+            const Pack<N> b = load<N>(branch + at);
+            Pack<N> g = load<N>(dy + at);
+            for (int k = 0; k < N; ++k) {
+                sums[k] += g.v[k] * b.v[k];
+                g.v[k] *= factor.v[k];
+            }
+            store(dbranch + at, g);
+        }
+        for (int k = 0; k < N; ++k) mine[j + k] = sums[k];
+    }
+}
+
+void check_width(const ModulationShape& s) {
+    ATELIER_CHECK(s.width <= max_row, "a modulation's gradient over rows of {} numbers (at most {})", s.width, max_row);
+}
+
+}  // namespace
+
+// Floor: 2 * 4 n bytes.
+void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, float* y, float* mean, float* inverse_std) {
+    const std::int64_t rows = s.groups * s.rows;
+    if (in_fours({s.width, s.mod_stride}, {x, scale, y}))
+        launch(layer_norm_modulate_kernel<4>, {rows}, row_threads(s.width, 4), 0, s, x, scale, y, mean, inverse_std);
+    else
+        launch(layer_norm_modulate_kernel<1>, {rows}, row_threads(s.width, 1), 0, s, x, scale, y, mean, inverse_std);
+}
+
+// Floor: 4 * 4 n bytes (x, dy, dx read; dx written); the partial sums add 2 / rows of a chunk of n.
+void layer_norm_modulate_backward(const ModulationShape& s, const float* x, const float* scale, const float* mean,
+                                  const float* inverse_std, const float* dy, float* dx, float* dscale) {
+    check_width(s);
+    const Chunks chunks(s.groups, s.rows);
+    float* partial = scratch_floats(s.groups * chunks.count * s.width);
+    const Grid grid{chunks.count, s.groups};
+    const std::size_t shared = static_cast<std::size_t>(s.width) * sizeof(float);
+    if (in_fours({s.width, s.mod_stride}, {x, scale, dy, dx}))
+        launch(layer_norm_modulate_backward_kernel<4>, grid, row_threads(s.width, 4), shared, s, chunks.rows, x, scale, mean, inverse_std,
+               dy, dx, partial);
+    else
+        launch(layer_norm_modulate_backward_kernel<1>, grid, row_threads(s.width, 1), shared, s, chunks.rows, x, scale, mean, inverse_std,
+               dy, dx, partial);
+    finish_columns(s.groups, chunks.count, s.width, s.mod_stride, partial, dscale);
+}
+
+// Floor: 3 * 4 n bytes.
+void gate_residual(const ModulationShape& s, const float* x, const float* gate, const float* branch, float* y) {
+    const std::int64_t rows = s.groups * s.rows;
+    if (in_fours({s.width, s.mod_stride}, {x, gate, branch, y}))
+        launch(gate_residual_kernel<4>, {rows}, row_threads(s.width, 4), 0, s, x, gate, branch, y);
+    else
+        launch(gate_residual_kernel<1>, {rows}, row_threads(s.width, 1), 0, s, x, gate, branch, y);
+}
+
+// Floor: 3 * 4 n bytes.
+void gate_residual_backward(const ModulationShape& s, const float* gate, const float* branch, const float* dy, float* dbranch,
+                            float* dgate) {
+    const Chunks chunks(s.groups, s.rows);
+    float* partial = scratch_floats(s.groups * chunks.count * s.width);
+    const Grid grid{chunks.count, s.groups};
+    if (in_fours({s.width, s.mod_stride}, {gate, branch, dy, dbranch}))
+        launch(gate_residual_backward_kernel<4>, grid, row_threads(s.width, 4), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+    else
+        launch(gate_residual_backward_kernel<1>, grid, row_threads(s.width, 1), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+    finish_columns(s.groups, chunks.count, s.width, s.mod_stride, partial, dgate);
+}
+
+}  // namespace atelier::ops::cuda

@@ -1,0 +1,140 @@
+// The process's device: stream, memory, scratch.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "ops/cuda/context.hpp"
+#include "ops/cuda/device_memory.hpp"
+#include "ops/cuda/open_device.hpp"
+
+namespace atelier::ops::cuda {
+namespace {
+
+// Host memory goes to the device through two pinned buffers in turn: one is filled while the other is copied.
+constexpr std::size_t staging_bytes = std::size_t{32} << 20;
+
+class Memory final : public DeviceMemory {
+  public:
+    void* allocate(std::size_t bytes) override {
+        void* taken = nullptr;
+        allocated(cudaMalloc(&taken, std::max<std::size_t>(bytes, 1)), bytes);
+        zero(taken, bytes);
+        return taken;
+    }
+    void* allocate_shared(std::size_t bytes) override {
+        void* taken = nullptr;
+        allocated(cudaMallocManaged(&taken, std::max<std::size_t>(bytes, 1)), bytes);
+        return taken;
+    }
+    void release(void* memory) override {
+        synchronise();
+        check(cudaFree(memory), "cudaFree");
+    }
+    void to_device(void* device, const void* host, std::size_t bytes) override {
+        auto* to = static_cast<std::byte*>(device);
+        const auto* from = static_cast<const std::byte*>(host);
+        for (std::size_t at = 0; at < bytes; at += staging_bytes) {
+            const std::size_t count = std::min(staging_bytes, bytes - at);
+            Staging& s = staging_[next_];
+            next_ ^= 1;
+            if (s.memory == nullptr) s.make();
+            check(cudaEventSynchronize(s.copied), "waiting for a staging buffer");
+            std::memcpy(s.memory, from + at, count);
+            check(cudaMemcpyAsync(to + at, s.memory, count, cudaMemcpyHostToDevice, stream()), "a copy to the device");
+            check(cudaEventRecord(s.copied, stream()), "recording a copy");
+        }
+    }
+    void to_host(void* host, const void* device, std::size_t bytes) override {
+        check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream()), "a copy to the host");
+        synchronise();
+    }
+    void within(void* to, const void* from, std::size_t bytes) override {
+        check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream()), "a copy on the device");
+    }
+    void zero(void* device, std::size_t bytes) override { check(cudaMemsetAsync(device, 0, bytes, stream()), "cudaMemset"); }
+    void synchronise() override { check(cudaStreamSynchronize(stream()), "waiting for the device"); }
+
+  private:
+    struct Staging {
+        std::byte* memory = nullptr;
+        cudaEvent_t copied = nullptr;
+        void make() {
+            check(cudaMallocHost(&memory, staging_bytes), "pinned memory");
+            check(cudaEventCreateWithFlags(&copied, cudaEventDisableTiming), "an event");
+        }
+    };
+    static void allocated(cudaError_t status, std::size_t bytes) {
+        ATELIER_CHECK_IO(status != cudaErrorMemoryAllocation, "the device cannot give {} bytes: use smaller micro-batches or another rank",
+                         bytes);
+        check(status, "an allocation");
+    }
+    Staging staging_[2];
+    int next_ = 0;
+};
+
+/// Memory that grows to the largest request and is kept to the end of the process.
+struct Growing {
+    void* taken = nullptr;
+    std::size_t capacity = 0;
+    void* at_least(std::size_t bytes) {
+        if (bytes > capacity) {
+            if (taken != nullptr) memory().release(taken);
+            taken = memory().allocate(bytes);
+            capacity = bytes;
+        }
+        return taken;
+    }
+};
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+    if (status == cudaSuccess) [[likely]]
+        return;
+    ATELIER_FAIL(status == cudaErrorMemoryAllocation ? ErrorKind::io : ErrorKind::internal, "CUDA: {} failed: {} ({})", what,
+                 cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+const char* open_device() {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    ATELIER_CHECK_USAGE(status == cudaSuccess && count > 0, "device = \"cuda\": no device can be used on this host: {}",
+                        status == cudaSuccess ? "none is visible" : cudaGetErrorString(status));
+    // One rank a device: the launcher shows each rank its own, or all of them and the rank's place on its host.
+    const char* local = nullptr;
+    for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"})
+        if (local == nullptr) local = std::getenv(name);
+    const int device = local == nullptr ? 0 : std::atoi(local) % count;
+    check(cudaSetDevice(device), "taking the device");
+    static cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, device), "the device's properties");
+    ATELIER_CHECK_USAGE(properties.major >= 8, "{} has compute capability {}.{}, at least 8.0 is needed", properties.name, properties.major,
+                        properties.minor);
+    return properties.name;
+}
+
+cudaStream_t stream() {
+    static const cudaStream_t instance = [] {
+        cudaStream_t made = nullptr;
+        check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "a stream");
+        return made;
+    }();
+    return instance;
+}
+
+DeviceMemory& memory() {
+    static Memory instance;
+    return instance;
+}
+
+void* scratch(std::size_t bytes) {
+    static Growing room;
+    return room.at_least(bytes);
+}
+void* library_scratch(std::size_t bytes) {
+    static Growing room;
+    return room.at_least(bytes);
+}
+
+}  // namespace atelier::ops::cuda

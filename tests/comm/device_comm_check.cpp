@@ -1,0 +1,54 @@
+// Run by ctest on 1, 2 and 3 ranks: collectives of the device communicator against what every rank can compute itself, on memory that
+// the test's transport can reach.
+#include <vector>
+
+#include "comm/device_communicator.hpp"
+#include "comm/run_main.hpp"
+#include "core/error.hpp"
+
+namespace {
+
+using namespace atelier;
+
+float value(int rank, std::int64_t i) { return 1.0f / static_cast<float>(3 + rank + static_cast<int>(i % 17)); }
+
+float expected_sum(int ranks, std::int64_t i) {
+    float sum = value(0, i);
+    for (int r = 1; r < ranks; ++r) sum += value(r, i);
+    return sum;  // in rank order, so the very same bits
+}
+
+std::vector<float> mine(int rank, std::int64_t n) {
+    std::vector<float> v(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) v[static_cast<std::size_t>(i)] = value(rank, i);
+    return v;
+}
+
+int check(comm::Communicator& world, int, char**) {
+    const auto device = comm::make_device_communicator(world, nullptr);
+    const int size = world.size();
+    // Fewer numbers than ranks, uneven ones, and more than the room holds at a time.
+    for (const std::int64_t n : {std::int64_t{1}, std::int64_t{5}, (std::int64_t{1} << 20) + 3, (std::int64_t{1} << 24) + 7}) {
+        std::vector<float> v = mine(world.rank(), n);
+        device->after_compute();
+        device->sum(v.data(), n);
+        device->before_compute();
+        device->wait();
+        for (std::int64_t i = 0; i < n; ++i)
+            ATELIER_CHECK(v[static_cast<std::size_t>(i)] == expected_sum(size, i), "sum {} of {}", i, n);
+    }
+    for (const std::int64_t share : {std::int64_t{1}, std::int64_t{1000}, (std::int64_t{1} << 23) + 5}) {
+        const std::vector<float> v = mine(world.rank(), share * size);
+        std::vector<float> part(static_cast<std::size_t>(share)), all(v.size());
+        device->reduce_scatter(v.data(), part.data(), share);
+        device->all_gather(part.data(), all.data(), part.size() * sizeof(float));
+        device->wait();
+        for (std::int64_t i = 0; i < share * size; ++i)
+            ATELIER_CHECK(all[static_cast<std::size_t>(i)] == expected_sum(size, i), "number {} of {} x {}", i, size, share);
+    }
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return comm::run_main(argc, argv, "device_comm_check", check); }

@@ -1,0 +1,220 @@
+// What the runtime, cuBLASLt and cuDNN do for the backend, done by the host: memory, products in fp32 of (rounded) operands, dense
+// attention. Under the emulator the rest of the backend is its own source.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/convert.hpp"
+#include "core/error.hpp"
+#include "emulator/block_emulator.hpp"
+#include "ops/cuda/context.hpp"
+#include "ops/cuda/cudnn_convolution.hpp"
+#include "ops/cuda/dense_attention.hpp"
+#include "ops/cuda/device_memory.hpp"
+#include "ops/cuda/open_device.hpp"
+#include "ops/cuda/products.hpp"
+
+namespace atelier::ops::cuda {
+namespace {
+
+class Memory final : public DeviceMemory {
+  public:
+    void* allocate(std::size_t bytes) override {
+        void* taken = emulator::allocate(bytes, false);
+        zero(taken, bytes);
+        return taken;
+    }
+    void* allocate_shared(std::size_t bytes) override { return emulator::allocate(bytes, true); }
+    void release(void* memory) override { emulator::release(memory); }
+    void to_device(void* device, const void* host, std::size_t bytes) override { move(device, host, bytes); }
+    void to_host(void* host, const void* device, std::size_t bytes) override { move(host, device, bytes); }
+    void within(void* to, const void* from, std::size_t bytes) override { move(to, from, bytes); }
+    void zero(void* device, std::size_t bytes) override {
+        const emulator::Access access;
+        std::memset(device, 0, bytes);
+    }
+    void synchronise() override {}
+
+  private:
+    static void move(void* to, const void* from, std::size_t bytes) {
+        const emulator::Access access;
+        std::memcpy(to, from, bytes);
+    }
+};
+
+/// Column-major element (i, j) of op(X).
+struct Matrix {
+    const void* data;
+    std::int64_t stride;
+    bool transposed, bf16;
+    float at(std::int64_t i, std::int64_t j) const {
+        const std::int64_t at = transposed ? j + i * stride : i + j * stride;
+        return bf16 ? bf16_to_f32(static_cast<const std::uint16_t*>(data)[at]) : static_cast<const float*>(data)[at];
+    }
+};
+
+double value(std::uint16_t bits) { return bf16_to_f32(bits); }
+std::uint16_t rounded(double v) { return f32_to_bf16(static_cast<float>(v)); }
+
+/// Where a token's head starts.
+std::int64_t q_at(const DenseAttention& s, std::int64_t b, std::int64_t i, std::int64_t h) {
+    return b * s.q_batch_stride + (i * s.heads + h) * s.head_dim;
+}
+std::int64_t kv_at(const DenseAttention& s, std::int64_t batch_stride, std::int64_t b, std::int64_t j, std::int64_t h) {
+    return b * batch_stride + (j * s.kv_heads + h / (s.heads / s.kv_heads)) * s.head_dim;
+}
+std::int64_t visible(const DenseAttention& s, std::int64_t i) { return s.causal ? s.keys - s.queries + i + 1 : s.keys; }
+
+double dot(const DenseAttention& s, const std::uint16_t* a, const std::uint16_t* b) {
+    double sum = 0;
+    for (std::int64_t c = 0; c < s.head_dim; ++c) sum += value(a[c]) * value(b[c]);
+    return sum;
+}
+
+}  // namespace
+
+const char* open_device() {
+    if (const char* word = std::getenv("ATELIER_EMULATOR_SCHEDULE")) {
+        const std::string schedule = word;
+        ATELIER_CHECK_USAGE(schedule == "ascending" || schedule == "descending" || schedule == "shuffled",
+                            "ATELIER_EMULATOR_SCHEDULE must be ascending, descending or shuffled, found \"{}\"", schedule);
+        emulator::set_schedule(schedule == "ascending"    ? emulator::Schedule::ascending
+                               : schedule == "descending" ? emulator::Schedule::descending
+                                                          : emulator::Schedule::shuffled);
+    }
+    return "emulator";
+}
+
+DeviceMemory& memory() {
+    static Memory instance;
+    return instance;
+}
+
+void* scratch(std::size_t bytes) {
+    static void* taken = nullptr;
+    if (taken != nullptr) emulator::release(taken);
+    return taken = emulator::allocate(bytes, false);  // poisoned each time: what an earlier operation left must not be used
+}
+
+void* library_scratch(std::size_t bytes) { return scratch(bytes); }
+
+void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+    const emulator::Access access;
+    const Matrix x{a, p.lda, p.transpose_a, p.bf16}, y{b, p.ldb, p.transpose_b, p.bf16};
+    std::vector<float> row(static_cast<std::size_t>(p.k));
+    for (std::int64_t i = 0; i < p.m; ++i) {
+        for (std::int64_t l = 0; l < p.k; ++l) row[static_cast<std::size_t>(l)] = x.at(i, l);
+        for (std::int64_t j = 0; j < p.n; ++j) {
+            float sum = 0;
+            for (std::int64_t l = 0; l < p.k; ++l) sum = std::fma(row[static_cast<std::size_t>(l)], y.at(l, j), sum);
+            float& to = d[i + j * p.ldd];
+            to = alpha * sum + (beta == 0.0f ? 0.0f : beta * to) + (bias != nullptr ? bias[i] : 0.0f);
+        }
+    }
+}
+
+void dense_attention(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
+                     float* stats) {
+    const emulator::Access access;
+    std::vector<double> weights(static_cast<std::size_t>(s.keys));
+    for (std::int64_t b = 0; b < s.batch; ++b)
+        for (std::int64_t h = 0; h < s.heads; ++h)
+            for (std::int64_t i = 0; i < s.queries; ++i) {
+                const std::int64_t count = visible(s, i);
+                double top = -INFINITY, sum = 0;
+                for (std::int64_t j = 0; j < count; ++j) {
+                    weights[static_cast<std::size_t>(j)] = dot(s, q + q_at(s, b, i, h), k + kv_at(s, s.kv_batch_stride, b, j, h)) * s.scale;
+                    top = std::max(top, weights[static_cast<std::size_t>(j)]);
+                }
+                for (std::int64_t j = 0; j < count; ++j) sum += weights[static_cast<std::size_t>(j)] = std::exp(weights[static_cast<std::size_t>(j)] - top);
+                stats[(b * s.heads + h) * s.queries + i] = static_cast<float>(top + std::log(sum));
+                for (std::int64_t c = 0; c < s.head_dim; ++c) {
+                    double total = 0;
+                    for (std::int64_t j = 0; j < count; ++j)
+                        total += weights[static_cast<std::size_t>(j)] / sum * value(v[kv_at(s, s.kv_batch_stride, b, j, h) + c]);
+                    out[q_at(s, b, i, h) + c] = rounded(total);
+                }
+            }
+}
+
+void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,
+                              const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
+                              std::uint16_t* dv) {
+    const emulator::Access access;
+    const std::int64_t kv_stride = s.keys * s.kv_heads * s.head_dim;
+    std::vector<double> k_sums(static_cast<std::size_t>(s.batch * kv_stride)), v_sums(k_sums.size());
+    for (std::int64_t b = 0; b < s.batch; ++b)
+        for (std::int64_t h = 0; h < s.heads; ++h)
+            for (std::int64_t i = 0; i < s.queries; ++i) {
+                const std::int64_t at = q_at(s, b, i, h);
+                const double delta = dot(s, dout + at, out + at), lse = stats[(b * s.heads + h) * s.queries + i];
+                std::vector<double> q_sums(static_cast<std::size_t>(s.head_dim));
+                for (std::int64_t j = 0; j < visible(s, i); ++j) {
+                    const std::int64_t key = kv_at(s, s.kv_batch_stride, b, j, h), to = kv_at(s, kv_stride, b, j, h);
+                    const double weight = std::exp(dot(s, q + at, k + key) * s.scale - lse);
+                    const double slope = weight * (dot(s, dout + at, v + key) - delta) * s.scale;
+                    for (std::int64_t c = 0; c < s.head_dim; ++c) {
+                        q_sums[static_cast<std::size_t>(c)] += slope * value(k[key + c]);
+                        k_sums[static_cast<std::size_t>(to + c)] += slope * value(q[at + c]);
+                        v_sums[static_cast<std::size_t>(to + c)] += weight * value(dout[at + c]);
+                    }
+                }
+                for (std::int64_t c = 0; c < s.head_dim; ++c) dq[at + c] = rounded(q_sums[static_cast<std::size_t>(c)]);
+            }
+    for (std::size_t i = 0; i < k_sums.size(); ++i) {
+        dk[i] = rounded(k_sums[i]);
+        dv[i] = rounded(v_sums[i]);
+    }
+}
+
+namespace {
+
+/// Calls f(out pixel's number, in pixel's number, tap) for each tap that lies in the picture.
+template <typename Function>
+void each_tap(const ConvolutionShape& s, Function f) {
+    for (std::int64_t y = 0; y < s.out_height(); ++y)
+        for (std::int64_t x = 0; x < s.out_width(); ++x)
+            for (std::int64_t tap = 0; tap < s.kernel * s.kernel; ++tap) {
+                const std::int64_t r = y * s.stride + tap / s.kernel - s.pad_begin, c = x * s.stride + tap % s.kernel - s.pad_begin;
+                if (r >= 0 && r < s.height && c >= 0 && c < s.width) f((y * s.out_width() + x), r * s.width + c, tap);
+            }
+}
+
+}  // namespace
+
+void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, const float* bias, float* out) {
+    const emulator::Access access;
+    for (std::int64_t p = 0; p < s.out_height() * s.out_width(); ++p) std::copy_n(bias, s.out_channels, out + p * s.out_channels);
+    each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
+        for (std::int64_t o = 0; o < s.out_channels; ++o)
+            for (std::int64_t i = 0; i < s.in_channels; ++i)
+                out[to * s.out_channels + o] +=
+                    in[from * s.in_channels + i] * weights[(o * s.kernel * s.kernel + tap) * s.in_channels + i];
+    });
+}
+
+void run_convolution_input_gradient(const ConvolutionShape& s, const float* weights, const float* d_out, float* d_in) {
+    const emulator::Access access;
+    std::fill_n(d_in, s.height * s.width * s.in_channels, 0.0f);
+    each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
+        for (std::int64_t o = 0; o < s.out_channels; ++o)
+            for (std::int64_t i = 0; i < s.in_channels; ++i)
+                d_in[from * s.in_channels + i] +=
+                    d_out[to * s.out_channels + o] * weights[(o * s.kernel * s.kernel + tap) * s.in_channels + i];
+    });
+}
+
+void run_convolution_weight_gradient(const ConvolutionShape& s, const float* in, const float* d_out, float* d_weights) {
+    const emulator::Access access;
+    std::fill_n(d_weights, s.out_channels * s.kernel * s.kernel * s.in_channels, 0.0f);
+    each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
+        for (std::int64_t o = 0; o < s.out_channels; ++o)
+            for (std::int64_t i = 0; i < s.in_channels; ++i)
+                d_weights[(o * s.kernel * s.kernel + tap) * s.in_channels + i] += d_out[to * s.out_channels + o] * in[from * s.in_channels + i];
+    });
+}
+
+}  // namespace atelier::ops::cuda

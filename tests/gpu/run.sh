@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Everything that a device must show, from one bundle that runs on a machine with a driver, CUDA and PyTorch.
+#
+#   tests/gpu/run.sh bundle DIR    here: builds for all devices and writes the self-contained bundle DIR
+#   tests/gpu/run.sh device DIR    there: runs DIR (or the bundle that this script lies in); writes OUT (default ./gpu-results)
+#   tests/gpu/run.sh emulate       here: the same steps at toy sizes on the emulated backend, from a bundle of the present build (CI)
+#
+# Steps go on after one that failed; each has at most ten minutes. The last lines are the table of all steps and results; it is also
+# in OUT/summary.txt with the device's name and clocks, beside a log of each step. Exit code: 0 if no step failed.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+programs=(ops_test device_test dit_oracle_test group_policy_test device_bench)
+
+# Programs, what they link (but not CUDA's libraries, which are there), oracle data, scripts.
+fill_bundle() {
+    local build=$1 backend=$2 bundle=$3 source program library
+    source=$(cd "$here/../.." && pwd)
+    mkdir -p "$bundle"/{bin,lib,libraries,glibc,wheels}
+    for program in "${programs[@]}"; do cp "$build/bin/$program" "$bundle/bin/"; done
+    cp "$backend" "$bundle/lib/libatelier_cuda.so"
+    cp "$here/run.sh" "$here/diffusers_baseline.py" "$bundle/"
+    mkdir -p "$bundle/oracle"
+    cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
+    ldd "$bundle"/bin/* "$bundle/lib/libatelier_cuda.so" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
+        case $(basename "$library") in
+            libcu* | libnv* | libnccl*) ;;
+            libc.so.* | libm.so.* | libdl.so.* | libpthread.so.* | librt.so.* | libresolv.so.* | libutil.so.*) cp -L "$library" "$bundle/glibc/" ;;
+            *) cp -L "$library" "$bundle/libraries/" ;;
+        esac
+    done
+    # For a machine whose C library is older than this one's.
+    cp -L "$(ldd "$bundle/bin/ops_test" | awk '/ld-linux/ {print $1}')" "$bundle/glibc/loader"
+}
+
+make_bundle() {
+    local bundle=$1 build=${ATELIER_GPU_BUILD_DIR:-build-gpu} source
+    source=$(cd "$here/../.." && pwd)
+    cd "$source"
+    scripts/setup.sh build cuda
+    cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON -DATELIER_ARCH=x86-64-v3 \
+        -DATELIER_CUDA_ARCHITECTURES="80-real;90-real;100-real" >/dev/null
+    cmake --build "$build" --target atelier_ops_cuda "${programs[@]}"
+    fill_bundle "$build" "$build/lib/libatelier_cuda.so" "$bundle"
+    python3 -m pip download --quiet -d "$bundle/wheels" diffusers==0.42.1 || echo "bundle: no wheel of diffusers: there will be no baseline" >&2
+    du -sh "$bundle"
+}
+
+# Where CUDA's libraries lie there: the toolkit's, else those that came with PyTorch.
+cuda_libraries() {
+    local folder found=()
+    for folder in "${CUDA_HOME:-/usr/local/cuda}"/lib64 /usr/local/cuda-*/lib64; do [[ -d $folder ]] && found+=("$folder"); done
+    while read -r folder; do found+=("$folder"); done < <(
+        python3 -c 'import glob, site
+for base in site.getsitepackages() + [site.getusersitepackages()]:
+    for folder in sorted(glob.glob(base + "/nvidia/*/lib")): print(folder)' 2>/dev/null || true)
+    (IFS=:; echo "${found[*]}")
+}
+
+failed=0
+# step NAME COMMAND...: runs it, keeps its log, notes how it ended.
+step() {
+    local name=$1 begin=$SECONDS state=passed
+    shift
+    echo "== $name"
+    timeout 600 "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
+    if [[ $state != passed ]]; then
+        failed=$((failed + 1))
+        tail -n 5 "$out/$name.log"
+    fi
+    printf '%-28s %-14s %5d s\n' "$name" "$state" $((SECONDS - begin)) | tee -a "$out/steps.txt"
+}
+
+run_steps() {
+    local mode=$1
+    bundle=$2
+    out=${OUT:-gpu-results}
+    rm -rf "$out" && mkdir -p "$out"
+    loader=()
+    export LD_LIBRARY_PATH=$bundle/libraries:$(cuda_libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    if ! "$bundle/bin/ops_test" --gtest_list_tests >/dev/null 2>&1; then
+        loader=("$bundle/glibc/loader" --library-path "$bundle/glibc:$LD_LIBRARY_PATH")
+    fi
+    export ATELIER_TEST_DEVICE=cuda ATELIER_CUDA_BACKEND=$bundle/lib/libatelier_cuda.so ATELIER_ORACLE_DIR=$bundle/oracle
+    local blocking=(env CUDA_LAUNCH_BLOCKING=1) replay='*' dit=(32 32 128) sizes="32 32 1:64 64 1:64 64 8" trained=(8 32 128)
+    local kernels=(32768 4096) trained_sizes="32 32 4:64 64 1" mib=8192
+    if [[ $mode == emulate ]]; then
+        replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" kernels=(4 256) mib=1
+    fi
+
+    # In order of value: what fails first says most.
+    step smoke "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test" --gtest_filter='DeviceActivation.*:DeviceProducts.*'
+    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*:Picture.*'
+    step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
+    step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
+    step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
+    step time-kernels "${loader[@]}" "$bundle/bin/device_bench" kernels "${kernels[@]}"
+    [[ $mode == emulate ]] || step time-products "${loader[@]}" "$bundle/bin/device_bench" products
+    step time-copy "${loader[@]}" "$bundle/bin/device_bench" copy "$mib"
+    local size how
+    if [[ $mode == device ]]; then
+        step diffusers-install python3 -m pip install --quiet --no-index --no-deps --find-links "$bundle/wheels" --target "$out/python" diffusers
+    fi
+    IFS=: read -r -a sizes <<<"$sizes"
+    for size in "${sizes[@]}"; do
+        # shellcheck disable=SC2086
+        step "time-dit-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" dit "${dit[@]}" $size forward
+        if [[ $mode == device ]]; then
+            for how in eager compile; do
+                # shellcheck disable=SC2086
+                step "diffusers-$how-${size// /x}" env -u LD_LIBRARY_PATH PYTHONPATH="$out/python" python3 "$bundle/diffusers_baseline.py" "${dit[@]}" $size "$how"
+            done
+        fi
+    done
+    IFS=: read -r -a sizes <<<"$trained_sizes"
+    for size in "${sizes[@]}"; do
+        # Eight blocks: weights, gradients and their bf16 copies of all 32 do not fit beside activations everywhere.
+        # shellcheck disable=SC2086
+        step "time-dit-train-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" dit "${trained[@]}" $size train
+    done
+    summary | tee "$out/summary.txt"
+    ((failed == 0))
+}
+
+summary() {
+    echo "device: $(nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null || echo 'none (emulated)')"
+    echo "host: $(uname -n), $(nproc) cores; $(date -u +%FT%TZ)"
+    cat "$out/steps.txt"
+    command -v nvidia-smi >/dev/null || echo "times of the emulator, which measure nothing:"
+    cat "$out"/*.log | sed -n 's/^result: //p'
+}
+
+case ${1:-} in
+    bundle) make_bundle "$(realpath -m "${2:?a folder for the bundle}")" ;;
+    device) run_steps device "$(realpath "${2:-$here}")" ;;
+    emulate)
+        work=$(mktemp -d)
+        trap 'rm -rf "$work"' EXIT
+        build=$(realpath "${ATELIER_BUILD_DIR:-$here/../../build}")
+        fill_bundle "$build" "$build/lib/emulated/libatelier_cuda.so" "$work/bundle"
+        OUT=${OUT:-$work/out} run_steps emulate "$work/bundle"
+        ;;
+    *)
+        sed -n '2,10p' "${BASH_SOURCE[0]}" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Breaks the device's sources one line at a time and wants the tests to see it.
+#   broken_kernels.sh COMPILER SOURCE_DIR OPS_TEST DEVICE_TEST LIBRARIES... -- OBJECTS...
+# Each break is compiled for the emulator, linked with the other objects, and loaded by the tests that should fail.
+set -euo pipefail
+compiler=$1 source=$2 ops_test=$3 device_test=$4
+shift 4
+libraries=()
+while [[ $1 != -- ]]; do libraries+=("$1"); shift; done
+shift
+objects=("$@")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export ATELIER_TEST_DEVICE=cuda ATELIER_CUDA_BACKEND=$work/broken.so
+seen=0 missed=0
+
+# breaks WHAT COMPILED FILE EXPRESSION TEST FILTER: the sed EXPRESSION on lib/ops/cuda/FILE (COMPILED includes it, or is it).
+breaks() {
+    local what=$1 compiled=$2 file=$3 expression=$4 test=$5 filter=$6 others=() object schedule failed=
+    rm -rf "$work/ops" && mkdir -p "$work/ops" && cp -r "$source/lib/ops/cuda" "$work/ops/cuda"
+    sed -i "$expression" "$work/ops/cuda/$file"
+    if cmp -s "$work/ops/cuda/$file" "$source/lib/ops/cuda/$file"; then
+        echo "$what: the line to break is not in $file any more"
+        missed=$((missed + 1))
+        return
+    fi
+    for object in "${objects[@]}"; do [[ $object == */"$compiled".o ]] || others+=("$object"); done
+    "$compiler" -std=c++20 -O1 -fPIC -ffp-contract=off -w -DATELIER_EMULATED -DFMT_SHARED -I"$work" -I"$source/lib" -I"$source" -I"$source/tests" \
+        -xc++ -c "$work/ops/cuda/$compiled" -o "$work/broken.o"
+    "$compiler" -shared -o "$work/broken.so" "$work/broken.o" "${others[@]}" "${libraries[@]}"
+    for schedule in ascending descending shuffled; do
+        # A crash (a guard page, a thread left at a barrier) counts as seen; no test at all does not.
+        if ! ATELIER_EMULATOR_SCHEDULE=$schedule "$test" --gtest_filter="$filter" --gtest_fail_fast >"$work/output" 2>&1; then failed=$schedule; break; fi
+        grep -q '1 test from\|[0-9]* tests from' "$work/output" || { echo "$what: no test"; cat "$work/output"; exit 1; }
+    done
+    if [[ $failed ]]; then
+        echo "$what: seen ($failed)"
+        seen=$((seen + 1))
+    else
+        echo "$what: NOT SEEN"
+        missed=$((missed + 1))
+    fi
+}
+
+d=$device_test
+breaks "block sum without its first barrier" norm.cu kernel.hpp '0,/^    __syncthreads();/s///' "$d" 'DeviceNorm.*'
+breaks "block sum without its last barrier" norm.cu kernel.hpp 's/__syncthreads();  \/\/ the next.*//' "$d" 'DeviceNorm.*'
+breaks "warp sum that leaves out a lane" norm.cu kernel.hpp 's/distance > 0; distance \/= 2) value += /distance > 1; distance \/= 2) value += /' "$d" 'DeviceNorm.*'
+breaks "column sums that skip chunks" modulation.cu columns.hpp 's/c += column_slots)/c += column_slots + 1)/' "$d" 'DeviceModulation.*'
+breaks "column sums without a barrier" modulation.cu columns.hpp 's/__syncthreads();//' "$d" 'DeviceModulation.*'
+breaks "modulation without its 1 +" modulation.cu modulation.cu '0,/(1.0f + factor.v\[k\])/s//factor.v[k]/' "$ops_test" 'Modulation.*'
+breaks "gradient of the modulation from another row's mean" modulation.cu modulation.cu 's/mu = mean\[row\]/mu = mean[first]/' "$d" 'DeviceModulation.*'
+breaks "rows beyond a group's end" modulation.cu modulation.cu 's/first + chunk_rows < s.rows ? first + chunk_rows : s.rows/first + chunk_rows/' "$d" 'DeviceModulation.*'
+breaks "gate without a chunk's clamp" modulation.cu modulation.cu 's/sums\[k\] += g.v\[k\] \* b.v\[k\]/sums[k] = g.v[k] * b.v[k]/' "$d" 'DeviceModulation.*'
+breaks "tail of an elementwise kernel" activation.cu activation.cu 's/for (std::int64_t j = i; j < n; ++j) y\[j\] = F/for (std::int64_t j = i; j < n - 1; ++j) y[j] = F/' "$d" 'DeviceActivation.*'
+breaks "SwiGLU's gradient of the gate" activation.cu activation.cu 's/(1.0f + x \* (1.0f - s));$/(1.0f - x * (1.0f - s));/' "$ops_test" 'Activation.SwigluByRows'
+breaks "rotation the wrong way" rope.cu rope.cu 's/a \* cs.v\[k\] - b \* sn.v\[k\]/a * cs.v[k] + b * sn.v[k]/' "$ops_test" 'Rope.QkNormAndRotation'
+breaks "positions that do not repeat" rope.cu rope.cu '0,/row % s.positions/s//row/' "$d" 'DeviceRope.*'
+breaks "weights' gradient without a barrier" rope.cu rope.cu 's/^    __syncthreads();//' "$d" 'DeviceRope.*'
+breaks "gather from the row before" rows.cu rows.cu '0,/(-1 - from)/s//(-2 - from)/' "$d" 'DeviceRows.*'
+breaks "bf16 rounded up at ties" rows.cu cast.hpp 's/0x7fffu + ((bits >> 16) \& 1u)/0x8000u/' "$d" 'DeviceCast.*'
+breaks "attention that sees one key too many" plain_attention.cu plain_attention.cu 's/at + lane < limit)/at + lane <= limit)/' "$d" 'DeviceAttention.Plain*'
+breaks "attention over a tile that is still read" plain_attention.cu plain_attention.cu 's/^            __syncwarp();$//; s/^            __syncthreads();$//' "$d" 'DeviceAttention.Plain*'
+breaks "softmax that forgets its former top" plain_attention.cu plain_attention.cu 's/sum = sum \* kept/sum = sum/' "$d" 'DeviceAttention.Plain*'
+breaks "shared keys' gradient written, not added" plain_attention.cu plain_attention.cu 's/\*k = part == 0 ? \*k + dk\[c\] : dk\[c\]/*k = dk[c]/' "$d" 'DeviceAttention.Plain*'
+breaks "dense run that leaves out the shared keys' gradient" attention.cpp attention.cpp 's/if (shared != nullptr \&\& s.shared_keys > 0)/if (shared != nullptr \&\& b == 0 \&\& s.shared_keys > 0)/' "$d" 'DeviceAttention.Dense*'
+breaks "dense run of the wrong queries" attention.cpp attention.cpp 's/dense_attention(dense_shape(s, p, run), p.q + at/dense_attention(dense_shape(s, p, run), p.q/' "$d" 'DeviceAttention.Dense*'
+breaks "product with the operands' flags swapped" matmul.cpp matmul.cpp 's/.transpose_a = tb, .transpose_b = ta/.transpose_a = ta, .transpose_b = tb/' "$ops_test" 'Matmul.*'
+breaks "log-probability of a step that was not stored" sampler.cu sampler.cu 's/next - mean);$/fmaf(t.std, noise[i], 0.0f));/' "$d" 'DeviceSampler.*'
+breaks "sampler's sum without its last block" sampler.cu sampler.cu 's/b < blocks; ++b/b < blocks - 1; ++b/' "$d" 'DeviceSampler.*'
+breaks "AdamW without weight decay" optimizer.cu optimizer.cu 's/p.v\[k\] \* f.keep/p.v[k]/' "$d" 'DeviceOptimizer.*'
+breaks "norm that counts a number twice" optimizer.cu optimizer.cu 's/last = first + norm_block < n ? first + norm_block/last = first + norm_block < n ? first + norm_block + 1/' "$d" 'DeviceOptimizer.*'
+echo "$seen passed, $missed failed"
+((missed == 0))

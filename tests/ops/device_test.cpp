@@ -1,0 +1,398 @@
+// The backend's functions beside the CPU's, over odd and wide shapes: whole vectors and ragged ones, one warp and many, one chunk of
+// rows and many. Each case runs twice on the device and must give the same bits.
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "core/convert.hpp"
+#include "flow/sampler.hpp"
+#include "harness.hpp"
+#include "ops/backend.hpp"
+#include "optim/adamw.hpp"
+#include "optim/gradient_norm.hpp"
+
+namespace atelier::ops {
+namespace {
+
+using testing::Doubles;
+using testing::error_over_rms;
+using testing::Floats;
+
+Floats normal(std::int64_t n, std::uint64_t which) {
+    Floats v(static_cast<std::size_t>(n));
+    fill_normal(random_key(11, RandomUse::test, which), v);
+    return v;
+}
+
+/// Outputs of one operation where the calling thread's operations run.
+using Case = std::function<std::vector<Floats>()>;
+
+// fp32 sums of up to a few thousand terms in two orders.
+constexpr double tolerance = 3e-5;
+
+void compare(const char* name, const Case& run, double allowed = tolerance) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const std::vector<Floats> found = run(), again = run();
+    std::vector<std::vector<float>> expected;
+    {
+        // Memory is the device's: only where operations run changes.
+        detail::current_device = Device::cpu;
+        const std::vector<Floats> by_cpu = [&] {
+            std::vector<Floats> kept;
+            for (const Floats& f : run()) kept.push_back(f);
+            return kept;
+        }();
+        for (const Floats& f : by_cpu) expected.emplace_back(f.begin(), f.end());
+    }
+    detail::current_device = Device::cuda;
+    ASSERT_EQ(found.size(), expected.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        EXPECT_EQ(found[i], again[i]) << name << " output " << i;
+        EXPECT_LT(error_over_rms(found[i], Doubles(expected[i].begin(), expected[i].end())), allowed) << name << " output " << i;
+    }
+}
+
+struct Size {
+    std::int64_t rows, width;
+};
+const std::vector<Size> sizes{{1, 1}, {3, 5}, {7, 132}, {33, 1028}, {2, 4096}, {1100, 20}, {9, 3001}};
+
+TEST(DeviceActivation, AsOnTheCpu) {
+    for (const std::int64_t n : {1, 255, 1024, 4099}) {
+        const Floats x = normal(n, 1), dy = normal(n, 2);
+        for (auto [name, forward, backward] :
+             {std::tuple<const char*, decltype(silu)::Function, decltype(silu_backward)::Function>{"silu", silu, silu_backward},
+              {"gelu_tanh", gelu_tanh, gelu_tanh_backward},
+              {"gelu_erf", gelu_erf, gelu_erf_backward},
+              {"tanh", tanh, tanh_backward}})
+            compare(name, [&, forward = forward, backward = backward] {
+                Floats y(x.size()), dx(x.size());
+                forward(x.data(), y.data(), n);
+                backward(x.data(), dy.data(), dx.data(), n);
+                return std::vector<Floats>{y, dx};
+            });
+        compare("add", [&] {
+            Floats y = dy;
+            add(x.data(), y.data(), n);
+            return std::vector<Floats>{y};
+        });
+    }
+    for (const Size s : sizes)
+        for (const std::int64_t gap : {0, 4, 3})
+            compare("swiglu", [&] {
+                const std::int64_t stride = 2 * s.width + gap;
+                const Floats in = normal(s.rows * stride, 3), dy = normal(s.rows * s.width, 4);
+                Floats y(dy.size()), d(in.size());
+                swiglu(s.rows, s.width, in.data() + s.width, in.data(), stride, y.data());
+                swiglu_backward(s.rows, s.width, in.data() + s.width, in.data(), stride, dy.data(), d.data() + s.width, d.data());
+                return std::vector<Floats>{y, d};
+            });
+}
+
+TEST(DeviceModulation, AsOnTheCpu) {
+    for (const Size size : sizes)
+        for (const std::int64_t groups : {1, 3}) {
+            const ModulationShape s{groups, size.rows, size.width, 4 * size.width, 1e-5f};
+            const std::int64_t rows = groups * size.rows, n = rows * size.width, m = groups * s.mod_stride;
+            const Floats x = normal(n, 1), scale = normal(m, 2), dy = normal(n, 3), before = normal(n, 4), d_before = normal(m, 5);
+            compare("layer_norm_modulate", [&] {
+                Floats y(n), mean(rows), inverse(rows), dx = before, dscale = d_before;
+                layer_norm_modulate(s, x.data(), scale.data(), y.data(), mean.data(), inverse.data());
+                layer_norm_modulate_backward(s, x.data(), scale.data(), mean.data(), inverse.data(), dy.data(), dx.data(), dscale.data());
+                return std::vector<Floats>{y, mean, inverse, dx, dscale};
+            });
+            compare("gate_residual", [&] {
+                Floats y(n), dbranch(n), dgate = d_before;
+                gate_residual(s, x.data(), scale.data(), before.data(), y.data());
+                gate_residual_backward(s, scale.data(), before.data(), dy.data(), dbranch.data(), dgate.data());
+                return std::vector<Floats>{y, dbranch, dgate};
+            });
+        }
+}
+
+TEST(DeviceNorm, AsOnTheCpu) {
+    for (const Size size : sizes) {
+        const std::int64_t n = size.rows * size.width, w = size.width;
+        const Floats x = normal(n, 1), weight = normal(w, 2), bias = normal(w, 3), dy = normal(n, 4), before = normal(n, 5);
+        const Floats d_weight = normal(w, 6);
+        for (const float offset : {0.0f, 1.0f})
+            compare("rms_norm", [&] {
+                const RmsNormShape s{size.rows, w, 0, 0, 1e-5f, offset};
+                Floats y(n), inverse(size.rows), dx = dy, dw = d_weight, alone(n);
+                rms_norm(s, x.data(), weight.data(), y.data(), inverse.data());
+                rms_norm_backward(s, x.data(), weight.data(), inverse.data(), dx.data(), dx.data(), dw.data());  // in place
+                rms_norm_backward(s, x.data(), weight.data(), inverse.data(), dy.data(), alone.data(), nullptr);
+                return std::vector<Floats>{y, inverse, dx, dw, alone};
+            });
+        for (const bool affine : {true, false})
+            for (const bool accumulate : {true, false})
+                compare("layer_norm", [&] {
+                    const LayerNormShape s{size.rows, w, 1e-5f};
+                    const float *wp = affine ? weight.data() : nullptr, *bp = affine ? bias.data() : nullptr;
+                    Floats y(n), mean(size.rows), inverse(size.rows), dx = before, dw = d_weight, db = d_weight;
+                    layer_norm(s, x.data(), wp, bp, y.data(), mean.data(), inverse.data());
+                    layer_norm_backward(s, x.data(), wp, mean.data(), inverse.data(), dy.data(), dx.data(), accumulate,
+                                        affine ? dw.data() : nullptr, affine ? db.data() : nullptr);
+                    return std::vector<Floats>{y, mean, inverse, dx, dw, db};
+                });
+    }
+}
+
+TEST(DeviceRope, AsOnTheCpu) {
+    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}}) {
+        const QkNormRopeShape s{rows, heads, dim, positions, 1e-5f};
+        const std::int64_t n = static_cast<std::int64_t>(rows) * 3 * heads * dim;
+        const Floats in = normal(n, 1), qw = normal(dim, 2), kw = normal(dim, 3), c = normal(positions * dim / 2, 4);
+        const Floats sn = normal(positions * dim / 2, 5), dy = normal(n, 6);
+        compare("qk_norm_rope", [&, rows = rows, heads = heads, dim = dim] {
+            Floats y(n), inverse(rows * 2 * heads), g = dy, again = dy, dq(dim, 1.0f), dk(dim, 1.0f), room(qk_norm_rope_workspace(s));
+            qk_norm_rope(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), y.data(), inverse.data());
+            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), g.data(), dq.data(), dk.data(),
+                                  room.data());
+            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), again.data(), nullptr, nullptr,
+                                  room.data());
+            return std::vector<Floats>{y, inverse, g, dq, dk, again};
+        });
+    }
+}
+
+TEST(DeviceRows, AsOnTheCpu) {
+    for (const Size size : sizes)
+        for (const std::int64_t gap : {0, 3}) {
+            const std::int64_t n = size.rows * size.width, stride = size.width + gap;
+            const Floats x = normal(n, 1), before = normal(size.rows * stride, 2), b = normal(n, 3);
+            std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>> source;
+            for (std::int64_t i = 0; i < size.rows; ++i) source.push_back(static_cast<std::int32_t>(i % 3 == 1 ? -1 - i / 2 : size.rows - 1 - i));
+            compare("rows", [&] {
+                Floats copied = before, added = before, gathered(n), a_out(n), b_out(n), zeros = x;
+                copy_columns(size.rows, size.width, x.data(), size.width, copied.data(), stride);
+                add_columns(size.rows, size.width, x.data(), size.width, added.data(), stride);
+                gather_rows(size.rows, size.width, source.data(), x.data(), b.data(), gathered.data());
+                scatter_rows(size.rows, size.width, source.data(), x.data(), a_out.data(), b_out.data());
+                fill_zero(zeros.data(), n / 2);
+                return std::vector<Floats>{copied, added, gathered, a_out, b_out, zeros};
+            });
+        }
+}
+
+struct AttentionSize {
+    int batch, queries, shared, own, heads, kv_heads, dim;
+    std::vector<std::int32_t> limits;
+};
+
+std::vector<AttentionSize> attention_sizes() {
+    return {{2, 19, 37, 19, 2, 2, 32, {}},
+            {1, 70, 0, 70, 4, 2, 16, [] {  // text, a picture, text, as a prefix has it
+                 std::vector<std::int32_t> v;
+                 for (int i = 0; i < 70; ++i) v.push_back(i < 21 || i > 52 ? i + 1 : 53);
+                 return v;
+             }()},
+            {3, 5, 33, 5, 2, 1, 128, {}}};
+}
+
+Case attention_case(const AttentionSize& a) {
+    return [a] {
+        AttentionShape s;
+        s.batch = a.batch, s.queries = a.queries, s.shared_keys = a.shared, s.own_keys = a.own;
+        s.heads = a.heads, s.kv_heads = a.kv_heads, s.head_dim = a.dim;
+        const std::int64_t q_width = a.heads * a.dim, kv_width = a.kv_heads * a.dim;
+        s.q_stride = q_width + 8, s.out_stride = q_width, s.own_stride = s.shared_stride = 2 * kv_width;
+        s.scale = 1.0f / std::sqrt(float(a.dim));
+        if (!a.limits.empty()) s.own_limit = a.limits.data();
+        // Numbers that bf16 holds, so that rounding operands changes nothing.
+        const auto round = [](Floats v) {
+            for (float& x : v) x = bf16_to_f32(f32_to_bf16(x));
+            return v;
+        };
+        const Floats q = round(normal(a.batch * a.queries * s.q_stride, 1)), sk = round(normal(a.shared * 2 * kv_width + 1, 2));
+        const Floats ok = round(normal(a.batch * a.own * 2 * kv_width, 3)), dy = round(normal(a.batch * a.queries * q_width, 4));
+        Floats y(dy.size()), lse(a.batch * a.heads * a.queries), room(attention_workspace(s)), dq(q.size()), ds(sk.size(), 1.0f), down(ok.size());
+        const Tensor w = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
+        const AttentionKeys shared{sk.data(), sk.data() + kv_width}, own{ok.data(), ok.data() + kv_width};
+        attention(s, q.data(), shared, own, y.data(), lse.data(), w);
+        attention_backward(s, q.data(), shared, own, y.data(), lse.data(), dy.data(), dq.data(), {ds.data(), ds.data() + kv_width},
+                           {down.data(), down.data() + kv_width}, w);
+        return std::vector<Floats>{y, lse, dq, ds, down};
+    };
+}
+
+TEST(DeviceAttention, PlainKernelsAsOnTheCpu) {
+    for (const AttentionSize& a : attention_sizes()) compare("attention", attention_case(a));
+}
+
+TEST(DeviceAttention, DenseCallsAsOnTheCpu) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    backend().set_product_precision(ProductPrecision::bf16);
+    // bf16 rounds by up to 2^-9 twice: the output, which the gradient is taken at, and the gradient itself; the largest of a few
+    // thousand numbers is up to 6 times their RMS.
+    for (const AttentionSize& a : attention_sizes()) compare("attention", attention_case(a), 6 * 2 * 0x1p-8);
+    backend().set_product_precision(ProductPrecision::fp32);
+}
+
+TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const std::int64_t m = 37, n = 24, k = 40;
+    const Floats x = normal(m * k, 1);
+    Floats w = normal(n * k, 2);
+    Floats y(m * n), copied(m * n);
+    const auto product = [&](Floats& to) {
+        linear(Tensor::of(x.data(), {m, k}), Tensor::of(w.data(), {n, k}), {}, Tensor::of(to.data(), {m, n}));
+    };
+    const auto expected = [&] {
+        Doubles e(static_cast<std::size_t>(m * n));
+        for (int i = 0; i < m; ++i)
+            for (int j = 0; j < n; ++j)
+                for (int l = 0; l < k; ++l)
+                    e[i * n + j] += double(bf16_to_f32(f32_to_bf16(x[i * k + l]))) * bf16_to_f32(f32_to_bf16(w[j * k + l]));
+        return e;
+    };
+    backend().set_product_precision(ProductPrecision::bf16);
+    product(y);
+    EXPECT_LT(error_over_rms(y, expected()), tolerance);
+    backend().keep_bf16_copy(w.data(), static_cast<std::int64_t>(w.size()));
+    product(copied);
+    EXPECT_EQ(copied, y);
+    // The copy is what the product takes: it follows the weights when it is told to, and when AdamW writes them.
+    const Floats other = normal(n * k, 3);
+    std::copy(other.begin(), other.end(), w.begin());
+    product(copied);
+    EXPECT_EQ(copied, y);
+    backend().refresh_bf16_copy(w.data());
+    product(copied);
+    EXPECT_LT(error_over_rms(copied, expected()), tolerance);
+    const Floats g = normal(n * k, 4);
+    Floats first(w.size()), second(w.size(), 1.0f);
+    backend().adamw(n * k, {1, 0.1f, 0.999f, 0.001f, 0.5f, 1, 1e-8f, 1}, g.data(), w.data(), first.data(), second.data(),
+                    backend().bf16_copy_of(w.data()));
+    product(copied);
+    EXPECT_LT(error_over_rms(copied, expected()), tolerance);
+    backend().keep_bf16_copy(w.data(), 0);
+    EXPECT_EQ(backend().bf16_copy_of(w.data()), nullptr);
+    backend().set_product_precision(ProductPrecision::fp32);
+}
+
+TEST(DeviceCast, NearestEvenNansAndBack) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const auto& [rows, width, gap] : {std::tuple{1, 1, 0}, {3, 7, 2}, {5, 1032, 8}, {2, 64, 0}}) {
+        Floats x = normal(rows * (width + gap), 1), back(x.size(), 2.0f), added(x.size(), 2.0f);
+        x[0] = NAN;
+        if (width > 3) x[1] = INFINITY, x[2] = bf16_to_f32(0x3f80) + 0x1p-8f, x[3] = 3.4e38f;
+        std::vector<std::uint16_t, testing::SharedAllocator<std::uint16_t>> bits(x.size());
+        backend().to_bf16(rows, width, x.data(), width + gap, bits.data(), width + gap);
+        backend().from_bf16(rows, width, bits.data(), width + gap, back.data(), width + gap, false);
+        backend().from_bf16(rows, width, bits.data(), width + gap, added.data(), width + gap, true);
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < width; ++j) {
+                const std::size_t at = static_cast<std::size_t>(i * (width + gap) + j);
+                EXPECT_EQ(bits[at], f32_to_bf16(x[at]));
+                if (at == 0) continue;
+                EXPECT_EQ(back[at], bf16_to_f32(bits[at]));
+                EXPECT_EQ(added[at], 2.0f + back[at]);
+            }
+    }
+}
+
+TEST(DeviceConvolution, AsOnTheCpu) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (auto [in_c, out_c, h, w, kernel, stride, begin, end] :
+         {std::tuple{1, 1, 3, 3, 3, 1, 1, 1}, {5, 7, 6, 4, 3, 1, 1, 1}, {16, 8, 9, 11, 1, 1, 0, 0}, {6, 6, 8, 10, 3, 2, 0, 1}}) {
+        const ConvolutionShape s{in_c, out_c, h, w, kernel, stride, begin, end};
+        const std::int64_t n_in = h * w * in_c, n_w = out_c * in_c * kernel * kernel, n_out = s.out_height() * s.out_width() * out_c;
+        const Floats x = normal(n_in, 1), weights = normal(n_w, 2), bias = normal(out_c, 3), dy = normal(n_out, 4);
+        Floats y(n_out), dx(n_in), dw(n_w, 1.0f), db(out_c, 1.0f);
+        backend().convolution(s, x.data(), weights.data(), bias.data(), y.data());
+        backend().convolution_backward(s, x.data(), weights.data(), dy.data(), dx.data(), dw.data(), db.data());
+        const TrainableConvolution by_cpu(s);
+        std::vector<float> room(by_cpu.scratch()), ye(n_out), dxe(n_in), dwe(n_w, 1.0f), dbe(out_c, 1.0f);
+        by_cpu.forward(x.data(), weights.data(), bias.data(), ye.data(), room.data());
+        by_cpu.backward(x.data(), weights.data(), dy.data(), dxe.data(), dwe.data(), dbe.data(), room.data());
+        EXPECT_LT(error_over_rms(y, Doubles(ye.begin(), ye.end())), tolerance);
+        EXPECT_LT(error_over_rms(dx, Doubles(dxe.begin(), dxe.end())), tolerance);
+        EXPECT_LT(error_over_rms(dw, Doubles(dwe.begin(), dwe.end())), tolerance);
+        EXPECT_LT(error_over_rms(db, Doubles(dbe.begin(), dbe.end())), tolerance);
+    }
+}
+
+using DeviceDoubles = std::vector<double, testing::SharedAllocator<double>>;
+
+TEST(DeviceSampler, StepLogProbabilityAndGradients) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const std::vector<float> sigmas{1.0f, 0.8f, 0.5f, 0.0f};
+    for (const std::int64_t n : {1, 37, 4096, 9001})
+        for (const flow::Sampler sampler : {flow::Sampler::flow_sde, flow::Sampler::cps}) {
+            const std::int64_t samples = 3;
+            const flow::Transition t = flow::transition(sampler, 0.7, sigmas, 1);
+            const Transition f{static_cast<float>(t.on_x), static_cast<float>(t.on_v), static_cast<float>(t.std)};
+            const Floats x = normal(samples * n, 1), v = normal(samples * n, 2), noise = normal(samples * n, 3), other = normal(samples * n, 4);
+            Floats next(x.size()), mean(x.size()), d(x.size(), 0.5f), d2(x.size(), 0.5f), d3(x.size(), 0.5f);
+            DeviceDoubles squares(samples), replayed(samples), guard(samples), differences(samples);
+            backend().sampler_step(samples, n, f, x.data(), v.data(), noise.data(), next.data(), squares.data());
+            backend().squared_residuals(samples, n, f, x.data(), v.data(), next.data(), replayed.data());
+            EXPECT_EQ(squares, replayed);  // replay has the same bits
+            backend().sampler_step(samples, n, {f.on_x, f.on_v, 0}, x.data(), v.data(), nullptr, mean.data(), nullptr);
+            backend().residual_gradient(samples * n, f, 0.25f, x.data(), v.data(), next.data(), d.data());
+            backend().guard_sums(samples, n, f, x.data(), v.data(), next.data(), noise.data(), guard.data());
+            backend().squared_differences(samples, n, v.data(), other.data(), differences.data());
+            backend().difference_gradient(samples * n, 0.25f, v.data(), other.data(), d2.data());
+            backend().difference_gradient(samples * n, 0.25f, noise.data(), nullptr, d3.data());
+            for (std::int64_t b = 0; b < samples; ++b) {
+                const auto size = static_cast<std::size_t>(n);
+                const auto part = [&](const Floats& from) { return std::span<const float>(from.data() + b * n, size); };
+                std::vector<float> expected(size);
+                flow::step<float>(t, part(x), part(v), part(noise), expected);
+                for (std::size_t i = 0; i < size; ++i) {
+                    EXPECT_EQ(next[b * n + i], expected[i]);
+                    const float m = flow::mean_element(f.on_x, f.on_v, x[b * n + i], v[b * n + i]);
+                    EXPECT_EQ(mean[b * n + i], m);
+                    EXPECT_EQ(d[b * n + i], std::fma(0.25f, expected[i] - m, 0.5f));
+                    EXPECT_EQ(d2[b * n + i], std::fma(0.25f, v[b * n + i] - other[b * n + i], 0.5f));
+                    EXPECT_EQ(d3[b * n + i], std::fma(0.25f, noise[b * n + i], 0.5f));
+                }
+                const double squared = *flow::log_prob<float>(t, flow::LogProb::squared_error, part(x), part(v), part(next));
+                EXPECT_NEAR(-squares[b] / double(n), squared, 1e-13 * std::abs(squared));
+                const double mse = flow::velocity_mse<float>(part(v), part(other));
+                EXPECT_NEAR(differences[b] / double(n), mse, 1e-13 * mse);
+                double sum = 0, scale = 1e-30;
+                for (std::size_t i = 0; i < size; ++i) {
+                    const float e = noise[b * n + i], r = next[b * n + i] - mean[b * n + i];
+                    sum += double(e) * double(std::fma(f.std, e, -r));
+                    scale += std::abs(double(e) * double(std::fma(f.std, e, -r)));
+                }
+                EXPECT_NEAR(guard[b], sum, 1e-13 * scale);
+            }
+        }
+}
+
+TEST(DeviceOptimizer, AdamWAndNormAsOnTheCpu) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const std::int64_t n : {1, 63, 4096, 40003}) {
+        const Floats g = normal(n, 1);
+        Floats p = normal(n, 2), m = normal(n, 3), v = g;
+        for (float& x : v) x = x * x;
+        std::vector<float> pe(p.begin(), p.end()), me(m.begin(), m.end()), ve(v.begin(), v.end());
+        std::vector<std::uint16_t, testing::SharedAllocator<std::uint16_t>> shadow(g.size());
+        const optim::AdamWConfig config;
+        const double rate = 1e-2, t = 3;
+        backend().adamw(n,
+                        {0.5f, float(1 - config.beta1), float(config.beta2), float(1 - config.beta2), float(rate / (1 - std::pow(config.beta1, t))),
+                         float(1 / std::sqrt(1 - std::pow(config.beta2, t))), float(config.epsilon), float(1 - rate * config.weight_decay)},
+                        g.data(), p.data(), m.data(), v.data(), shadow.data());
+        const optim::ParameterRange range{0, n, true};
+        detail::current_device = Device::cpu;
+        optim::adamw_step(config, rate, 3, 0.5, std::span(&range, 1), std::vector<float>(g.begin(), g.end()), pe, me, ve);
+        const double expected = optim::GradientNorm(n).sum_of_squares(std::vector<float>(g.begin(), g.end()));
+        detail::current_device = Device::cuda;
+        for (std::int64_t i = 0; i < n; ++i) {
+            EXPECT_NEAR(p[i], pe[i], 1e-6f * std::max(1.0f, std::abs(pe[i])));
+            EXPECT_NEAR(m[i], me[i], 1e-6f * std::max(1.0f, std::abs(me[i])));
+            EXPECT_NEAR(v[i], ve[i], 1e-6f * std::max(1.0f, std::abs(ve[i])));
+            EXPECT_EQ(shadow[i], f32_to_bf16(p[i]));
+        }
+        DeviceDoubles sum(1);
+        backend().sum_of_squares(n, g.data(), sum.data());
+        EXPECT_NEAR(sum[0], expected, 1e-13 * expected);
+    }
+}
+
+}  // namespace
+}  // namespace atelier::ops
