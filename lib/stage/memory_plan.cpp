@@ -49,7 +49,7 @@ struct Bytes {
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), model_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        : c_(c), q_(q), program_(MemoryPlan().total()), model_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
         if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(model_.dit.table(), c.lora());
         self_ = comm::make_self();
     }
@@ -71,7 +71,7 @@ class Planner {
     /// What every stage holds of the model and its frozen parts.
     Bytes base(const std::string& task, bool trains, std::int64_t decoded) const {
         Bytes b;
-        b.program = MemoryPlan().total();
+        b.program = program_;
         b.frozen = model_.frozen_bytes();
         b.parameters = static_cast<std::size_t>(model_.dit.table().flat_size()) * sizeof(float);
         if (trains && zero_ == 3) {
@@ -225,6 +225,7 @@ class Planner {
   private:
     const Context& c_;
     const MemoryQuestion& q_;
+    std::size_t program_;  ///< before anything was planned
     Outline model_;
     int zero_;
     std::unique_ptr<nn::LoraTable> lora_;
