@@ -14,8 +14,8 @@ namespace atelier::generate {
 /// The command line of atelier-generate.
 struct Options {
     std::filesystem::path model, transformer;
-    Device device = Device::cpu;
     std::vector<nn::LoraRequest> loras;  ///< merged into the transformer, in order
+    Device device = Device::cpu;
     std::string prompt, negative;
     bool has_prompt = false, has_negative = false;
     double guidance_scale = 1.0;

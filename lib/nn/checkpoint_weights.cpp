@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/device.hpp"
 #include "core/convert.hpp"
+#include "core/device.hpp"
 #include "core/parallel.hpp"
 
 namespace atelier::nn {
@@ -50,8 +50,8 @@ void load_weights(const ParameterStore& store, const io::Safetensors& file, std:
             for (std::int64_t k = 0; k < values.elements(); ++k)
                 ATELIER_CHECK_INPUT(std::isfinite(v[k]), "{}: tensor {} holds {} at element {}", path, stored.name,
                                     v[k], k);
-            if (there) transfer(Tensor::of(v, values.shape()), values);
             io::release_pages(stored);
+            if (there) transfer(Tensor::of(v, values.shape()), values);
         }
     });
 }
@@ -103,7 +103,7 @@ void with_row(const ParameterStore& store, int row, Function f) {
 
 std::vector<std::string> save_weights(const ParameterStore& store, const std::filesystem::path& directory,
                                       const std::string& stem, const StorageFormat& format) {
-    if (store.flat().device() != Device::cpu) {
+    if (store.residence() == nullptr && store.flat().device() != Device::cpu) {
         Arena arena("weights to write", store.flat().bytes() + Arena::alignment);
         const ParameterStore host(store.table(), arena);
         transfer(store.flat(), host.flat());

@@ -62,18 +62,24 @@ void add_lora(const LoraStore& adapter, int row, const MatrixView& x, const Matr
     });
 }
 
-/// dx is added to (null data: nobody wants it); `gradients` null: the adapter is frozen too.
-void lora_backward(const LoraStore& adapter, const LoraStore* gradients, int row, const MatrixView& x, const MatrixView& dy,
-                   const MatrixView& dx) {
-    const MatrixView a = view(adapter.a(row)), b = view(adapter.b(row));
-    const float scale = adapter.table().scale();
+/// scale dy B, the gradient of the adapter's inner numbers, of a piece of rows.
+void to_inner(const LoraStore& adapter, int row, const MatrixView& dy, const MatrixView& up) {
+    ops::matmul(false, false, adapter.table().scale(), dy, view(adapter.b(row)), 0.0f, up);
+}
+
+void lora_gradients(const LoraStore& adapter, const LoraStore& gradients, int row, const MatrixView& x, const MatrixView& dy) {
     each_chunk(adapter, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView& up) {
-        ops::matmul(false, false, scale, rows_of(dy, at, n), b, 0.0f, up);
-        if (dx.data != nullptr) ops::matmul(false, false, 1.0f, up, a, 1.0f, rows_of(dx, at, n));
-        if (gradients == nullptr) return;
-        ops::matmul(false, true, 1.0f, rows_of(x, at, n), a, 0.0f, down);
-        ops::matmul(true, false, 1.0f, up, rows_of(x, at, n), 1.0f, view(gradients->a(row)));
-        ops::matmul(true, false, scale, rows_of(dy, at, n), down, 1.0f, view(gradients->b(row)));
+        to_inner(adapter, row, rows_of(dy, at, n), up);
+        ops::matmul(false, true, 1.0f, rows_of(x, at, n), view(adapter.a(row)), 0.0f, down);
+        ops::matmul(true, false, 1.0f, up, rows_of(x, at, n), 1.0f, view(gradients.a(row)));
+        ops::matmul(true, false, adapter.table().scale(), rows_of(dy, at, n), down, 1.0f, view(gradients.b(row)));
+    });
+}
+
+void add_lora_input_gradient(const LoraStore& adapter, int row, const MatrixView& dy, const MatrixView& dx) {
+    each_chunk(adapter, dy.rows, [&](std::int64_t at, std::int64_t n, const MatrixView&, const MatrixView& up) {
+        to_inner(adapter, row, rows_of(dy, at, n), up);
+        ops::matmul(false, false, 1.0f, up, view(adapter.a(row)), 1.0f, rows_of(dx, at, n));
     });
 }
 
@@ -93,18 +99,23 @@ void project(const ParameterStore& weights, std::span<const int> rows, const Ten
 void project_backward(const ParameterStore& weights, const ParameterStore& gradients, std::span<const int> rows, const Tensor& x,
                       const Tensor& dy, const Tensor& dx, bool accumulate) {
     const std::int64_t cols = weights.table().spec(rows[0]).shape[0];
-    each_run(weights.table(), rows, [&](std::int64_t i, std::int64_t n, int row) {
-        if (!dx.empty())
-            ops::matmul(false, false, 1.0f, columns(dy, i, n, cols), stacked(weights, row, n), i == 0 && !accumulate ? 0.0f : 1.0f,
-                        view(dx));
-        if (gradients.has_values())
+    const LoraStore* adapter = weights.lora();
+    const auto each_adapted = [&](auto f) {
+        for (std::size_t i = 0; adapter != nullptr && i < rows.size(); ++i)
+            if (adapter->adapts(rows[i])) f(rows[i], columns(dy, static_cast<std::int64_t>(i), 1, cols));
+    };
+    // All that reads x comes before dx is written.
+    if (gradients.has_values())
+        each_run(weights.table(), rows, [&](std::int64_t i, std::int64_t n, int row) {
             ops::matmul(true, false, 1.0f, columns(dy, i, n, cols), view(x), 1.0f, stacked(gradients, row, n));
+        });
+    if (gradients.lora() != nullptr)
+        each_adapted([&](int row, const MatrixView& own) { lora_gradients(*adapter, *gradients.lora(), row, view(x), own); });
+    if (dx.empty()) return;
+    each_run(weights.table(), rows, [&](std::int64_t i, std::int64_t n, int row) {
+        ops::matmul(false, false, 1.0f, columns(dy, i, n, cols), stacked(weights, row, n), i == 0 && !accumulate ? 0.0f : 1.0f, view(dx));
     });
-    if (weights.lora() == nullptr) return;
-    const MatrixView to = dx.empty() ? MatrixView{} : view(dx);
-    for (std::size_t i = 0; i < rows.size(); ++i)
-        if (weights.lora()->adapts(rows[i]))
-            lora_backward(*weights.lora(), gradients.lora(), rows[i], view(x), columns(dy, static_cast<std::int64_t>(i), 1, cols), to);
+    each_adapted([&](int row, const MatrixView& own) { add_lora_input_gradient(*adapter, row, own, view(dx)); });
 }
 
 float* vector_gradient(const ParameterStore& gradients, int row) {

@@ -17,7 +17,7 @@ inline void project(const ParameterStore& weights, int row, const Tensor& x, con
 }
 
 /// Gradients of the matrices, or of their adapters, are added to; dx [R, K] is written, or added to with `accumulate`, or nobody
-/// wants it (empty); it must be other memory than x and dy. dy as y. Rows are summed in a fixed order.
+/// wants it (empty); it may be x's memory. dy as y. Rows are summed in a fixed order.
 void project_backward(const ParameterStore& weights, const ParameterStore& gradients, std::span<const int> rows,
                       const Tensor& x, const Tensor& dy, const Tensor& dx, bool accumulate = false);
 inline void project_backward(const ParameterStore& weights, const ParameterStore& gradients, int row, const Tensor& x,

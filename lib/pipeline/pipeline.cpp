@@ -41,7 +41,7 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm::Communicator* ranks, Device device)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -63,6 +63,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm:
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
+    ATELIER_CHECK_USAGE(device == Device::cpu || ranks == nullptr, "weights that are cut over ranks run on the CPU");
     if (device == Device::cuda) ops::load_backend();
     dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
@@ -80,7 +81,6 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, comm:
     partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks == nullptr ? 1 : ranks->size());
     const auto stores = [&](Arena& arena) {
         if (ranks != nullptr) {
-            ATELIER_CHECK_USAGE(device == Device::cpu, "weights that are cut over ranks (compute.zero = 3) lie in host memory: device = \"cpu\"");
             sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, std::span<float>(), arena);
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
         } else {
@@ -104,11 +104,16 @@ void Pipeline::load_transformer(const fs::path& directory) {
     // Checked before the weights change.
     std::unique_ptr<nn::LoraAdapter> adapter;
     ATELIER_CHECK_USAGE(!sharded_ || !holds_adapter(directory), "{} is an adapter: weights that are cut over ranks take none", directory.string());
+    ATELIER_CHECK_USAGE(dit_->device() == Device::cpu || !holds_adapter(directory), "{} is an adapter: these run on the CPU; atelier-export merges it", directory.string());
     if (holds_adapter(directory)) adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(directory / nn::lora_file_name, dit_->table()));
     if (component != loaded_) {
         loaded_.clear();
-        read_own_weights(component, own_weights());
-        weights_were_changed();
+        if (sharded_) {
+            read_own_weights(component, own_weights());
+            weights_were_changed();
+        } else {
+            dit::load(*dit_weights_, component);
+        }
         loaded_ = component;
     }
     drop_adapter();

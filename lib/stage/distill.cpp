@@ -88,7 +88,7 @@ int run_distill(const Context& c) {
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const auto source = student_source(c, round);
-    pipeline::Pipeline model(c.model(), source, c.sharded_ranks());
+    pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks());
     load_start(c, round, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model);
@@ -127,11 +127,11 @@ int run_distill(const Context& c) {
     const auto batch = static_cast<std::size_t>(c.config.integer("distill.batch"));
     const auto epochs = c.config.integer("distill.epochs");
     const std::size_t batches = (shards.size() + batch - 1) / batch;
+    const auto ranks = static_cast<std::size_t>(c.world->size());
     const optim::LearningRate rate{
         c.config.number("distill.learning_rate"),
         optim::parse_rate_shape(c.config.text("distill.rate_shape")), 0,
         c.config.integer("distill.rounds") * epochs * static_cast<std::int64_t>(batches), 0.0};
-    const auto ranks = static_cast<std::size_t>(c.world->size());
     {
         std::vector<const Prompt*> mine;
         for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {

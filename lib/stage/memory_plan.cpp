@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <numeric>
+#include <tuple>
 
 #include "core/memory.hpp"
 #include "core/parallel.hpp"
@@ -46,7 +49,7 @@ struct Bytes {
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), model_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        : c_(c), q_(q), program_(MemoryPlan().total()), model_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
         if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(model_.dit.table(), c.lora());
         self_ = comm::make_self();
     }
@@ -68,7 +71,7 @@ class Planner {
     /// What every stage holds of the model and its frozen parts.
     Bytes base(const std::string& task, bool trains, std::int64_t decoded) const {
         Bytes b;
-        b.program = MemoryPlan().total();
+        b.program = program_;
         b.frozen = model_.frozen_bytes();
         b.parameters = static_cast<std::size_t>(model_.dit.table().flat_size()) * sizeof(float);
         if (trains && zero_ == 3) {
@@ -81,11 +84,18 @@ class Planner {
         for (const dit::Grid& grid : outline.references) patches += grid.tokens();
         b.workspace = Workspace::measure([&](Arena& arena) { vlm::Session(model_.vlm, outline.tokens + template_tokens, patches, arena); });
         const std::int64_t side = c_.config.integer("sampling.output_resolution");
-        if (!outline.references.empty()) b.workspace += vae::planned_bytes(model_.vae, side, side, false);
+        if (!outline.references.empty()) b.workspace += codec_bytes(side, side, false);
         const std::int64_t height = c_.config.integer("sampling.height"), width = c_.config.integer("sampling.width");
-        if (decoded > 0) b.workspace += vae::planned_bytes(model_.vae, height, width, true);
+        if (decoded > 0) b.workspace += codec_bytes(height, width, true);
         b.pictures = static_cast<std::size_t>(decoded * height * width) * 4 * sizeof(float);
         return b;
+    }
+
+    /// Asked for again with every micro-batch, and slow to answer.
+    std::size_t codec_bytes(std::int64_t height, std::int64_t width, bool decoding) const {
+        const std::tuple key(height, width, decoding);
+        const auto found = codec_.find(key);
+        return found != codec_.end() ? found->second : codec_[key] = vae::planned_bytes(model_.vae, height, width, decoding);
     }
 
     void add_trainer(Bytes& b, bool averages, std::size_t& publishing) const {
@@ -215,10 +225,12 @@ class Planner {
   private:
     const Context& c_;
     const MemoryQuestion& q_;
+    std::size_t program_;  ///< before anything was planned
     Outline model_;
     int zero_;
     std::unique_ptr<nn::LoraTable> lora_;
     std::unique_ptr<comm::Communicator> self_;
+    mutable std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> codec_;
 };
 
 using StageBytes = std::function<Bytes(int micro_batch, bool recomputes)>;
@@ -234,8 +246,8 @@ int largest_micro_batch(const StageBytes& bytes, int members, bool recomputes, s
 
 std::string table(const std::string& title, const StageBytes& bytes, int members, int micro_batch, bool trains, std::size_t device) {
     const Bytes kept = bytes(micro_batch, false), again = trains ? bytes(micro_batch, true) : kept;
-    std::string text = fmt::format("\n{:<34} {:>9}", fmt::format("{}, micro-batch {} of {}", title, micro_batch, members), "GiB");
-    text += trains ? "  with recompute\n" : "\n";
+    std::string text = fmt::format("\n{}, micro-batch {} of {}\n{:<34} {:>9}{}\n", title, micro_batch, members, "", "GiB",
+                                   trains ? "  with recompute" : "");
     const auto row = [&](const char* what, std::size_t a, std::size_t b) {
         if (a == 0 && b == 0) return;
         text += fmt::format("  {:<32} {:>9.3f}", what, gib(a));

@@ -69,8 +69,8 @@ code 0 iteration 1 grpo one 1
 trained one
 
 # An AdamW step of 1e-3 moves each number by at most 1e-3 an update; two updates in an iteration. Sums of gradients in another order
-# differ by rounding, which AdamW's first steps magnify where a gradient is nearly zero: the bound is a twentieth of a step.
-bound=5e-5
+# differ by rounding, which AdamW's first steps magnify where a gradient is nearly zero: the bound is a two-hundredth of a step.
+bound=5e-6
 # Three groups in two minibatches: ranks without a group of their own in all of these.
 for case in "0 2" "1 2" "2 2" "2 3" "3 2" "3 3"; do
     read -r zero ranks <<<"$case"
@@ -207,7 +207,7 @@ code 0 "$bin/atelier-evaluate" --run "$work/lora" --limit 1
 # The adapter beside the base, merged into it, and in PEFT's layout: the same picture; half of it is another one.
 draw() { code 0 "$bin/atelier-generate" --model "$1" --output-resolution 64 --steps 4 --prompt "a red circle" --output "$work/$2.png" --output-latents "$work/$2.safetensors" "${@:3}"; }
 draw $model beside --transformer "$student"
-code 0 "$bin/atelier-export" --model $model --transformer "$student" --output "$work/merged"
+code 0 "$bin/atelier-export" --model $model --transformer "$student" --output "$work/merged" --dtype f32
 draw "$work/merged" merged
 code 0 "$bin/atelier-export" --model $model --transformer "$student" --output "$work/peft" --as peft
 draw $model peft --lora "$work/peft"

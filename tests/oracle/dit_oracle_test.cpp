@@ -54,9 +54,7 @@ struct Model {
         transfer(host_weights.flat(), weights.flat());
         if (dit.device() != Device::cpu) ops::backend().refresh_bf16_copy(weights.data());
     }
-    void download() const {
-        if (gradients.lora() == nullptr) transfer(gradients.flat(), host_gradients.flat());
-    }
+    void download() const { transfer(gradients.flat(), host_gradients.flat()); }
     Dit dit;
     Workspace workspace{"model"};
     nn::ParameterStore host_weights, host_gradients, weights, gradients;
@@ -149,7 +147,7 @@ Result run(Model& model, Inputs& in, Keep keep, const std::vector<float>& loss_w
                         Tensor::of(r.d_states.data() + row * in.text * in.context_dim, {in.text, in.context_dim}),
                         in.references() > 0 ? Tensor::of(latents_at(0), {in.references(), in.channels}) : Tensor());
     }
-    model.download();
+    if (model.gradients.has_values()) model.download();
     return r;
 }
 
@@ -170,13 +168,13 @@ void check_case(const fs::path& folder) {
     std::unique_ptr<nn::LoraAdapter> adapter, gradients;
     if (info.contains("adapter")) {
         adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(folder / info["adapter"].get<std::string>(), model.dit.table()));
-        if (model.dit.device() != Device::cpu) {  // adapters beside the weights are there on CPUs alone
-            nn::merge_lora(adapter->store(), model.host_weights);
-            model.upload();
-        } else {
+        if (model.dit.device() == Device::cpu) {
             gradients = std::make_unique<nn::LoraAdapter>(model.dit.table(), adapter->table().config());
             model.weights = model.weights.with_lora(&adapter->store());
             model.gradients = nn::ParameterStore(model.dit.table(), gradients->store());
+        } else {  // beside the weights it runs on the CPU
+            nn::merge_lora(adapter->store(), model.host_weights);
+            model.upload();
         }
     }
     Inputs in(folder);

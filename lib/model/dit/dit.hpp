@@ -124,9 +124,9 @@ class PrefixPass {
     StreamBuffers stream_;
     std::vector<Tensor> keys_, key_gradients_;
     Tensor text_normed_, text_inverse_, text_hidden_, text_act_, text_rows_, latent_rows_, d_text_rows_, d_text_act_,
-        d_latent_rows_, d_text_normed_;
+        d_latent_rows_;
     PassLayout layout_there_;
-    Tensor states_there_, references_there_, d_references_there_, outputs_there_;
+    Tensor states_there_, references_there_, outputs_there_;
 };
 
 /// A micro-batch of B targets of one prompt, L tokens each, every one at its own timestep.
@@ -152,7 +152,7 @@ class TargetPass {
     StreamBuffers stream_;
     Tensor final_normed_, final_mean_, final_inverse_;
     PassLayout layout_there_;
-    Tensor latents_there_, d_latents_there_, velocity_there_;
+    Tensor latents_there_, velocity_there_;
 };
 
 /// File name of a component's weights, without its ending.

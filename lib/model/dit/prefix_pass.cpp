@@ -47,8 +47,6 @@ PrefixPass::PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max
     if (!training) return;
     for (Tensor* t : {&d_text_rows_, &d_text_act_}) *t = arena.take_f32({max_encoder_tokens, w}, device);
     d_latent_rows_ = arena.take_f32({max_tokens, w}, device);
-    d_text_normed_ = arena.take_f32({max_encoder_tokens, c.context_dim}, device);
-    d_references_there_ = plan_room(dit, {max_tokens, c.in_channels}, arena);
 }
 
 Tensor PrefixPass::keys(std::int64_t layer) const {
@@ -89,8 +87,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     ops::gelu_tanh(hidden.f32(), act.f32(), text * w);
     nn::project(weights, dit_.text_out, act, text_rows_.slice(0, text));
     if (layout.reference_tokens > 0)
-        nn::project(weights, dit_.image_in, bring(dit_, reference_latents, references_there_),
-                    latent_rows_.slice(0, layout.reference_tokens));
+        nn::project(weights, dit_.image_in, bring(dit_, reference_latents, references_there_), latent_rows_.slice(0, layout.reference_tokens));
 
     const bool saves = stream_.keep != Keep::nothing;
     const auto state = [&](std::int64_t i) {
@@ -152,20 +149,20 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     ops::scatter_rows(rows, w, layout_there_.source.as<std::int32_t>(), stream_.d_x.f32(), d_rows.f32(), d_latent_rows_.f32());
     if (layout.reference_tokens > 0) {
         const Tensor d_latents = d_latent_rows_.slice(0, layout.reference_tokens);
-        const Tensor in = bring(dit_, reference_latents, references_there_);
-        const Tensor d_in = d_reference_latents.empty() ? Tensor() : there(dit_, d_reference_latents, d_references_there_);
-        nn::project_backward(weights, gradients, dit_.image_in, in, d_latents, d_in);
+        const Tensor d_in = there(dit_, d_reference_latents, references_there_);
+        nn::project_backward(weights, gradients, dit_.image_in, bring(dit_, reference_latents, references_there_), d_latents, d_in);
         if (!d_in.empty()) transfer(d_in, d_reference_latents);
     }
     const Tensor d_act = d_text_act_.slice(0, text), hidden = text_hidden_.slice(0, text);
-    const Tensor normed = text_normed_.slice(0, text), d_normed = d_text_normed_.slice(0, text);
+    const Tensor normed = text_normed_.slice(0, text);
     nn::project_backward(weights, gradients, dit_.text_out, text_act_.slice(0, text), d_rows, d_act);
     ops::gelu_tanh_backward(hidden.f32(), d_act.f32(), d_act.f32(), text * w);
-    nn::project_backward(weights, gradients, dit_.text_in, normed, d_act, d_normed);
+    // The normed rows have served: their memory takes the gradient.
+    nn::project_backward(weights, gradients, dit_.text_in, normed, d_act, normed);
     ops::rms_norm_backward({text, c.context_dim, 0, 0, c.eps, 1.0f}, bring(dit_, encoder_states, states_there_).f32(),
-                           weights[dit_.text_norm].f32(), text_inverse_.f32(), d_normed.f32(), d_normed.f32(),
+                           weights[dit_.text_norm].f32(), text_inverse_.f32(), normed.f32(), normed.f32(),
                            nn::vector_gradient(gradients, dit_.text_norm));
-    if (!d_encoder_states.empty()) transfer(d_normed, d_encoder_states);
+    if (!d_encoder_states.empty()) transfer(normed, d_encoder_states);
 }
 
 }  // namespace atelier::dit

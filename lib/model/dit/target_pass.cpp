@@ -34,7 +34,6 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
     final_inverse_ = arena.take_f32({rows}, dit.device());
     layout_there_.plan(dit, max_target_tokens, false, arena);
     latents_there_ = plan_room(dit, {rows, c.in_channels}, arena);
-    if (keep != Keep::nothing) d_latents_there_ = plan_room(dit, {rows, c.in_channels}, arena);
     velocity_there_ = plan_room(dit, {rows, c.out_channels}, arena);
 }
 
@@ -100,8 +99,9 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         gradients.release(i);
         weights.release(i);
     }
-    const Tensor in = bring(dit_, latents, latents_there_), d_in = d_latents.empty() ? Tensor() : there(dit_, d_latents, d_latents_there_);
-    nn::project_backward(weights, gradients, dit_.image_in, flat(in, rows), d_x, d_in.empty() ? Tensor() : flat(d_in, rows));
+    const Tensor d_in = there(dit_, d_latents, latents_there_);
+    nn::project_backward(weights, gradients, dit_.image_in, flat(bring(dit_, latents, latents_there_), rows), d_x,
+                         d_in.empty() ? Tensor() : flat(d_in, rows));
     if (!d_in.empty()) transfer(d_in, d_latents);
     modulation_backward(dit_, weights, gradients, modulation_);
 }
