@@ -21,7 +21,7 @@ has_cluster=
 if command -v sinfo >/dev/null && timeout 10 sinfo -h >/dev/null 2>&1; then has_cluster=1; fi
 scripts/setup.sh build ${has_cluster:-slurm}
 build=${ATELIER_BUILD_DIR:-build}
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=OFF >/dev/null
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=OFF -DATELIER_CUDA=OFF >/dev/null
 cmake --build "$build"
 export ATELIER_BIN=$PWD/$build/bin
 
