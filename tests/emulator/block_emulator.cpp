@@ -181,6 +181,10 @@ void run(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, in
     dynamic_memory.assign((shared_bytes + sizeof(double) - 1) / sizeof(double), 0.0);
     blockDim = {static_cast<unsigned>(thread_count), 1, 1};
     gridDim = {static_cast<unsigned>(blocks_x), static_cast<unsigned>(blocks_y), static_cast<unsigned>(blocks_z)};
+    // What a failed block left unfinished is unwound at once, while its stacks are there.
+    const struct Unwind {
+        ~Unwind() { threads.clear(); }
+    } unwind;
     for (std::int64_t z = 0; z < blocks_z; ++z)
         for (std::int64_t y = 0; y < blocks_y; ++y)
             for (std::int64_t x = 0; x < blocks_x; ++x) {
@@ -188,7 +192,6 @@ void run(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, in
                 poison();
                 run_block(body);
             }
-    threads.clear();
 }
 
 void barrier() { switch_away(State::at_barrier); }

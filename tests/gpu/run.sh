@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a device must show, from one bundle that runs on a machine with a driver, CUDA and PyTorch.
 #
-#   tests/gpu/run.sh bundle DIR    here: builds for all devices and writes the self-contained bundle DIR
+#   tests/gpu/run.sh bundle DIR    here: builds for all devices and writes the self-contained bundle DIR, and DIR.tar.xz
 #   tests/gpu/run.sh device DIR    there: runs DIR (or the bundle that this script lies in); writes OUT (default ./gpu-results)
 #   tests/gpu/run.sh emulate       here: the same steps at toy sizes on the emulated backend, from a bundle of the present build (CI)
 #
@@ -42,8 +42,11 @@ make_bundle() {
         -DATELIER_CUDA_ARCHITECTURES="80-real;90-real;100-real" >/dev/null
     cmake --build "$build" --target atelier_ops_cuda "${programs[@]}"
     fill_bundle "$build" "$build/lib/libatelier_cuda.so" "$bundle"
+    # numpy comes with PyTorch there.
     python3 -m pip download --quiet -d "$bundle/wheels" diffusers==0.42.1 || echo "bundle: no wheel of diffusers: there will be no baseline" >&2
-    du -sh "$bundle"
+    rm -f "$bundle"/wheels/numpy-*
+    tar -C "$(dirname "$bundle")" -cJf "$bundle.tar.xz" "$(basename "$bundle")"
+    du -sh "$bundle" "$bundle.tar.xz"
 }
 
 # Where CUDA's libraries lie there: the toolkit's, else those that came with PyTorch.
@@ -63,7 +66,11 @@ step() {
     local name=$1 begin=$SECONDS state=passed
     shift
     echo "== $name"
-    timeout 600 "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
+    if [[ $(type -t "$1") == function ]]; then
+        "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
+    else
+        timeout 600 "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
+    fi
     if [[ $state != passed ]]; then
         failed=$((failed + 1))
         tail -n 5 "$out/$name.log"
@@ -99,7 +106,7 @@ run_steps() {
     step time-copy "${loader[@]}" "$bundle/bin/device_bench" copy "$mib"
     local size how
     if [[ $mode == device ]]; then
-        step diffusers-install python3 -m pip install --quiet --no-index --no-deps --find-links "$bundle/wheels" --target "$out/python" diffusers
+        step diffusers-install install_diffusers
     fi
     IFS=: read -r -a sizes <<<"$sizes"
     for size in "${sizes[@]}"; do
@@ -120,6 +127,12 @@ run_steps() {
     done
     summary | tee "$out/summary.txt"
     ((failed == 0))
+}
+
+# All wheels, or, for a Python that is none of theirs, those that suit any.
+install_diffusers() {
+    local install=(python3 -m pip install --quiet --no-index --no-deps --target "$out/python")
+    "${install[@]}" "$bundle"/wheels/*.whl || "${install[@]}" "$bundle"/wheels/*-none-any.whl
 }
 
 summary() {
