@@ -4,6 +4,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/progress.hpp"
 #include "io/metrics.hpp"
@@ -144,6 +145,17 @@ int run_reward_train(const Context& c) {
     memory.plan.hold("training", trainer.bytes());
     memory.plan.hold("gradients' sum",
                      comm::sum_bytes(c.world->size(), static_cast<std::size_t>(model.weights().flat().elements())));
+    std::set<const io::Image*> pictures;
+    std::size_t picture_bytes = 0;
+    for (const Labels* list : {&labels, &heldout})
+        for (const judge::LabelledSample& s : *list) {
+            if (pictures.insert(s.picture.get()).second) picture_bytes += s.picture->pixels.size();
+            for (const auto& source : s.sources)
+                if (pictures.insert(source.get()).second) picture_bytes += source->pixels.size();
+        }
+    memory.plan.hold("labels", picture_bytes);
+    memory.plan.hold_during("publishing", "optimizer's file", trainer.state_bytes());
+    memory.plan.hold_during("reporting", "the trained judge", model.weight_bytes());
     memory.say(c);
 
     // Losses of the epoch's updates so far.

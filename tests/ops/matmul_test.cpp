@@ -60,6 +60,29 @@ TEST(Matmul, BitsDoNotDependOnThreads) {
     set_threads(1);
 }
 
+TEST(Matmul, ARowsBitsDoNotDependOnItsPlace) {
+    if (__builtin_cpu_supports("avx512f")) GTEST_SKIP() << "of AVX-512's kernels only the groups' shapes are tested (group_policy_test)";
+    // Every row of A is the same row, every row of C starts the same.
+    for (const bool tb : {false, true})
+        for (const float beta : {0.0f, 1.0f})
+            for (const std::int64_t k : {16, 192})
+                for (const std::int64_t n : {8, 20, 192, 800}) {
+                    std::vector<float> row(static_cast<std::size_t>(k)), b(static_cast<std::size_t>(k * n)), one;
+                    fill_normal(random_key(3, RandomUse::test, 1), row);
+                    fill_normal(random_key(3, RandomUse::test, 2), b);
+                    for (std::int64_t m = 1; m <= 140; ++m) {
+                        std::vector<float> a, c(static_cast<std::size_t>(m * n), 0.5f);
+                        for (std::int64_t i = 0; i < m; ++i) a.insert(a.end(), row.begin(), row.end());
+                        cpu::matmul(false, tb, 0.7f, {a.data(), m, k, k}, {b.data(), tb ? n : k, tb ? k : n, tb ? k : n}, beta,
+                               {c.data(), m, n, n});
+                        if (m == 1) one = c;
+                        for (std::int64_t i = 0; i < m; ++i)
+                            ASSERT_TRUE(std::equal(one.begin(), one.end(), c.begin() + i * n))
+                                << "row " << i << " of " << m << ", n " << n << ", k " << k << (tb ? ", B^T" : "") << ", beta " << beta;
+                    }
+                }
+}
+
 TEST(Linear, ForwardAndBackward) {
     const std::int64_t m = 67, n = 35, k = 19;
     Floats x = normal(m * k, 1), w = normal(n * k, 2), bias = normal(n, 3), dy = normal(m * n, 4), y(m * n), dx(m * k), dw(n * k, 1.0f), db(n, 1.0f);
