@@ -123,10 +123,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
     for (const Candidate& candidate : candidates) {
+        const std::string model_hash = weights_hash(candidate.transformer);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
         if (&candidate == &candidates.front())
             reserve(c, model, candidates, tasks, scoring, memory, workspace);
-        const std::string model_hash = weights_hash(candidate.transformer);
         for (const auto& [name, task] : tasks) {
             c.policy = name;
             const rl::SamplingSpec spec = c.sampling(model);

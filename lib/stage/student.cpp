@@ -32,16 +32,16 @@ std::string load_start(const Context& c, std::int64_t round, pipeline::Pipeline&
                         "distill.start = average: the mean of adapters is no adapter of the same rank; with [lora] a "
                         "student starts from the base (distill.start = base)");
     const auto tasks = c.config.tasks();
+    // Before the room for a teacher is taken: hashing maps a whole file.
+    std::string hashes;
+    for (const std::string& task : tasks) hashes += weights_hash(c.final_policy(task));
     const std::span<float> mean = model.own_weights();
     Arena arena("teacher", mean.size() * sizeof(float) + Arena::alignment);
     const Tensor taken = arena.take_f32({static_cast<std::int64_t>(mean.size())});
     const std::span<float> teacher(taken.f32(), mean.size());
     const float share = 1.0f / static_cast<float>(tasks.size());
-    std::string hashes;
     for (std::size_t t = 0; t < tasks.size(); ++t) {
-        const auto directory = c.final_policy(tasks[t]);
-        model.read_own_weights(directory, teacher);
-        hashes += weights_hash(directory);
+        model.read_own_weights(c.final_policy(tasks[t]), teacher);
         for (std::size_t i = 0; i < mean.size(); ++i)
             mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher[i];
     }
