@@ -123,6 +123,9 @@ int run_teacher_dump(const Context& c) {
                              (sample_bytes(spec.target, channels, steps, 0) - picture_bytes(spec.target)));
         memory.plan.hold("shard to write",
                          2 * members * sample_bytes(spec.target, channels, steps, steps));
+        // The start is made before the rest is taken; a teacher's mapped file stands in for that.
+        if (round == 1 && c.config.text("distill.start") == "average")
+            memory.plan.hold_during("averaging", "a teacher's weights", model.own_weights().size_bytes());
         memory.say(c);
     }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);

@@ -47,6 +47,14 @@ void reserve(const Context& given, pipeline::Pipeline& model,
     memory.plan.hold_during(
         "drawing", "shard to write",
         2 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
+    std::size_t shown = 0, widest = 0;
+    for (const auto& [name, task] : tasks) {
+        const std::size_t rows = shown_prompts(task).size();
+        shown += rows * candidates.size();
+        widest = std::max(widest, rows * (candidates.size() + 1));
+    }
+    memory.plan.hold_during("reporting", "shown pictures", shown * picture_bytes(target));
+    memory.plan.hold_during("reporting", "contact sheet", widest * picture_bytes(target));
     memory.say(c);
 }
 
