@@ -44,7 +44,9 @@ class File {
   public:
     /// A new file, built in memory: nothing is on disk before close(). Throws Error(io).
     static File create(const std::filesystem::path& path);
-    /// Throws Error(input): missing, truncated, or no HDF5 file.
+    /// Throws Error(input): missing, truncated, or no HDF5 file. What a file's datasets refer to lies in the file itself or, for
+    /// virtual ones and links, in files of its directory; other datasets, compressed ones, and sizes beyond the stored bytes are
+    /// refused when they are read.
     static File open(const std::filesystem::path& path);
     /// Writes a created file to disk and closes it. Throws Error(io): no such directory, no right to write, a full disk. A
     /// created file that is not closed leaves nothing.
@@ -83,6 +85,8 @@ class File {
     const std::filesystem::path& path() const { return path_; }
 
   private:
+    /// Opens a dataset whose bytes are where they may be, and whose size is no larger than what is stored.
+    Handle dataset(const std::string& name) const;
     void read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
     std::vector<std::int64_t> check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
     std::filesystem::path path_;

@@ -3,9 +3,9 @@
 #include <sys/resource.h>
 
 #include <ctime>
-#include <fstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/process.hpp"
 
 namespace atelier::io {
@@ -56,10 +56,9 @@ void publish_manifest(const fs::path& directory, Manifest m) {
 
 Manifest read_manifest(const fs::path& directory) {
     const fs::path path = directory / manifest_name;
-    std::ifstream in(path);
-    ATELIER_CHECK_INPUT(in.good(), "{} is missing: the stage was not finished", path.string());
-    const Json json = Json::parse(in, nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", "") == "atelier.manifest", "{} is no manifest", path.string());
+    ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());
+    const Json json = read_json(path);
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
     try {
         Manifest m;
         m.stage = json.at("stage");

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/philox.hpp"
 #include "world/measure.hpp"
 
@@ -22,7 +23,7 @@ class WorldScorer final : public Scorer {
     Verdicts score(const Request& request, int) const override {
         Verdicts verdicts;
         for (auto& [name, m] :
-             world::measure(nlohmann::json::parse(request.attributes), request.picture))
+             world::measure(parse_json(request.attributes, "attributes of the prompt"), request.picture))
             verdicts[name] = {m.present, m.score, std::move(m.reason)};
         return verdicts;
     }

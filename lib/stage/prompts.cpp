@@ -1,11 +1,11 @@
 #include "stage/prompts.hpp"
 
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -30,7 +30,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         Prompt p;
         p.number = prompts.size();

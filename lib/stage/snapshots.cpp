@@ -1,8 +1,8 @@
 #include "stage/snapshots.hpp"
 
 #include <algorithm>
-#include <fstream>
 
+#include "core/json.hpp"
 #include "core/progress.hpp"
 #include "io/hdf5.hpp"
 
@@ -50,9 +50,8 @@ std::optional<nlohmann::json> Snapshots::resume() {
     const auto chosen = context_.world->gather(std::as_bytes(std::span(name))).at(0);
     if (chosen.empty()) return std::nullopt;
     const fs::path from(std::string(reinterpret_cast<const char*>(chosen.data()), chosen.size()));
-    std::ifstream in(from / cursor_name);
-    const auto json = nlohmann::json::parse(in, nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", "") == context_.config.hash() && json.contains("cursor"),
+    const auto json = read_json(from / cursor_name);
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", nlohmann::json()) == context_.config.hash() && json.contains("cursor"),
                         "{} is damaged or of another configuration: remove {}", (from / cursor_name).string(), from.string());
     trainer_.restore(from);
     if (context_.world->is_root()) log_line(fmt::format("goes on from {}", from.string()));
