@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 using namespace atelier;
 
 struct Options {
-    std::string work, model, prompt, negative, image, inputs, outputs;
+    std::string work, model, prompt, negative, inputs, outputs;
+    std::vector<std::string> images;
     int threads = 1, group = 8, steps = 10;
     double guidance = 1;
 };
@@ -142,7 +143,7 @@ constexpr std::int64_t resolution = 128;
 struct Prompted {
     explicit Prompted(const Options& o) : model(o.model), prompt(o.prompt), negative(o.negative), guided(o.guidance > 1) {
         std::vector<io::Image> images;
-        if (!o.image.empty()) images.push_back(io::read_png(o.image));
+        for (const std::string& file : o.images) images.push_back(io::read_png(file));
         references = model.prepare(images, resolution);
         target = {resolution / model::pixels_per_latent, resolution / model::pixels_per_latent};
         encode();
@@ -324,7 +325,7 @@ int main(int argc, char** argv) {
     Options o;
     po::options_description text("engine_bench: one piece of work, again and again");
     text.add_options()("work", po::value(&o.work)->required())("model", po::value(&o.model)->required())("inputs", po::value(&o.inputs))(
-        "outputs", po::value(&o.outputs))("prompt", po::value(&o.prompt))("negative", po::value(&o.negative))("image", po::value(&o.image))(
+        "outputs", po::value(&o.outputs))("prompt", po::value(&o.prompt))("negative", po::value(&o.negative))("image", po::value(&o.images)->composing())(
         "guidance", po::value(&o.guidance))("threads", po::value(&o.threads))("group", po::value(&o.group))("steps", po::value(&o.steps));
     try {
         po::variables_map values;
