@@ -6,9 +6,10 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 #include "io/publish.hpp"
 
 namespace atelier::io {
@@ -34,7 +35,8 @@ class Turn {
 
 void put_metrics(const std::filesystem::path& path, const nlohmann::json& record) {
     const Turn turn(path.string() + ".lock");
-    std::ifstream in(path);
+    remove_temporaries(path.parent_path(), path.filename().string());
+    std::istringstream in(std::filesystem::exists(path) ? read_text(path) : std::string());
     std::string text, line;
     for (int number = 1; std::getline(in, line); ++number) {
         const auto old = nlohmann::json::parse(line, nullptr, false);
@@ -44,7 +46,6 @@ void put_metrics(const std::filesystem::path& path, const nlohmann::json& record
             same = same && old.value(key, nlohmann::json()) == record.value(key, nlohmann::json());
         if (!same) text += line + "\n";
     }
-    in.close();
     publish_text(path, text + record.dump() + "\n");
 }
 
