@@ -44,7 +44,7 @@ class File {
   public:
     /// A new file, built in memory: nothing is on disk before close(). Throws Error(io).
     static File create(const std::filesystem::path& path);
-    /// Throws Error(input): missing, truncated, or no HDF5 file.
+    /// Throws Error(input): missing, truncated, or no HDF5 file. Error(io): it cannot be opened.
     static File open(const std::filesystem::path& path);
     /// Writes a created file to disk and closes it. Throws Error(io): no such directory, no right to write, a full disk. A
     /// created file that is not closed leaves nothing.
