@@ -1,11 +1,14 @@
 #include "io/hdf5.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <memory>
 #include <utility>
+
+#include "io/file_io.hpp"
 
 namespace atelier::io::hdf5 {
 namespace {
@@ -27,6 +30,13 @@ hid_t type_of(DType dtype) {
         case DType::u8: return H5T_STD_U8LE;
         default: ATELIER_FAIL(ErrorKind::internal, "{} is not written to HDF5", name_of(dtype));
     }
+}
+
+/// Properties of a new dataset: no time stamps, so that the same numbers make the same file.
+Handle dataset_properties() {
+    Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_obj_track_times(properties.id(), false);
+    return properties;
 }
 
 Handle string_type() {
@@ -70,6 +80,10 @@ File File::open(const std::filesystem::path& path) {
     File f;
     f.path_ = path;
     ATELIER_CHECK_INPUT(std::filesystem::exists(path), "{} is missing", path.string());
+    // HDF5 doesn't say why it cannot open a file; the system does.
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    ATELIER_CHECK_IO(file >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+    ::close(file);
     f.file_ = Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
     ATELIER_CHECK_INPUT(f.file_.valid(), "{} is no complete HDF5 file: truncated, damaged or of another kind", path.string());
     return f;
@@ -83,11 +97,9 @@ void File::close() {
         void** memory = nullptr;  // the core driver's handle is where its memory stands
         ATELIER_CHECK_IO(H5Fget_vfd_handle(file_.id(), H5P_DEFAULT, reinterpret_cast<void**>(&memory)) >= 0 && *memory != nullptr,
                          "cannot complete {}", path_.string());
-        const auto bytes = static_cast<std::size_t>(size);
-        const std::unique_ptr<std::FILE, int (*)(std::FILE*)> out(std::fopen(path_.c_str(), "wb"), &std::fclose);
-        ATELIER_CHECK_IO(out != nullptr, "cannot create {}: {}", path_.string(), std::strerror(errno));
-        ATELIER_CHECK_IO(std::fwrite(*memory, 1, bytes, out.get()) == bytes && std::fflush(out.get()) == 0,
-                         "cannot write {}: {}", path_.string(), std::strerror(errno));
+        OutputFile out(path_);
+        out.write(*memory, static_cast<std::size_t>(size));
+        out.close();
     }
     file_.reset();
 }
@@ -247,7 +259,7 @@ void File::write(const std::string& name, const Tensor& values) {
     std::vector<hsize_t> dims;
     for (auto e : values.shape().extents()) dims.push_back(static_cast<hsize_t>(e));
     const Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose);
-    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
     if (values.elements() > 0 && !dims.empty()) {
         std::vector<hsize_t> chunk = dims;
@@ -264,9 +276,9 @@ void File::write(const std::string& name, const Tensor& values) {
 
 void File::write_strings(const std::string& name, std::span<const std::string> values) {
     const hsize_t n = values.size();
-    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
-    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
     std::vector<const char*> texts;
     for (const std::string& v : values) texts.push_back(v.c_str());
     ATELIER_CHECK_IO(set.valid() && (n == 0 || H5Dwrite(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0),
@@ -295,7 +307,7 @@ void File::write_virtual(const std::string& name, std::span<const std::string> f
     std::vector<hsize_t> all = extents[0];
     all[0] = rows;
     const Handle space(H5Screate_simple(static_cast<int>(all.size()), all.data(), nullptr), H5Sclose);
-    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
     std::vector<hsize_t> start(all.size(), 0);
     for (std::size_t i = 0; i < files.size(); ++i) {
@@ -363,7 +375,7 @@ void File::read_raw(const std::string& name, DType dtype, std::int64_t first, st
         memory = Handle(H5Screate(H5S_SCALAR), H5Sclose);
     }
     ATELIER_CHECK_INPUT(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
-                        "{}: dataset {} is damaged (its checksum does not fit, or its bytes are missing)", path_.string(), name);
+                        "{}: dataset {} cannot be read (its checksum does not fit, its bytes are missing, or the system refuses)", path_.string(), name);
 }
 
 std::vector<std::string> File::read_strings(const std::string& name) const {

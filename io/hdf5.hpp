@@ -46,7 +46,7 @@ class File {
     static File create(const std::filesystem::path& path);
     /// Throws Error(input): missing, truncated, or no HDF5 file. What a file's datasets refer to lies in the file itself or, for
     /// virtual ones and links, in files of its directory; other datasets, compressed ones, and sizes beyond the stored bytes are
-    /// refused when they are read.
+    /// refused when they are read. Error(io): it cannot be opened.
     static File open(const std::filesystem::path& path);
     /// Writes a created file to disk and closes it. Throws Error(io): no such directory, no right to write, a full disk. A
     /// created file that is not closed leaves nothing.

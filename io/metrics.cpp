@@ -6,10 +6,11 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 
 #include "core/error.hpp"
 #include "core/json.hpp"
+#include "io/file_io.hpp"
 #include "io/publish.hpp"
 
 namespace atelier::io {
@@ -35,7 +36,8 @@ class Turn {
 
 void put_metrics(const std::filesystem::path& path, const nlohmann::json& record) {
     const Turn turn(path.string() + ".lock");
-    std::ifstream in(path);
+    remove_temporaries(path.parent_path(), path.filename().string());
+    std::istringstream in(std::filesystem::exists(path) ? read_text(path) : std::string());
     std::string text, line;
     for (int number = 1; std::getline(in, line); ++number) {
         const auto old = parse_json(line, fmt::format("{}:{}", path.string(), number));
@@ -45,7 +47,6 @@ void put_metrics(const std::filesystem::path& path, const nlohmann::json& record
             same = same && old.value(key, nlohmann::json()) == record.value(key, nlohmann::json());
         if (!same) text += line + "\n";
     }
-    in.close();
     publish_text(path, text + record.dump() + "\n");
 }
 

@@ -1,16 +1,14 @@
 #include "io/safetensors.hpp"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <limits>
 #include <optional>
 #include <set>
 
 #include "core/convert.hpp"
 #include "core/json.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 namespace {
@@ -309,12 +307,8 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
     text.resize((text.size() + 7) / 8 * 8, ' ');
     const std::uint64_t header_bytes = text.size();
 
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), &std::fclose);
-    ATELIER_CHECK_IO(file != nullptr, "cannot create {}: {}", path.string(), std::strerror(errno));
-    const auto put = [&](const void* data, std::size_t bytes) {
-        ATELIER_CHECK_IO(std::fwrite(data, 1, bytes, file.get()) == bytes, "cannot write {}: {}", path.string(),
-                         std::strerror(errno));
-    };
+    OutputFile file(path);
+    const auto put = [&](const void* data, std::size_t bytes) { file.write(data, bytes); };
     put(&header_bytes, 8);
     put(text.data(), text.size());
     std::vector<float> made;
@@ -330,7 +324,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
         else
             put_converted(data, t.values.dtype(), t.values.elements(), t.dtype, put);
     }
-    ATELIER_CHECK_IO(std::fflush(file.get()) == 0, "cannot write {}: {}", path.string(), std::strerror(errno));
+    file.close();
 }
 
 std::vector<std::string> write_sharded(const std::filesystem::path& directory, const std::string& stem,
@@ -361,10 +355,7 @@ std::vector<std::string> write_sharded(const std::filesystem::path& directory, c
         for (const TensorToWrite& t : shards[i]) map[t.name] = names.back();
     }
     names.push_back(stem + ".safetensors.index.json");
-    std::ofstream out(directory / names.back(), std::ios::binary);
-    out << nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) << '\n';
-    out.flush();
-    ATELIER_CHECK_IO(out.good(), "cannot write {}: {}", (directory / names.back()).string(), std::strerror(errno));
+    write_text(directory / names.back(), nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n");
     return names;
 }
 

@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 
@@ -154,12 +155,9 @@ std::vector<std::uint8_t> encode_png(const Image& image) {
 
 void write_png(const std::filesystem::path& path, const Image& image) {
     const std::vector<std::uint8_t> bytes = encode_png(image);
-    std::ofstream stream(path, std::ios::binary | std::ios::trunc);
-    stream.write(reinterpret_cast<const char*>(bytes.data()),
-                 static_cast<std::streamsize>(bytes.size()));
-    stream.close();
-    ATELIER_CHECK_IO(stream.good(), "{}: cannot write {} bytes: {}", path.string(), bytes.size(),
-                     std::strerror(errno));
+    OutputFile file(path);
+    file.write(bytes.data(), bytes.size());
+    file.close();
 }
 
 }  // namespace atelier::io

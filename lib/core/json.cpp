@@ -32,7 +32,9 @@ nlohmann::json parse_json(std::string_view text, const std::string& place) {
 nlohmann::json read_json(const std::filesystem::path& path) {
     std::ifstream in(path, std::ios::binary);
     ATELIER_CHECK_INPUT(in.good() && !std::filesystem::is_directory(path), "{}: cannot be opened; expected a JSON file", path.string());
-    return parse_json(std::string(std::istreambuf_iterator<char>(in), {}), path.string());
+    const std::string text(std::istreambuf_iterator<char>(in), {});
+    ATELIER_CHECK_IO(!in.bad(), "{}: cannot be read to its end", path.string());
+    return parse_json(text, path.string());
 }
 
 }  // namespace atelier

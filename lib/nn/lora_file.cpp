@@ -5,6 +5,7 @@
 #include <map>
 
 #include "core/json.hpp"
+#include "io/file_io.hpp"
 #include "io/safetensors.hpp"
 
 namespace atelier::nn {
@@ -152,10 +153,7 @@ std::vector<std::string> save_lora(const LoraStore& adapter, const fs::path& dir
         return {lora_file_name};
     }
     io::write_safetensors(directory / peft_weights, tensors, {{"format", "pt"}});
-    std::ofstream out(directory / peft_config);
-    out << settings.dump(2) << '\n';
-    out.flush();
-    ATELIER_CHECK_IO(out.good(), "cannot write {}", (directory / peft_config).string());
+    io::write_text(directory / peft_config, settings.dump(2) + "\n");
     return {peft_weights, peft_config};
 }
 

@@ -340,8 +340,12 @@ int run_grpo(const Context& c) {
                directory = c.run.policy(c.policy, c.iteration);
     // The lock stands beside the policy, which is published as a whole.
     const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
+    const auto updates = c.run.iteration(c.policy, c.iteration) / "updates";
     if (stage.is_complete) {
-        if (c.world->is_root()) retain(c, rollout);
+        if (c.world->is_root()) {
+            remove_snapshots(updates);
+            retain(c, rollout);
+        }
         return 0;
     }
     require_complete(rollout, "run atelier-rollout first");
@@ -376,7 +380,7 @@ int run_grpo(const Context& c) {
     update.reserve(parts, trainer, memory);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
                       epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
-    Snapshots snapshots(c, c.run.iteration(c.policy, c.iteration) / "updates", trainer);
+    Snapshots snapshots(c, updates, trainer);
     memory.plan.hold("state in writing", snapshots.bytes());
     memory.say(c);
     Done done;
@@ -414,6 +418,7 @@ int run_grpo(const Context& c) {
     metrics["kl"] = all.mean(all.kl);
     metrics["loss"] = all.mean(all.loss);
     metrics["learning_rate"] = c.learning_rate();
+    if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the policy: a policy always has its record
     publish_together(
         *c.world, directory,
         [&](const std::filesystem::path& temporary) { trainer.save(policy / "config.json", temporary, c, manifest); },
@@ -425,7 +430,6 @@ int run_grpo(const Context& c) {
         });
     snapshots.remove();
     if (c.world->is_root()) {
-        io::put_metrics(c.run.metrics(), metrics);
         const Json& total = metrics["reward"]["total"];
         log_line(
             fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, "

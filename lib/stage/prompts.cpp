@@ -1,11 +1,12 @@
 #include "stage/prompts.hpp"
 
-#include <fstream>
+#include <sstream>
 #include <numeric>
 #include <set>
 
 #include "core/error.hpp"
 #include "core/json.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -22,8 +23,9 @@ std::string text_field(const Json& line, const char* key, const std::string& pla
 
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
                                  const std::string& kind) {
-    std::ifstream in(file);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open the prompt file {}", file.string());
+    ATELIER_CHECK_INPUT(std::filesystem::exists(file), "cannot open the prompt file {}", file.string());
+    // Read whole first: a read that fails must not end the list early.
+    std::istringstream in(io::read_text(file));
     std::vector<Prompt> prompts;
     std::set<std::string> ids;
     std::string text;
