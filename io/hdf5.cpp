@@ -1,10 +1,12 @@
 #include "io/hdf5.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <utility>
 
@@ -30,6 +32,13 @@ hid_t type_of(DType dtype) {
         case DType::u8: return H5T_STD_U8LE;
         default: ATELIER_FAIL(ErrorKind::internal, "{} is not written to HDF5", name_of(dtype));
     }
+}
+
+/// Properties of a new dataset: no time stamps, so that the same numbers make the same file.
+Handle dataset_properties() {
+    Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_obj_track_times(properties.id(), false);
+    return properties;
 }
 
 Handle string_type() {
@@ -88,6 +97,10 @@ File File::open(const std::filesystem::path& path) {
     File f;
     f.path_ = path;
     ATELIER_CHECK_INPUT(std::filesystem::exists(path), "{} is missing", path.string());
+    // HDF5 doesn't say why it cannot open a file; the system does.
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    ATELIER_CHECK_IO(file >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+    ::close(file);
     f.file_ = Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
     ATELIER_CHECK_INPUT(f.file_.valid(), "{} is no complete HDF5 file: truncated, damaged or of another kind", path.string());
     return f;
@@ -101,17 +114,84 @@ void File::close() {
     status_.reset();
 }
 
+namespace {
+
+/// A name in a file is data: it may lead to no other directory.
+void check_neighbour(const std::string& file, const std::string& name, const std::filesystem::path& path) {
+    ATELIER_CHECK_INPUT(!file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos,
+                        "{}: {} lies in '{}', which is no file of the same directory", path.string(), name, file);
+}
+
+void check_link(hid_t file, const std::string& name, const std::filesystem::path& path) {
+    H5L_info_t link{};
+    if (H5Lget_info(file, name.c_str(), &link, H5P_DEFAULT) < 0 || link.type != H5L_TYPE_EXTERNAL) return;
+    std::vector<char> value(link.u.val_size);
+    unsigned flags = 0;
+    const char *target_file = "", *target = nullptr;
+    ATELIER_CHECK_INPUT(H5Lget_val(file, name.c_str(), value.data(), value.size(), H5P_DEFAULT) >= 0 &&
+                            H5Lunpack_elink_val(value.data(), value.size(), &flags, &target_file, &target) >= 0,
+                        "{}: the link {} is damaged", path.string(), name);
+    check_neighbour(target_file, name, path);
+}
+
+/// Names of the files that a virtual dataset is put together from.
+std::vector<std::string> sources_of(hid_t creation) {
+    std::vector<std::string> files;
+    std::size_t count = 0;
+    if (H5Pget_layout(creation) == H5D_VIRTUAL) H5Pget_virtual_count(creation, &count);
+    for (std::size_t i = 0; i < count; ++i) {
+        const ssize_t length = H5Pget_virtual_filename(creation, i, nullptr, 0);
+        std::string file(static_cast<std::size_t>(std::max<ssize_t>(length, 0)) + 1, '\0');
+        H5Pget_virtual_filename(creation, i, file.data(), file.size());
+        file.pop_back();
+        files.push_back(std::move(file));
+    }
+    return files;
+}
+
+/// A dataset lies in its file, or, if it is virtual, in files of the same directory; it isn't compressed; it is no larger than what
+/// is stored.
+void check_storage(hid_t set, const std::string& name, const std::filesystem::path& path) {
+    const Handle creation(H5Dget_create_plist(set), H5Pclose), space(H5Dget_space(set), H5Sclose), type(H5Dget_type(set), H5Tclose);
+    ATELIER_CHECK_INPUT(H5Pget_external_count(creation.id()) == 0, "{}: {} lies in other files", path.string(), name);
+    for (int i = 0; i < H5Pget_nfilters(creation.id()); ++i) {
+        unsigned flags = 0, settings = 0;
+        std::size_t none = 0;
+        const auto filter = H5Pget_filter2(creation.id(), static_cast<unsigned>(i), &flags, &none, nullptr, 0, nullptr, &settings);
+        ATELIER_CHECK_INPUT(filter == H5Z_FILTER_FLETCHER32, "{}: {} is compressed (filter {}), which no file of ours is", path.string(), name,
+                            static_cast<int>(filter));
+    }
+    hsize_t stored = H5Dget_storage_size(set);
+    if (H5Pget_layout(creation.id()) == H5D_VIRTUAL) {
+        stored = 0;
+        for (const std::string& file : sources_of(creation.id())) {
+            check_neighbour(file, name, path);
+            std::error_code missing;
+            const auto bytes = std::filesystem::file_size(path.parent_path() / file, missing);
+            ATELIER_CHECK_INPUT(!missing, "{}: {} lies in {}, which is missing", path.string(), name, file);
+            stored += bytes;
+        }
+    }
+    const hssize_t elements = H5Sget_simple_extent_npoints(space.id());
+    const hsize_t most = stored / std::max<std::size_t>(H5Tget_size(type.id()), 1);
+    ATELIER_CHECK_INPUT(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path.string(),
+                        name, elements, most);
+}
+
+}  // namespace
+
 bool File::exists(const std::string& name) const {
     // HDF5 wants every part of a path to be asked for in turn.
     for (std::size_t at = name.find('/', 1);; at = name.find('/', at + 1)) {
         const std::string part = name.substr(0, at);
         if (H5Lexists(file_.id(), part.c_str(), H5P_DEFAULT) <= 0) return false;
+        check_link(file_.id(), part, path_);
         if (at == std::string::npos) return true;
     }
 }
 
 std::vector<std::string> File::children(const std::string& group) const {
-    const Handle g(H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT), H5Gclose);
+    const Handle g(exists(group) ? H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT) : -1, H5Gclose);
     ATELIER_CHECK_INPUT(g.valid(), "{} has no group {}", path_.string(), group);
     std::vector<std::string> names;
     H5Literate(
@@ -194,7 +274,7 @@ void File::make_dataset(const std::string& name, DType dtype, const Shape& shape
     std::vector<hsize_t> dims;
     for (auto e : shape.extents()) dims.push_back(static_cast<hsize_t>(e));
     const Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose);
-    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
     if (shape.elements() > 0 && !dims.empty()) {
         std::vector<hsize_t> chunk = dims;
@@ -319,9 +399,9 @@ void File::write(const std::string& name, const Tensor& values) {
 
 void File::write_strings(const std::string& name, std::span<const std::string> values) {
     const hsize_t n = values.size();
-    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
-    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
     std::vector<const char*> texts;
     for (const std::string& v : values) texts.push_back(v.c_str());
     ATELIER_CHECK_IO(set.valid() && (n == 0 || H5Dwrite(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0),
@@ -350,7 +430,7 @@ void File::write_virtual(const std::string& name, std::span<const std::string> f
     std::vector<hsize_t> all = extents[0];
     all[0] = rows;
     const Handle space(H5Screate_simple(static_cast<int>(all.size()), all.data(), nullptr), H5Sclose);
-    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
     std::vector<hsize_t> start(all.size(), 0);
     for (std::size_t i = 0; i < files.size(); ++i) {
@@ -372,10 +452,16 @@ void File::write_link(const std::string& name, const std::string& file, const st
                      "cannot write the link {} to {}", name, path_.string());
 }
 
+Handle File::dataset(const std::string& name) const {
+    ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
+    Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
+    ATELIER_CHECK_INPUT(set.valid(), "{}: {} is no dataset, or leads nowhere", path_.string(), name);
+    check_storage(set.id(), name, path_);
+    return set;
+}
+
 std::vector<std::int64_t> File::extents(const std::string& name) const {
-    const Handle set(exists(name) ? H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
-    ATELIER_CHECK_INPUT(set.valid(), "{}: dataset {} is missing", path_.string(), name);
-    const Handle space(H5Dget_space(set.id()), H5Sclose);
+    const Handle set = dataset(name), space(H5Dget_space(set.id()), H5Sclose);
     std::vector<hsize_t> dims(static_cast<std::size_t>(std::max(0, H5Sget_simple_extent_ndims(space.id()))));
     H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr);
     return {dims.begin(), dims.end()};
@@ -383,7 +469,7 @@ std::vector<std::int64_t> File::extents(const std::string& name) const {
 
 std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const {
     const auto found = extents(name);
-    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), type(H5Dget_type(set.id()), H5Tclose);
+    const Handle set = dataset(name), type(H5Dget_type(set.id()), H5Tclose);
     ATELIER_CHECK_INPUT(H5Tequal(type.id(), type_of(dtype)) > 0, "{}: dataset {} does not hold {}", path_.string(), name,
                         name_of(dtype));
     if (expected.empty()) return found;
@@ -399,7 +485,7 @@ std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std:
 }
 
 void File::read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const {
-    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), space(H5Dget_space(set.id()), H5Sclose);
+    const Handle set = dataset(name), space(H5Dget_space(set.id()), H5Sclose);
     if (const auto chunks = chunks_of(set.id(), type_of(dtype)); chunks && read_chunks(set.id(), *chunks, first, count, static_cast<std::byte*>(out)))
         return;
     const auto dims = extents(name);
@@ -414,12 +500,12 @@ void File::read_raw(const std::string& name, DType dtype, std::int64_t first, st
         memory = Handle(H5Screate(H5S_SCALAR), H5Sclose);
     }
     ATELIER_CHECK_INPUT(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
-                        "{}: dataset {} is damaged (its checksum does not fit, or its bytes are missing)", path_.string(), name);
+                        "{}: dataset {} cannot be read (its checksum does not fit, its bytes are missing, or the system refuses)", path_.string(), name);
 }
 
 std::vector<std::string> File::read_strings(const std::string& name) const {
     const auto found = extents(name);
-    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
+    const Handle set = dataset(name), kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
     ATELIER_CHECK_INPUT(H5Tis_variable_str(kind.id()) > 0 && found.size() == 1, "{}: dataset {} is no list of texts",
                         path_.string(), name);
     std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);

@@ -52,7 +52,9 @@ class File {
         swap(other);
         return *this;
     }
-    /// Throws Error(input): missing, truncated, or no HDF5 file.
+    /// Throws Error(input): missing, truncated, or no HDF5 file. What a file's datasets refer to lies in the file itself or, for
+    /// virtual ones and links, in files of its directory; other datasets, compressed ones, and sizes beyond the stored bytes are
+    /// refused when they are read. Error(io): it cannot be opened.
     static File open(const std::filesystem::path& path);
     /// Completes a created file. Throws Error(io) for whatever went wrong since it was created: a full disk. A created file that is not
     /// closed leaves nothing.
@@ -100,6 +102,8 @@ class File {
     void swap(File& other) noexcept;
     /// Throws what went wrong on the way to the disk.
     void check_written(const std::string& what) const;
+    /// Opens a dataset whose bytes are where they may be, and whose size is no larger than what is stored.
+    Handle dataset(const std::string& name) const;
     void read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
     std::vector<std::int64_t> check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
     std::filesystem::path path_;

@@ -13,7 +13,7 @@ struct FileDigest {
     std::string hash;
     bool operator==(const FileDigest&) const = default;
 };
-/// Throws Error(input) if the file is missing or unreadable.
+/// Throws Error(input) if the file is missing, Error(io) if it cannot be opened.
 FileDigest digest_file(const std::filesystem::path& path);
 std::string digest_bytes(const void* data, std::size_t size);
 
@@ -30,14 +30,14 @@ FileDigest publish_file(const std::filesystem::path& path, const std::function<v
 /// The same with the file's text.
 void publish_text(const std::filesystem::path& path, const std::string& text);
 
-/// Publishes a directory that `write` fills under a temporary name: every file in it is flushed, then it is renamed. An
-/// older directory of the name is renamed away first and then removed.
+/// Publishes a directory that `write` fills under a temporary name: every file in it is flushed, then it is renamed. It changes places with
+/// an older one of the name (RENAME_EXCHANGE; else two renames): whatever goes wrong, the older or the new one stays, whole.
 void publish_directory(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
 
 /// Names of files and directories that are not published yet begin with this.
 inline constexpr const char* temporary_prefix = ".tmp-";
-/// Removes what killed writers left in a directory: everything, or what was to become `name`. Call only while holding the right
-/// to write it. Returns how many.
+/// Removes what killed writers left in a directory: everything, or what was to become `name`; a directory that was renamed away and has
+/// no successor gets its name back. Call only while holding the right to write it. Returns how many were removed. Throws Error(io).
 int remove_temporaries(const std::filesystem::path& directory, const std::string& name = {});
 
 /// Creates a directory and its parents. Throws Error(io) naming it.

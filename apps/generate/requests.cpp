@@ -1,10 +1,10 @@
 #include "requests.hpp"
 
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace atelier::generate {
 namespace {
@@ -45,7 +45,7 @@ std::vector<Request> make_requests(const Options& o) {
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", o.prompts->string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         Request r;
         const std::string id = text_of(line, "id", place);

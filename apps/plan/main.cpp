@@ -22,6 +22,9 @@ using namespace atelier;
 void make_run(const stage::RunDirectory& run, const config::Config& config,
               const std::vector<stage::Job>& jobs) {
     io::make_directories(run.root / "logs");
+    const io::DirectoryLock lock(run.root);
+    for (const char* name : {"config.toml", "pipeline.json", "pipeline.tsv", "slurm.tsv"})
+        io::remove_temporaries(run.root, name);
     if (std::filesystem::exists(run.config())) {
         const auto before = config::Config::resolve(run.config(), {}, stage::schema());
         ATELIER_CHECK_USAGE(before.hash() == config.hash(),

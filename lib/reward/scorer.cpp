@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/philox.hpp"
 #include "model/processor/resize.hpp"
 #include "world/measure.hpp"
@@ -36,7 +37,7 @@ class WorldScorer final : public Scorer {
         Verdicts verdicts;
         const bool fits = request.height == world::side && request.width == world::side;
         const auto scaled = fits ? std::vector<std::uint8_t>() : to_world(request);
-        for (auto& [name, m] : world::measure(nlohmann::json::parse(request.attributes),
+        for (auto& [name, m] : world::measure(parse_json(request.attributes, "attributes of the prompt"),
                                               fits ? world::Picture(request.picture) : scaled))
             verdicts[name] = {m.present, m.score, std::move(m.reason)};
         return verdicts;

@@ -186,8 +186,8 @@ int run_curate(const Context& given) {
                           {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
         memory.finish(c, manifest);
+        io::put_metrics(c.run.metrics(), manifest.facts);  // before the manifest: a stage that is done has its record
         io::publish_manifest(directory, manifest);
-        io::put_metrics(c.run.metrics(), manifest.facts);
         for (const auto& [category, entries] : shares.items())
             for (const auto& [dimension, s] : entries.items())
                 log_line(fmt::format(

@@ -71,8 +71,12 @@ int run_distill(const Context& c) {
     const auto retain_dumps = [&] {
         for (const std::string& task : c.config.tasks()) retain(c, c.run.dump(round, task));
     };
+    const auto updates = c.run.round(round) / "updates";
     if (stage.is_complete) {
-        if (c.world->is_root()) retain_dumps();
+        if (c.world->is_root()) {
+            remove_snapshots(updates);
+            retain_dumps();
+        }
         return 0;
     }
     io::Manifest manifest = c.new_manifest("distill");
@@ -112,7 +116,7 @@ int run_distill(const Context& c) {
         return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr,
                                      own, keep, arena);
     };
-    Snapshots snapshots(c, c.run.round(round) / "updates", trainer);
+    Snapshots snapshots(c, updates, trainer);
     Workspace workspace("trajectories");
     const auto train_shard = [&](const Shard& shard, double weight) {
         const auto data =
@@ -215,6 +219,7 @@ int run_distill(const Context& c) {
         {"learning_rate", rate.at(trainer.updates())}};
     for (const auto& [task, sum] : done.loss)
         metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
+    if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the student: a student always has its record
     publish_together(
         *c.world, directory,
         [&](const std::filesystem::path& temporary) {
@@ -227,7 +232,6 @@ int run_distill(const Context& c) {
         });
     snapshots.remove();
     if (c.world->is_root()) {
-        io::put_metrics(c.run.metrics(), metrics);
         log_line(fmt::format(
             "distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round,
             last_loss, shards.size(), metrics["gradient_norm"].get<double>()));

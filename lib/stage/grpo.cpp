@@ -325,8 +325,12 @@ int run_grpo(const Context& c) {
                directory = c.run.policy(c.policy, c.iteration);
     // The lock stands beside the policy, which is published as a whole.
     const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
+    const auto updates = c.run.iteration(c.policy, c.iteration) / "updates";
     if (stage.is_complete) {
-        if (c.world->is_root()) retain(c, rollout);
+        if (c.world->is_root()) {
+            remove_snapshots(updates);
+            retain(c, rollout);
+        }
         return 0;
     }
     require_complete(rollout, "run atelier-rollout first");
@@ -358,7 +362,7 @@ int run_grpo(const Context& c) {
     const auto parts = std::min<std::size_t>(
         static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");
-    Snapshots snapshots(c, c.run.iteration(c.policy, c.iteration) / "updates", trainer);
+    Snapshots snapshots(c, updates, trainer);
     update.reserve(parts, trainer, snapshots.is_on(), memory);
     memory.say(c);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
@@ -398,6 +402,7 @@ int run_grpo(const Context& c) {
     metrics["kl"] = all.mean(all.kl);
     metrics["loss"] = all.mean(all.loss);
     metrics["learning_rate"] = c.learning_rate();
+    if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the policy: a policy always has its record
     publish_together(
         *c.world, directory,
         [&](const std::filesystem::path& temporary) { trainer.save(policy / "config.json", temporary, c, manifest); },
@@ -409,7 +414,6 @@ int run_grpo(const Context& c) {
         });
     snapshots.remove();
     if (c.world->is_root()) {
-        io::put_metrics(c.run.metrics(), metrics);
         const Json& total = metrics["reward"]["total"];
         log_line(
             fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, "

@@ -1,11 +1,12 @@
 #include "stage/prompts.hpp"
 
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <sstream>
 #include <numeric>
 #include <set>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -33,15 +34,16 @@ std::optional<model::PictureSize> size_field(const Json& line, const std::string
 
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
                                  const std::string& kind) {
-    std::ifstream in(file);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open the prompt file {}", file.string());
+    ATELIER_CHECK_INPUT(std::filesystem::exists(file), "cannot open the prompt file {}", file.string());
+    // Read whole first: a read that fails must not end the list early.
+    std::istringstream in(io::read_text(file));
     std::vector<Prompt> prompts;
     std::set<std::string> ids;
     std::string text;
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         Prompt p;
         p.number = prompts.size();

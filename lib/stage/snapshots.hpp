@@ -42,4 +42,7 @@ class Snapshots {
     nlohmann::json cursor_;
 };
 
+/// For a stage whose product is published: what one that was killed before remove() left. On rank 0.
+void remove_snapshots(const std::filesystem::path& directory);
+
 }  // namespace atelier::stage

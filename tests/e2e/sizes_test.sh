@@ -1,23 +1,10 @@
 #!/usr/bin/env bash
 # Pictures of several sizes in one run: every stage, the same samples at any number of ranks and after a kill, exact replay, one HDF5 group
 # a size that h5py opens.   sizes_test.sh BIN_DIR MPIEXEC   (from the repository's root; ATELIER_PYTHON: a Python with h5py)
-set -euo pipefail
-bin=$1 mpiexec=$2
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
+source tests/e2e/common.sh
 model=assets/mini/base prompts=$PWD/assets/mini/prompts
 sizes='[[128, 128], [96, 160], [160, 96]]'
 
-fail() { echo "FAILED: $*" >&2; exit 1; }
-code() {
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
-says() { grep -q "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
 plan() {
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=3 --set curate.enabled=false \
         --set rollout.prompts_per_iteration=7 --set rollout.group_size=2 --set rollout.micro_batch=2 --set steps.count=2 \

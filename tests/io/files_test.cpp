@@ -11,6 +11,7 @@
 #include "core/error.hpp"
 #include "core/philox.hpp"
 #include "io/csv.hpp"
+#include "io/file_io.hpp"
 #include "io/fletcher32.hpp"
 #include "io/hdf5.hpp"
 #include "io/manifest.hpp"
@@ -195,6 +196,39 @@ TEST_F(Files, AKilledWriterLeavesTheOldFileAndATemporaryToRemove) {
     EXPECT_EQ(temporaries(), 1);
     EXPECT_EQ(remove_temporaries(directory_), 1);
     EXPECT_EQ(temporaries(), 0);
+}
+
+// Where a directory could not be exchanged with its successor and the writer died between two renames.
+TEST_F(Files, ADirectoryThatWasRenamedAwayComesBack) {
+    publish_directory(directory_ / "d", [](const fs::path& p) { std::ofstream(p / "x") << "1"; });
+    fs::rename(directory_ / "d", directory_ / ".tmp-displaced-d");
+    EXPECT_EQ(remove_temporaries(directory_, "d"), 0);
+    EXPECT_EQ(text_of(directory_ / "d/x"), "1");
+    fs::copy(directory_ / "d", directory_ / ".tmp-displaced-d");
+    EXPECT_EQ(remove_temporaries(directory_), 1);
+    EXPECT_TRUE(fs::exists(directory_ / "d/x"));
+}
+
+TEST_F(Files, TextsAreReadWholeOrNotAtAll) {
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_text(directory_ / "none"); }), HasSubstr("none is missing"));
+    EXPECT_THAT(refusal(ErrorKind::io, [&] { read_text(directory_); }), HasSubstr("cannot read"));
+    // A directory in the file's place stands for a read that fails: records must not be taken for absent.
+    fs::create_directory(directory_ / "metrics.jsonl");
+    EXPECT_THAT(refusal(ErrorKind::io, [&] { put_metrics(directory_ / "metrics.jsonl", {{"stage", "x"}}); }), HasSubstr("metrics.jsonl"));
+}
+
+TEST_F(Files, TheSameNumbersMakeTheSameFile) {
+    const std::vector<float> values(100, 2.0f);
+    const auto write = [&](const char* name) {
+        auto file = hdf5::File::create(directory_ / name);
+        file.write("/a/b", Tensor::of(values.data(), {100}));
+        file.write_strings("/a/c", std::vector<std::string>{"x", "y"});
+        file.close();
+    };
+    write("one.h5");
+    sleep(2);  // HDF5's time stamps count seconds
+    write("two.h5");
+    EXPECT_EQ(text_of(directory_ / "one.h5"), text_of(directory_ / "two.h5"));
 }
 
 // No small file system can be mounted everywhere tests run, so the limit on a file's size stands in for a full disk.
