@@ -51,7 +51,8 @@ std::string utc_now() {
 }
 
 void publish_manifest(const fs::path& directory, Manifest m) {
-    for (auto& [name, digest] : m.outputs) digest = digest_file(directory / name);
+    for (auto& [name, digest] : m.outputs)
+        if (digest.hash.empty()) digest = digest_file(directory / name);
     m.host = process().host;
     m.world_size = process().world_size;
     m.finished_utc = utc_now();

@@ -127,6 +127,22 @@ Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
     return image;
 }
 
+std::array<int, 2> read_png_size(const std::filesystem::path& path) {
+    // Signature, then the IHDR chunk: length, name, width and height as 32-bit integers, most significant byte first.
+    std::array<unsigned char, 24> head{};
+    std::ifstream in(path, std::ios::binary);
+    in.read(reinterpret_cast<char*>(head.data()), head.size());
+    ATELIER_CHECK_INPUT(in.good() && png_sig_cmp(head.data(), 0, 8) == 0 && std::memcmp(&head[12], "IHDR", 4) == 0,
+                        "{} is missing or no PNG", path.string());
+    const auto number = [&](std::size_t at) {
+        return head[at] != 0 ? -1 : head[at + 1] << 16 | head[at + 2] << 8 | head[at + 3];  // no side has four bytes
+    };
+    const std::array<int, 2> size{number(16), number(20)};
+    ATELIER_CHECK_INPUT(size[0] > 0 && size[1] > 0 && size[0] <= max_png_side && size[1] <= max_png_side, "{}: a PNG of {} x {} pixels",
+                        path.string(), size[0], size[1]);
+    return size;
+}
+
 Image read_png(const std::filesystem::path& path) {
     std::ifstream stream(path, std::ios::binary);
     ATELIER_CHECK_INPUT(stream.good() && !std::filesystem::is_directory(path),

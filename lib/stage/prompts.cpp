@@ -19,6 +19,17 @@ std::string text_field(const Json& line, const char* key, const std::string& pla
     return found->get<std::string>();
 }
 
+std::optional<model::PictureSize> size_field(const Json& line, const std::string& place) {
+    const auto found = line.find("size");
+    if (found == line.end()) return std::nullopt;
+    const auto is_side = [](const Json& side) {
+        return side.is_number_integer() && side.get<std::int64_t>() >= side_multiple && side.get<std::int64_t>() % side_multiple == 0;
+    };
+    ATELIER_CHECK_INPUT(found->is_array() && found->size() == 2 && is_side((*found)[0]) && is_side((*found)[1]),
+                        "{}: \"size\" must be [height, width], multiples of {} pixels, found {}", place, side_multiple, found->dump());
+    return model::PictureSize{.width = (*found)[1], .height = (*found)[0]};
+}
+
 }  // namespace
 
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
@@ -57,6 +68,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
                                 relative.string());
             p.images.push_back(file.parent_path() / relative);
         }
+        p.size = size_field(line, place);
         prompts.push_back(std::move(p));
     }
     ATELIER_CHECK_INPUT(!prompts.empty(), "{} holds no prompt", file.string());

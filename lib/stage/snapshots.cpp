@@ -42,8 +42,6 @@ Snapshots::~Snapshots() {
     if (written_.valid()) written_.wait();
 }
 
-std::size_t Snapshots::bytes() const { return every_ > 0 ? trainer_.publishing_bytes() : 0; }
-
 std::optional<nlohmann::json> Snapshots::resume() {
     // Rank 0 chooses, so that all ranks take the same one.
     std::string name;
@@ -70,13 +68,9 @@ void Snapshots::after_update(const nlohmann::json& cursor) {
     context_.world->barrier();
     in_writing_ = update;
     cursor_ = cursor;
-    if (auto file = trainer_.state_file(writing_to(), context_)) {
-        // Bytes go to disk from where HDF5 put them together; only a library that is safe for threads may do that beside this one.
-        const auto write = [file = std::make_shared<io::hdf5::File>(std::move(*file))] {
-            file->close();
-            io::flush_file(file->path());
-        };
-        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, write);
+    if (auto write = trainer_.prepare_state(writing_to(), context_)) {
+        // Only a library that is safe for threads may write beside what this one reads.
+        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, std::move(write));
         if (!io::hdf5::is_thread_safe()) written_.wait();
     }
 }
