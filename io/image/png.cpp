@@ -6,7 +6,6 @@
 #include <array>
 #include <csetjmp>
 #include <cstring>
-#include <fstream>
 
 #include "core/error.hpp"
 #include "io/file_io.hpp"
@@ -122,11 +121,9 @@ Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
 }
 
 Image read_png(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(stream.good() && !std::filesystem::is_directory(path),
+    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path),
                         "{}: cannot be opened; expected a PNG picture", path.string());
-    const std::vector<char> bytes{std::istreambuf_iterator<char>(stream),
-                                  std::istreambuf_iterator<char>()};
+    const std::string bytes = read_text(path);
     return decode_png({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()},
                       path.string());
 }

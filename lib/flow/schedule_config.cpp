@@ -1,11 +1,11 @@
 #include "flow/schedule_config.hpp"
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::flow {
 namespace {
@@ -100,13 +100,12 @@ ScheduleConfig parse_schedule_config(const Json& json, const std::string& place)
 }
 
 ScheduleConfig read_schedule_config(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    ATELIER_CHECK_INPUT(file.good(),
+    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path),
                         "{}: cannot be read; a model directory has scheduler/scheduler_config.json",
                         path.string());
     Json json;
     try {
-        json = Json::parse(file);
+        json = Json::parse(io::read_text(path));
     } catch (const Json::exception& error) {
         ATELIER_FAIL(ErrorKind::input, "{}: not JSON: {}", path.string(), error.what());
     }

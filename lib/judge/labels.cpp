@@ -1,9 +1,9 @@
 #include "judge/labels.hpp"
 
-#include <sstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
 #include "io/file_io.hpp"

@@ -1,7 +1,6 @@
 #include "nn/lora_file.hpp"
 
 #include <cmath>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -51,10 +50,9 @@ Json read_settings(const io::Safetensors& file) {
             json[key.starts_with("transformer.") ? key.substr(prefixes[0].size()) : key] = value;
     } else {
         const fs::path beside = file.path().parent_path() / peft_config;
-        std::ifstream in(beside);
-        ATELIER_CHECK_INPUT(in.good(), "{}: no {} in the file's metadata and no {} beside it, so rank and alpha are unknown", path,
+        ATELIER_CHECK_INPUT(fs::exists(beside), "{}: no {} in the file's metadata and no {} beside it, so rank and alpha are unknown", path,
                             metadata_key, peft_config);
-        json = Json::parse(in, nullptr, false);
+        json = Json::parse(io::read_text(beside), nullptr, false);
         ATELIER_CHECK_INPUT(json.is_object(), "{} is not a JSON object", beside.string());
     }
     ATELIER_CHECK_INPUT(json.contains("lora_alpha") && json["lora_alpha"].is_number() && json.contains("r") &&

@@ -1,9 +1,9 @@
 #include "stage/prompts.hpp"
 
-#include <sstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
 #include "io/file_io.hpp"

@@ -30,7 +30,7 @@ KINDS = ["KILL", "rank", "TERM", "USR1", "requeue", "controller"]
 
 class Cluster:
     def __init__(self, work, programs):
-        self.directory, self.programs = work / "c", programs
+        self.directory, self.programs, self.missing = work / "c", programs, {}
         self.env = harness.environment(ATELIER_CLUSTER_DIR=str(self.directory), ATELIER_CLUSTER_NODES="2", ATELIER_CLUSTER_MEMORY="4000",
                                        ATELIER_BIN=str(programs), SLURM_CONF=str(self.directory / "slurm.conf"),
                                        OMPI_MCA_hwloc_base_binding_policy="none")
@@ -56,8 +56,8 @@ class Cluster:
         self.ask("slurm/pipeline.sh", "--run", str(run))
 
     def administer(self):
-        """A controller that dies between starting a job and noting so starts it twice: the node refuses the second, Slurm drains it and
-        holds the job. An administrator takes both back."""
+        """A controller that dies forgets its last seconds. A job that it starts twice is refused by its node, which Slurm drains, and held:
+        an administrator takes both back. A job that it believes running and that has ended is put back into the queue."""
         for line in self.ask("sinfo", "-h", "-N", "-o", "%N %T").splitlines():
             node, state = line.split()
             if state.startswith("drain"):
@@ -65,6 +65,21 @@ class Cluster:
         for line in self.ask("squeue", "-h", "-t", "PD", "-o", "%i %r").splitlines():
             if "held" in line:
                 self.ask("scontrol", "release", line.split()[0])
+        scripts = " ".join(self.command_lines())
+        for job, _ in self.jobs(["-t", "R"]):
+            there = f"job{int(job):05}/slurm_script" in scripts
+            since = self.missing.setdefault(job, time.monotonic()) if not there else self.missing.pop(job, None)
+            if not there and time.monotonic() - since > 15:
+                del self.missing[job]
+                subprocess.run(["scontrol", "requeue", job], env=self.env, capture_output=True)
+
+    @staticmethod
+    def command_lines():
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                yield pathlib.Path(f"/proc/{entry}/cmdline").read_text().replace("\0", " ")
+            except OSError:
+                pass
 
     def kill_controller(self, draw):
         pid_file = self.directory / "run/slurmctld.pid"

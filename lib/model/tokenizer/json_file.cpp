@@ -1,7 +1,8 @@
 #include "model/tokenizer/json_file.hpp"
 
 #include <algorithm>
-#include <fstream>
+
+#include "io/file_io.hpp"
 
 namespace atelier::model {
 
@@ -89,10 +90,8 @@ void JsonNode::only_known(std::initializer_list<std::string_view> known) const {
 }
 
 json read_json_file(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(stream.good(), "{}: cannot be opened; expected a JSON file", path.string());
-    const std::string text{std::istreambuf_iterator<char>(stream),
-                           std::istreambuf_iterator<char>()};
+    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path), "{}: cannot be opened; expected a JSON file", path.string());
+    const std::string text = io::read_text(path);
     try {
         return json::parse(text);
     } catch (const json::exception& error) {
