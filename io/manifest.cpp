@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/process.hpp"
 #include "io/file_io.hpp"
 
@@ -50,7 +51,8 @@ std::string utc_now() {
 }
 
 void publish_manifest(const fs::path& directory, Manifest m) {
-    for (auto& [name, digest] : m.outputs) digest = digest_file(directory / name);
+    for (auto& [name, digest] : m.outputs)
+        if (digest.hash.empty()) digest = digest_file(directory / name);
     m.host = process().host;
     m.world_size = process().world_size;
     m.finished_utc = utc_now();
@@ -68,8 +70,8 @@ void publish_manifest(const fs::path& directory, Manifest m) {
 Manifest read_manifest(const fs::path& directory) {
     const fs::path path = directory / manifest_name;
     ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());
-    const Json json = Json::parse(read_text(path), nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", "") == "atelier.manifest", "{} is no manifest", path.string());
+    const Json json = parse_json(read_text(path), path.string());
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
     try {
         Manifest m;
         m.stage = json.at("stage");

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/publish.hpp"
 
@@ -39,7 +40,7 @@ void put_metrics(const std::filesystem::path& path, const nlohmann::json& record
     std::istringstream in(std::filesystem::exists(path) ? read_text(path) : std::string());
     std::string text, line;
     for (int number = 1; std::getline(in, line); ++number) {
-        const auto old = nlohmann::json::parse(line, nullptr, false);
+        const auto old = parse_json(line, fmt::format("{}:{}", path.string(), number));
         ATELIER_CHECK_INPUT(old.is_object(), "{}:{} is no JSON object", path.string(), number);
         bool same = true;
         for (const char* key : {"stage", "policy", "iteration"})

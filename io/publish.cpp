@@ -7,11 +7,13 @@
 
 #include <cerrno>
 #include <cstring>
+#include <future>
+#include <memory>
+#include <vector>
 
 #include "core/error.hpp"
 #include "core/process.hpp"
 #include "io/file_io.hpp"
-#include "io/mapped_file.hpp"
 
 namespace atelier::io {
 namespace {
@@ -66,17 +68,45 @@ fs::path replace_directory(const fs::path& fresh, const fs::path& path) {
 std::string digest_bytes(const void* data, std::size_t size) { return hex(XXH3_128bits(data, size)); }
 
 FileDigest digest_file(const fs::path& path) {
-    const MappedFile file(path);
-    return {file.bytes().size(), digest_bytes(file.bytes().data(), file.bytes().size())};
+    // Read piece by piece: pages of a mapping would count as this process's memory.
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int reason = errno;
+    ATELIER_CHECK_KIND(reason == ENOENT || reason == ENOTDIR ? ErrorKind::input : ErrorKind::io, file >= 0, "cannot open {}: {}",
+                       path.string(), std::strerror(reason));
+    const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
+    XXH3_128bits_reset(state.get());
+    std::vector<char> piece(1 << 20);
+    std::uint64_t size = 0;
+    ssize_t count = 0;
+    while ((count = read(file, piece.data(), piece.size())) > 0 || (count < 0 && errno == EINTR)) {
+        if (count < 0) continue;
+        XXH3_128bits_update(state.get(), piece.data(), static_cast<std::size_t>(count));
+        size += static_cast<std::uint64_t>(count);
+    }
+    const int error = errno;
+    close(file);
+    ATELIER_CHECK_IO(count == 0, "cannot read {}: {}", path.string(), std::strerror(error));
+    return {size, hex(XXH3_128bits_digest(state.get()))};
 }
 
 void flush_file(const fs::path& path) { flush(path, O_RDONLY); }
 
-void publish_file(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+void read_ahead(const fs::path& path) {
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) return;  // whoever opens it says what is wrong
+    posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED);
+    close(file);
+}
+
+FileDigest publish_file(const fs::path& path, const std::function<void(const fs::path&)>& write) {
     const fs::path temporary = temporary_for(path);
+    FileDigest digest;
     try {
         write(temporary);
+        // The bytes are in memory still: they are read beside the disk's work.
+        std::future<FileDigest> taken = std::async(std::launch::async, [&] { return digest_file(temporary); });
         flush(temporary, O_RDONLY);
+        digest = taken.get();
         rename_to(temporary, path);
     } catch (...) {
         std::error_code ignored;
@@ -84,6 +114,7 @@ void publish_file(const fs::path& path, const std::function<void(const fs::path&
         throw;
     }
     flush(parent_of(path), O_RDONLY | O_DIRECTORY);
+    return digest;
 }
 
 void publish_text(const fs::path& path, const std::string& text) {

@@ -20,10 +20,13 @@ std::string digest_bytes(const void* data, std::size_t size);
 /// Waits until a file's bytes are on disk. Throws Error(io).
 void flush_file(const std::filesystem::path& path);
 
+/// Asks the kernel to read a file ahead, as much as it likes.
+void read_ahead(const std::filesystem::path& path);
+
 /// Publishes a file: `write` gets a temporary name in the same directory; then flush to disk, rename, flush of the
 /// directory. A reader sees the old file or the new one, never half of one. Whatever `write` throws leaves the old file
-/// and no temporary. Throws Error(io).
-void publish_file(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
+/// and no temporary. Returns the file's digest, taken while the disk was at work. Throws Error(io).
+FileDigest publish_file(const std::filesystem::path& path, const std::function<void(const std::filesystem::path&)>& write);
 /// The same with the file's text.
 void publish_text(const std::filesystem::path& path, const std::string& text);
 

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
 #include "core/convert.hpp"
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 
 namespace atelier::io {
@@ -46,20 +46,9 @@ const char* format_name(DType dtype) {
     return "?";
 }
 
-Json parse_json(const std::string& text, const std::filesystem::path& path, const char* what) {
-    // Duplicate keys would silently hide a tensor, so the parser refuses them.
-    std::vector<std::set<std::string>> keys;
-    std::string duplicate;
-    const auto callback = [&](int, Json::parse_event_t event, Json& value) {
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        if (event == Json::parse_event_t::object_end) keys.pop_back();
-        if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-            duplicate = value.get<std::string>();
-        return true;
-    };
-    Json json = Json::parse(text, callback, /*allow_exceptions=*/false);
-    ATELIER_CHECK_INPUT(!json.is_discarded() && json.is_object(), "{}: {} is not a JSON object", path.string(), what);
-    ATELIER_CHECK_INPUT(duplicate.empty(), "{}: {} names '{}' twice", path.string(), what, duplicate);
+Json parse_object(std::string_view text, const std::filesystem::path& path, const char* what) {
+    Json json = parse_json(text, fmt::format("{}: {}", path.string(), what));
+    ATELIER_CHECK_INPUT(json.is_object(), "{}: {} is not a JSON object", path.string(), what);
     return json;
 }
 
@@ -92,7 +81,7 @@ Safetensors Safetensors::open(const std::filesystem::path& path) {
     const MappedFile file(path);
     ATELIER_CHECK_INPUT(file.bytes().size() <= max_header_bytes, "{}: {} bytes are too many for an index", path.string(),
                         file.bytes().size());
-    const Json index = parse_json(
+    const Json index = parse_object(
         std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()), path, "the index");
     const auto map = index.find("weight_map");
     ATELIER_CHECK_INPUT(map != index.end() && map->is_object(), "{}: no weight_map object", path.string());
@@ -144,7 +133,7 @@ void Safetensors::add_file(const std::filesystem::path& path) {
     ATELIER_CHECK_INPUT(header_bytes <= max_header_bytes && header_bytes <= bytes.size() - 8,
                         "{}: the header claims {} bytes (at most {} may be), the file has {}: truncated, or no safetensors file",
                         path.string(), header_bytes, max_header_bytes, bytes.size());
-    const Json header = parse_json(
+    const Json header = parse_object(
         std::string(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes), path, "the header");
     const std::uint64_t data_bytes = bytes.size() - 8 - header_bytes;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;

@@ -1,11 +1,10 @@
 #include "flow/schedule_config.hpp"
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "core/error.hpp"
-#include "io/file_io.hpp"
+#include "core/json.hpp"
 
 namespace atelier::flow {
 namespace {
@@ -100,16 +99,10 @@ ScheduleConfig parse_schedule_config(const Json& json, const std::string& place)
 }
 
 ScheduleConfig read_schedule_config(const std::filesystem::path& path) {
-    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path),
+    ATELIER_CHECK_INPUT(std::filesystem::exists(path),
                         "{}: cannot be read; a model directory has scheduler/scheduler_config.json",
                         path.string());
-    Json json;
-    try {
-        json = Json::parse(io::read_text(path));
-    } catch (const Json::exception& error) {
-        ATELIER_FAIL(ErrorKind::input, "{}: not JSON: {}", path.string(), error.what());
-    }
-    return parse_schedule_config(json, path.string());
+    return parse_schedule_config(read_json(path), path.string());
 }
 
 }  // namespace atelier::flow

@@ -1,11 +1,11 @@
 #include "judge/labels.hpp"
 
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
@@ -65,7 +65,7 @@ std::vector<LabelledSample> read_lines(const fs::path& file) {
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         const auto field = [&](const char* key, bool must) {
             const auto found = line.find(key);

@@ -1,9 +1,10 @@
 #include "nn/lora_file.hpp"
 
 #include <cmath>
+#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/safetensors.hpp"
 
@@ -43,7 +44,7 @@ Json read_settings(const io::Safetensors& file) {
     const std::string path = file.path().string();
     Json json;
     if (const auto found = file.metadata().find(metadata_key); found != file.metadata().end()) {
-        const Json all = Json::parse(found->second, nullptr, false);
+        const Json all = parse_json(found->second, fmt::format("{}: {}", path, metadata_key));
         ATELIER_CHECK_INPUT(all.is_object(), "{}: {} is not a JSON object", path, metadata_key);
         json = Json::object();
         for (const auto& [key, value] : all.items())
@@ -52,7 +53,7 @@ Json read_settings(const io::Safetensors& file) {
         const fs::path beside = file.path().parent_path() / peft_config;
         ATELIER_CHECK_INPUT(fs::exists(beside), "{}: no {} in the file's metadata and no {} beside it, so rank and alpha are unknown", path,
                             metadata_key, peft_config);
-        json = Json::parse(io::read_text(beside), nullptr, false);
+        json = read_json(beside);
         ATELIER_CHECK_INPUT(json.is_object(), "{} is not a JSON object", beside.string());
     }
     ATELIER_CHECK_INPUT(json.contains("lora_alpha") && json["lora_alpha"].is_number() && json.contains("r") &&

@@ -51,17 +51,11 @@ std::filesystem::path Context::final_policy(const std::string& name) const {
     return config.number("grpo.ema") > 0 ? directory / "ema" : directory;
 }
 
-rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
-    const std::int64_t tokens = (config.integer("sampling.height") / model::pixels_per_latent) *
-                                (config.integer("sampling.width") / model::pixels_per_latent);
-    return sampling(pipeline.schedule(static_cast<int>(config.integer("sampling.steps")), tokens));
-}
-
-rl::SamplingSpec Context::sampling(const flow::Schedule& schedule) const {
+rl::SamplingSpec Context::sampling(const flow::ScheduleConfig& schedule) const {
     rl::SamplingSpec s;
     s.target = {config.integer("sampling.height") / model::pixels_per_latent,
                 config.integer("sampling.width") / model::pixels_per_latent};
-    s.schedule = schedule;
+    s.schedule = flow::make_schedule(schedule, static_cast<int>(config.integer("sampling.steps")), s.target.tokens());
     s.sampler = flow::parse_sampler(config.text("sampling.sampler"));
     s.eta = config.number("sampling.eta");
     s.log_prob = flow::parse_log_prob(config.text("sampling.log_prob"));

@@ -7,6 +7,7 @@
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
@@ -95,7 +96,10 @@ int run_distill(const Context& c) {
     pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks());
     load_start(c, round, model);
     prepare_adapter(c, model);
-    const distill::StudentSpec spec = student_spec(c, model);
+    const distill::StudentSpec spec = student_spec(c, model.schedule_config());
+    const auto spec_of = [&](const io::TrajectorySamples& s) {
+        return on_grid(spec, model.schedule_config(), {s.height, s.width});
+    };
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
     Trainer trainer(model, source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
@@ -108,9 +112,9 @@ int run_distill(const Context& c) {
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
     const PromptIndex prompts(c, c.config.tasks());
-    const auto build = [&](const EncodedPair& pair, Arena& arena) {
+    const auto build = [&](const EncodedPair& pair, const distill::StudentSpec& own, Arena& arena) {
         return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr,
-                                     spec, keep, arena);
+                                     own, keep, arena);
     };
     Snapshots snapshots(c, updates, trainer);
     Workspace workspace("trajectories");
@@ -124,7 +128,7 @@ int run_distill(const Context& c) {
                             shard.path.string(), spec.members);
         const Prompt& prompt = prompts.at(shard.task, data.prompts.id.at(0), shard.path);
         const EncodedPair pair = encode_pair(model, c, prompt, false);
-        return workspace.build([&](Arena& arena) { return build(pair, arena); })
+        return workspace.build([&](Arena& arena) { return build(pair, spec_of(s), arena); })
             .train(kind, s.x, s.teacher_velocity, weight, trainer.gradients());
     };
 
@@ -151,19 +155,8 @@ int run_distill(const Context& c) {
                 }
             }
         }
-        std::size_t group = 0;
-        for (const EncodedPair& pair : memory.add_model(c, model, mine, false, 0))
-            group = std::max(group, Workspace::measure([&](Arena& arena) { build(pair, arena); }));
-        workspace.reserve(group);
-        memory.plan.hold("gradients and optimizer", trainer.bytes());
-        memory.plan.hold_during("updating", "trajectories", group);
-        memory.plan.hold_during(
-            "updating", "shard",
-            static_cast<std::size_t>(spec.members) *
-                sample_bytes(spec.target, model.dit().config().in_channels, spec.schedule.steps(),
-                             spec.schedule.steps()));
-        memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
-        memory.plan.hold("state in writing", snapshots.bytes());
+        workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, mine, false, 0), spec, keep,
+                                       trainer.planned(), snapshots.is_on()));
         memory.say(c);
     }
     Progress progress(fmt::format("distill {}", round), "updates",

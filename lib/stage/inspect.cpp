@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
@@ -195,8 +195,8 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
     std::ifstream metrics(run.metrics());
     std::string line;
     std::map<std::string, nlohmann::json> last;
-    while (std::getline(metrics, line)) {
-        const auto record = nlohmann::json::parse(line, nullptr, false);
+    for (int number = 1; std::getline(metrics, line); ++number) {
+        const auto record = parse_json(line, fmt::format("{}:{}", run.metrics().string(), number));
         if (record.is_object() && record.contains("reward")) {
             auto& entry = last[record.value("policy", "")];
             if (entry.is_null() || entry["iteration"] < record["iteration"]) entry = record;

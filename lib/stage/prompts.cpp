@@ -1,11 +1,11 @@
 #include "stage/prompts.hpp"
 
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 #include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 
 namespace atelier::stage {
@@ -17,6 +17,17 @@ std::string text_field(const Json& line, const char* key, const std::string& pla
     const auto found = line.find(key);
     ATELIER_CHECK_INPUT(found != line.end() && found->is_string(), "{}: no text '{}'", place, key);
     return found->get<std::string>();
+}
+
+std::optional<model::PictureSize> size_field(const Json& line, const std::string& place) {
+    const auto found = line.find("size");
+    if (found == line.end()) return std::nullopt;
+    const auto is_side = [](const Json& side) {
+        return side.is_number_integer() && side.get<std::int64_t>() >= side_multiple && side.get<std::int64_t>() % side_multiple == 0;
+    };
+    ATELIER_CHECK_INPUT(found->is_array() && found->size() == 2 && is_side((*found)[0]) && is_side((*found)[1]),
+                        "{}: \"size\" must be [height, width], multiples of {} pixels, found {}", place, side_multiple, found->dump());
+    return model::PictureSize{.width = (*found)[1], .height = (*found)[0]};
 }
 
 }  // namespace
@@ -32,7 +43,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         Prompt p;
         p.number = prompts.size();
@@ -57,6 +68,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
                                 relative.string());
             p.images.push_back(file.parent_path() / relative);
         }
+        p.size = size_field(line, place);
         prompts.push_back(std::move(p));
     }
     ATELIER_CHECK_INPUT(!prompts.empty(), "{} holds no prompt", file.string());

@@ -154,7 +154,6 @@ int run_reward_train(const Context& c) {
                 if (pictures.insert(source.get()).second) picture_bytes += source->pixels.size();
         }
     memory.plan.hold("labels", picture_bytes);
-    memory.plan.hold_during("publishing", "optimizer's file", trainer.state_bytes());
     memory.plan.hold_during("reporting", "the trained judge", model.weight_bytes());
     memory.say(c);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/json.hpp"
 #include "core/progress.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
@@ -41,8 +42,6 @@ Snapshots::~Snapshots() {
     if (written_.valid()) written_.wait();
 }
 
-std::size_t Snapshots::bytes() const { return every_ > 0 ? trainer_.publishing_bytes() : 0; }
-
 std::optional<nlohmann::json> Snapshots::resume() {
     // Rank 0 chooses, so that all ranks take the same one.
     std::string name;
@@ -50,8 +49,8 @@ std::optional<nlohmann::json> Snapshots::resume() {
     const auto chosen = context_.world->gather(std::as_bytes(std::span(name))).at(0);
     if (chosen.empty()) return std::nullopt;
     const fs::path from(std::string(reinterpret_cast<const char*>(chosen.data()), chosen.size()));
-    const auto json = nlohmann::json::parse(io::read_text(from / cursor_name), nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", "") == context_.config.hash() && json.contains("cursor"),
+    const auto json = parse_json(io::read_text(from / cursor_name), (from / cursor_name).string());
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", nlohmann::json()) == context_.config.hash() && json.contains("cursor"),
                         "{} is damaged or of another configuration: remove {}", (from / cursor_name).string(), from.string());
     trainer_.restore(from);
     if (context_.world->is_root()) log_line(fmt::format("goes on from {}", from.string()));
@@ -69,13 +68,9 @@ void Snapshots::after_update(const nlohmann::json& cursor) {
     context_.world->barrier();
     in_writing_ = update;
     cursor_ = cursor;
-    if (auto file = trainer_.state_file(writing_to(), context_)) {
-        // Bytes go to disk from where HDF5 put them together; only a library that is safe for threads may do that beside this one.
-        const auto write = [file = std::make_shared<io::hdf5::File>(std::move(*file))] {
-            file->close();
-            io::flush_file(file->path());
-        };
-        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, write);
+    if (auto write = trainer_.prepare_state(writing_to(), context_)) {
+        // Only a library that is safe for threads may write beside what this one reads.
+        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, std::move(write));
         if (!io::hdf5::is_thread_safe()) written_.wait();
     }
 }

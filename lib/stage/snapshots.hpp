@@ -27,8 +27,8 @@ class Snapshots {
     void settle() { publish_written(true); }
     /// When the stage's product is published: nothing of this is needed any more. Collective.
     void remove();
-    /// Bytes that a state in writing takes.
-    std::size_t bytes() const;
+    /// Whether there are any.
+    bool is_on() const { return every_ > 0; }
 
   private:
     void publish_written(bool waits);

@@ -1,8 +1,7 @@
 #include "model/tokenizer/json_file.hpp"
 
 #include <algorithm>
-
-#include "io/file_io.hpp"
+#include <fstream>
 
 namespace atelier::model {
 
@@ -86,17 +85,6 @@ void JsonNode::only_known(std::initializer_list<std::string_view> known) const {
             harmless || std::find(known.begin(), known.end(), key) != known.end(),
             "{}: the setting is not known to this program and may change the result, found {}",
             at(key).place(), shortened(value));
-    }
-}
-
-json read_json_file(const std::filesystem::path& path) {
-    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path), "{}: cannot be opened; expected a JSON file", path.string());
-    const std::string text = io::read_text(path);
-    try {
-        return json::parse(text);
-    } catch (const json::exception& error) {
-        ATELIER_FAIL(ErrorKind::input, "{}: not valid JSON ({}); the file may be truncated",
-                     path.string(), error.what());
     }
 }
 
