@@ -6,6 +6,7 @@
 #include <array>
 #include <csetjmp>
 #include <cstring>
+#include <fstream>
 
 #include "core/error.hpp"
 #include "io/file_io.hpp"
