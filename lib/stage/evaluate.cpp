@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <optional>
+#include <utility>
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
@@ -39,14 +41,16 @@ void reserve(const Context& given, pipeline::Pipeline& model,
     }
     workspace.reserve(sampling);
     memory.plan.hold_during("drawing", "sampling", sampling);
-    const auto waiting = std::min<std::size_t>(
-        pictures, static_cast<std::size_t>(c.config.integer("reward.queue") +
-                                           c.config.integer("reward.workers")));
-    memory.plan.hold_during("drawing", "pictures to score", waiting * picture_bytes(target));
-    memory.plan.hold_during("drawing", "judge", scoring.bytes(picture_bytes(target)));
+    const bool have_sources = std::any_of(prompts.begin(), prompts.end(),
+                                          [](const Prompt* p) { return !p->images.empty(); });
     memory.plan.hold_during(
-        "drawing", "shard to write",
-        2 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
+        "drawing", "pictures to score",
+        scoring.waiting_bytes(std::min(2 * pictures, scoring.capacity()), picture_bytes(target),
+                              have_sources));
+    memory.plan.hold_during("drawing", "judge", scoring.scorer_bytes(picture_bytes(target)));
+    memory.plan.hold_during(
+        "drawing", "shards to write",
+        3 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
     std::size_t shown = 0, widest = 0;
     for (const auto& [name, task] : tasks) {
         const std::size_t rows = shown_prompts(task).size();
@@ -130,6 +134,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Workspace workspace("sampling");
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
+    std::optional<EvaluationShard> scored;  // while the next is drawn
+    const auto publish_last = [&] {
+        if (scored) publish_evaluation_shard(std::exchange(scored, std::nullopt).value());
+    };
     for (const Candidate& candidate : candidates) {
         const std::string model_hash = weights_hash(candidate.transformer);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
@@ -148,6 +156,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             const std::size_t count = evaluation_shard_count(task);
             for (std::size_t first = 0; first < count; first += ranks) {
                 if (stop_was_asked(*c.world)) {
+                    publish_last();
                     if (c.world->is_root())
                         log_line(fmt::format("stopped by a signal; {} of {} shards are published",
                                              done, total));
@@ -155,14 +164,18 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 }
                 const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
                 if (unit < count &&
-                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided))
-                    make_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards,
-                                          scoring, workspace);
+                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
+                    auto drawn = draw_evaluation_shard(c, model, spec, candidate, model_hash, task,
+                                                       unit, shards, scoring, workspace);
+                    publish_last();
+                    scored = std::move(drawn);
+                }
                 done += static_cast<std::int64_t>(std::min(ranks, count - first));
                 progress.update(done);
             }
         }
     }
+    publish_last();
     c.world->barrier();
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;

@@ -158,9 +158,8 @@ rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, Arena& arena) const
 }
 
 std::size_t GroupRollout::most_pending() const {
-    const std::int64_t in_pool = context_.config.integer("reward.queue") +
-                                 context_.config.integer("reward.workers");
-    return static_cast<std::size_t>(std::max<std::int64_t>(1, in_pool / spec_.members));
+    return std::max<std::size_t>(1,
+                                 scoring_.capacity() / static_cast<std::size_t>(spec_.members));
 }
 
 void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memory) {
@@ -180,13 +179,28 @@ void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memo
                                  : members * sample_bytes(spec_.target, channels, 0, 0);
     // Samples being scored, and the pool's copies of their pictures.
     memory.plan.hold("groups in work", most_pending() * kept + drawn);
-    memory.plan.hold("pictures to score", most_pending() * members * picture_bytes(spec_.target));
-    memory.plan.hold("judge", scoring_.bytes(picture_bytes(spec_.target)));
+    const bool have_sources = std::any_of(prompts.begin(), prompts.end(),
+                                          [](const Prompt& p) { return !p.images.empty(); });
+    memory.plan.hold("pictures to score",
+                     scoring_.waiting_bytes(most_pending() * members, picture_bytes(spec_.target),
+                                            have_sources));
+    memory.plan.hold("judge", scoring_.scorer_bytes(picture_bytes(spec_.target)));
     memory.plan.hold("shard to write", kept);
     memory.say(context_);
 }
 
 GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& prompt) {
+    const auto group = static_cast<std::int64_t>(unit);
+    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, prompt); });
+    io::TrajectorySamples& samples = pending.shard.shapes[0];
+    timeline_.measure("decode", group, [&] { decode_pictures(model_, samples); });
+    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
+    pending.outcomes =
+        timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
+    return pending;
+}
+
+GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt) {
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     rl::GroupPolicy group = workspace_.build([&](Arena& arena) { return build(pair, arena); });
     Pending pending;
@@ -198,15 +212,19 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
         spec_, group.sample(group_keys(context_, prompt, spec_.members)),
         unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
-    decode_pictures(model_, pending.shard.shapes[0]);
-    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
-    pending.outcomes = scoring_.submit(asked, pending.shard.shapes[0]);
     return pending;
 }
 
 void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWeights>& weights) {
     io::TrajectorySamples& s = group.shard.shapes[0];
-    absent_ += store_outcomes(group.outcomes, s);
+    const auto unit = static_cast<std::int64_t>(group.unit);
+    absent_ += timeline_.measure("gather", unit,
+                                 [&] { return store_outcomes(group.outcomes, s, &timeline_, unit); });
+    timeline_.measure("publish", unit, [&] { write(std::move(group), weights); });
+}
+
+void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeights>& weights) {
+    io::TrajectorySamples& s = group.shard.shapes[0];
     const Prompt& prompt = *group.prompt;
     const std::string& kind = context_.kind(prompt.task);
     std::map<std::string, double> named;
@@ -261,6 +279,7 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
     }
     while (!pending.empty()) publish_first();
+    timeline_.publish(*context_.world, directory_);
     if (stopped) {
         if (context_.world->is_root())
             log_line(fmt::format("stopped by a signal; {} of {} groups are published", done,

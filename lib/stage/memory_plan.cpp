@@ -11,6 +11,7 @@
 #include "distill/student_group.hpp"
 #include "pipeline/generate.hpp"
 #include "stage/group_rollout.hpp"
+#include "stage/judge_ranks.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/student.hpp"
 #include "stage/trainer.hpp"
@@ -143,10 +144,20 @@ class Planner {
         Bytes b = base(task, false, s.members);
         add_group(b, task, s, dit::Keep::nothing);
         const auto members = static_cast<std::size_t>(s.members);
-        const auto pending = static_cast<std::size_t>(std::max<std::int64_t>(
-            1, (c_.config.integer("reward.queue") + c_.config.integer("reward.workers")) / s.members));
+        const auto pending = static_cast<std::size_t>(std::max<std::int64_t>(1, samples_in_work(c_.config, q_.ranks) / s.members));
         const std::size_t group = members * sample_bytes(s.target, model_.dit.config().in_channels, static_cast<std::int64_t>(s.trained_steps.size()), 0);
-        b.pictures += (pending + 2) * group + pending * members * picture_bytes(s.target);
+        const std::size_t sources = c_.kind(task) == "edit" && c_.config.integer("reward.ranks") > 0 ? 2 : 1;  // sent with each picture
+        b.pictures += (pending + 2) * group + pending * members * sources * picture_bytes(s.target);
+        return b;
+    }
+
+    /// A rank that judges, but for the caches of the answers that it writes: those depend on the judge's tokenizer.
+    Bytes judge_rank() const {
+        Bytes b;
+        b.program = program_;
+        b.pictures = judge_picture_bytes(c_);
+        if (const std::string& directory = c_.config.text("judge.directory"); c_.config.text("reward.scorer") == "judge" && !directory.empty())
+            b.parameters = static_cast<std::size_t>(vlm::Vlm(vlm::load_config(std::filesystem::path(directory) / "config.json")).table().flat_size()) * sizeof(float);
         return b;
     }
 
@@ -310,6 +321,9 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
         add("teacher-dump", &Planner::dump, drawn, dumped, false);
         add("distill", &Planner::distill_stage, drawn, dumped, true);
     }
+    if (c.config.integer("reward.ranks") > 0)
+        text += table("a judge of curate, rollout, evaluate, without its answers' caches", [&](int, bool) { return planner.judge_rank(); }, 1, 1, false,
+                      q.device_memory);
     return text;
 }
 

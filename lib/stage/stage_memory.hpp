@@ -21,9 +21,11 @@ class StageMemory {
     std::vector<EncodedPair> add_model(const Context& context, pipeline::Pipeline& model,
                                        const std::vector<const Prompt*>& prompts,
                                        bool with_negative, std::int64_t decoded);
-    /// When everything has been added.
-    void say(const Context& context) const;
-    /// Says how the peak compares, and writes the plan into the manifest.
+    /// When everything has been added. `whose`: before the word "memory".
+    void say(const Context& context, const std::string& whose = "") const;
+    /// Says how the peak compares.
+    void compare(const Context& context, const std::string& whose = "") const;
+    /// The same, and writes the plan into the manifest.
     void finish(const Context& context, io::Manifest& manifest) const;
 };
 
@@ -34,7 +36,8 @@ std::vector<const Prompt*> my_prompts(const Context& context, const std::vector<
 /// teacher velocities, final latents and picture.
 std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t steps,
                          std::int64_t velocities);
-/// Bytes of its picture.
+/// Bytes of its picture, and of one as the configuration asks for them.
 std::size_t picture_bytes(dit::Grid target);
+std::size_t asked_picture_bytes(const config::Config& config);
 
 }  // namespace atelier::stage
