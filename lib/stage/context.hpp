@@ -80,9 +80,10 @@ struct Context {
     const std::string& negative(const std::string& task) const {
         return config.text("task." + task + ".negative");
     }
-    /// How groups of this iteration are sampled, steps drawn.
-    rl::SamplingSpec sampling(const pipeline::Pipeline& model) const;
-    rl::SamplingSpec sampling(const flow::Schedule& schedule) const;
+    /// How groups of this iteration are sampled, steps drawn: of sampling.height x sampling.width. One draw serves all sizes
+    /// (picture_sizes.hpp).
+    rl::SamplingSpec sampling(const flow::ScheduleConfig& schedule) const;
+    rl::SamplingSpec sampling(const pipeline::Pipeline& model) const { return sampling(model.schedule_config()); }
     std::uint64_t seed() const { return static_cast<std::uint64_t>(config.integer("run.seed")); }
     /// This rank's share of `units`: unit u belongs to rank u % size. Results don't depend on whose
     /// it is.

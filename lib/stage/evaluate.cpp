@@ -8,6 +8,7 @@
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
 
@@ -15,50 +16,24 @@ namespace atelier::stage {
 namespace {
 
 /// Plans and takes the memory for every task's prompts; all candidates have the same sizes.
-void reserve(const Context& given, pipeline::Pipeline& model,
+void reserve(const Context& c, pipeline::Pipeline& model,
              const std::vector<Candidate>& candidates,
              const std::map<std::string, EvaluatedTask>& tasks, const Scoring& scoring,
              StageMemory& memory, Workspace& workspace) {
-    Context c = given;
-    const bool guides = std::any_of(candidates.begin(), candidates.end(),
-                                    [](const Candidate& each) { return each.guided; });
+    EvaluationMemory m;
+    m.guided = std::any_of(candidates.begin(), candidates.end(), [](const Candidate& each) { return each.guided; });
+    m.candidates = candidates.size();
     std::vector<const Prompt*> prompts;
-    std::size_t pictures = 0, sampling = 0, next = 0;
     for (const auto& [name, task] : tasks) {
         for (const Prompt& prompt : task.prompts) prompts.push_back(&prompt);
-        pictures = std::max(pictures, evaluation_shard_prompts * task.pictures);
+        m.pictures = std::max(m.pictures, task.pictures);
+        m.rows.push_back(shown_prompts(task).size());
     }
-    const auto outlines =
-        memory.add_model(c, model, prompts, guides, static_cast<std::int64_t>(pictures));
-    dit::Grid target;
-    for (const auto& [name, task] : tasks) {
-        c.policy = name;
-        const rl::SamplingSpec spec = c.sampling(model);
-        target = spec.target;
-        for (std::size_t i = 0; i < task.prompts.size(); ++i)
-            sampling = std::max(
-                sampling, evaluation_bytes(model, outlines.at(next++), spec, guides, task));
-    }
-    workspace.reserve(sampling);
-    memory.plan.hold_during("drawing", "sampling", sampling);
-    const bool have_sources = std::any_of(prompts.begin(), prompts.end(),
-                                          [](const Prompt* p) { return !p->images.empty(); });
-    memory.plan.hold_during(
-        "drawing", "pictures to score",
-        scoring.waiting_bytes(std::min(2 * pictures, scoring.capacity()), picture_bytes(target),
-                              have_sources));
-    memory.plan.hold_during("drawing", "judge", scoring.scorer_bytes(picture_bytes(target)));
-    memory.plan.hold_during(
-        "drawing", "shards to write",
-        3 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
-    std::size_t shown = 0, widest = 0;
-    for (const auto& [name, task] : tasks) {
-        const std::size_t rows = shown_prompts(task).size();
-        shown += rows * candidates.size();
-        widest = std::max(widest, rows * (candidates.size() + 1));
-    }
-    memory.plan.hold_during("reporting", "shown pictures", shown * picture_bytes(target));
-    memory.plan.hold_during("reporting", "contact sheet", widest * picture_bytes(target));
+    m.shard_pictures = evaluation_shard_prompts * m.pictures;
+    const ModelOutline outline =
+        memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));
+    m.scoring = scoring.memory(picture_bytes(outline.largest()));
+    workspace.reserve(hold_evaluation(memory.plan, outline, m));
     memory.say(c);
 }
 
@@ -120,6 +95,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         if (c.world->is_root()) std::cout << std::ifstream(directory / "table.txt").rdbuf();
         return 0;
     }
+    c.iteration = 0;  // no training iteration draws these sizes
     std::map<std::string, EvaluatedTask> tasks;
     std::int64_t total = 0;
     for (const std::string& name : c.config.tasks()) {

@@ -37,10 +37,10 @@ struct EvaluationShard {
     std::filesystem::path path;
     std::string candidate;
     io::TrajectoryShard shard;
-    std::vector<std::future<reward::Outcome>> outcomes;
+    std::vector<std::vector<std::future<reward::Outcome>>> outcomes;  ///< of each shape
 };
 /// Draws one shard and hands it over to be scored: the pictures of its prompts with fixed seeds
-/// along the ODE. `context.policy` is the task.
+/// along the ODE, each of its prompt's size. `context.policy` is the task.
 EvaluationShard draw_evaluation_shard(const Context& context, pipeline::Pipeline& model,
                                       const rl::SamplingSpec& spec, const Candidate& candidate,
                                       const std::string& model_hash, const EvaluatedTask& task,
@@ -48,9 +48,6 @@ EvaluationShard draw_evaluation_shard(const Context& context, pipeline::Pipeline
                                       Scoring& scoring, Workspace& workspace);
 /// Waits for its scores and publishes it. Throws Error(reward) when a picture could not be scored.
 void publish_evaluation_shard(EvaluationShard shard);
-/// Bytes that it takes of the workspace for a prompt.
-std::size_t evaluation_bytes(const pipeline::Pipeline& model, const EncodedPair& outline,
-                             const rl::SamplingSpec& spec, bool guided, const EvaluatedTask& task);
 
 /// All samples of one model and task in prompt order; pictures of the prompts `shown` alone.
 std::vector<EvaluatedSample> read_evaluation(const Context& context,

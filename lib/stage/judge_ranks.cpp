@@ -6,12 +6,21 @@
 
 #include "core/progress.hpp"
 #include "reward/judge_ranks.hpp"
+#include "stage/memory_entries.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/scoring.hpp"
 #include "stage/stage_memory.hpp"
 
 namespace atelier::stage {
 namespace {
+
+std::size_t largest_picture_bytes(const config::Config& config) {
+    std::size_t largest = 0;
+    for (const std::string& task : config.tasks())
+        for (const model::PictureSize& size : configured_sizes(config, task)) largest = std::max(largest, picture_bytes(target_grid(size)));
+    return largest;
+}
 
 int judge(const Context& c, comm::Mailbox& mailbox, int generators) {
     StageMemory memory;
@@ -23,7 +32,7 @@ int judge(const Context& c, comm::Mailbox& mailbox, int generators) {
         mailbox, generators, {kinds.begin(), kinds.end()}, pool, [&] { return make_scorer(c); },
         [&](const reward::Scorer& scorer) {
             judged = true;
-            memory.plan.hold("judge", scorer.bytes(static_cast<std::size_t>(pool.workers), asked_picture_bytes(c.config)));
+            memory.plan.hold("judge", scorer.bytes(static_cast<std::size_t>(pool.workers), largest_picture_bytes(c.config)));
             memory.plan.hold("pictures to score", judge_picture_bytes(c));
             memory.say(c, "a judge's ");
         });
@@ -47,7 +56,7 @@ std::size_t judge_picture_bytes(const Context& c) {
     const auto tasks = c.config.tasks();
     const bool have_sources = std::any_of(tasks.begin(), tasks.end(), [&](const std::string& task) { return c.kind(task) == "edit"; });
     const reward::PoolConfig pool = pool_config(c.config);
-    return 2 * static_cast<std::size_t>(pool.workers + pool.queue) * (have_sources ? 2 : 1) * asked_picture_bytes(c.config);
+    return 2 * static_cast<std::size_t>(pool.workers + pool.queue) * (have_sources ? 2 : 1) * largest_picture_bytes(c.config);
 }
 
 int with_judge_ranks(const Context& given, const std::function<int(const Context&)>& stage) {

@@ -1,5 +1,7 @@
 #include "stage/scorers.hpp"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -37,6 +39,9 @@ std::string key_of(const config::Config& config) {
                         "judge.key_variable: {} holds characters that no key has (spaces, line "
                         "ends)",
                         name);
+    // A crash must not write the key to a core file: 1 is no room for a file, and none for a program that cores are piped to (core(5)).
+    const rlimit no_core{1, 1};
+    setrlimit(RLIMIT_CORE, &no_core);
     return text;
 }
 

@@ -29,17 +29,10 @@ Scoring::Scoring(const Context& c) : context_(c), judging_(c.judges) {
     judging_ = pool_.get();
 }
 
-std::size_t Scoring::scorer_bytes(std::size_t picture_bytes) const {
-    return scorer_ ? scorer_->bytes(static_cast<std::size_t>(
-                                        context_.config.integer("reward.workers")),
-                                    picture_bytes)
-                   : 0;
-}
-
-std::size_t Scoring::waiting_bytes(std::size_t waiting, std::size_t picture_bytes,
-                                   bool have_sources) const {
-    // In a message each picture comes with its prompt's own; in the pool they share those.
-    return waiting * picture_bytes * (scorer_ || !have_sources ? 1 : 2);
+ScoringMemory Scoring::memory(std::size_t picture_bytes) const {
+    if (!scorer_) return {capacity(), 0, true};
+    const auto workers = static_cast<std::size_t>(context_.config.integer("reward.workers"));
+    return {capacity(), scorer_->bytes(workers, picture_bytes), false};
 }
 
 const std::vector<std::string>& Scoring::dimensions(const std::string& kind) const {

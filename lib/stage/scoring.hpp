@@ -8,6 +8,7 @@
 #include "rl/advantage.hpp"
 #include "stage/context.hpp"
 #include "stage/curated.hpp"
+#include "stage/memory_entries.hpp"
 #include "stage/timeline.hpp"
 
 namespace atelier::stage {
@@ -25,10 +26,8 @@ class Scoring {
                                                      const io::TrajectorySamples& samples);
     /// Samples of this rank that may be in work at once.
     std::size_t capacity() const { return judging_->capacity(); }
-    /// Memory that the scorer holds on this rank with pictures of `picture_bytes`.
-    std::size_t scorer_bytes(std::size_t picture_bytes) const;
-    /// Memory of the pictures handed over, `waiting` of them at most, of prompts that have pictures of their own or not.
-    std::size_t waiting_bytes(std::size_t waiting, std::size_t picture_bytes, bool have_sources) const;
+    /// What it takes of this rank's memory with pictures of `picture_bytes`.
+    ScoringMemory memory(std::size_t picture_bytes) const;
     /// Every dimension of a kind, lowest tier first.
     const std::vector<std::string>& dimensions(const std::string& kind) const;
 
