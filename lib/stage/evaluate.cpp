@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <optional>
+#include <utility>
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
@@ -30,8 +32,8 @@ void reserve(const Context& c, pipeline::Pipeline& model,
     m.shard_pictures = evaluation_shard_prompts * m.pictures;
     const ModelOutline outline =
         memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));
-    m.judge = scoring.bytes(picture_bytes(outline.largest()));
-    workspace.reserve(hold_evaluation(memory.plan, c.config, outline, m));
+    m.scoring = scoring.memory(picture_bytes(outline.largest()));
+    workspace.reserve(hold_evaluation(memory.plan, outline, m));
     memory.say(c);
 }
 
@@ -108,6 +110,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Workspace workspace("sampling");
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
+    std::optional<EvaluationShard> scored;  // while the next is drawn
+    const auto publish_last = [&] {
+        if (scored) publish_evaluation_shard(std::exchange(scored, std::nullopt).value());
+    };
     for (const Candidate& candidate : candidates) {
         const std::string model_hash = weights_hash(candidate.transformer);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
@@ -126,6 +132,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             const std::size_t count = evaluation_shard_count(task);
             for (std::size_t first = 0; first < count; first += ranks) {
                 if (stop_was_asked(*c.world)) {
+                    publish_last();
                     if (c.world->is_root())
                         log_line(fmt::format("stopped by a signal; {} of {} shards are published",
                                              done, total));
@@ -133,14 +140,18 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 }
                 const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
                 if (unit < count &&
-                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided))
-                    make_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards,
-                                          scoring, workspace);
+                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
+                    auto drawn = draw_evaluation_shard(c, model, spec, candidate, model_hash, task,
+                                                       unit, shards, scoring, workspace);
+                    publish_last();
+                    scored = std::move(drawn);
+                }
                 done += static_cast<std::int64_t>(std::min(ranks, count - first));
                 progress.update(done);
             }
         }
     }
+    publish_last();
     c.world->barrier();
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;
