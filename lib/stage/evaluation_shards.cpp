@@ -132,6 +132,7 @@ void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
     for (std::size_t i = begin; i < end; ++i)
         asked.insert(asked.end(), task.pictures, &task.prompts[i]);
     auto outcomes = scoring.submit(asked, s);
+    scoring.add_truth(asked, s);
     const int failed = store_outcomes(outcomes, s);
     ATELIER_CHECK_KIND(ErrorKind::reward, failed == 0,
                        "{} of {} held-out pictures of {} could not be scored", failed, s.samples(),
@@ -167,6 +168,8 @@ std::vector<EvaluatedSample> read_evaluation(const Context& c,
             EvaluatedSample& sample = samples.at(s.sample_id[k]);
             for (const auto& [name, column] : s.reward)
                 if (column.present[k] != 0) sample.scores[name] = column.score[k];
+            for (const auto& [name, column] : s.truth)
+                if (column.present[k] != 0) sample.truth[name] = column.score[k];
             const std::size_t prompt = s.sample_id[k] / task.pictures;
             if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
             const std::size_t bytes = s.picture.size() / s.sample_id.size();

@@ -201,6 +201,7 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
     decode_pictures(model_, pending.shard.shapes[0]);
     const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
     pending.outcomes = scoring_.submit(asked, pending.shard.shapes[0]);
+    scoring_.add_truth(asked, pending.shard.shapes[0]);  // while others judge
     return pending;
 }
 

@@ -19,6 +19,9 @@ class Scoring {
     /// the pool's queue is full.
     std::vector<std::future<reward::Outcome>> submit(const std::vector<const Prompt*>& prompts,
                                                      const io::TrajectorySamples& samples);
+    /// Where [reward] truth names a scorer: its verdicts on the same samples, in columns of their
+    /// own. Throws Error(input) for prompts that it knows nothing about.
+    void add_truth(const std::vector<const Prompt*>& prompts, io::TrajectorySamples& samples) const;
     /// Memory that it holds with pictures of `picture_bytes`.
     std::size_t bytes(std::size_t picture_bytes) const {
         return scorer_->bytes(static_cast<std::size_t>(context_.config.integer("reward.workers")),
@@ -31,7 +34,7 @@ class Scoring {
 
   private:
     const Context& context_;
-    std::unique_ptr<reward::Scorer> scorer_;
+    std::unique_ptr<reward::Scorer> scorer_, truth_;
     std::unique_ptr<reward::Pool> pool_;
 };
 
