@@ -11,6 +11,7 @@
 #include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
+#include "stage/truth_gap.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -164,8 +165,14 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 manifest.outputs[candidate.name + "/" + name + "/" +
                                  GroupRollout::shard_name(unit)] = {};
         }
-    const nlohmann::json summary = evaluation_summary(names, tasks);
-    const std::string table = evaluation_table(summary, names);
+    nlohmann::json summary = evaluation_summary(names, tasks);
+    std::string table = evaluation_table(summary, names);
+    if (const nlohmann::json truth = truth_summary(names, tasks); !truth.is_null()) {
+        table += fmt::format("\nthe same pictures by the truth (reward.truth = \"{}\")\n",
+                             c.config.text("reward.truth")) +
+                 evaluation_table(truth, names);
+        summary["truth"] = truth;
+    }
     manifest.task = "";
     io::publish_text(directory / "summary.json", summary.dump(1) + "\n");
     io::publish_text(directory / "table.txt", table);
@@ -176,6 +183,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             write_contact_sheet(temporary, names, task);
         });
         manifest.outputs[sheet] = {};
+    }
+    if (const std::string curve = gap_curve(c.run.metrics()); !curve.empty()) {
+        io::publish_text(directory / "truth-gap.svg", curve);
+        manifest.outputs["truth-gap.svg"] = {};
     }
     memory.finish(c, manifest);
     io::publish_manifest(directory, manifest);

@@ -140,6 +140,7 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
         std::vector<const Prompt*> asked;
         for (const std::uint32_t prompt : s.prompt) asked.push_back(&task.prompts[begin + prompt]);
         drawn.outcomes.push_back(scoring.submit(asked, s));
+        scoring.add_truth(asked, s);
     }
     return drawn;
 }
@@ -183,6 +184,8 @@ std::vector<EvaluatedSample> read_evaluation(const Context& c,
                 EvaluatedSample& sample = samples.at(s.sample_id[k]);
                 for (const auto& [name, column] : s.reward)
                     if (column.present[k] != 0) sample.scores[name] = column.score[k];
+                for (const auto& [name, column] : s.truth)
+                    if (column.present[k] != 0) sample.truth[name] = column.score[k];
                 const std::size_t prompt = s.sample_id[k] / task.pictures;
                 if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
                 const std::size_t bytes = s.picture.size() / s.sample_id.size();

@@ -180,6 +180,7 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
     const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
     pending.outcomes =
         timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
+    scoring_.add_truth(asked, samples);  // while others judge
     return pending;
 }
 

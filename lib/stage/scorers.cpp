@@ -124,6 +124,10 @@ std::unique_ptr<reward::Scorer> make_scorer(const Context& c) {
     return scorer;
 }
 
+std::unique_ptr<reward::Scorer> make_truth(const config::Config& config) {
+    return config.text("reward.truth") == "world" ? reward::make_world_scorer() : nullptr;
+}
+
 void check_scorer(const config::Config& config) {
     const std::string& variable = config.text("judge.key_variable");
     const auto is_name = [](unsigned char c) { return std::isalnum(c) != 0 || c == '_'; };

@@ -13,13 +13,28 @@
 
 namespace atelier::stage {
 
+namespace {
+
+/// One row more; a score that is absent is no number.
+void append(const std::string& name, const reward::Verdict& verdict, double seconds,
+            std::map<std::string, io::RewardColumn>& columns) {
+    io::RewardColumn& column = columns[name];
+    column.score.push_back(verdict.present ? static_cast<float>(verdict.score)
+                                           : std::numeric_limits<float>::quiet_NaN());
+    column.present.push_back(verdict.present ? 1 : 0);
+    column.seconds.push_back(static_cast<float>(seconds));
+    column.reason.push_back(verdict.reason);
+}
+
+}  // namespace
+
 reward::PoolConfig pool_config(const config::Config& config) {
     return {static_cast<int>(config.integer("reward.workers")),
             static_cast<int>(config.integer("reward.queue")),
             static_cast<int>(config.integer("reward.retries"))};
 }
 
-Scoring::Scoring(const Context& c) : context_(c), judging_(c.judges) {
+Scoring::Scoring(const Context& c) : context_(c), truth_(make_truth(c.config)), judging_(c.judges) {
     if (c.judges != nullptr) {
         c.judges->open();
         return;
@@ -67,6 +82,24 @@ std::vector<std::future<reward::Outcome>> Scoring::submit(
     return futures;
 }
 
+void Scoring::add_truth(const std::vector<const Prompt*>& prompts,
+                        io::TrajectorySamples& s) const {
+    if (!truth_) return;
+    const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
+    for (std::size_t m = 0; m < n; ++m) {
+        const Prompt& prompt = *prompts.at(m);
+        reward::Request request;
+        request.sample_id = s.sample_id[m];
+        request.kind = context_.kind(prompt.task);
+        request.attributes = prompt.attributes;
+        request.height = s.picture_height;
+        request.width = s.picture_width;
+        request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
+                               s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
+        for (const auto& [name, verdict] : truth_->score(request, 0)) append(name, verdict, 0, s.truth);
+    }
+}
+
 int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& s,
                    Timeline* timeline, std::int64_t group) {
     int absent = 0;
@@ -81,15 +114,9 @@ int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::Traj
                 log_line(fmt::format("sample {} has no score: {}", s.sample_id[m],
                                      outcome.verdicts.begin()->second.reason));
         }
-        for (const auto& [name, verdict] : outcome.verdicts) {
-            io::RewardColumn& column = s.reward[name];
-            column.score.push_back(verdict.present ? static_cast<float>(verdict.score)
-                                                   : std::numeric_limits<float>::quiet_NaN());
-            column.present.push_back(verdict.present ? 1 : 0);
-            column.seconds.push_back(
-                static_cast<float>(outcome.seconds / static_cast<double>(outcome.verdicts.size())));
-            column.reason.push_back(verdict.reason);
-        }
+        for (const auto& [name, verdict] : outcome.verdicts)
+            append(name, verdict, outcome.seconds / static_cast<double>(outcome.verdicts.size()),
+                   s.reward);
     }
     return absent;
 }
