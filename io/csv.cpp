@@ -1,9 +1,7 @@
 #include "io/csv.hpp"
 
-#include <fstream>
-#include <sstream>
-
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 namespace {
@@ -85,11 +83,7 @@ CsvRows parse_csv(const std::string& given, const std::string& place) {
 }
 
 CsvRows read_csv(const std::filesystem::path& path) {
-    std::ifstream in(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open {}", path.string());
-    std::ostringstream text;
-    text << in.rdbuf();
-    return parse_csv(text.str(), path.string());
+    return parse_csv(read_text(path), path.string());
 }
 
 }  // namespace atelier::io

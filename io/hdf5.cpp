@@ -1,11 +1,16 @@
 #include "io/hdf5.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <memory>
+#include <optional>
 #include <utility>
+
+#include "io/fletcher32.hpp"
 
 namespace atelier::io::hdf5 {
 namespace {
@@ -27,6 +32,13 @@ hid_t type_of(DType dtype) {
         case DType::u8: return H5T_STD_U8LE;
         default: ATELIER_FAIL(ErrorKind::internal, "{} is not written to HDF5", name_of(dtype));
     }
+}
+
+/// Properties of a new dataset: no time stamps, so that the same numbers make the same file.
+Handle dataset_properties() {
+    Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_obj_track_times(properties.id(), false);
+    return properties;
 }
 
 Handle string_type() {
@@ -53,56 +65,133 @@ bool is_thread_safe() {
     return H5is_library_threadsafe(&safe) >= 0 && safe != 0;
 }
 
-// HDF5 1.10 crashes when a write fails while it closes a dataset or a file (a full disk). So files grow in memory and close()
-// writes their bytes, where every error can be seen.
 File File::create(const std::filesystem::path& path) {
     File f;
     f.path_ = path;
-    f.writes_ = true;
-    const Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-    H5Pset_fapl_core(access.id(), chunk_bytes, false);
+    auto status = std::make_unique<WriteStatus>();
+    const Handle access(make_write_access(*status), H5Pclose);
     f.file_ = Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
-    ATELIER_CHECK_IO(quiet && f.file_.valid(), "cannot make an HDF5 file in memory for {}", path.string());
+    ATELIER_CHECK_IO(quiet && f.file_.valid(), "cannot create {}: {}", path.string(), std::strerror(status->error));
+    f.status_ = std::move(status);
     return f;
+}
+
+File::~File() {
+    file_.reset();
+    if (!status_) return;
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+}
+
+void File::swap(File& other) noexcept {
+    std::swap(path_, other.path_);
+    std::swap(status_, other.status_);
+    std::swap(file_, other.file_);
+}
+
+void File::check_written(const std::string& what) const {
+    ATELIER_CHECK_IO(status_->error == 0, "cannot write {} to {}: {}", what, path_.string(), std::strerror(status_->error));
 }
 
 File File::open(const std::filesystem::path& path) {
     File f;
     f.path_ = path;
     ATELIER_CHECK_INPUT(std::filesystem::exists(path), "{} is missing", path.string());
+    // HDF5 doesn't say why it cannot open a file; the system does.
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    ATELIER_CHECK_IO(file >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+    ::close(file);
     f.file_ = Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
     ATELIER_CHECK_INPUT(f.file_.valid(), "{} is no complete HDF5 file: truncated, damaged or of another kind", path.string());
     return f;
 }
 
 void File::close() {
-    if (writes_) {
-        ATELIER_CHECK_IO(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0, "cannot complete {}", path_.string());
-        const ssize_t size = H5Fget_file_image(file_.id(), nullptr, 0);
-        ATELIER_CHECK_IO(size > 0, "cannot complete {}", path_.string());
-        void** memory = nullptr;  // the core driver's handle is where its memory stands
-        ATELIER_CHECK_IO(H5Fget_vfd_handle(file_.id(), H5P_DEFAULT, reinterpret_cast<void**>(&memory)) >= 0 && *memory != nullptr,
-                         "cannot complete {}", path_.string());
-        const auto bytes = static_cast<std::size_t>(size);
-        const std::unique_ptr<std::FILE, int (*)(std::FILE*)> out(std::fopen(path_.c_str(), "wb"), &std::fclose);
-        ATELIER_CHECK_IO(out != nullptr, "cannot create {}: {}", path_.string(), std::strerror(errno));
-        ATELIER_CHECK_IO(std::fwrite(*memory, 1, bytes, out.get()) == bytes && std::fflush(out.get()) == 0,
-                         "cannot write {}: {}", path_.string(), std::strerror(errno));
-    }
+    if (status_) ATELIER_CHECK_IO(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0, "cannot complete {}", path_.string());
     file_.reset();
+    if (!status_) return;
+    check_written("the end");
+    status_.reset();
 }
+
+namespace {
+
+/// A name in a file is data: it may lead to no other directory.
+void check_neighbour(const std::string& file, const std::string& name, const std::filesystem::path& path) {
+    ATELIER_CHECK_INPUT(!file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos,
+                        "{}: {} lies in '{}', which is no file of the same directory", path.string(), name, file);
+}
+
+void check_link(hid_t file, const std::string& name, const std::filesystem::path& path) {
+    H5L_info_t link{};
+    if (H5Lget_info(file, name.c_str(), &link, H5P_DEFAULT) < 0 || link.type != H5L_TYPE_EXTERNAL) return;
+    std::vector<char> value(link.u.val_size);
+    unsigned flags = 0;
+    const char *target_file = "", *target = nullptr;
+    ATELIER_CHECK_INPUT(H5Lget_val(file, name.c_str(), value.data(), value.size(), H5P_DEFAULT) >= 0 &&
+                            H5Lunpack_elink_val(value.data(), value.size(), &flags, &target_file, &target) >= 0,
+                        "{}: the link {} is damaged", path.string(), name);
+    check_neighbour(target_file, name, path);
+}
+
+/// Names of the files that a virtual dataset is put together from.
+std::vector<std::string> sources_of(hid_t creation) {
+    std::vector<std::string> files;
+    std::size_t count = 0;
+    if (H5Pget_layout(creation) == H5D_VIRTUAL) H5Pget_virtual_count(creation, &count);
+    for (std::size_t i = 0; i < count; ++i) {
+        const ssize_t length = H5Pget_virtual_filename(creation, i, nullptr, 0);
+        std::string file(static_cast<std::size_t>(std::max<ssize_t>(length, 0)) + 1, '\0');
+        H5Pget_virtual_filename(creation, i, file.data(), file.size());
+        file.pop_back();
+        files.push_back(std::move(file));
+    }
+    return files;
+}
+
+/// A dataset lies in its file, or, if it is virtual, in files of the same directory; it isn't compressed; it is no larger than what
+/// is stored.
+void check_storage(hid_t set, const std::string& name, const std::filesystem::path& path) {
+    const Handle creation(H5Dget_create_plist(set), H5Pclose), space(H5Dget_space(set), H5Sclose), type(H5Dget_type(set), H5Tclose);
+    ATELIER_CHECK_INPUT(H5Pget_external_count(creation.id()) == 0, "{}: {} lies in other files", path.string(), name);
+    for (int i = 0; i < H5Pget_nfilters(creation.id()); ++i) {
+        unsigned flags = 0, settings = 0;
+        std::size_t none = 0;
+        const auto filter = H5Pget_filter2(creation.id(), static_cast<unsigned>(i), &flags, &none, nullptr, 0, nullptr, &settings);
+        ATELIER_CHECK_INPUT(filter == H5Z_FILTER_FLETCHER32, "{}: {} is compressed (filter {}), which no file of ours is", path.string(), name,
+                            static_cast<int>(filter));
+    }
+    hsize_t stored = H5Dget_storage_size(set);
+    if (H5Pget_layout(creation.id()) == H5D_VIRTUAL) {
+        stored = 0;
+        for (const std::string& file : sources_of(creation.id())) {
+            check_neighbour(file, name, path);
+            std::error_code missing;
+            const auto bytes = std::filesystem::file_size(path.parent_path() / file, missing);
+            ATELIER_CHECK_INPUT(!missing, "{}: {} lies in {}, which is missing", path.string(), name, file);
+            stored += bytes;
+        }
+    }
+    const hssize_t elements = H5Sget_simple_extent_npoints(space.id());
+    const hsize_t most = stored / std::max<std::size_t>(H5Tget_size(type.id()), 1);
+    ATELIER_CHECK_INPUT(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path.string(),
+                        name, elements, most);
+}
+
+}  // namespace
 
 bool File::exists(const std::string& name) const {
     // HDF5 wants every part of a path to be asked for in turn.
     for (std::size_t at = name.find('/', 1);; at = name.find('/', at + 1)) {
         const std::string part = name.substr(0, at);
         if (H5Lexists(file_.id(), part.c_str(), H5P_DEFAULT) <= 0) return false;
+        check_link(file_.id(), part, path_);
         if (at == std::string::npos) return true;
     }
 }
 
 std::vector<std::string> File::children(const std::string& group) const {
-    const Handle g(H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT), H5Gclose);
+    const Handle g(exists(group) ? H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT) : -1, H5Gclose);
     ATELIER_CHECK_INPUT(g.valid(), "{} has no group {}", path_.string(), group);
     std::vector<std::string> names;
     H5Literate(
@@ -176,34 +265,147 @@ double File::number_attribute(const std::string& object, const std::string& name
     return value;
 }
 
-void File::write(const std::string& name, const Tensor& values) {
+std::int64_t File::chunk_rows(DType dtype, const Shape& shape) {
+    const std::int64_t row = shape.elements() * static_cast<std::int64_t>(size_of(dtype)) / shape[0];
+    return std::clamp<std::int64_t>(chunk_bytes / std::max<std::int64_t>(row, 1), 1, shape[0]);
+}
+
+void File::make_dataset(const std::string& name, DType dtype, const Shape& shape) {
     std::vector<hsize_t> dims;
-    for (auto e : values.shape().extents()) dims.push_back(static_cast<hsize_t>(e));
+    for (auto e : shape.extents()) dims.push_back(static_cast<hsize_t>(e));
     const Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose);
-    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
-    if (values.elements() > 0 && !dims.empty()) {
+    if (shape.elements() > 0 && !dims.empty()) {
         std::vector<hsize_t> chunk = dims;
-        const std::int64_t row = static_cast<std::int64_t>(values.bytes()) / values.size(0);
-        chunk[0] = static_cast<hsize_t>(std::clamp<std::int64_t>(chunk_bytes / std::max<std::int64_t>(row, 1), 1, values.size(0)));
+        chunk[0] = static_cast<hsize_t>(chunk_rows(dtype, shape));
         H5Pset_chunk(properties.id(), static_cast<int>(chunk.size()), chunk.data());
         H5Pset_fletcher32(properties.id());
     }
-    const hid_t type = type_of(values.dtype());
-    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type, space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
-    ATELIER_CHECK_IO(set.valid() && (values.elements() == 0 || H5Dwrite(set.id(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.raw()) >= 0),
-                     "cannot write dataset {} to {}: is the disk full?", name, path_.string());
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type_of(dtype), space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
+    ATELIER_CHECK_IO(set.valid(), "cannot write dataset {} to {}", name, path_.string());
+}
+
+namespace {
+
+/// How a dataset that make_dataset() made lies on disk.
+struct Chunks {
+    std::vector<hsize_t> extent;  ///< of the dataset
+    std::int64_t rows = 0;        ///< of a chunk
+    std::size_t bytes = 0;        ///< of a chunk, without its checksum
+    std::size_t row_bytes() const { return bytes / static_cast<std::size_t>(rows); }
+};
+
+/// Nothing for a dataset of another layout: not chunked by whole rows, or with other filters than Fletcher-32.
+std::optional<Chunks> chunks_of(hid_t set, hid_t type) {
+    const Handle properties(H5Dget_create_plist(set), H5Pclose), space(H5Dget_space(set), H5Sclose);
+    const int rank = H5Sget_simple_extent_ndims(space.id());
+    if (rank < 1 || H5Pget_layout(properties.id()) != H5D_CHUNKED || H5Pget_nfilters(properties.id()) != 1) return std::nullopt;
+    unsigned flags = 0;
+    std::size_t count = 0;
+    if (H5Pget_filter2(properties.id(), 0, &flags, &count, nullptr, 0, nullptr, nullptr) != H5Z_FILTER_FLETCHER32) return std::nullopt;
+    Chunks c;
+    std::vector<hsize_t> chunk(static_cast<std::size_t>(rank));
+    c.extent.resize(chunk.size());
+    H5Sget_simple_extent_dims(space.id(), c.extent.data(), nullptr);
+    H5Pget_chunk(properties.id(), rank, chunk.data());
+    if (!std::equal(chunk.begin() + 1, chunk.end(), c.extent.begin() + 1)) return std::nullopt;
+    c.rows = static_cast<std::int64_t>(chunk[0]);
+    c.bytes = H5Tget_size(type);
+    for (const hsize_t e : chunk) c.bytes *= e;
+    return c;
+}
+
+/// Writes whole chunks, each with its checksum, past HDF5's filters: these copy every byte twice more and sum it one by one.
+bool write_chunks(hid_t set, const Chunks& c, std::int64_t first, std::int64_t count, const std::byte* from, WriteStatus& status) {
+    std::vector<std::byte> last;
+    std::array<hsize_t, H5S_MAX_RANK> offset{};
+    for (std::int64_t row = first; row < first + count; row += c.rows) {
+        const std::byte* chunk = from;
+        const std::int64_t left = (first + count - row) * static_cast<std::int64_t>(c.row_bytes());
+        // The driver sums what it is given in place; a chunk with nothing behind it has no room for the sum, and may not be full.
+        if (left >= static_cast<std::int64_t>(c.bytes + 4)) {
+            status.summed = chunk;
+        } else {
+            last.assign(c.bytes + 4, std::byte{0});
+            std::memcpy(last.data(), from, static_cast<std::size_t>(std::min(left, static_cast<std::int64_t>(c.bytes))));
+            status.summed = chunk = last.data();
+        }
+        offset[0] = static_cast<hsize_t>(row);
+        const bool written = H5Dwrite_chunk(set, H5P_DEFAULT, 0, offset.data(), c.bytes + 4, chunk) >= 0;
+        status.summed = nullptr;
+        if (!written) return false;
+        from += c.bytes;
+    }
+    return true;
+}
+
+/// Reads rows by whole chunks past HDF5's filters, and checks their sums. False: this dataset is to be read by HDF5's own means, which also
+/// says whether it is damaged.
+bool read_chunks(hid_t set, const Chunks& c, std::int64_t first, std::int64_t count, std::byte* out) {
+    if (first % c.rows != 0) return false;
+    std::vector<std::byte> staged;
+    std::array<hsize_t, H5S_MAX_RANK> offset{};
+    for (std::int64_t row = first; row < first + count; row += c.rows) {
+        offset[0] = static_cast<hsize_t>(row);
+        hsize_t stored = 0;
+        if (H5Dget_chunk_storage_size(set, offset.data(), &stored) < 0 || stored != c.bytes + 4) return false;
+        // Into its place, where the checksum behind it falls on what the next chunk brings; the last one's place is not large enough.
+        const bool fits = (first + count - row - c.rows) * static_cast<std::int64_t>(c.row_bytes()) >= 4;
+        if (!fits) staged.resize(c.bytes + 4);
+        std::byte* to = fits ? out : staged.data();
+        std::uint32_t mask = 0;
+        if (H5Dread_chunk(set, H5P_DEFAULT, offset.data(), &mask, to) < 0 || mask != 0) return false;
+        Fletcher32 sum;
+        sum.update(to, c.bytes);
+        if (std::memcmp(sum.stored().data(), to + c.bytes, 4) != 0) return false;
+        const std::size_t filled = static_cast<std::size_t>(std::min(c.rows, first + count - row)) * c.row_bytes();
+        if (!fits) std::memcpy(out, to, filled);
+        out += filled;
+    }
+    return true;
+}
+
+}  // namespace
+
+void File::write_rows(const std::string& name, std::int64_t first, const Tensor& values) {
+    {
+        const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), space(H5Dget_space(set.id()), H5Sclose);
+        const auto chunks = chunks_of(set.id(), type_of(values.dtype()));
+        const std::int64_t count_of_rows = values.shape().rank() > 0 ? values.size(0) : 0;
+        if (chunks && first % chunks->rows == 0 &&
+            (count_of_rows % chunks->rows == 0 || first + count_of_rows == static_cast<std::int64_t>(chunks->extent[0]))) {
+            ATELIER_CHECK_IO(write_chunks(set.id(), *chunks, first, count_of_rows, static_cast<const std::byte*>(values.raw()), *status_),
+                             "cannot write dataset {} to {}", name, path_.string());
+            return check_written(name);
+        }
+        std::vector<hsize_t> start(static_cast<std::size_t>(values.shape().rank()), 0), count;
+        for (auto e : values.shape().extents()) count.push_back(static_cast<hsize_t>(e));
+        if (!start.empty()) {
+            start[0] = static_cast<hsize_t>(first);
+            H5Sselect_hyperslab(space.id(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr);
+        }
+        const Handle memory(H5Screate_simple(static_cast<int>(count.size()), count.data(), nullptr), H5Sclose);
+        ATELIER_CHECK_IO(H5Dwrite(set.id(), type_of(values.dtype()), memory.id(), space.id(), H5P_DEFAULT, values.raw()) >= 0,
+                         "cannot write dataset {} to {}", name, path_.string());
+    }
+    check_written(name);
+}
+
+void File::write(const std::string& name, const Tensor& values) {
+    make_dataset(name, values.dtype(), values.shape());
+    if (values.elements() > 0) write_rows(name, 0, values);
 }
 
 void File::write_strings(const std::string& name, std::span<const std::string> values) {
     const hsize_t n = values.size();
-    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
+    const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
-    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
+    const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
     std::vector<const char*> texts;
     for (const std::string& v : values) texts.push_back(v.c_str());
     ATELIER_CHECK_IO(set.valid() && (n == 0 || H5Dwrite(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0),
-                     "cannot write dataset {} to {}: is the disk full?", name, path_.string());
+                     "cannot write dataset {} to {}", name, path_.string());
 }
 
 void File::write_virtual(const std::string& name, std::span<const std::string> files) {
@@ -228,7 +430,7 @@ void File::write_virtual(const std::string& name, std::span<const std::string> f
     std::vector<hsize_t> all = extents[0];
     all[0] = rows;
     const Handle space(H5Screate_simple(static_cast<int>(all.size()), all.data(), nullptr), H5Sclose);
-    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
     std::vector<hsize_t> start(all.size(), 0);
     for (std::size_t i = 0; i < files.size(); ++i) {
@@ -250,10 +452,16 @@ void File::write_link(const std::string& name, const std::string& file, const st
                      "cannot write the link {} to {}", name, path_.string());
 }
 
+Handle File::dataset(const std::string& name) const {
+    ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
+    Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
+    ATELIER_CHECK_INPUT(set.valid(), "{}: {} is no dataset, or leads nowhere", path_.string(), name);
+    check_storage(set.id(), name, path_);
+    return set;
+}
+
 std::vector<std::int64_t> File::extents(const std::string& name) const {
-    const Handle set(exists(name) ? H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT) : -1, H5Dclose);
-    ATELIER_CHECK_INPUT(set.valid(), "{}: dataset {} is missing", path_.string(), name);
-    const Handle space(H5Dget_space(set.id()), H5Sclose);
+    const Handle set = dataset(name), space(H5Dget_space(set.id()), H5Sclose);
     std::vector<hsize_t> dims(static_cast<std::size_t>(std::max(0, H5Sget_simple_extent_ndims(space.id()))));
     H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr);
     return {dims.begin(), dims.end()};
@@ -261,7 +469,7 @@ std::vector<std::int64_t> File::extents(const std::string& name) const {
 
 std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const {
     const auto found = extents(name);
-    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), type(H5Dget_type(set.id()), H5Tclose);
+    const Handle set = dataset(name), type(H5Dget_type(set.id()), H5Tclose);
     ATELIER_CHECK_INPUT(H5Tequal(type.id(), type_of(dtype)) > 0, "{}: dataset {} does not hold {}", path_.string(), name,
                         name_of(dtype));
     if (expected.empty()) return found;
@@ -277,7 +485,9 @@ std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std:
 }
 
 void File::read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const {
-    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), space(H5Dget_space(set.id()), H5Sclose);
+    const Handle set = dataset(name), space(H5Dget_space(set.id()), H5Sclose);
+    if (const auto chunks = chunks_of(set.id(), type_of(dtype)); chunks && read_chunks(set.id(), *chunks, first, count, static_cast<std::byte*>(out)))
+        return;
     const auto dims = extents(name);
     Handle memory;
     if (!dims.empty()) {
@@ -290,12 +500,12 @@ void File::read_raw(const std::string& name, DType dtype, std::int64_t first, st
         memory = Handle(H5Screate(H5S_SCALAR), H5Sclose);
     }
     ATELIER_CHECK_INPUT(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
-                        "{}: dataset {} is damaged (its checksum does not fit, or its bytes are missing)", path_.string(), name);
+                        "{}: dataset {} cannot be read (its checksum does not fit, its bytes are missing, or the system refuses)", path_.string(), name);
 }
 
 std::vector<std::string> File::read_strings(const std::string& name) const {
     const auto found = extents(name);
-    const Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose), kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
+    const Handle set = dataset(name), kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
     ATELIER_CHECK_INPUT(H5Tis_variable_str(kind.id()) > 0 && found.size() == 1, "{}: dataset {} is no list of texts",
                         path_.string(), name);
     std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);

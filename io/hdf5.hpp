@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/tensor.hpp"
+#include "io/hdf5_file_driver.hpp"
 
 // A thin layer over HDF5's C library: handles that close themselves, calls that throw Error naming file and dataset, and
 // HDF5's own error printing switched off.
@@ -42,12 +44,20 @@ bool is_thread_safe();
 /// A file opened or created, or a group in it. Paths in it are absolute ("/prompts/text").
 class File {
   public:
-    /// A new file, built in memory: nothing is on disk before close(). Throws Error(io).
+    /// A new file; what is written to it goes to disk piece by piece. Throws Error(io): no such directory, no right to write.
     static File create(const std::filesystem::path& path);
-    /// Throws Error(input): missing, truncated, or no HDF5 file.
+    ~File();
+    File(File&& other) noexcept { swap(other); }
+    File& operator=(File&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    /// Throws Error(input): missing, truncated, or no HDF5 file. What a file's datasets refer to lies in the file itself or, for
+    /// virtual ones and links, in files of its directory; other datasets, compressed ones, and sizes beyond the stored bytes are
+    /// refused when they are read. Error(io): it cannot be opened.
     static File open(const std::filesystem::path& path);
-    /// Writes a created file to disk and closes it. Throws Error(io): no such directory, no right to write, a full disk. A
-    /// created file that is not closed leaves nothing.
+    /// Completes a created file. Throws Error(io) for whatever went wrong since it was created: a full disk. A created file that is not
+    /// closed leaves nothing.
     void close();
 
     bool exists(const std::string& name) const;
@@ -61,8 +71,13 @@ class File {
     std::int64_t integer_attribute(const std::string& object, const std::string& name) const;
     double number_attribute(const std::string& object, const std::string& name) const;
 
-    /// Writes a whole dataset: chunked by the first axis, Fletcher-32 on (but for empty ones).
+    /// Writes a whole dataset: chunked by the first axis, Fletcher-32 on (but for empty ones). Throws Error(io): a full disk.
     void write(const std::string& name, const Tensor& values);
+    /// The same by pieces: a dataset of a shape, then its rows from `first` on. Pieces of whole chunks (chunk_rows()) are written once.
+    void make_dataset(const std::string& name, DType dtype, const Shape& shape);
+    void write_rows(const std::string& name, std::int64_t first, const Tensor& values);
+    /// Rows of a chunk of a dataset of that shape: about a megabyte, one row where a row is larger.
+    static std::int64_t chunk_rows(DType dtype, const Shape& shape);
     void write_strings(const std::string& name, std::span<const std::string> values);
     /// A virtual dataset: the rows of the same dataset in other files, one after another. `files` are names relative to this
     /// file's directory, where they must be already. Throws Error(input) when they differ in type or in the other axes.
@@ -83,11 +98,17 @@ class File {
     const std::filesystem::path& path() const { return path_; }
 
   private:
+    File() = default;
+    void swap(File& other) noexcept;
+    /// Throws what went wrong on the way to the disk.
+    void check_written(const std::string& what) const;
+    /// Opens a dataset whose bytes are where they may be, and whose size is no larger than what is stored.
+    Handle dataset(const std::string& name) const;
     void read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
     std::vector<std::int64_t> check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
     std::filesystem::path path_;
+    std::unique_ptr<WriteStatus> status_;  ///< of a file that is being written
     Handle file_;
-    bool writes_ = false;
 };
 
 template <typename T>

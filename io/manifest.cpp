@@ -3,10 +3,11 @@
 #include <sys/resource.h>
 
 #include <ctime>
-#include <fstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/process.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 namespace {
@@ -27,6 +28,17 @@ std::map<std::string, FileDigest> files_from(const Json& json) {
     return files;
 }
 
+void check_outputs(const fs::path& directory, const Manifest& m) {
+    for (const auto& [name, digest] : m.outputs) {
+        const fs::path inside = fs::path(name).lexically_normal();
+        ATELIER_CHECK_INPUT(!inside.empty() && inside.is_relative() && *inside.begin() != "..",
+                            "{}: output '{}' lies outside the directory", (directory / manifest_name).string(), name);
+        const FileDigest found = digest_file(directory / name);
+        ATELIER_CHECK_INPUT(found == digest, "{} does not match its manifest: {} bytes with hash {} expected, found {} with {}",
+                            (directory / name).string(), digest.size, digest.hash, found.size, found.hash);
+    }
+}
+
 }  // namespace
 
 std::string utc_now() {
@@ -39,7 +51,8 @@ std::string utc_now() {
 }
 
 void publish_manifest(const fs::path& directory, Manifest m) {
-    for (auto& [name, digest] : m.outputs) digest = digest_file(directory / name);
+    for (auto& [name, digest] : m.outputs)
+        if (digest.hash.empty()) digest = digest_file(directory / name);
     m.host = process().host;
     m.world_size = process().world_size;
     m.finished_utc = utc_now();
@@ -56,10 +69,9 @@ void publish_manifest(const fs::path& directory, Manifest m) {
 
 Manifest read_manifest(const fs::path& directory) {
     const fs::path path = directory / manifest_name;
-    std::ifstream in(path);
-    ATELIER_CHECK_INPUT(in.good(), "{} is missing: the stage was not finished", path.string());
-    const Json json = Json::parse(in, nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", "") == "atelier.manifest", "{} is no manifest", path.string());
+    ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());
+    const Json json = parse_json(read_text(path), path.string());
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
     try {
         Manifest m;
         m.stage = json.at("stage");
@@ -82,16 +94,18 @@ Manifest read_manifest(const fs::path& directory) {
 
 bool is_complete(const fs::path& directory) {
     if (!fs::exists(directory / manifest_name)) return false;
-    const Manifest m = read_manifest(directory);
-    for (const auto& [name, digest] : m.outputs) {
-        const fs::path inside = fs::path(name).lexically_normal();
-        ATELIER_CHECK_INPUT(!inside.empty() && inside.is_relative() && *inside.begin() != "..",
-                            "{}: output '{}' lies outside the directory", (directory / manifest_name).string(), name);
-        const FileDigest found = digest_file(directory / name);
-        ATELIER_CHECK_INPUT(found == digest, "{} does not match its manifest: {} bytes with hash {} expected, found {} with {}",
-                            (directory / name).string(), digest.size, digest.hash, found.size, found.hash);
+    // Outputs are read one after another: a directory that is published anew meanwhile is looked at again.
+    for (std::string seen = read_text(directory / manifest_name);;) {
+        try {
+            check_outputs(directory, read_manifest(directory));
+            return true;
+        } catch (const Error&) {
+            if (!fs::exists(directory / manifest_name)) return false;
+            const std::string now = read_text(directory / manifest_name);
+            if (now == seen) throw;
+            seen = now;
+        }
     }
-    return true;
 }
 
 }  // namespace atelier::io

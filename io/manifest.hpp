@@ -23,7 +23,7 @@ struct Manifest {
 
 inline constexpr const char* manifest_name = "manifest.json";
 
-/// Digests `outputs` (names relative to `directory`) and publishes the manifest, with this process's largest resident memory so
+/// Digests those of `outputs` (names relative to `directory`) whose hash is empty and publishes the manifest, with this process's largest resident memory so
 /// far (peak_resident_kib).
 void publish_manifest(const std::filesystem::path& directory, Manifest manifest);
 

@@ -16,7 +16,9 @@ namespace atelier::io {
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    ATELIER_CHECK_INPUT(file >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+    const int reason = errno;
+    ATELIER_CHECK_KIND(reason == ENOENT || reason == ENOTDIR ? ErrorKind::input : ErrorKind::io, file >= 0, "cannot open {}: {}",
+                       path.string(), std::strerror(reason));
     struct stat info {};
     const bool known = fstat(file, &info) == 0 && S_ISREG(info.st_mode);
     void* address = nullptr;
@@ -26,7 +28,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
     const int error = errno;
     close(file);
     ATELIER_CHECK_INPUT(known, "{} is not a regular file", path.string());
-    ATELIER_CHECK_INPUT(address != MAP_FAILED, "cannot map {}: {}", path.string(), std::strerror(error));
+    ATELIER_CHECK_IO(address != MAP_FAILED, "cannot map {}: {}", path.string(), std::strerror(error));
     data_ = static_cast<const std::byte*>(address);
     size_ = static_cast<std::size_t>(info.st_size);
 }

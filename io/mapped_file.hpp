@@ -9,7 +9,7 @@ namespace atelier::io {
 /// A file mapped read-only for as long as the object lives; bytes are read from disk when touched.
 class MappedFile {
   public:
-    /// Throws Error(input) that names the file if it is missing or unreadable.
+    /// Throws Error(input) that names the file if it is missing, Error(io) if it cannot be opened.
     explicit MappedFile(const std::filesystem::path& path);
     ~MappedFile();
     MappedFile(MappedFile&& other) noexcept;

@@ -6,9 +6,11 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 #include "io/publish.hpp"
 
 namespace atelier::io {
@@ -34,17 +36,17 @@ class Turn {
 
 void put_metrics(const std::filesystem::path& path, const nlohmann::json& record) {
     const Turn turn(path.string() + ".lock");
-    std::ifstream in(path);
+    remove_temporaries(path.parent_path(), path.filename().string());
+    std::istringstream in(std::filesystem::exists(path) ? read_text(path) : std::string());
     std::string text, line;
     for (int number = 1; std::getline(in, line); ++number) {
-        const auto old = nlohmann::json::parse(line, nullptr, false);
+        const auto old = parse_json(line, fmt::format("{}:{}", path.string(), number));
         ATELIER_CHECK_INPUT(old.is_object(), "{}:{} is no JSON object", path.string(), number);
         bool same = true;
         for (const char* key : {"stage", "policy", "iteration"})
             same = same && old.value(key, nlohmann::json()) == record.value(key, nlohmann::json());
         if (!same) text += line + "\n";
     }
-    in.close();
     publish_text(path, text + record.dump() + "\n");
 }
 

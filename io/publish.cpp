@@ -7,11 +7,13 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
+#include <future>
+#include <memory>
+#include <vector>
 
 #include "core/error.hpp"
 #include "core/process.hpp"
-#include "io/mapped_file.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 namespace {
@@ -42,22 +44,69 @@ void rename_to(const fs::path& from, const fs::path& to) {
                      std::strerror(errno));
 }
 
+// One name for every writer: whoever comes next finds it.
+const std::string displaced_prefix = std::string(temporary_prefix) + "displaced-";
+
+/// Puts a directory in the place of another; returns where the other is now.
+fs::path replace_directory(const fs::path& fresh, const fs::path& path) {
+    if (renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) == 0) return fresh;
+    ATELIER_CHECK_IO(errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP, "cannot exchange {} and {}: {}", fresh.string(),
+                     path.string(), std::strerror(errno));
+    const fs::path displaced = parent_of(path) / (displaced_prefix + path.filename().string());
+    rename_to(path, displaced);
+    try {
+        rename_to(fresh, path);
+    } catch (const Error&) {
+        rename_to(displaced, path);
+        throw;
+    }
+    return displaced;
+}
+
 }  // namespace
 
 std::string digest_bytes(const void* data, std::size_t size) { return hex(XXH3_128bits(data, size)); }
 
 FileDigest digest_file(const fs::path& path) {
-    const MappedFile file(path);
-    return {file.bytes().size(), digest_bytes(file.bytes().data(), file.bytes().size())};
+    // Read piece by piece: pages of a mapping would count as this process's memory.
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int reason = errno;
+    ATELIER_CHECK_KIND(reason == ENOENT || reason == ENOTDIR ? ErrorKind::input : ErrorKind::io, file >= 0, "cannot open {}: {}",
+                       path.string(), std::strerror(reason));
+    const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
+    XXH3_128bits_reset(state.get());
+    std::vector<char> piece(1 << 20);
+    std::uint64_t size = 0;
+    ssize_t count = 0;
+    while ((count = read(file, piece.data(), piece.size())) > 0 || (count < 0 && errno == EINTR)) {
+        if (count < 0) continue;
+        XXH3_128bits_update(state.get(), piece.data(), static_cast<std::size_t>(count));
+        size += static_cast<std::uint64_t>(count);
+    }
+    const int error = errno;
+    close(file);
+    ATELIER_CHECK_IO(count == 0, "cannot read {}: {}", path.string(), std::strerror(error));
+    return {size, hex(XXH3_128bits_digest(state.get()))};
 }
 
 void flush_file(const fs::path& path) { flush(path, O_RDONLY); }
 
-void publish_file(const fs::path& path, const std::function<void(const fs::path&)>& write) {
+void read_ahead(const fs::path& path) {
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) return;  // whoever opens it says what is wrong
+    posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED);
+    close(file);
+}
+
+FileDigest publish_file(const fs::path& path, const std::function<void(const fs::path&)>& write) {
     const fs::path temporary = temporary_for(path);
+    FileDigest digest;
     try {
         write(temporary);
+        // The bytes are in memory still: they are read beside the disk's work.
+        std::future<FileDigest> taken = std::async(std::launch::async, [&] { return digest_file(temporary); });
         flush(temporary, O_RDONLY);
+        digest = taken.get();
         rename_to(temporary, path);
     } catch (...) {
         std::error_code ignored;
@@ -65,20 +114,16 @@ void publish_file(const fs::path& path, const std::function<void(const fs::path&
         throw;
     }
     flush(parent_of(path), O_RDONLY | O_DIRECTORY);
+    return digest;
 }
 
 void publish_text(const fs::path& path, const std::string& text) {
-    publish_file(path, [&](const fs::path& temporary) {
-        std::ofstream out(temporary, std::ios::binary);
-        ATELIER_CHECK_IO(out.good(), "cannot create {}: {}", temporary.string(), std::strerror(errno));
-        out << text;
-        out.flush();
-        ATELIER_CHECK_IO(out.good(), "cannot write {}: {}", temporary.string(), std::strerror(errno));
-    });
+    publish_file(path, [&](const fs::path& temporary) { write_text(temporary, text); });
 }
 
 void publish_directory(const fs::path& path, const std::function<void(const fs::path&)>& write) {
     const fs::path temporary = temporary_for(path);
+    fs::path old;
     std::error_code ignored;
     fs::remove_all(temporary, ignored);
     try {
@@ -87,19 +132,14 @@ void publish_directory(const fs::path& path, const std::function<void(const fs::
         for (const auto& entry : fs::recursive_directory_iterator(temporary))
             flush(entry.path(), entry.is_directory() ? O_RDONLY | O_DIRECTORY : O_RDONLY);
         flush(temporary, O_RDONLY | O_DIRECTORY);
-        if (fs::exists(path)) {
-            const fs::path old = fs::path(temporary.string() + "-old");
-            rename_to(path, old);
-            rename_to(temporary, path);
-            fs::remove_all(old, ignored);
-        } else {
-            rename_to(temporary, path);
-        }
+        if (fs::exists(path)) old = replace_directory(temporary, path);
+        else rename_to(temporary, path);
     } catch (...) {
         fs::remove_all(temporary, ignored);
         throw;
     }
     flush(parent_of(path), O_RDONLY | O_DIRECTORY);
+    if (!old.empty()) fs::remove_all(old, ignored);
 }
 
 int remove_temporaries(const fs::path& directory, const std::string& name) {
@@ -107,9 +147,20 @@ int remove_temporaries(const fs::path& directory, const std::string& name) {
     int removed = 0;
     std::error_code error;
     std::vector<fs::path> stale;
-    for (const auto& entry : fs::directory_iterator(directory, error))
-        if (entry.path().filename().string().starts_with(prefix)) stale.push_back(entry.path());
+    for (const auto& entry : fs::directory_iterator(directory)) {
+        const std::string found = entry.path().filename().string();
+        if (found.starts_with(prefix) || (!name.empty() && found == displaced_prefix + name)) stale.push_back(entry.path());
+    }
     for (const fs::path& path : stale) {
+        const std::string found = path.filename().string();
+        if (found.starts_with(displaced_prefix)) {
+            const fs::path former = directory / found.substr(displaced_prefix.size());
+            if (!fs::exists(former)) {
+                rename_to(path, former);
+                flush(directory, O_RDONLY | O_DIRECTORY);
+                continue;
+            }
+        }
         fs::remove_all(path, error);
         ATELIER_CHECK_IO(!error, "cannot remove {}: {}", path.string(), error.message());
         ++removed;

@@ -1,16 +1,14 @@
 #include "io/safetensors.hpp"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
 #include "core/convert.hpp"
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 namespace {
@@ -48,20 +46,9 @@ const char* format_name(DType dtype) {
     return "?";
 }
 
-Json parse_json(const std::string& text, const std::filesystem::path& path, const char* what) {
-    // Duplicate keys would silently hide a tensor, so the parser refuses them.
-    std::vector<std::set<std::string>> keys;
-    std::string duplicate;
-    const auto callback = [&](int, Json::parse_event_t event, Json& value) {
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        if (event == Json::parse_event_t::object_end) keys.pop_back();
-        if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-            duplicate = value.get<std::string>();
-        return true;
-    };
-    Json json = Json::parse(text, callback, /*allow_exceptions=*/false);
-    ATELIER_CHECK_INPUT(!json.is_discarded() && json.is_object(), "{}: {} is not a JSON object", path.string(), what);
-    ATELIER_CHECK_INPUT(duplicate.empty(), "{}: {} names '{}' twice", path.string(), what, duplicate);
+Json parse_object(std::string_view text, const std::filesystem::path& path, const char* what) {
+    Json json = parse_json(text, fmt::format("{}: {}", path.string(), what));
+    ATELIER_CHECK_INPUT(json.is_object(), "{}: {} is not a JSON object", path.string(), what);
     return json;
 }
 
@@ -94,7 +81,7 @@ Safetensors Safetensors::open(const std::filesystem::path& path) {
     const MappedFile file(path);
     ATELIER_CHECK_INPUT(file.bytes().size() <= max_header_bytes, "{}: {} bytes are too many for an index", path.string(),
                         file.bytes().size());
-    const Json index = parse_json(
+    const Json index = parse_object(
         std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()), path, "the index");
     const auto map = index.find("weight_map");
     ATELIER_CHECK_INPUT(map != index.end() && map->is_object(), "{}: no weight_map object", path.string());
@@ -146,7 +133,7 @@ void Safetensors::add_file(const std::filesystem::path& path) {
     ATELIER_CHECK_INPUT(header_bytes <= max_header_bytes && header_bytes <= bytes.size() - 8,
                         "{}: the header claims {} bytes (at most {} may be), the file has {}: truncated, or no safetensors file",
                         path.string(), header_bytes, max_header_bytes, bytes.size());
-    const Json header = parse_json(
+    const Json header = parse_object(
         std::string(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes), path, "the header");
     const std::uint64_t data_bytes = bytes.size() - 8 - header_bytes;
     std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
@@ -320,12 +307,8 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
     text.resize((text.size() + 7) / 8 * 8, ' ');
     const std::uint64_t header_bytes = text.size();
 
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"), &std::fclose);
-    ATELIER_CHECK_IO(file != nullptr, "cannot create {}: {}", path.string(), std::strerror(errno));
-    const auto put = [&](const void* data, std::size_t bytes) {
-        ATELIER_CHECK_IO(std::fwrite(data, 1, bytes, file.get()) == bytes, "cannot write {}: {}", path.string(),
-                         std::strerror(errno));
-    };
+    OutputFile file(path);
+    const auto put = [&](const void* data, std::size_t bytes) { file.write(data, bytes); };
     put(&header_bytes, 8);
     put(text.data(), text.size());
     std::vector<float> made;
@@ -341,7 +324,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
         else
             put_converted(data, t.values.dtype(), t.values.elements(), t.dtype, put);
     }
-    ATELIER_CHECK_IO(std::fflush(file.get()) == 0, "cannot write {}: {}", path.string(), std::strerror(errno));
+    file.close();
 }
 
 std::vector<std::string> write_sharded(const std::filesystem::path& directory, const std::string& stem,
@@ -372,10 +355,7 @@ std::vector<std::string> write_sharded(const std::filesystem::path& directory, c
         for (const TensorToWrite& t : shards[i]) map[t.name] = names.back();
     }
     names.push_back(stem + ".safetensors.index.json");
-    std::ofstream out(directory / names.back(), std::ios::binary);
-    out << nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) << '\n';
-    out.flush();
-    ATELIER_CHECK_IO(out.good(), "cannot write {}: {}", (directory / names.back()).string(), std::strerror(errno));
+    write_text(directory / names.back(), nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n");
     return names;
 }
 

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "io/hdf5.hpp"
+#include "io/publish.hpp"
 
 namespace atelier::io {
 namespace {
@@ -189,6 +190,7 @@ void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& 
 }
 
 TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash, TrajectoryParts parts) {
+    if (parts != TrajectoryParts::scores) read_ahead(path);
     const File file = File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
     const std::int64_t version = file.integer_attribute("/", "schema_version");

@@ -79,27 +79,34 @@ if [[ -n $from ]]; then
     rm -rf "$aside"
 fi
 
+# What a stage that was killed right after it had published leaves beside its output: it is run again, sees that it is complete, and
+# removes them.
+has_leftovers() { [[ -n $(find "$1" "$(dirname "$1")" -maxdepth 1 \( -name '.tmp-*' -o -name updates \) -print -quit) ]]; }
+
 rm -rf "$run/failed"
 declare -A job
 submitted=0
-: >"$run/jobs.tsv.new"
+# Each job is noted as soon as there is one: should this script die, the next sees what is in the queue.
+: >"$run/jobs.tsv"
 for name in "${names[@]}"; do
-    [[ -e $run/${output[$name]}/manifest.json ]] && continue
+    if [[ -e $run/${output[$name]}/manifest.json ]] && ! has_leftovers "$run/${output[$name]}"; then continue; fi
     dependency=
     for before in ${after[$name]//,/ }; do
         if [[ -n ${job[$before]:-} ]]; then dependency+=:${job[$before]}; fi
     done
-    job[$name]=$(sbatch --parsable --job-name="$name" --output="$run/logs/$name.log" --open-mode=append --requeue --kill-on-invalid-dep=yes \
+    # A job is given the key of the judge only if it asks the judge.
+    hidden=()
+    if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,${stage_of[$name]},* ]]; then hidden=(env -u "${setting[key_variable]}"); fi
+    job[$name]=$("${hidden[@]}" sbatch --parsable --job-name="$name" --output="$run/logs/$name.log" --open-mode=append --requeue --kill-on-invalid-dep=yes \
         ${dependency:+--dependency=afterok$dependency} --signal="B:USR1@${setting[stop_early]}" \
         --ntasks="${ranks[$name]}" --nodes="${nodes[$name]}" --cpus-per-task="${setting[threads]}" --mem="${memory[$name]}" --time="${time[$name]}" \
         ${gpus[$name]:+$( ((gpus[$name] > 0)) && echo "--gpus-per-node=${gpus[$name]}")} \
         ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} \
         "${options[@]}" "$here/stage.sh" "$run" "$name" 9>&-)
     job[$name]=${job[$name]%%;*}
-    printf '%s\t%s\n' "$name" "${job[$name]}" >>"$run/jobs.tsv.new"
+    printf '%s\t%s\n' "$name" "${job[$name]}" >>"$run/jobs.tsv"
     submitted=$((submitted + 1))
 done
-mv "$run/jobs.tsv.new" "$run/jobs.tsv"
 
 say "$submitted of ${#names[@]} stages submitted"
 say "run     $run"

@@ -24,6 +24,7 @@ if ((ranks > ${SLURM_NTASKS:-1} || setting[threads] > ${SLURM_CPUS_PER_TASK:-1})
     exit
 fi
 
+if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,$stage,* ]]; then unset "${setting[key_variable]}"; fi
 export OMP_NUM_THREADS=${setting[threads]} OMP_WAIT_POLICY=passive
 rm -f "$run/failed/$name.txt"
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
@@ -45,7 +46,8 @@ if ((code > 128)) && [[ -n $asked ]]; then code=75; fi
 
 if ((code == 75)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
     echo "stage: $name goes back into the queue"
-    scontrol requeue "$SLURM_JOB_ID" || true
+    # A controller that is being restarted answers later.
+    for _ in $(seq 60); do if scontrol requeue "$SLURM_JOB_ID"; then break; fi; sleep 2; done
     # Ending before Slurm ends the job would tell dependents that it succeeded or failed.
     sleep 300
 fi

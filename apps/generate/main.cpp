@@ -35,7 +35,7 @@ std::vector<float> initial_noise(const Options& o, std::uint64_t number, std::in
 void run_request(const Options& o, pipeline::Pipeline& model, const Request& request, std::uint64_t number) {
     std::vector<io::Image> images;
     for (const auto& path : request.images) images.push_back(io::read_png(path));
-    const auto size = model::output_size(o.height, o.width, o.output_resolution, images);
+    const auto size = model::output_size(request.height, request.width, o.output_resolution, images);
     const auto references = model.prepare(images, o.output_resolution);
     const auto conditional = model.encode(request.prompt, references);
     pipeline::GenerateRequest r;

@@ -31,7 +31,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
         "latents", po::value(&latents), "safetensors file with the initial noise: 'latents' [1, tokens, channels], packed")(
         "output", po::value(&o.output)->default_value(o.output), "picture to write (PNG)")(
         "output-latents", po::value(&output_latents), "safetensors file to write the final latents to")(
-        "prompts", po::value(&prompts), "JSON lines {id, text, negative?, images?}: one picture each")(
+        "prompts", po::value(&prompts), "JSON lines {id, text, negative?, images?, size?: [height, width]}: one picture each")(
         "output-dir", po::value(&output_dir), "directory for the pictures of --prompts")(
         "threads", po::value(&o.threads)->default_value(0), "threads; 0: all cores");
     try {

@@ -1,10 +1,10 @@
 #include "requests.hpp"
 
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace atelier::generate {
 namespace {
@@ -23,10 +23,20 @@ void check_name(const std::string& name, const std::string& place) {
                         "{}: id '{}' cannot name a file", place, name);
 }
 
+/// Height and width that a line names, or the command line's.
+std::pair<std::int64_t, std::int64_t> size_of(const Json& line, const Options& o, const std::string& place) {
+    const auto found = line.find("size");
+    if (found == line.end()) return {o.height, o.width};
+    const auto is_side = [](const Json& side) { return side.is_number_integer() && side.get<std::int64_t>() > 0; };
+    ATELIER_CHECK_INPUT(found->is_array() && found->size() == 2 && is_side((*found)[0]) && is_side((*found)[1]),
+                        "{}: \"size\" must be [height, width] in pixels, found {}", place, found->dump());
+    return {(*found)[0], (*found)[1]};
+}
+
 }  // namespace
 
 std::vector<Request> make_requests(const Options& o) {
-    if (!o.prompts) return {{o.prompt, o.negative, o.has_negative, o.images, o.output}};
+    if (!o.prompts) return {{o.prompt, o.negative, o.has_negative, o.images, o.output, o.height, o.width}};
     std::ifstream in(*o.prompts);
     ATELIER_CHECK_INPUT(in.good(), "cannot open {}", o.prompts->string());
     std::vector<Request> requests;
@@ -35,7 +45,7 @@ std::vector<Request> make_requests(const Options& o) {
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", o.prompts->string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         Request r;
         const std::string id = text_of(line, "id", place);
@@ -56,6 +66,9 @@ std::vector<Request> make_requests(const Options& o) {
                                 "{}: picture {} lies outside the prompt file's directory", place, relative.string());
             r.images.push_back(o.prompts->parent_path() / relative);
         }
+        const auto [height, width] = size_of(line, o, place);
+        r.height = height;
+        r.width = width;
         r.output = *o.output_dir / (id + ".png");
         requests.push_back(std::move(r));
     }

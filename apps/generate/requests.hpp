@@ -14,6 +14,7 @@ struct Request {
     bool has_negative = false;
     std::vector<std::filesystem::path> images;
     std::filesystem::path output;
+    std::int64_t height = 0, width = 0;  ///< pixels; 0: from the references or output_resolution
 };
 
 /// The one request of the command line, or one for each line of the prompt file. Throws Error(input) naming file and line.

@@ -8,6 +8,7 @@
 #include "io/publish.hpp"
 #include "stage/dag.hpp"
 #include "stage/memory_plan.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/schema.hpp"
 #include "stage/scorers.hpp"
 #include "stage/storage_plan.hpp"
@@ -21,6 +22,9 @@ using namespace atelier;
 void make_run(const stage::RunDirectory& run, const config::Config& config,
               const std::vector<stage::Job>& jobs) {
     io::make_directories(run.root / "logs");
+    const io::DirectoryLock lock(run.root);
+    for (const char* name : {"config.toml", "pipeline.json", "pipeline.tsv", "slurm.tsv"})
+        io::remove_temporaries(run.root, name);
     if (std::filesystem::exists(run.config())) {
         const auto before = config::Config::resolve(run.config(), {}, stage::schema());
         ATELIER_CHECK_USAGE(before.hash() == config.hash(),
@@ -53,8 +57,8 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "memory", po::bool_switch(&memory), "show the memory that a rank of each stage needs; no weight is read")(
         "ranks", po::value(&question.ranks)->default_value(question.ranks), "ranks that --memory counts with")(
         "device-memory", po::value(&device_memory), "memory of a rank that --memory compares with, as 141GiB")(
-        "prompt-tokens", po::value(&question.prompt_tokens)->default_value(question.prompt_tokens), "prompt that --memory counts with")(
-        "references", po::value(&question.references)->default_value(question.references), "reference pictures of its edits");
+        "prompt-tokens", po::value(&question.prompt_tokens)->default_value(question.prompt_tokens), "tokens of a prompt that --memory counts with; 0: those of the prompt files, or 256")(
+        "references", po::value(&question.references)->default_value(question.references), "reference pictures of edits, where no prompt file is read");
     po::variables_map values;
     try {
         po::store(po::parse_command_line(argc, argv, text), values);
@@ -74,6 +78,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
     stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world,
                            "", 1};
     stage::check_scorer(context.config);
+    for (const std::string& task : context.config.tasks()) stage::configured_sizes(context.config, task);
     const auto jobs = stage::pipeline_jobs(context);
     if (!directory.empty()) make_run(run, context.config, jobs);
     if (print) std::cout << context.config.describe();

@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::io {
 
@@ -58,12 +59,18 @@ bool decode(Source source, Image& image, Message& message) {
         png_destroy_read_struct(&png, info ? &info : nullptr, nullptr);
         return false;
     }
+    const std::size_t size = source.left;
     png_set_read_fn(png, &source, read_bytes);
     png_set_user_limits(png, max_png_side, max_png_side);
     png_read_info(png, info);
     const std::int64_t area =
         std::int64_t{png_get_image_width(png, info)} * png_get_image_height(png, info);
     if (area > max_png_area) png_error(png, "the picture is larger than 2^27 pixels");
+    // Deflate packs at most 1032 bytes into one: what the file cannot hold is not made room for.
+    const std::int64_t bits =
+        area * png_get_bit_depth(png, info) * png_get_channels(png, info);
+    if (bits / 8 / 1032 > static_cast<std::int64_t>(size))
+        png_error(png, "the file is too short for a picture of its size (truncated)");
 
     png_set_expand(png);  // palette → RGB, fewer bits → 8, tRNS → alpha
     png_set_strip_16(png);
@@ -120,12 +127,26 @@ Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
     return image;
 }
 
+std::array<int, 2> read_png_size(const std::filesystem::path& path) {
+    // Signature, then the IHDR chunk: length, name, width and height as 32-bit integers, most significant byte first.
+    std::array<unsigned char, 24> head{};
+    std::ifstream in(path, std::ios::binary);
+    in.read(reinterpret_cast<char*>(head.data()), head.size());
+    ATELIER_CHECK_INPUT(in.good() && png_sig_cmp(head.data(), 0, 8) == 0 && std::memcmp(&head[12], "IHDR", 4) == 0,
+                        "{} is missing or no PNG", path.string());
+    const auto number = [&](std::size_t at) {
+        return head[at] != 0 ? -1 : head[at + 1] << 16 | head[at + 2] << 8 | head[at + 3];  // no side has four bytes
+    };
+    const std::array<int, 2> size{number(16), number(20)};
+    ATELIER_CHECK_INPUT(size[0] > 0 && size[1] > 0 && size[0] <= max_png_side && size[1] <= max_png_side, "{}: a PNG of {} x {} pixels",
+                        path.string(), size[0], size[1]);
+    return size;
+}
+
 Image read_png(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(stream.good() && !std::filesystem::is_directory(path),
+    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path),
                         "{}: cannot be opened; expected a PNG picture", path.string());
-    const std::vector<char> bytes{std::istreambuf_iterator<char>(stream),
-                                  std::istreambuf_iterator<char>()};
+    const std::string bytes = read_text(path);
     return decode_png({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()},
                       path.string());
 }
@@ -148,12 +169,9 @@ std::vector<std::uint8_t> encode_png(const Image& image) {
 
 void write_png(const std::filesystem::path& path, const Image& image) {
     const std::vector<std::uint8_t> bytes = encode_png(image);
-    std::ofstream stream(path, std::ios::binary | std::ios::trunc);
-    stream.write(reinterpret_cast<const char*>(bytes.data()),
-                 static_cast<std::streamsize>(bytes.size()));
-    stream.close();
-    ATELIER_CHECK_IO(stream.good(), "{}: cannot write {} bytes: {}", path.string(), bytes.size(),
-                     std::strerror(errno));
+    OutputFile file(path);
+    file.write(bytes.data(), bytes.size());
+    file.close();
 }
 
 }  // namespace atelier::io

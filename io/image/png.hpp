@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <span>
@@ -19,7 +20,9 @@ inline constexpr std::int64_t max_png_area = std::int64_t{1} << 27;
 /// profiles and orientation are ignored: all as Pillow does. Throws Error(input) naming the file if
 /// it is missing, no PNG, truncated, damaged or too large.
 Image read_png(const std::filesystem::path& path);
-/// The same from memory; `name` stands for the file in errors.
+/// Width and height of a PNG from its first bytes. Throws Error(input) naming the file if it is missing or no PNG.
+std::array<int, 2> read_png_size(const std::filesystem::path& path);
+/// The same as read_png() from memory; `name` stands for the file in errors.
 Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name);
 
 /// 8-bit RGB or RGBA PNG, not interlaced, without time or text: equal pictures give equal bytes

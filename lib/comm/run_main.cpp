@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <string>
 
 #include "core/error.hpp"
@@ -19,6 +20,9 @@ int run_main(int argc, char** argv, const char* program, const std::function<int
         return body(*world, argc, argv);
     } catch (const Error& e) {
         code = e.exit_code();
+        message = e.what();
+    } catch (const std::filesystem::filesystem_error& e) {  // its text names the file and the system's reason
+        code = static_cast<int>(ErrorKind::io);
         message = e.what();
     } catch (const std::exception& e) {
         code = static_cast<int>(ErrorKind::internal);

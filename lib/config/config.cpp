@@ -39,7 +39,8 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 }
 
 const char* type_name(const Value& v) {
-    static constexpr const char* names[] = {"true or false", "an integer", "a number", "a text", "a list of texts"};
+    static constexpr const char* names[] = {"true or false", "an integer", "a number", "a text", "a list of texts",
+                                            "a list of pairs of integers"};
     return names[v.index()];
 }
 
@@ -63,8 +64,20 @@ std::string to_text(const Value& v) {
             for (const std::string& s : list) parts.push_back(quoted(s));
             return fmt::format("[{}]", fmt::join(parts, ", "));
         }
+        std::string operator()(const Pairs& pairs) const {
+            std::vector<std::string> parts;
+            for (const auto& [a, b] : pairs) parts.push_back(fmt::format("[{}, {}]", a, b));
+            return fmt::format("[{}]", fmt::join(parts, ", "));
+        }
     } visitor;
     return std::visit(visitor, v);
+}
+
+bool is_list_of_pairs(const toml::array& list) {
+    return std::all_of(list.begin(), list.end(), [](const toml::node& entry) {
+        const toml::array* pair = entry.as_array();
+        return pair != nullptr && pair->size() == 2 && pair->is_homogeneous(toml::node_type::integer);
+    });
 }
 
 /// The node as a value of the key's type. Integers serve where numbers are asked for.
@@ -78,6 +91,14 @@ Value convert(const toml::node& node, const Value& like, const std::string& name
         std::vector<std::string> list;
         for (const auto& entry : *node.as_array()) list.push_back(entry.value<std::string>().value());
         return list;
+    }
+    if (std::holds_alternative<Pairs>(like) && node.is_array() && is_list_of_pairs(*node.as_array())) {
+        Pairs pairs;
+        for (const auto& entry : *node.as_array()) {
+            const toml::array& pair = *entry.as_array();
+            pairs.push_back({pair[0].value<std::int64_t>().value(), pair[1].value<std::int64_t>().value()});
+        }
+        return pairs;
     }
     std::ostringstream found;
     node.visit([&](const auto& n) { found << n; });
@@ -201,6 +222,7 @@ std::int64_t Config::integer(const std::string& name) const { return std::get<st
 double Config::number(const std::string& name) const { return std::get<double>(at(name)); }
 const std::string& Config::text(const std::string& name) const { return std::get<std::string>(at(name)); }
 const std::vector<std::string>& Config::list(const std::string& name) const { return std::get<std::vector<std::string>>(at(name)); }
+const Pairs& Config::pairs(const std::string& name) const { return std::get<Pairs>(at(name)); }
 
 std::vector<std::string> Config::tasks() const {
     std::vector<std::string> names;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
@@ -11,7 +12,10 @@
 
 namespace atelier::config {
 
-using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>>;
+/// As in [[96, 160], [128, 128]].
+using Pairs = std::vector<std::array<std::int64_t, 2>>;
+
+using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>, Pairs>;
 
 /// One key of the configuration: what stands in its declaration is all that is to say about it.
 struct Key {
@@ -37,6 +41,7 @@ class Config {
     double number(const std::string& name) const;
     const std::string& text(const std::string& name) const;
     const std::vector<std::string>& list(const std::string& name) const;
+    const Pairs& pairs(const std::string& name) const;
     /// Names of the [task.NAME] sections.
     std::vector<std::string> tasks() const;
 

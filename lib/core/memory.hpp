@@ -25,11 +25,13 @@ class MemoryPlan {
     void hold(const std::string& what, std::size_t bytes);
     void hold_during(const std::string& phase, const std::string& what, std::size_t bytes);
     std::size_t total() const;
+    using Entries = std::vector<std::pair<std::string, std::size_t>>;  ///< what, bytes
+    const Entries& held() const { return held_; }
+    const std::vector<std::pair<std::string, Entries>>& phases() const { return phases_; }
     /// "143.2 MiB: program 31.0, weights 18.2, …; while updating: gradients 12.8, …"
     std::string str() const;
 
   private:
-    using Entries = std::vector<std::pair<std::string, std::size_t>>;
     static std::size_t sum(const Entries& entries);
     Entries held_;
     std::vector<std::pair<std::string, Entries>> phases_;

@@ -21,6 +21,7 @@ enum class RandomUse : std::uint32_t {
     retry_jitter = 8,
     data_order = 9,
     judge_token = 10,
+    picture_size = 11,
     test = 99,
 };
 

@@ -1,11 +1,10 @@
 #include "flow/schedule_config.hpp"
 
 #include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace atelier::flow {
 namespace {
@@ -100,17 +99,10 @@ ScheduleConfig parse_schedule_config(const Json& json, const std::string& place)
 }
 
 ScheduleConfig read_schedule_config(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    ATELIER_CHECK_INPUT(file.good(),
+    ATELIER_CHECK_INPUT(std::filesystem::exists(path),
                         "{}: cannot be read; a model directory has scheduler/scheduler_config.json",
                         path.string());
-    Json json;
-    try {
-        json = Json::parse(file);
-    } catch (const Json::exception& error) {
-        ATELIER_FAIL(ErrorKind::input, "{}: not JSON: {}", path.string(), error.what());
-    }
-    return parse_schedule_config(json, path.string());
+    return parse_schedule_config(read_json(path), path.string());
 }
 
 }  // namespace atelier::flow

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <condition_variable>
 #include <future>
-#include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/philox.hpp"
 #include "io/image/png.hpp"
 #include "judge/answer.hpp"
@@ -222,9 +222,13 @@ reward::Verdict HttpJudge::read(const Question& q, const HttpResponse& response)
                        q.asked->dimension, response.error);
     ATELIER_CHECK_KIND(ErrorKind::reward, response.status == 200, "{}: HTTP {}: {}",
                        q.asked->dimension, response.status, excerpt(body));
-    const auto completion = nlohmann::json::parse(body, nullptr, false);
-    ATELIER_CHECK_KIND(ErrorKind::reward, !completion.is_discarded(),
-                       "{}: the server's answer is no JSON: {}", q.asked->dimension, excerpt(body));
+    nlohmann::json completion;
+    try {
+        completion = parse_json(body, "the server's answer");
+    } catch (const Error& e) {
+        ATELIER_FAIL(ErrorKind::reward, "{}: the server's answer is no JSON: {}: {}",
+                     q.asked->dimension, e.message(), excerpt(body));
+    }
     reward::Verdict verdict = read_completion(*q.asked, completion);
     verdict.reason = redacted(std::move(verdict.reason));
     return verdict;

@@ -51,9 +51,6 @@ class JudgeTrainer {
     std::int64_t updates() const { return update_; }
     const nn::ParameterStore& gradients() const { return gradients_; }
     std::size_t bytes() const;
-    /// What save_state puts together in memory.
-    std::size_t state_bytes() const { return (m_.size() + v_.size()) * sizeof(float); }
-
     /// Moments and number of updates, HDF5. Throws Error(io), Error(input).
     void save_state(const std::filesystem::path& file) const;
     void load_state(const std::filesystem::path& file);

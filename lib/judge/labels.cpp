@@ -1,11 +1,12 @@
 #include "judge/labels.hpp"
 
-#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
 
@@ -55,8 +56,8 @@ void check(const LabelledSample& s, const std::string& place,
 }
 
 std::vector<LabelledSample> read_lines(const fs::path& file) {
-    std::ifstream in(file);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open the label file {}", file.string());
+    ATELIER_CHECK_INPUT(fs::exists(file), "cannot open the label file {}", file.string());
+    std::istringstream in(io::read_text(file));  // whole first: a read that fails must not end the list early
     PictureFiles pictures(file.parent_path());
     std::vector<LabelledSample> samples;
     std::set<std::pair<std::string, std::string>> seen;
@@ -64,7 +65,7 @@ std::vector<LabelledSample> read_lines(const fs::path& file) {
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         const auto field = [&](const char* key, bool must) {
             const auto found = line.find(key);

@@ -3,8 +3,9 @@
 #include <cmath>
 #include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 #include "io/safetensors.hpp"
 
 namespace atelier::nn {
@@ -43,17 +44,16 @@ Json read_settings(const io::Safetensors& file) {
     const std::string path = file.path().string();
     Json json;
     if (const auto found = file.metadata().find(metadata_key); found != file.metadata().end()) {
-        const Json all = Json::parse(found->second, nullptr, false);
+        const Json all = parse_json(found->second, fmt::format("{}: {}", path, metadata_key));
         ATELIER_CHECK_INPUT(all.is_object(), "{}: {} is not a JSON object", path, metadata_key);
         json = Json::object();
         for (const auto& [key, value] : all.items())
             json[key.starts_with("transformer.") ? key.substr(prefixes[0].size()) : key] = value;
     } else {
         const fs::path beside = file.path().parent_path() / peft_config;
-        std::ifstream in(beside);
-        ATELIER_CHECK_INPUT(in.good(), "{}: no {} in the file's metadata and no {} beside it, so rank and alpha are unknown", path,
+        ATELIER_CHECK_INPUT(fs::exists(beside), "{}: no {} in the file's metadata and no {} beside it, so rank and alpha are unknown", path,
                             metadata_key, peft_config);
-        json = Json::parse(in, nullptr, false);
+        json = read_json(beside);
         ATELIER_CHECK_INPUT(json.is_object(), "{} is not a JSON object", beside.string());
     }
     ATELIER_CHECK_INPUT(json.contains("lora_alpha") && json["lora_alpha"].is_number() && json.contains("r") &&
@@ -153,10 +153,7 @@ std::vector<std::string> save_lora(const LoraStore& adapter, const fs::path& dir
         return {lora_file_name};
     }
     io::write_safetensors(directory / peft_weights, tensors, {{"format", "pt"}});
-    std::ofstream out(directory / peft_config);
-    out << settings.dump(2) << '\n';
-    out.flush();
-    ATELIER_CHECK_IO(out.good(), "cannot write {}", (directory / peft_config).string());
+    io::write_text(directory / peft_config, settings.dump(2) + "\n");
     return {peft_weights, peft_config};
 }
 

@@ -20,11 +20,13 @@ class Convolution {
   public:
     /// weights [out, in, kernel, kernel], bias [out], both copied.
     Convolution(const ConvolutionShape& shape, const float* weights, const float* bias);
+    /// The weights of another one, for a shape that shares them (shares_weights()): they are not held twice.
+    Convolution(const ConvolutionShape& shape, const Convolution& prepared);
     ~Convolution();
     Convolution(Convolution&&) noexcept;
 
     const ConvolutionShape& shape() const { return shape_; }
-    /// Bytes that the prepared weights hold.
+    /// Bytes that the prepared weights hold; 0 where they are another one's.
     std::size_t bytes() const;
     /// Numbers of scratch memory that `run` takes.
     std::int64_t scratch() const;
@@ -36,6 +38,9 @@ class Convolution {
     ConvolutionShape shape_;
     std::unique_ptr<Prepared> prepared_;
 };
+
+/// Whether weights are laid out for two shapes of picture in the same way.
+bool shares_weights(const ConvolutionShape& a, const ConvolutionShape& b);
 
 /// A convolution whose weights change between runs, with its gradients. Each call runs on its calling thread; the bits depend on the
 /// shape alone.

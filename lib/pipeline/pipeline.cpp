@@ -10,7 +10,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using model::JsonNode;
-using model::read_json_file;
 
 void check_component(const JsonNode& index, const std::string& name, const std::string& expected) {
     const JsonNode entry = index.at(name);
@@ -36,7 +35,7 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
-    return read_json_file(directory / "model_index.json");
+    return read_json(directory / "model_index.json");
 }
 
 }  // namespace

@@ -78,8 +78,11 @@ class Pipeline {
     /// sample_sigmas of model_index.json; empty: none.
     const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
     const ProcessorConfig& processor() const { return processor_; }
-    /// Bytes of all weights in memory.
+    /// Bytes of all weights in memory, and of those that are the text encoder's and the autoencoder's.
     std::size_t weight_bytes() const { return arena_.used() + (adapter_ ? adapter_->bytes() : 0); }
+    std::size_t frozen_bytes() const {
+        return static_cast<std::size_t>(vlm_->table().flat_size() + vae_->table().flat_size()) * sizeof(float);
+    }
 
     /// The schedule of `steps` steps for a target of `tokens` latent tokens; the model's own sample_sigmas, if it has
     /// them and steps is 0. Throws Error(usage).

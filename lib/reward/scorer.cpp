@@ -4,11 +4,25 @@
 #include <thread>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/philox.hpp"
+#include "model/processor/resize.hpp"
 #include "world/measure.hpp"
 
 namespace atelier::reward {
 namespace {
+
+/// A picture of another size as the world's square: things keep their place relative to its sides.
+std::vector<std::uint8_t> to_world(const Request& request) {
+    io::Image picture(static_cast<int>(request.width), static_cast<int>(request.height), 4);
+    ATELIER_CHECK_INPUT(picture.pixels.size() == request.picture.size(),
+                        "a picture of {} x {} with {} bytes", request.height, request.width,
+                        request.picture.size());
+    picture.pixels = request.picture;
+    return model::resize(picture, world::side, world::side, model::ResizeFilter::bicubic,
+                         model::PassOrder::pillow_13)
+        .pixels;
+}
 
 class WorldScorer final : public Scorer {
   public:
@@ -21,8 +35,10 @@ class WorldScorer final : public Scorer {
     }
     Verdicts score(const Request& request, int) const override {
         Verdicts verdicts;
-        for (auto& [name, m] :
-             world::measure(nlohmann::json::parse(request.attributes), request.picture))
+        const bool fits = request.height == world::side && request.width == world::side;
+        const auto scaled = fits ? std::vector<std::uint8_t>() : to_world(request);
+        for (auto& [name, m] : world::measure(parse_json(request.attributes, "attributes of the prompt"),
+                                              fits ? world::Picture(request.picture) : scaled))
             verdicts[name] = {m.present, m.score, std::move(m.reason)};
         return verdicts;
     }

@@ -52,7 +52,8 @@ class Scorer {
     virtual void interrupt() const noexcept {}
 };
 
-/// The measures of the procedural world (lib/world): exact, of the prompt's attributes.
+/// The measures of the procedural world (lib/world): exact, of the prompt's attributes. Pictures of
+/// another size than the world's are scaled to its square first.
 std::unique_ptr<Scorer> make_world_scorer();
 
 /// Settings that make a scorer slow and unreliable, for tests and benchmarks of what surrounds it.

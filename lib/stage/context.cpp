@@ -51,17 +51,11 @@ std::filesystem::path Context::final_policy(const std::string& name) const {
     return config.number("grpo.ema") > 0 ? directory / "ema" : directory;
 }
 
-rl::SamplingSpec Context::sampling(const pipeline::Pipeline& pipeline) const {
-    const std::int64_t tokens = (config.integer("sampling.height") / model::pixels_per_latent) *
-                                (config.integer("sampling.width") / model::pixels_per_latent);
-    return sampling(pipeline.schedule(static_cast<int>(config.integer("sampling.steps")), tokens));
-}
-
-rl::SamplingSpec Context::sampling(const flow::Schedule& schedule) const {
+rl::SamplingSpec Context::sampling(const flow::ScheduleConfig& schedule) const {
     rl::SamplingSpec s;
     s.target = {config.integer("sampling.height") / model::pixels_per_latent,
                 config.integer("sampling.width") / model::pixels_per_latent};
-    s.schedule = schedule;
+    s.schedule = flow::make_schedule(schedule, static_cast<int>(config.integer("sampling.steps")), s.target.tokens());
     s.sampler = flow::parse_sampler(config.text("sampling.sampler"));
     s.eta = config.number("sampling.eta");
     s.log_prob = flow::parse_log_prob(config.text("sampling.log_prob"));
@@ -197,8 +191,14 @@ std::vector<Prompt> training_prompts(const Context& c, const std::string& task) 
     const std::filesystem::path file = c.config.text("task." + task + ".train");
     auto prompts = read_prompts(file, task, c.kind(task));
     if (!c.config.flag("curate.enabled")) return prompts;
-    require_complete(c.run.curation(task),
-                     fmt::format("run atelier-curate for task {} first", task));
+    const auto directory = c.run.curation(task);
+    ATELIER_CHECK_INPUT(std::filesystem::exists(directory / io::manifest_name),
+                        "{} is not complete: run atelier-curate for task {} first", directory.string(), task);
+    // What counts is the list; the groups that it was judged by may be many and are not read again.
+    const std::string stated = io::read_manifest(directory).facts.value("prompts_file", ""),
+                      found = io::digest_file(c.run.curated(task)).hash;
+    ATELIER_CHECK_INPUT(found == stated, "{} does not match {}: hash {} expected, found {}", c.run.curated(task).string(),
+                        (directory / io::manifest_name).string(), stated, found);
     const Curated curated = read_curated(c.run.curated(task));
     ATELIER_CHECK_INPUT(curated.pool_hash == io::digest_file(file).hash,
                         "{} was curated from another version of {}", c.run.curated(task).string(),

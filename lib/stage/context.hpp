@@ -12,6 +12,10 @@
 #include "rl/group_policy.hpp"
 #include "stage/prompts.hpp"
 
+namespace atelier::reward {
+class JudgeRanks;
+}
+
 namespace atelier::stage {
 
 /// The policy that is trained on all tasks at once (the baseline); every other policy is the
@@ -54,6 +58,7 @@ struct Context {
     comm::Communicator* world = nullptr;
     std::string policy;
     std::int64_t iteration = 1;  ///< of the policy, or round of the distillation
+    reward::JudgeRanks* judges = nullptr;  ///< ranks that score ([reward] ranks); null: this rank's own threads do
 
     std::filesystem::path model() const { return config.text("run.model"); }
     std::filesystem::path base_transformer() const { return model() / "transformer"; }
@@ -75,9 +80,10 @@ struct Context {
     const std::string& negative(const std::string& task) const {
         return config.text("task." + task + ".negative");
     }
-    /// How groups of this iteration are sampled, steps drawn.
-    rl::SamplingSpec sampling(const pipeline::Pipeline& model) const;
-    rl::SamplingSpec sampling(const flow::Schedule& schedule) const;
+    /// How groups of this iteration are sampled, steps drawn: of sampling.height x sampling.width. One draw serves all sizes
+    /// (picture_sizes.hpp).
+    rl::SamplingSpec sampling(const flow::ScheduleConfig& schedule) const;
+    rl::SamplingSpec sampling(const pipeline::Pipeline& model) const { return sampling(model.schedule_config()); }
     std::uint64_t seed() const { return static_cast<std::uint64_t>(config.integer("run.seed")); }
     /// This rank's share of `units`: unit u belongs to rank u % size. Results don't depend on whose
     /// it is.

@@ -9,6 +9,7 @@
 #include "rl/curation.hpp"
 #include "rl/reward_total.hpp"
 #include "stage/group_rollout.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 
 namespace atelier::stage {
@@ -145,6 +146,7 @@ int run_curate(const Context& given) {
             drawn.push_back(prompts[i]);
         prompts = std::move(drawn);
     }
+    put_sizes_together(c, prompts);
     GroupRollout rollout(c, model, spec, "curate", c.base_transformer(), directory,
                          GroupRollout::States::left_out);
     rollout.reserve(prompts, memory);
@@ -159,7 +161,8 @@ int run_curate(const Context& given) {
             const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit),
                                                    c.config.hash(), io::TrajectoryParts::scores);
             groups.push_back({unit, gated_scores(shard.shapes.at(0), dimensions, gate)});
-            manifest.outputs[GroupRollout::shard_name(unit)] = {};
+            const std::string name = GroupRollout::shard_name(unit);
+            manifest.outputs[name] = rollout.digests().contains(name) ? rollout.digests().at(name) : io::FileDigest{};
         }
         io::remove_temporaries(c.run.curated(c.policy).parent_path(),
                                c.run.curated(c.policy).filename().string());
@@ -183,8 +186,8 @@ int run_curate(const Context& given) {
                           {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
         memory.finish(c, manifest);
+        io::put_metrics(c.run.metrics(), manifest.facts);  // before the manifest: a stage that is done has its record
         io::publish_manifest(directory, manifest);
-        io::put_metrics(c.run.metrics(), manifest.facts);
         for (const auto& [category, entries] : shares.items())
             for (const auto& [dimension, s] : entries.items())
                 log_line(fmt::format(

@@ -164,6 +164,10 @@ std::string slurm_settings(const config::Config& c) {
         "bin\t{}\npartition\t{}\naccount\t{}\nlauncher\t{}\nstop_early\t{}\nthreads\t{}\n",
         bin.string(), c.text("slurm.partition"), c.text("slurm.account"), c.text("slurm.launcher"),
         c.integer("slurm.stop_early"), c.integer("compute.threads"));
+    // Only jobs that ask a judge over HTTP are given the variable that holds its key.
+    if (!c.text("judge.key_variable").empty())
+        text += "key_variable\t" + c.text("judge.key_variable") + "\nkey_stages\t" +
+                (c.text("reward.scorer") == "http" ? "curate,rollout,evaluate" : "-") + "\n";
     for (const std::string& option : c.list("slurm.options")) text += "option\t" + option + "\n";
     return text;
 }

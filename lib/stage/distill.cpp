@@ -7,6 +7,7 @@
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
@@ -70,8 +71,12 @@ int run_distill(const Context& c) {
     const auto retain_dumps = [&] {
         for (const std::string& task : c.config.tasks()) retain(c, c.run.dump(round, task));
     };
+    const auto updates = c.run.round(round) / "updates";
     if (stage.is_complete) {
-        if (c.world->is_root()) retain_dumps();
+        if (c.world->is_root()) {
+            remove_snapshots(updates);
+            retain_dumps();
+        }
         return 0;
     }
     io::Manifest manifest = c.new_manifest("distill");
@@ -91,7 +96,10 @@ int run_distill(const Context& c) {
     pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks());
     load_start(c, round, model);
     prepare_adapter(c, model);
-    const distill::StudentSpec spec = student_spec(c, model);
+    const distill::StudentSpec spec = student_spec(c, model.schedule_config());
+    const auto spec_of = [&](const io::TrajectorySamples& s) {
+        return on_grid(spec, model.schedule_config(), {s.height, s.width});
+    };
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
     Trainer trainer(model, source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
@@ -104,11 +112,11 @@ int run_distill(const Context& c) {
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
     const PromptIndex prompts(c, c.config.tasks());
-    const auto build = [&](const EncodedPair& pair, Arena& arena) {
+    const auto build = [&](const EncodedPair& pair, const distill::StudentSpec& own, Arena& arena) {
         return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr,
-                                     spec, keep, arena);
+                                     own, keep, arena);
     };
-    Snapshots snapshots(c, c.run.round(round) / "updates", trainer);
+    Snapshots snapshots(c, updates, trainer);
     Workspace workspace("trajectories");
     const auto train_shard = [&](const Shard& shard, double weight) {
         const auto data =
@@ -120,7 +128,7 @@ int run_distill(const Context& c) {
                             shard.path.string(), spec.members);
         const Prompt& prompt = prompts.at(shard.task, data.prompts.id.at(0), shard.path);
         const EncodedPair pair = encode_pair(model, c, prompt, false);
-        return workspace.build([&](Arena& arena) { return build(pair, arena); })
+        return workspace.build([&](Arena& arena) { return build(pair, spec_of(s), arena); })
             .train(kind, s.x, s.teacher_velocity, weight, trainer.gradients());
     };
 
@@ -147,19 +155,8 @@ int run_distill(const Context& c) {
                 }
             }
         }
-        std::size_t group = 0;
-        for (const EncodedPair& pair : memory.add_model(c, model, mine, false, 0))
-            group = std::max(group, Workspace::measure([&](Arena& arena) { build(pair, arena); }));
-        workspace.reserve(group);
-        memory.plan.hold("gradients and optimizer", trainer.bytes());
-        memory.plan.hold_during("updating", "trajectories", group);
-        memory.plan.hold_during(
-            "updating", "shard",
-            static_cast<std::size_t>(spec.members) *
-                sample_bytes(spec.target, model.dit().config().in_channels, spec.schedule.steps(),
-                             spec.schedule.steps()));
-        memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
-        memory.plan.hold("state in writing", snapshots.bytes());
+        workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, mine, false, 0), spec, keep,
+                                       trainer.planned(), snapshots.is_on()));
         memory.say(c);
     }
     Progress progress(fmt::format("distill {}", round), "updates",
@@ -222,6 +219,7 @@ int run_distill(const Context& c) {
         {"learning_rate", rate.at(trainer.updates())}};
     for (const auto& [task, sum] : done.loss)
         metrics["loss"][task] = sum.second > 0 ? sum.first / sum.second : 0.0;
+    if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the student: a student always has its record
     publish_together(
         *c.world, directory,
         [&](const std::filesystem::path& temporary) {
@@ -234,7 +232,6 @@ int run_distill(const Context& c) {
         });
     snapshots.remove();
     if (c.world->is_root()) {
-        io::put_metrics(c.run.metrics(), metrics);
         log_line(fmt::format(
             "distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round,
             last_loss, shards.size(), metrics["gradient_norm"].get<double>()));

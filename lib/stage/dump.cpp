@@ -6,6 +6,7 @@
 #include "flow/noise.hpp"
 #include "io/trajectory.hpp"
 #include "stage/group_rollout.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/student.hpp"
 
 namespace atelier::stage {
@@ -15,12 +16,14 @@ namespace {
 struct Group {
     std::size_t unit = 0;
     const Prompt* prompt = nullptr;
+    distill::StudentSpec spec;
     EncodedPair encoded;
     distill::StudentTrajectory trajectory;
 };
 
-io::TrajectorySamples samples_of(const distill::StudentSpec& spec, const Group& g,
-                                 std::vector<float> teacher_velocity, std::int64_t channels) {
+io::TrajectorySamples samples_of(const Group& g, std::vector<float> teacher_velocity,
+                                 std::int64_t channels) {
+    const distill::StudentSpec& spec = g.spec;
     io::TrajectorySamples s;
     s.height = spec.target.height;
     s.width = spec.target.width;
@@ -73,12 +76,18 @@ int run_teacher_dump(const Context& c) {
     StageMemory memory;
     const auto teacher = c.final_policy(task);
     const auto pool = training_prompts(c, task);
-    const auto drawn = draw_prompts(
-        pool.size(),
-        std::min(pool.size(), static_cast<std::size_t>(c.config.integer("distill.prompts"))),
-        c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round));
+    std::vector<Prompt> drawn;
+    for (const std::size_t i : draw_prompts(
+             pool.size(),
+             std::min(pool.size(), static_cast<std::size_t>(c.config.integer("distill.prompts"))),
+             c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round)))
+        drawn.push_back(pool[i]);
+    put_sizes_together(c, drawn);
     pipeline::Pipeline model(c.model(), student_source(c, round));
-    const distill::StudentSpec spec = student_spec(c, model);
+    const distill::StudentSpec spec = student_spec(c, model.schedule_config());
+    const auto spec_of = [&](const Prompt& prompt) {
+        return on_grid(spec, model.schedule_config(), target_grid(c, prompt));
+    };
     const rl::SamplingSpec sampling = c.sampling(model);
     const bool guided = sampling.uses_guidance();
     const std::string config_hash = c.config.hash(),
@@ -104,28 +113,13 @@ int run_teacher_dump(const Context& c) {
     }
     const auto resident = static_cast<std::size_t>(c.config.integer("distill.resident_groups"));
     Workspace workspace("trajectories");
+    ShardWriter writer;
     {
         std::vector<const Prompt*> mine;
-        for (const std::size_t unit : units) mine.push_back(&pool[drawn[unit]]);
-        std::size_t group = 0;
-        for (const EncodedPair& pair : memory.add_model(c, model, mine, guided, spec.members))
-            group = std::max(group, Workspace::measure([&](Arena& arena) {
-                build(model, pair, guided, spec, arena);
-            }));
-        workspace.reserve(group);
-        memory.plan.hold("group", group);
-        const auto members = static_cast<std::size_t>(spec.members);
-        const std::int64_t channels = model.dit().config().in_channels,
-                           steps = spec.schedule.steps();
-        // Trajectories wait for the teacher without pictures; a shard is copied from one of them.
-        memory.plan.hold("resident groups",
-                         std::min(resident, units.size()) * members *
-                             (sample_bytes(spec.target, channels, steps, 0) - picture_bytes(spec.target)));
-        memory.plan.hold("shard to write",
-                         2 * members * sample_bytes(spec.target, channels, steps, steps));
-        // The start is made before the rest is taken; a teacher's mapped file stands in for that.
-        if (round == 1 && c.config.text("distill.start") == "average")
-            memory.plan.hold_during("averaging", "a teacher's weights", model.own_weights().size_bytes());
+        for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
+        const bool averages = round == 1 && c.config.text("distill.start") == "average";
+        workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
+                                    std::min(resident, units.size()), averages ? model.own_weights().size_bytes() : 0));
         memory.say(c);
     }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);
@@ -135,6 +129,7 @@ int run_teacher_dump(const Context& c) {
     std::int64_t done = 0;
     for (std::size_t turn = 0; turn < turns; ++turn) {
         if (stop_was_asked(*c.world)) {
+            writer.finish();
             if (c.world->is_root()) log_line("stopped by a signal");
             return static_cast<int>(ErrorKind::requeue);
         }
@@ -144,7 +139,8 @@ int run_teacher_dump(const Context& c) {
              ++i) {
             Group g;
             g.unit = units[i];
-            g.prompt = &pool[drawn[g.unit]];
+            g.prompt = &drawn[g.unit];
+            g.spec = spec_of(*g.prompt);
             g.encoded = encode_pair(model, c, *g.prompt, guided);
             std::vector<RandomKey> keys;
             for (int m = 0; m < spec.members; ++m)
@@ -153,7 +149,7 @@ int run_teacher_dump(const Context& c) {
                                                       static_cast<std::uint64_t>(m)));
             g.trajectory = workspace
                                .build([&](Arena& arena) {
-                                   return build(model, g.encoded, false, spec, arena);
+                                   return build(model, g.encoded, false, g.spec, arena);
                                })
                                .sample(keys);
             groups.push_back(std::move(g));
@@ -163,23 +159,22 @@ int run_teacher_dump(const Context& c) {
             auto velocity =
                 workspace
                     .build([&](Arena& arena) {
-                        return build(model, g.encoded, guided, spec, arena);
+                        return build(model, g.encoded, guided, g.spec, arena);
                     })
                     .velocities(guided ? sampling.guidance : flow::Guidance{}, g.trajectory.x);
             io::TrajectoryShard shard;
             shard.header = header;
             shard.prompts = prompt_table(c, *g.prompt);
             shard.shapes.push_back(
-                samples_of(spec, g, std::move(velocity), model.dit().config().in_channels));
+                samples_of(g, std::move(velocity), model.dit().config().in_channels));
             decode_pictures(model, shard.shapes[0]);
-            io::publish_file(directory / GroupRollout::shard_name(g.unit),
-                             [&](const std::filesystem::path& temporary) {
-                                 io::write_trajectory(temporary, shard);
-                             });
+            writer.put(directory / GroupRollout::shard_name(g.unit), std::move(shard));
             done += spec.members;
             progress.update(done);
         }
     }
+    writer.finish();
+    const auto digests = gather_digests(*c.world, writer.digests());
     c.world->barrier();
     if (c.world->is_root()) {
         manifest.inputs["student"] = {0, student_hash};
@@ -188,7 +183,7 @@ int run_teacher_dump(const Context& c) {
                           {"group_size", spec.members},
                           {"teacher_guidance_scale", guided ? sampling.guidance.scale : 1.0}};
         memory.finish(c, manifest);
-        publish_shards(directory, drawn.size(), manifest);
+        publish_shards(directory, drawn.size(), digests, manifest);
     }
     c.world->barrier();
     return 0;

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <optional>
+#include <utility>
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/truth_gap.hpp"
@@ -14,48 +17,24 @@ namespace atelier::stage {
 namespace {
 
 /// Plans and takes the memory for every task's prompts; all candidates have the same sizes.
-void reserve(const Context& given, pipeline::Pipeline& model,
+void reserve(const Context& c, pipeline::Pipeline& model,
              const std::vector<Candidate>& candidates,
              const std::map<std::string, EvaluatedTask>& tasks, const Scoring& scoring,
              StageMemory& memory, Workspace& workspace) {
-    Context c = given;
-    const bool guides = std::any_of(candidates.begin(), candidates.end(),
-                                    [](const Candidate& each) { return each.guided; });
+    EvaluationMemory m;
+    m.guided = std::any_of(candidates.begin(), candidates.end(), [](const Candidate& each) { return each.guided; });
+    m.candidates = candidates.size();
     std::vector<const Prompt*> prompts;
-    std::size_t pictures = 0, sampling = 0, next = 0;
     for (const auto& [name, task] : tasks) {
         for (const Prompt& prompt : task.prompts) prompts.push_back(&prompt);
-        pictures = std::max(pictures, evaluation_shard_prompts * task.pictures);
+        m.pictures = std::max(m.pictures, task.pictures);
+        m.rows.push_back(shown_prompts(task).size());
     }
-    const auto outlines =
-        memory.add_model(c, model, prompts, guides, static_cast<std::int64_t>(pictures));
-    dit::Grid target;
-    for (const auto& [name, task] : tasks) {
-        c.policy = name;
-        const rl::SamplingSpec spec = c.sampling(model);
-        target = spec.target;
-        for (std::size_t i = 0; i < task.prompts.size(); ++i)
-            sampling = std::max(
-                sampling, evaluation_bytes(model, outlines.at(next++), spec, guides, task));
-    }
-    workspace.reserve(sampling);
-    memory.plan.hold_during("drawing", "sampling", sampling);
-    const auto waiting = std::min<std::size_t>(
-        pictures, static_cast<std::size_t>(c.config.integer("reward.queue") +
-                                           c.config.integer("reward.workers")));
-    memory.plan.hold_during("drawing", "pictures to score", waiting * picture_bytes(target));
-    memory.plan.hold_during("drawing", "judge", scoring.bytes(picture_bytes(target)));
-    memory.plan.hold_during(
-        "drawing", "shard to write",
-        2 * pictures * sample_bytes(target, model.dit().config().in_channels, 0, 0));
-    std::size_t shown = 0, widest = 0;
-    for (const auto& [name, task] : tasks) {
-        const std::size_t rows = shown_prompts(task).size();
-        shown += rows * candidates.size();
-        widest = std::max(widest, rows * (candidates.size() + 1));
-    }
-    memory.plan.hold_during("reporting", "shown pictures", shown * picture_bytes(target));
-    memory.plan.hold_during("reporting", "contact sheet", widest * picture_bytes(target));
+    m.shard_pictures = evaluation_shard_prompts * m.pictures;
+    const ModelOutline outline =
+        memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));
+    m.scoring = scoring.memory(picture_bytes(outline.largest()));
+    workspace.reserve(hold_evaluation(memory.plan, outline, m));
     memory.say(c);
 }
 
@@ -117,6 +96,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         if (c.world->is_root()) std::cout << std::ifstream(directory / "table.txt").rdbuf();
         return 0;
     }
+    c.iteration = 0;  // no training iteration draws these sizes
     std::map<std::string, EvaluatedTask> tasks;
     std::int64_t total = 0;
     for (const std::string& name : c.config.tasks()) {
@@ -131,6 +111,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Workspace workspace("sampling");
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
+    std::optional<EvaluationShard> scored;  // while the next is drawn
+    const auto publish_last = [&] {
+        if (scored) publish_evaluation_shard(std::exchange(scored, std::nullopt).value());
+    };
     for (const Candidate& candidate : candidates) {
         const std::string model_hash = weights_hash(candidate.transformer);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
@@ -149,6 +133,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             const std::size_t count = evaluation_shard_count(task);
             for (std::size_t first = 0; first < count; first += ranks) {
                 if (stop_was_asked(*c.world)) {
+                    publish_last();
                     if (c.world->is_root())
                         log_line(fmt::format("stopped by a signal; {} of {} shards are published",
                                              done, total));
@@ -156,14 +141,18 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 }
                 const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
                 if (unit < count &&
-                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided))
-                    make_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards,
-                                          scoring, workspace);
+                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
+                    auto drawn = draw_evaluation_shard(c, model, spec, candidate, model_hash, task,
+                                                       unit, shards, scoring, workspace);
+                    publish_last();
+                    scored = std::move(drawn);
+                }
                 done += static_cast<std::int64_t>(std::min(ranks, count - first));
                 progress.update(done);
             }
         }
     }
+    publish_last();
     c.world->barrier();
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;

@@ -15,8 +15,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t sheet_rows = 12;
-
 struct Column {
     std::vector<double> values;
     std::vector<std::uint64_t> clusters;

@@ -40,6 +40,8 @@ nlohmann::json truth_summary(const std::vector<std::string>& models,
 /// The summary's dimensions as lines of text, one column a model, and Elo.
 std::string evaluation_table(const nlohmann::json& summary, const std::vector<std::string>& models);
 
+/// Most prompts on a contact sheet.
+inline constexpr std::size_t sheet_rows = 12;
 /// Indices of the prompts on the contact sheet, rising.
 std::vector<std::size_t> shown_prompts(const EvaluatedTask& task);
 

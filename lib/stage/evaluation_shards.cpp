@@ -6,6 +6,7 @@
 #include "flow/noise.hpp"
 #include "io/publish.hpp"
 #include "pipeline/generate.hpp"
+#include "stage/picture_sizes.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -31,6 +32,18 @@ pipeline::GenerateRequest request_of(const EncodedPair& pair, const rl::Sampling
     r.target = spec.target;
     r.batch = static_cast<std::int64_t>(task.pictures);
     return r;
+}
+
+/// The shard's samples of a grid; new ones where it has none yet.
+io::TrajectorySamples& samples_on(io::TrajectoryShard& shard, const rl::SamplingSpec& spec, std::int64_t channels) {
+    for (io::TrajectorySamples& s : shard.shapes)
+        if (s.height == spec.target.height && s.width == spec.target.width) return s;
+    io::TrajectorySamples& s = shard.shapes.emplace_back();
+    s.height = spec.target.height;
+    s.width = spec.target.width;
+    s.channels = channels;
+    s.steps = spec.schedule.steps();
+    return s;
 }
 
 /// Latents of one prompt's pictures, appended to the samples.
@@ -91,8 +104,10 @@ bool has_evaluation_shard(const Context& c, const std::filesystem::path& directo
     const double scale = guided ? c.config.number("sampling.guidance_scale") : 1.0;
     bool same = shard.header.config_hash == c.config.hash() &&
                 shard.header.model_hash == model_hash && shard.header.guidance_scale == scale &&
-                shard.prompts.id.size() == end - begin && shard.shapes.size() == 1 &&
-                shard.shapes[0].sample_id.size() == (end - begin) * task.pictures;
+                shard.prompts.id.size() == end - begin;
+    std::size_t samples = 0;
+    for (const io::TrajectorySamples& s : shard.shapes) samples += s.sample_id.size();
+    same = same && samples == (end - begin) * task.pictures;
     for (std::size_t i = begin; same && i < end; ++i)
         same = shard.prompts.id[i - begin] == task.prompts[i].id &&
                shard.prompts.text[i - begin] == task.prompts[i].text &&
@@ -101,54 +116,55 @@ bool has_evaluation_shard(const Context& c, const std::filesystem::path& directo
     return same;
 }
 
-std::size_t evaluation_bytes(const pipeline::Pipeline& model, const EncodedPair& outline,
-                             const rl::SamplingSpec& spec, bool guided, const EvaluatedTask& task) {
-    return pipeline::generation_bytes(model.dit(), request_of(outline, spec, guided, task));
-}
-
-void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
-                           const rl::SamplingSpec& spec, const Candidate& candidate,
-                           const std::string& model_hash, const EvaluatedTask& task,
-                           std::size_t unit, const std::filesystem::path& directory,
-                           Scoring& scoring, Workspace& workspace) {
-    io::TrajectoryShard shard;
+EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& model,
+                                      const rl::SamplingSpec& spec, const Candidate& candidate,
+                                      const std::string& model_hash, const EvaluatedTask& task,
+                                      std::size_t unit, const std::filesystem::path& directory,
+                                      Scoring& scoring, Workspace& workspace) {
+    EvaluationShard drawn{directory / GroupRollout::shard_name(unit), candidate.name, {}, {}};
+    io::TrajectoryShard& shard = drawn.shard;
     shard.header = shard_header(c, "evaluate", spec, model_hash);
     shard.header.sampler = flow::name_of(flow::Sampler::ode);
     shard.header.eta = 0;
     shard.header.iteration = 0;
     shard.header.guidance_scale = candidate.guided ? spec.guidance.scale : 1.0;
-    io::TrajectorySamples& s = shard.shapes.emplace_back();
-    s.height = spec.target.height;
-    s.width = spec.target.width;
-    s.channels = model.dit().config().in_channels;
-    s.steps = spec.schedule.steps();
     const auto [begin, end] = prompts_of(task, unit);
     for (std::size_t i = begin; i < end; ++i) {
         append(shard.prompts, prompt_table(c, task.prompts[i]));
-        draw(model, c, spec, candidate.guided, task, i, workspace, s);
+        const rl::SamplingSpec own = on_grid(spec, model.schedule_config(), target_grid(c, task.prompts[i]));
+        draw(model, c, own, candidate.guided, task, i, workspace,
+             samples_on(shard, own, model.dit().config().in_channels));
     }
-    decode_pictures(model, s);
-    std::vector<const Prompt*> asked;
-    for (std::size_t i = begin; i < end; ++i)
-        asked.insert(asked.end(), task.pictures, &task.prompts[i]);
-    auto outcomes = scoring.submit(asked, s);
-    scoring.add_truth(asked, s);
-    const int failed = store_outcomes(outcomes, s);
-    ATELIER_CHECK_KIND(ErrorKind::reward, failed == 0,
-                       "{} of {} held-out pictures of {} could not be scored", failed, s.samples(),
-                       candidate.name);
-    for (std::int64_t i = 0; i < s.samples(); ++i) {
-        double sum = 0, n = 0;
-        for (const auto& [name, column] : s.reward)
-            if (column.present[static_cast<std::size_t>(i)] != 0)
-                sum += column.score[static_cast<std::size_t>(i)], ++n;
-        s.total.push_back(static_cast<float>(sum / n));
-        s.advantage.push_back(0.0f);
+    for (io::TrajectorySamples& s : shard.shapes) {
+        decode_pictures(model, s);
+        std::vector<const Prompt*> asked;
+        for (const std::uint32_t prompt : s.prompt) asked.push_back(&task.prompts[begin + prompt]);
+        drawn.outcomes.push_back(scoring.submit(asked, s));
+        scoring.add_truth(asked, s);
     }
-    std::filesystem::create_directories(directory);
-    io::publish_file(
-        directory / GroupRollout::shard_name(unit),
-        [&](const std::filesystem::path& temporary) { io::write_trajectory(temporary, shard); });
+    return drawn;
+}
+
+void publish_evaluation_shard(EvaluationShard drawn) {
+    for (std::size_t k = 0; k < drawn.shard.shapes.size(); ++k) {
+        io::TrajectorySamples& s = drawn.shard.shapes[k];
+        const int failed = store_outcomes(drawn.outcomes[k], s);
+        ATELIER_CHECK_KIND(ErrorKind::reward, failed == 0,
+                           "{} of {} held-out pictures of {} could not be scored", failed, s.samples(),
+                           drawn.candidate);
+        for (std::int64_t i = 0; i < s.samples(); ++i) {
+            double sum = 0, n = 0;
+            for (const auto& [name, column] : s.reward)
+                if (column.present[static_cast<std::size_t>(i)] != 0)
+                    sum += column.score[static_cast<std::size_t>(i)], ++n;
+            s.total.push_back(static_cast<float>(sum / n));
+            s.advantage.push_back(0.0f);
+        }
+    }
+    std::filesystem::create_directories(drawn.path.parent_path());
+    io::publish_file(drawn.path, [&](const std::filesystem::path& temporary) {
+        io::write_trajectory(temporary, drawn.shard);
+    });
 }
 
 std::vector<EvaluatedSample> read_evaluation(const Context& c,
@@ -163,21 +179,21 @@ std::vector<EvaluatedSample> read_evaluation(const Context& c,
         const auto shard =
             io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(),
                                 shows ? io::TrajectoryParts::all : io::TrajectoryParts::scores);
-        const io::TrajectorySamples& s = shard.shapes.at(0);
-        for (std::size_t k = 0; k < s.sample_id.size(); ++k) {
-            EvaluatedSample& sample = samples.at(s.sample_id[k]);
-            for (const auto& [name, column] : s.reward)
-                if (column.present[k] != 0) sample.scores[name] = column.score[k];
-            for (const auto& [name, column] : s.truth)
-                if (column.present[k] != 0) sample.truth[name] = column.score[k];
-            const std::size_t prompt = s.sample_id[k] / task.pictures;
-            if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
-            const std::size_t bytes = s.picture.size() / s.sample_id.size();
-            sample.picture =
-                io::Image(static_cast<int>(s.picture_width), static_cast<int>(s.picture_height), 4);
-            std::copy_n(s.picture.begin() + static_cast<std::ptrdiff_t>(k * bytes), bytes,
-                        sample.picture.pixels.begin());
-        }
+        for (const io::TrajectorySamples& s : shard.shapes)
+            for (std::size_t k = 0; k < s.sample_id.size(); ++k) {
+                EvaluatedSample& sample = samples.at(s.sample_id[k]);
+                for (const auto& [name, column] : s.reward)
+                    if (column.present[k] != 0) sample.scores[name] = column.score[k];
+                for (const auto& [name, column] : s.truth)
+                    if (column.present[k] != 0) sample.truth[name] = column.score[k];
+                const std::size_t prompt = s.sample_id[k] / task.pictures;
+                if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
+                const std::size_t bytes = s.picture.size() / s.sample_id.size();
+                sample.picture = io::Image(static_cast<int>(s.picture_width),
+                                           static_cast<int>(s.picture_height), 4);
+                std::copy_n(s.picture.begin() + static_cast<std::ptrdiff_t>(k * bytes), bytes,
+                            sample.picture.pixels.begin());
+            }
     }
     return samples;
 }

@@ -8,6 +8,7 @@
 #include "io/image/png.hpp"
 #include "io/trajectory_index.hpp"
 #include "model/processor/image_inputs.hpp"
+#include "stage/picture_sizes.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -117,12 +118,13 @@ void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {
 }
 
 void publish_shards(const std::filesystem::path& directory, std::size_t count,
-                    io::Manifest manifest) {
+                    const std::map<std::string, io::FileDigest>& digests, io::Manifest manifest) {
     std::vector<std::string> shards;
     for (std::size_t unit = 0; unit < count; ++unit)
         shards.push_back(GroupRollout::shard_name(unit));
     io::publish_trajectory_index(directory, shards);
-    for (const std::string& name : shards) manifest.outputs[name] = {};
+    for (const std::string& name : shards)
+        manifest.outputs[name] = digests.contains(name) ? digests.at(name) : io::FileDigest{};
     manifest.outputs[io::trajectory_index_name] = {};
     io::publish_manifest(directory, std::move(manifest));
 }
@@ -151,63 +153,64 @@ bool GroupRollout::Pending::is_scored() const {
     });
 }
 
-rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, Arena& arena) const {
+rl::SamplingSpec GroupRollout::spec_of(const Prompt& prompt) const {
+    return on_grid(spec_, model_.schedule_config(), target_grid(context_, prompt));
+}
+
+rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, const rl::SamplingSpec& spec,
+                                    Arena& arena) const {
     return rl::GroupPolicy(model_.dit(), model_.dit_weights(), pair.conditional,
-                           spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_,
+                           spec.uses_guidance() ? &pair.unconditional : nullptr, spec,
                            dit::Keep::nothing, arena);
 }
 
-std::size_t GroupRollout::most_pending() const {
-    const std::int64_t in_pool = context_.config.integer("reward.queue") +
-                                 context_.config.integer("reward.workers");
-    return static_cast<std::size_t>(std::max<std::int64_t>(1, in_pool / spec_.members));
-}
-
 void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memory) {
-    const auto outlines = memory.add_model(context_, model_, my_prompts(context_, prompts),
-                                           spec_.uses_guidance(), spec_.members);
-    std::size_t group = 0;
-    for (const EncodedPair& pair : outlines)
-        group = std::max(group, Workspace::measure([&](Arena& arena) { build(pair, arena); }));
-    workspace_.reserve(group);
-    memory.plan.hold("group", group);
-    const auto members = static_cast<std::size_t>(spec_.members);
-    const std::int64_t channels = model_.dit().config().in_channels;
-    const auto steps = static_cast<std::int64_t>(spec_.trained_steps.size());
-    const std::size_t drawn = members * sample_bytes(spec_.target, channels, steps, 0),
-                      kept = states_ == States::kept
-                                 ? drawn
-                                 : members * sample_bytes(spec_.target, channels, 0, 0);
-    // Samples being scored, and the pool's copies of their pictures.
-    memory.plan.hold("groups in work", most_pending() * kept + drawn);
-    memory.plan.hold("pictures to score", most_pending() * members * picture_bytes(spec_.target));
-    memory.plan.hold("judge", scoring_.bytes(picture_bytes(spec_.target)));
-    memory.plan.hold("shard to write", kept);
+    const ModelOutline outline =
+        memory.add_model(context_, model_, my_prompts(context_, prompts), spec_.uses_guidance(), spec_.members);
+    workspace_.reserve(hold_rollout(memory.plan, outline, spec_, states_ == States::kept,
+                                    scoring_.memory(picture_bytes(outline.largest()))));
     memory.say(context_);
 }
 
 GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& prompt) {
+    const auto group = static_cast<std::int64_t>(unit);
+    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, prompt); });
+    io::TrajectorySamples& samples = pending.shard.shapes[0];
+    timeline_.measure("decode", group, [&] { decode_pictures(model_, samples); });
+    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
+    pending.outcomes =
+        timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
+    scoring_.add_truth(asked, samples);  // while others judge
+    return pending;
+}
+
+GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt) {
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
-    rl::GroupPolicy group = workspace_.build([&](Arena& arena) { return build(pair, arena); });
+    const rl::SamplingSpec spec = spec_of(prompt);
+    rl::GroupPolicy group =
+        workspace_.build([&](Arena& arena) { return build(pair, spec, arena); });
     Pending pending;
     pending.unit = unit;
     pending.prompt = &prompt;
     pending.shard.header = shard_header(context_, stage_, spec_, model_hash_);
     pending.shard.prompts = prompt_table(context_, prompt);
     pending.shard.shapes.push_back(samples_of(
-        spec_, group.sample(group_keys(context_, prompt, spec_.members)),
+        spec, group.sample(group_keys(context_, prompt, spec_.members)),
         unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
-    decode_pictures(model_, pending.shard.shapes[0]);
-    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
-    pending.outcomes = scoring_.submit(asked, pending.shard.shapes[0]);
-    scoring_.add_truth(asked, pending.shard.shapes[0]);  // while others judge
     return pending;
 }
 
 void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWeights>& weights) {
     io::TrajectorySamples& s = group.shard.shapes[0];
-    absent_ += store_outcomes(group.outcomes, s);
+    const auto unit = static_cast<std::int64_t>(group.unit);
+    absent_ += timeline_.measure("gather", unit,
+                                 [&] { return store_outcomes(group.outcomes, s, &timeline_, unit); });
+    timeline_.measure("publish", unit, [&] { write(std::move(group), weights); });
+}
+
+void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeights>& weights) {
+    io::TrajectorySamples& s = group.shard.shapes[0];
     const Prompt& prompt = *group.prompt;
     const std::string& kind = context_.kind(prompt.task);
     std::map<std::string, double> named;
@@ -217,10 +220,7 @@ void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWe
     const double gate = kind == "t2i" ? context_.config.number("reward.gate") : 0.0;
     set_advantages(gated_scores(s, scoring_.dimensions(kind), gate), named,
                    context_.config.number("reward.min_spread"), s);
-    io::publish_file(directory_ / shard_name(group.unit),
-                     [&](const std::filesystem::path& temporary) {
-                         io::write_trajectory(temporary, group.shard);
-                     });
+    writer_.put(directory_ / shard_name(group.unit), std::move(group.shard));
 }
 
 GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
@@ -257,11 +257,14 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
             continue;
         }
         pending.push_back(sample(unit, prompts[unit]));
-        while (!pending.empty() && (pending.size() > most_pending() || pending.front().is_scored()))
+        while (!pending.empty() && (pending.size() > most_pending(scoring_.capacity(), spec_.members) || pending.front().is_scored()))
             publish_first();
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
     }
     while (!pending.empty()) publish_first();
+    writer_.finish();
+    timeline_.publish(*context_.world, directory_);
+    digests_ = gather_digests(*context_.world, writer_.digests());
     if (stopped) {
         if (context_.world->is_root())
             log_line(fmt::format("stopped by a signal; {} of {} groups are published", done,

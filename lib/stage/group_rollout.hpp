@@ -5,17 +5,19 @@
 #include <vector>
 
 #include "stage/scoring.hpp"
+#include "stage/shard_writer.hpp"
 #include "stage/stage_memory.hpp"
+#include "stage/timeline.hpp"
 
 namespace atelier::stage {
 
 /// Draws groups, has them scored beside the sampling, and publishes one shard a group, so that a
 /// killed job loses at most the groups in work. Any number of ranks writes the same samples. What
-/// curation and rollout share.
+/// curation and rollout share. What each rank was busy with when stands in the directory's timeline.json.
 class GroupRollout {
   public:
     enum class States { kept, left_out };
-    /// `stage`: as it stands in the shards. `transformer`: where the model's policy came from.
+    /// `spec`: of one size; each group has its own prompt's. `stage`: as it stands in the shards. `transformer`: where the model's policy came from.
     /// `states`: whether the trained steps' states and log-probabilities go into the shards.
     GroupRollout(const Context& context, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
                  const std::string& stage, const std::filesystem::path& transformer,
@@ -39,6 +41,9 @@ class GroupRollout {
     static std::string shard_name(std::size_t unit);
     const std::string& model_hash() const { return model_hash_; }
     std::int64_t absent() const { return absent_; }  ///< samples without score, over all ranks
+    const ShardWriter& writer() const { return writer_; }
+    /// Of the shards that this run published, over all ranks.
+    const std::map<std::string, io::FileDigest>& digests() const { return digests_; }
 
   private:
     struct Pending {
@@ -48,11 +53,15 @@ class GroupRollout {
         std::vector<std::future<reward::Outcome>> outcomes;
         bool is_scored() const;
     };
-    rl::GroupPolicy build(const EncodedPair& pair, Arena& arena) const;
-    /// Groups that may wait for their scores before the oldest is waited for.
-    std::size_t most_pending() const;
+    /// How a prompt's group is sampled.
+    rl::SamplingSpec spec_of(const Prompt& prompt) const;
+    rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, Arena& arena) const;
+    /// Samples a group, decodes it and hands it over to be scored.
     Pending sample(std::size_t unit, const Prompt& prompt);
+    Pending draw(std::size_t unit, const Prompt& prompt);
+    /// Waits for a group's scores and writes its shard.
     void publish(Pending group, const std::map<std::string, CategoryWeights>& weights);
+    void write(Pending group, const std::map<std::string, CategoryWeights>& weights);
 
     const Context& context_;
     pipeline::Pipeline& model_;
@@ -62,7 +71,10 @@ class GroupRollout {
     States states_;
     Workspace workspace_{"group"};
     Scoring scoring_;
+    Timeline timeline_;
     std::int64_t absent_ = 0;
+    ShardWriter writer_;
+    std::map<std::string, io::FileDigest> digests_;
 };
 
 /// Everything random of a member follows from (seed, iteration, policy and prompt, member).
@@ -72,9 +84,10 @@ std::vector<RandomKey> group_keys(const Context& context, const Prompt& prompt, 
 io::TrajectoryPrompts prompt_table(const Context& context, const Prompt& prompt);
 io::TrajectoryHeader shard_header(const Context& context, const std::string& stage,
                                   const rl::SamplingSpec& spec, const std::string& model_hash);
-/// Publishes the index of shards 0 to count - 1, then the manifest that names them all.
+/// Publishes the index of shards 0 to count - 1, then the manifest that names them all; `digests`:
+/// those that are known.
 void publish_shards(const std::filesystem::path& directory, std::size_t count,
-                    io::Manifest manifest);
+                    const std::map<std::string, io::FileDigest>& digests, io::Manifest manifest);
 /// Decodes `samples.latents` into `samples.picture`.
 void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& samples);
 

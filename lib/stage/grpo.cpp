@@ -10,6 +10,7 @@
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
@@ -46,6 +47,7 @@ struct GroupScoresOf {
     std::map<std::string, std::vector<double>> truth;   ///< the same by [reward] truth
     std::map<std::string, std::vector<double>> gap;  ///< score - truth where both are; "all": a sample's mean
     std::vector<double> totals, advantages;
+    dit::Grid target;
 };
 
 /// The groups of all ranks, in unit order: every rank gets the same numbers.
@@ -87,7 +89,7 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         }
         mine.push_back(
             {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages},
-             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"r", truth}, {"g", gap}});
+             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"h", s.height}, {"w", s.width}, {"r", truth}, {"g", gap}});
     }
     const auto bytes = Json::to_cbor(mine);
     std::vector<GroupScoresOf> groups(shards.size());
@@ -95,8 +97,8 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
         for (const Json& g : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
             GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
-            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"),
-                     g.at("r"), g.at("g"), g.at("t"), g.at("a")};
+            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"), g.at("r"), g.at("g"),
+                     g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
         }
     }
     return groups;
@@ -205,37 +207,19 @@ class Update {
     }
 
     /// Plans and takes the memory for this rank's groups in `parts` minibatches.
-    void reserve(std::size_t parts, const Trainer& trainer, StageMemory& memory) {
-        std::vector<const Prompt*> prompts;
-        for (std::size_t part = 0; part < parts; ++part)
-            for (const std::size_t unit : my_units(part, parts))
-                prompts.push_back(&prompt_of(unit));
-        if (trainer.is_collective())
-            for (std::size_t part = 0; part < parts; ++part)
-                if (kept_of(part, parts) > 0) prompts.push_back(&prompt_of(first_kept(part, parts)));
-        const auto outlines = memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0);
-        std::size_t training = 0, base = 0;
-        for (const EncodedPair& pair : outlines) {
-            training = std::max(training, Workspace::measure([&](Arena& arena) {
-                build(pair, model_.dit_weights(), keep_, arena);
-            }));
-            if (base_weights_)
-                base = std::max(base, Workspace::measure([&](Arena& arena) {
-                    build(pair, *base_weights_, dit::Keep::nothing, arena);
-                }));
+    void reserve(std::size_t parts, const Trainer& trainer, bool snapshots, StageMemory& memory) {
+        std::vector<std::size_t> units;
+        for (std::size_t part = 0; part < parts; ++part) {
+            for (const std::size_t unit : my_units(part, parts)) units.push_back(unit);
+            if (trainer.is_collective() && kept_of(part, parts) > 0) units.push_back(first_kept(part, parts));
         }
+        std::vector<const Prompt*> prompts;
+        for (const std::size_t unit : units) prompts.push_back(&prompt_of(unit));
+        const auto [training, base] = hold_grpo(
+            memory.plan, memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0), spec_, keep_,
+            {base_weights_.has_value(), reference_ ? reference_->arena.capacity() : 0, trainer.planned(), snapshots});
         workspace_.reserve(training);
         base_workspace_.reserve(base);
-        const std::int64_t channels = model_.dit().config().in_channels;
-        memory.plan.hold("base policy", (reference_ ? reference_->arena.capacity() : 0) + base);
-        memory.plan.hold("gradients and optimizer", trainer.bytes());
-        memory.plan.hold_during("updating", "group", training);
-        memory.plan.hold_during(
-            "updating", "shard",
-            static_cast<std::size_t>(spec_.members) *
-                sample_bytes(spec_.target, channels,
-                             static_cast<std::int64_t>(spec_.trained_steps.size()), 0));
-        memory.plan.hold_during("publishing", "optimizer's file", trainer.publishing_bytes());
     }
     /// After the last minibatch.
     void give_back() {
@@ -282,11 +266,11 @@ class Update {
             if (!groups_[unit].dropped && c_.is_mine(turn++)) mine.push_back(unit);
         return mine;
     }
-    rl::GroupPolicy build(const EncodedPair& pair, const nn::ParameterStore& weights,
+    rl::SamplingSpec spec_of(dit::Grid target) const { return on_grid(spec_, model_.schedule_config(), target); }
+    rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, const nn::ParameterStore& weights,
                           dit::Keep keep, Arena& arena) const {
         return rl::GroupPolicy(model_.dit(), weights, pair.conditional,
-                               spec_.uses_guidance() ? &pair.unconditional : nullptr, spec_, keep,
-                               arena);
+                               spec.uses_guidance() ? &pair.unconditional : nullptr, spec, keep, arena);
     }
     rl::ObjectiveStats train_group(std::size_t unit, double weight,
                                    const nn::ParameterStore& gradients) {
@@ -295,17 +279,18 @@ class Update {
         const Prompt& prompt = prompts_.at(shard.prompts.task[0], shard.prompts.id[0],
                                            rollout_ / shards_[unit]);
         const EncodedPair pair = encode_pair(model_, c_, prompt, spec_.uses_guidance());
+        const rl::SamplingSpec spec = spec_of(groups_[unit].target);
         const auto trajectory = trajectory_of(shard.shapes[0]);
         std::vector<float> base_velocity;
         if (base_weights_)
             base_velocity = base_workspace_
                                 .build([&](Arena& arena) {
-                                    return build(pair, *base_weights_, dit::Keep::nothing, arena);
+                                    return build(pair, spec, *base_weights_, dit::Keep::nothing, arena);
                                 })
                                 .velocities(trajectory);
         return workspace_
             .build([&](Arena& arena) {
-                return build(pair, model_.dit_weights(), keep_, arena);
+                return build(pair, spec, model_.dit_weights(), keep_, arena);
             })
             .train(objective_, trajectory, groups_[unit].advantages, weight, gradients,
                    base_velocity);
@@ -360,8 +345,12 @@ int run_grpo(const Context& c) {
                directory = c.run.policy(c.policy, c.iteration);
     // The lock stands beside the policy, which is published as a whole.
     const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
+    const auto updates = c.run.iteration(c.policy, c.iteration) / "updates";
     if (stage.is_complete) {
-        if (c.world->is_root()) retain(c, rollout);
+        if (c.world->is_root()) {
+            remove_snapshots(updates);
+            retain(c, rollout);
+        }
         return 0;
     }
     require_complete(rollout, "run atelier-rollout first");
@@ -398,12 +387,11 @@ int run_grpo(const Context& c) {
     const auto parts = std::min<std::size_t>(
         static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");
-    update.reserve(parts, trainer, memory);
+    Snapshots snapshots(c, updates, trainer);
+    update.reserve(parts, trainer, snapshots.is_on(), memory);
+    memory.say(c);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
                       epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
-    Snapshots snapshots(c, c.run.iteration(c.policy, c.iteration) / "updates", trainer);
-    memory.plan.hold("state in writing", snapshots.bytes());
-    memory.say(c);
     Done done;
     if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
     progress.start_at(done.updates);
@@ -439,6 +427,7 @@ int run_grpo(const Context& c) {
     metrics["kl"] = all.mean(all.kl);
     metrics["loss"] = all.mean(all.loss);
     metrics["learning_rate"] = c.learning_rate();
+    if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the policy: a policy always has its record
     publish_together(
         *c.world, directory,
         [&](const std::filesystem::path& temporary) { trainer.save(policy / "config.json", temporary, c, manifest); },
@@ -450,7 +439,6 @@ int run_grpo(const Context& c) {
         });
     snapshots.remove();
     if (c.world->is_root()) {
-        io::put_metrics(c.run.metrics(), metrics);
         const Json& total = metrics["reward"]["total"];
         log_line(
             fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, "

@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
 #include "io/manifest.hpp"
+#include "io/trajectory_index.hpp"
 #include "io/safetensors.hpp"
 #include "model/dit/dit.hpp"
 #include "nn/lora_file.hpp"
@@ -57,28 +59,39 @@ void describe_manifest(const fs::path& directory, std::ostream& out) {
     if (!m.facts.empty()) out << m.facts.dump(1) << '\n';
 }
 
+/// Sums of a dimension's scores.
+struct ScoreSums {
+    double sum = 0, square = 0;
+    std::int64_t n = 0;
+};
+
+/// One line a sample; `head` is said again where it changes.
 void describe_samples(const io::TrajectoryShard& shard, const io::TrajectorySamples& s,
-                      std::ostream& out) {
-    out << fmt::format("latents {}x{}x{}, {} samples of {} steps, {} kept", s.height, s.width,
-                       s.channels, s.samples(), s.steps, s.trained);
+                      std::string& head, std::map<std::string, ScoreSums>& sums, std::ostream& out) {
+    std::string text = fmt::format("latents {}x{}x{}, {} steps, {} kept", s.height, s.width,
+                                   s.channels, s.steps, s.trained);
     if (s.trained > 0) {
         std::vector<std::uint32_t> steps(s.trained_step.begin(),
                                          s.trained_step.begin() + s.trained);
-        out << fmt::format(" (steps {})", fmt::join(steps, ", "));
+        text += fmt::format(" (steps {})", fmt::join(steps, ", "));
     }
-    out << '\n';
-    std::string head = fmt::format("{:>8} {:>6}", "prompt", "member");
-    for (const auto& [name, column] : s.reward) head += fmt::format(" {:>12}", name);
-    if (!s.total.empty()) head += fmt::format(" {:>8} {:>9} {:>9}", "total", "advantage", "status");
-    if (s.trained > 0) head += fmt::format(" {:>12}", "mean log p");
-    out << head << '\n';
+    text += fmt::format("\n{:>8} {:>6}", "prompt", "member");
+    for (const auto& [name, column] : s.reward) text += fmt::format(" {:>12}", name);
+    if (!s.total.empty()) text += fmt::format(" {:>8} {:>9} {:>9}", "total", "advantage", "status");
+    if (s.trained > 0) text += fmt::format(" {:>12}", "mean log p");
+    if (text != head) out << text << '\n';
+    head = text;
     for (std::int64_t i = 0; i < s.samples(); ++i) {
         const auto m = static_cast<std::size_t>(i);
         std::string line =
             fmt::format("{:>8} {:>6}", shard.prompts.id[s.prompt[m]].substr(0, 8), s.member[m]);
-        for (const auto& [name, column] : s.reward)
+        for (const auto& [name, column] : s.reward) {
             line += column.present[m] != 0 ? fmt::format(" {:>12.3f}", column.score[m])
                                            : fmt::format(" {:>12}", "absent");
+            if (column.present[m] == 0) continue;
+            ScoreSums& all = sums[name];
+            all.sum += column.score[m], all.square += double(column.score[m]) * column.score[m], ++all.n;
+        }
         if (!s.total.empty())
             line += fmt::format(" {:>8.3f} {:>9.3f} {:>9}", s.total[m], s.advantage[m],
                                 status_name(s.status[m]));
@@ -91,31 +104,38 @@ void describe_samples(const io::TrajectoryShard& shard, const io::TrajectorySamp
         }
         out << line << '\n';
     }
-    for (const auto& [name, column] : s.reward) {
-        double sum = 0, square = 0, n = 0;
-        for (std::size_t i = 0; i < column.score.size(); ++i)
-            if (column.present[i] != 0)
-                sum += column.score[i], square += double(column.score[i]) * column.score[i], ++n;
-        if (n > 0)
-            out << fmt::format("{:<14} mean {:.3f}, std {:.3f}, {} scores\n", name, sum / n,
-                               std::sqrt(std::max(0.0, square / n - sum / n * sum / n)), n);
-    }
 }
 
-void describe_shard(const fs::path& path, std::ostream& out) {
-    const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
-    const io::TrajectoryHeader& h = shard.header;
-    out << fmt::format("{}: {} {} {} of run {}, rank {} of {}, {}\n", path.string(), h.stage,
-                       h.task, h.iteration, h.run_id, h.rank, h.world_size, h.created_utc);
-    out << fmt::format(
-        "sampler {} (eta {}), guidance {} trained as {}, log p: {}\nmodel {}, configuration {}, "
-        "version {}\n",
-        h.sampler, h.eta, h.guidance_scale, h.guidance_train, h.log_prob, h.model_hash,
-        h.config_hash, h.code_version);
-    for (std::size_t p = 0; p < shard.prompts.id.size(); ++p)
-        out << fmt::format("prompt {} [{}] {}\n", shard.prompts.id[p], shard.prompts.category[p],
-                           shard.prompts.text[p]);
-    for (const io::TrajectorySamples& s : shard.shapes) describe_samples(shard, s, out);
+/// One shard after another: as much memory for a million samples as for a shard's.
+void describe_shards(const std::vector<fs::path>& files, std::ostream& out) {
+    std::string head;
+    std::map<std::string, ScoreSums> sums;
+    std::int64_t samples = 0, prompts = 0;
+    for (const fs::path& path : files) {
+        const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
+        const io::TrajectoryHeader& h = shard.header;
+        if (path == files.front())
+            out << fmt::format(
+                "{}: {} {} {} of run {}, rank {} of {}, {}\nsampler {} (eta {}), guidance {} trained "
+                "as {}, log p: {}\nmodel {}, configuration {}, version {}\n",
+                path.string(), h.stage, h.task, h.iteration, h.run_id, h.rank, h.world_size,
+                h.created_utc, h.sampler, h.eta, h.guidance_scale, h.guidance_train, h.log_prob,
+                h.model_hash, h.config_hash, h.code_version);
+        for (std::size_t p = 0; p < shard.prompts.id.size(); ++p)
+            out << fmt::format("prompt {} [{}] {}\n", shard.prompts.id[p],
+                               shard.prompts.category[p], shard.prompts.text[p]);
+        for (const io::TrajectorySamples& s : shard.shapes) {
+            describe_samples(shard, s, head, sums, out);
+            samples += s.samples();
+        }
+        prompts += static_cast<std::int64_t>(shard.prompts.id.size());
+    }
+    for (const auto& [name, all] : sums) {
+        const auto n = static_cast<double>(all.n);
+        out << fmt::format("{:<14} mean {:.3f}, std {:.3f}, {} scores\n", name, all.sum / n,
+                           std::sqrt(std::max(0.0, all.square / n - all.sum / n * all.sum / n)), all.n);
+    }
+    out << fmt::format("{} samples of {} prompts in {} files\n", samples, prompts, files.size());
 }
 
 void describe_curated(const fs::path& path, std::ostream& out) {
@@ -175,8 +195,8 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
     std::ifstream metrics(run.metrics());
     std::string line;
     std::map<std::string, nlohmann::json> last;
-    while (std::getline(metrics, line)) {
-        const auto record = nlohmann::json::parse(line, nullptr, false);
+    for (int number = 1; std::getline(metrics, line); ++number) {
+        const auto record = parse_json(line, fmt::format("{}:{}", run.metrics().string(), number));
         if (record.is_object() && record.contains("reward")) {
             auto& entry = last[record.value("policy", "")];
             if (entry.is_null() || entry["iteration"] < record["iteration"]) entry = record;
@@ -219,8 +239,7 @@ void describe(const fs::path& path, std::ostream& out) {
         if (fs::exists(path / "config.toml"))
             return describe_run({fs::absolute(path).lexically_normal()}, out);
         if (fs::exists(path / io::manifest_name)) describe_manifest(path, out);
-        if (fs::exists(path / "trajectories.h5"))
-            return describe_shard(path / "trajectories.h5", out);
+        if (fs::exists(path / io::trajectory_index_name)) return describe_shards(shards_at(path), out);
         for (const fs::path& file : TrainingState::files(path)) describe(file, out);
         if (fs::exists(path / nn::lora_file_name)) return describe_adapter(path / nn::lora_file_name, out);
         if (fs::exists(path / "config.json") && !fs::exists(path / io::manifest_name))
@@ -242,7 +261,10 @@ void describe(const fs::path& path, std::ostream& out) {
         return describe_tensors(io::Safetensors::open(path), out);
     const auto file = io::hdf5::File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
-    if (schema == io::TrajectoryShard::schema) return describe_shard(path, out);
+    if (schema == io::TrajectoryShard::schema)
+        return describe_shards(path.filename() == io::trajectory_index_name ? shards_at(path.parent_path())
+                                                                            : std::vector{path},
+                               out);
     if (schema == "atelier.prompts") return describe_curated(path, out);
     if (schema == "atelier.labels") {
         out << fmt::format("{}: {} labelled samples, {} scores, {} pictures\n", path.string(),
@@ -272,10 +294,11 @@ int verify(const fs::path& path, std::ostream& out) {
     ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing", path.string());
     std::vector<fs::path> files;
     if (fs::is_directory(path)) {
-        for (const auto& entry : fs::recursive_directory_iterator(path))
-            if (entry.is_regular_file() ||
-                entry.path().filename().string().starts_with(io::temporary_prefix))
-                files.push_back(entry.path());
+        for (auto entry = fs::recursive_directory_iterator(path); entry != fs::end(entry); ++entry) {
+            const bool is_temporary = entry->path().filename().string().starts_with(io::temporary_prefix);
+            if (is_temporary) entry.disable_recursion_pending();  // what is in it was never published
+            if (is_temporary || entry->is_regular_file()) files.push_back(entry->path());
+        }
         std::sort(files.begin(), files.end());
     } else {
         files.push_back(path);
@@ -307,7 +330,7 @@ int verify(const fs::path& path, std::ostream& out) {
 
 int export_pictures(const fs::path& path, const fs::path& directory) {
     io::make_directories(directory);
-    std::ofstream lines(directory / "samples.jsonl");
+    std::string lines;
     int count = 0;
     for (const fs::path& file : shards_at(path)) {
         const auto shard = io::read_trajectory(file);
@@ -334,13 +357,12 @@ int export_pictures(const fs::path& path, const fs::path& directory) {
                     line["reasons"][dimension] = column.reason[m];
                 }
                 if (!s.advantage.empty()) line["advantage"] = s.advantage[m];
-                lines << line.dump() << '\n';
+                lines += line.dump() + "\n";
                 ++count;
             }
         }
     }
-    lines.flush();
-    ATELIER_CHECK_IO(lines.good(), "cannot write {}", (directory / "samples.jsonl").string());
+    io::write_text(directory / "samples.jsonl", lines);
     return count;
 }
 

@@ -4,273 +4,342 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
+#include <set>
 #include <tuple>
 
-#include "core/memory.hpp"
-#include "core/parallel.hpp"
-#include "distill/student_group.hpp"
-#include "pipeline/generate.hpp"
-#include "stage/group_rollout.hpp"
-#include "stage/stage_memory.hpp"
+#include "io/image/png.hpp"
+#include "model/processor/image_inputs.hpp"
+#include "stage/evaluation_report.hpp"
+#include "stage/evaluation_shards.hpp"
+#include "stage/judge_ranks.hpp"
+#include "stage/memory_entries.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/student.hpp"
-#include "stage/trainer.hpp"
 
 namespace atelier::stage {
 namespace {
 
-// Tokens of the chat template around a prompt, system turn included (lib/model/processor/prompt.cpp), for planning without a tokenizer.
-constexpr std::int64_t template_tokens = 32;
+namespace fs = std::filesystem;
+
+// Where no tokenizer is there: tokens of a prompt, of the template around it, and of these the system turn's
+// (lib/model/processor/prompt.cpp).
+constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens = 13;
 
 /// A model's sizes, from its config files alone.
-struct Outline {
-    explicit Outline(const std::filesystem::path& model)
+struct ModelFiles {
+    explicit ModelFiles(const fs::path& model)
         : dit(dit::load_config(model / "transformer" / "config.json")),
           vlm(vlm::load_config(model / "text_encoder" / "config.json")),
           vae(vae::load_config(model / "vae" / "config.json")),
-          schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {}
-    std::size_t frozen_bytes() const { return static_cast<std::size_t>(vlm.table().flat_size() + vae.table().flat_size()) * sizeof(float); }
+          schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
+        for (const char* name : {"processor", "tokenizer"})
+            if (!tokenizer && fs::exists(model / name / "tokenizer.json")) tokenizer = model::Tokenizer::load(model / name);
+    }
     dit::Dit dit;
     vlm::Vlm vlm;
     vae::Vae vae;
     flow::ScheduleConfig schedule;
-    nn::ParameterStore no_weights;  ///< for what is only measured
+    std::optional<model::Tokenizer> tokenizer;
 };
 
-/// Bytes of a rank by kind.
-struct Bytes {
-    std::size_t parameters = 0, frozen = 0, gradients = 0, optimizer = 0, activations = 0, prefix_cache = 0, workspace = 0, pictures = 0,
-                publishing = 0, program = 0;
-    std::size_t total() const {
-        // What publishing takes is taken when activations and pictures have been given back.
-        return parameters + frozen + gradients + optimizer + workspace + program + std::max(activations + prefix_cache + pictures, publishing);
+/// A prompt's sizes.
+struct PromptOutline {
+    std::int64_t tokens = 0, system = 0;  ///< with the system turn, each picture counted as one; of the system turn
+    std::vector<dit::Grid> references;
+    std::vector<dit::Grid> targets;
+};
+
+/// A task's prompts: of those with equal pictures the longest.
+class TaskOutline {
+  public:
+    void cover(const PromptOutline& p, std::int64_t negative_tokens) {
+        std::int64_t slots = 0, patches = 0;
+        for (const dit::Grid& grid : p.references) slots += grid.tokens() / 4 - 1, patches += grid.tokens();
+        tokens_ = std::max({tokens_, p.tokens + slots, negative_tokens + slots});
+        patches_ = std::max(patches_, patches);
+        for (const dit::Grid& reference : p.references) uses_.insert({reference.height, reference.width, false});
+        std::string key;
+        for (const dit::Grid& grid : p.references) key += fmt::format("{}x{} ", grid.height, grid.width);
+        for (const dit::Grid& target : p.targets) {
+            uses_.insert({target.height, target.width, true});
+            GroupOutline& group = groups_[key + fmt::format("{}x{}", target.height, target.width)];
+            group.target = target;
+            if (p.tokens - p.system + slots <= group.prompt.conditional.tokens) continue;
+            group.prompt.conditional = encoded(p, p.tokens - p.system);
+            group.prompt.unconditional = encoded(p, negative_tokens - p.system);
+        }
     }
+    void cover(const TaskOutline& other) {
+        tokens_ = std::max(tokens_, other.tokens_);
+        patches_ = std::max(patches_, other.patches_);
+        uses_.insert(other.uses_.begin(), other.uses_.end());
+        for (const auto& [key, group] : other.groups_) {
+            GroupOutline& own = groups_[key];
+            if (group.prompt.conditional.tokens > own.prompt.conditional.tokens) own = group;
+        }
+    }
+    std::vector<GroupOutline> groups() const {
+        std::vector<GroupOutline> all;
+        for (const auto& [key, group] : groups_) all.push_back(group);
+        return all;
+    }
+    std::int64_t tokens() const { return tokens_; }
+    std::int64_t patches() const { return patches_; }
+    /// Of the autoencoder: encoding alone, or decoding too.
+    std::vector<vae::PictureUse> uses(bool decodes) const {
+        std::vector<vae::PictureUse> all;
+        for (const auto& [height, width, decoded] : uses_)
+            if (decodes || !decoded) all.push_back({height * model::pixels_per_latent, width * model::pixels_per_latent, decoded});
+        return all;
+    }
+
+  private:
+    static pipeline::EncodedPrompt encoded(const PromptOutline& p, std::int64_t tokens) {
+        pipeline::EncodedPrompt e;
+        e.references = p.references;
+        for (const dit::Grid& grid : p.references) {
+            e.image_slot.insert(e.image_slot.end(), static_cast<std::size_t>(grid.tokens() / 4), 1);
+            e.image_slot.push_back(0);  // pictures are apart
+        }
+        const auto others = tokens - 2 * static_cast<std::int64_t>(p.references.size());
+        e.image_slot.insert(e.image_slot.end(), static_cast<std::size_t>(std::max<std::int64_t>(others, 1)), 0);
+        e.tokens = static_cast<std::int64_t>(e.image_slot.size());
+        return e;
+    }
+    std::int64_t tokens_ = 0, patches_ = 0;
+    std::map<std::string, GroupOutline> groups_;
+    std::set<std::tuple<std::int64_t, std::int64_t, bool>> uses_;
 };
 
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), program_(MemoryPlan().total()), model_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
-        if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(model_.dit.table(), c.lora());
-        self_ = comm::make_self();
-    }
-
-    pipeline::EncodedPrompt prompt(const std::string& task, bool is_negative) const {
-        pipeline::EncodedPrompt p;
-        const std::int64_t side = c_.config.integer("sampling.output_resolution") / model::pixels_per_latent;
-        const std::int64_t pictures = c_.kind(task) == "edit" ? q_.references : 0;
-        for (std::int64_t i = 0; i < pictures; ++i) {
-            p.references.push_back({side, side});
-            p.image_slot.insert(p.image_slot.end(), static_cast<std::size_t>(side * side / 4), 1);
-            p.image_slot.push_back(0);  // pictures are apart
+        : c_(c), q_(q), files_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(files_.dit.table(), c.lora());
+        for (const std::string& task : c.config.tasks()) {
+            training_[task] = outline_of(task, "train");
+            heldout_[task] = outline_of(task, "heldout");
+            all_training_.cover(training_[task]);
+            all_heldout_.cover(heldout_[task]);
         }
-        p.image_slot.insert(p.image_slot.end(), static_cast<std::size_t>(is_negative ? template_tokens : q_.prompt_tokens + template_tokens), 0);
-        p.tokens = static_cast<std::int64_t>(p.image_slot.size());
-        return p;
     }
 
-    /// What every stage holds of the model and its frozen parts.
-    Bytes base(const std::string& task, bool trains, std::int64_t decoded) const {
-        Bytes b;
-        b.program = program_;
-        b.frozen = model_.frozen_bytes();
-        b.parameters = static_cast<std::size_t>(model_.dit.table().flat_size()) * sizeof(float);
+    MemoryPlan rollout(const std::string& task, int micro_batch) const {
+        const auto s = spec(task, micro_batch);
+        MemoryPlan plan = program_;
+        const ModelOutline model = outline(training_.at(task), false, true);
+        hold_model(plan, model, s.members);
+        hold_rollout(plan, model, s, true, scoring());
+        return plan;
+    }
+
+    MemoryPlan grpo(const std::string& task, int micro_batch, bool recomputes) const {
+        MemoryPlan plan = program_;
+        const ModelOutline model = outline(training_.at(task), true, false);
+        hold_model(plan, model, 0);
+        GrpoMemory memory;
+        memory.has_kl = c_.config.text("grpo.kl") != "none" && c_.config.number("grpo.kl_beta") > 0;
+        if (memory.has_kl && !lora_) memory.base_weights = model.parameters;
+        memory.trainer = trainer(c_.config.number("grpo.ema") > 0);
+        memory.has_snapshots = has_snapshots();
+        hold_grpo(plan, model, spec(task, micro_batch), keep(recomputes), memory);
+        return plan;
+    }
+
+    MemoryPlan dump(const std::string& task, int micro_batch) const {
+        MemoryPlan plan = program_;
+        const auto s = student(micro_batch);
+        const ModelOutline model = outline(training_.at(task), false, true);
+        hold_model(plan, model, s.members);
+        const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
+        const std::size_t resident = std::min(static_cast<std::size_t>(c_.config.integer("distill.resident_groups")), (prompts + ranks - 1) / ranks);
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), resident, c_.config.text("distill.start") == "average" ? model.parameters : 0);
+        return plan;
+    }
+
+    MemoryPlan distill_stage(int micro_batch, bool recomputes) const {
+        MemoryPlan plan = program_;
+        const ModelOutline model = outline(all_training_, true, false);
+        hold_model(plan, model, 0);
+        hold_distill(plan, model, student(micro_batch), keep(recomputes), trainer(false), has_snapshots());
+        return plan;
+    }
+
+    MemoryPlan evaluate() const {
+        MemoryPlan plan = program_;
+        const ModelOutline model = outline(all_heldout_, false, true);
+        EvaluationMemory m;
+        m.pictures = static_cast<std::size_t>(c_.config.integer("evaluate.samples"));
+        m.shard_pictures = evaluation_shard_prompts * m.pictures;
+        m.guided = spec(c_.config.tasks().front(), 1).uses_guidance();
+        m.candidates = (m.guided ? 2 : 1) + (c_.config.flag("pipeline.teachers") ? c_.config.tasks().size() + 1 : 0) +
+                       (c_.config.flag("pipeline.mix") ? 1 : 0);
+        m.scoring = scoring();
+        m.rows.assign(c_.config.tasks().size(), sheet_rows);
+        hold_model(plan, model, static_cast<std::int64_t>(m.shard_pictures));
+        hold_evaluation(plan, model, m);
+        return plan;
+    }
+
+    /// A rank that judges, but for the caches of the answers that it writes: those depend on the judge's tokenizer.
+    MemoryPlan judge_rank() const {
+        MemoryPlan plan = program_;
+        if (const std::string& directory = c_.config.text("judge.directory"); c_.config.text("reward.scorer") == "judge" && !directory.empty())
+            plan.hold("the judge's parameters",
+                      static_cast<std::size_t>(vlm::Vlm(vlm::load_config(fs::path(directory) / "config.json")).table().flat_size()) * sizeof(float));
+        plan.hold("pictures to score", judge_picture_bytes(c_));
+        return plan;
+    }
+
+    std::string parameters() const {
+        const auto count = [](const nn::ParameterTable& t) { return static_cast<double>(t.count()) / 1e6; };
+        std::string text = fmt::format("transformer {:.1f} M parameters, text encoder {:.1f} M, autoencoder {:.1f} M", count(files_.dit.table()),
+                                       count(files_.vlm.table()), count(files_.vae.table()));
+        if (lora_)
+            text += fmt::format("; trained: an adapter of rank {} for {} matrices, {:.2f} M ({:.2f} %)", lora_->rank(), lora_->adapted().size(),
+                                count(lora_->table()), 100 * count(lora_->table()) / count(files_.dit.table()));
+        text += fmt::format("\n{} rank{}, compute.zero = {}, fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_);
+        if (c_.config.text("reward.scorer") == "judge") text += "the judge's own memory is not in these figures\n";
+        return text;
+    }
+
+  private:
+    static dit::Keep keep(bool recomputes) { return recomputes ? dit::Keep::inputs : dit::Keep::activations; }
+    /// Of a rank that samples; the scorer itself is not in these figures.
+    ScoringMemory scoring() const {
+        return {static_cast<std::size_t>(samples_in_work(c_.config, q_.ranks)), 0, c_.config.integer("reward.ranks") > 0};
+    }
+    bool has_snapshots() const { return c_.config.integer("checkpoint.every") > 0; }
+
+    TrainerBytes trainer(bool averages) const {
+        const bool has_master = !lora_ && c_.config.text("checkpoint.dtype") != "f32";
+        return trainer_bytes(files_.dit.table(), lora_.get(), zero_, q_.ranks, averages, has_master);
+    }
+
+    /// A task's prompts as its file has them, or as the question says.
+    TaskOutline outline_of(const std::string& task, const char* which) const {
+        const std::int64_t resolution = c_.config.integer("sampling.output_resolution");
+        const fs::path file = c_.config.text("task." + task + "." + which);
+        TaskOutline outline;
+        const bool counts = q_.prompt_tokens == 0 && files_.tokenizer && fs::exists(file);
+        const auto length = [&](const std::string& text, std::size_t pictures) {
+            return static_cast<std::int64_t>(files_.tokenizer->encode(model::prompt_text(text, pictures)).size());
+        };
+        if (!counts) {
+            PromptOutline p;
+            const std::int64_t side = resolution / model::pixels_per_latent;
+            if (c_.kind(task) == "edit") p.references.assign(static_cast<std::size_t>(q_.references), {side, side});
+            p.tokens = template_tokens + (q_.prompt_tokens == 0 ? usual_tokens : q_.prompt_tokens) + 8 * static_cast<std::int64_t>(p.references.size());
+            p.system = system_tokens;
+            for (const model::PictureSize& size : configured_sizes(c_.config, task)) p.targets.push_back(target_grid(size));
+            outline.cover(p, template_tokens + 1);
+            return outline;
+        }
+        const model::ProcessorConfig processor;
+        const std::int64_t system = model::build_prompt(*files_.tokenizer, processor, " ").drop_idx;
+        for (const Prompt& prompt : read_prompts(file, task, c_.kind(task))) {
+            PromptOutline p;
+            for (const fs::path& path : prompt.images) {
+                const auto [width, height] = io::read_png_size(path);
+                p.references.push_back(target_grid(model::reference_size({width, height}, resolution)));
+            }
+            p.tokens = length(prompt.text, prompt.images.size());
+            p.system = system;
+            for (const model::PictureSize& size : possible_sizes(c_, prompt)) p.targets.push_back(target_grid(size));
+            outline.cover(p, length(c_.negative(task), prompt.images.size()));
+        }
+        return outline;
+    }
+
+    ModelOutline outline(const TaskOutline& prompts, bool trains, bool decodes) const {
+        ModelOutline m;
+        m.dit = &files_.dit;
+        m.schedule = files_.schedule;
+        m.groups = prompts.groups();
+        m.frozen = static_cast<std::size_t>(files_.vlm.table().flat_size() + files_.vae.table().flat_size()) * sizeof(float);
+        m.parameters = static_cast<std::size_t>(files_.dit.table().flat_size()) * sizeof(float);
         if (trains && zero_ == 3) {
-            const nn::Partition partition(model_.dit.table(), q_.ranks);
-            b.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self_, {}, arena); });
+            const nn::Partition partition(files_.dit.table(), q_.ranks);
+            const auto self = comm::make_self();
+            m.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self, {}, arena); });
         }
-        if (lora_) b.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena); });
-        const auto outline = prompt(task, false);
-        std::int64_t patches = 0;
-        for (const dit::Grid& grid : outline.references) patches += grid.tokens();
-        b.workspace = Workspace::measure([&](Arena& arena) { vlm::Session(model_.vlm, outline.tokens + template_tokens, patches, arena); });
-        const std::int64_t side = c_.config.integer("sampling.output_resolution");
-        if (!outline.references.empty()) b.workspace += codec_bytes(side, side, false);
-        const std::int64_t height = c_.config.integer("sampling.height"), width = c_.config.integer("sampling.width");
-        if (decoded > 0) b.workspace += codec_bytes(height, width, true);
-        b.pictures = static_cast<std::size_t>(decoded * height * width) * 4 * sizeof(float);
-        return b;
+        if (lora_) m.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena); });
+        m.text_encoder = Workspace::measure([&](Arena& arena) { vlm::Session(files_.vlm, prompts.tokens(), prompts.patches(), arena); });
+        m.autoencoder = codec_bytes(prompts.uses(decodes));
+        return m;
     }
 
     /// Asked for again with every micro-batch, and slow to answer.
-    std::size_t codec_bytes(std::int64_t height, std::int64_t width, bool decoding) const {
-        const std::tuple key(height, width, decoding);
+    std::size_t codec_bytes(const std::vector<vae::PictureUse>& uses) const {
+        std::string key;
+        for (const vae::PictureUse& use : uses) key += fmt::format("{}x{}{} ", use.height, use.width, use.decodes ? "d" : "e");
         const auto found = codec_.find(key);
-        return found != codec_.end() ? found->second : codec_[key] = vae::planned_bytes(model_.vae, height, width, decoding);
-    }
-
-    void add_trainer(Bytes& b, bool averages, std::size_t& publishing) const {
-        const bool has_master = !lora_ && c_.config.text("checkpoint.dtype") != "f32";
-        const TrainerBytes t = trainer_bytes(model_.dit.table(), lora_.get(), zero_, q_.ranks, averages, has_master);
-        b.gradients += t.gradients;
-        b.optimizer += t.optimizer;
-        publishing = t.publishing;
-        if (c_.config.integer("checkpoint.every") > 0) b.optimizer += t.publishing;
-    }
-
-    /// Keys and values of the prefix in all layers, with their gradients where they are trained.
-    std::size_t prefix_cache(const pipeline::EncodedPrompt& p, bool trains) const {
-        const auto& d = model_.dit.config();
-        std::int64_t tokens = p.tokens;
-        for (const dit::Grid& grid : p.references) tokens += grid.tokens() - grid.tokens() / 4;
-        return static_cast<std::size_t>(d.layers * tokens * 2 * d.width()) * sizeof(float) * (trains ? 2 : 1);
+        return found != codec_.end() ? found->second : codec_[key] = vae::planned_bytes(files_.vae, uses);
     }
 
     rl::SamplingSpec spec(const std::string& policy, int micro_batch) const {
         Context c = c_;
         c.policy = policy;
-        const std::int64_t tokens = c.config.integer("sampling.height") * c.config.integer("sampling.width") /
-                                    (model::pixels_per_latent * model::pixels_per_latent);
-        auto s = c.sampling(flow::make_schedule(model_.schedule, static_cast<int>(c.config.integer("sampling.steps")), tokens));
+        auto s = c.sampling(files_.schedule);
         s.micro_batch = micro_batch;
         return s;
-    }
-
-    /// Activations and prefix cache of a group.
-    void add_group(Bytes& b, const std::string& task, const rl::SamplingSpec& s, dit::Keep keep) const {
-        const auto conditional = prompt(task, false), unconditional = prompt(task, true);
-        const std::size_t all = Workspace::measure([&](Arena& arena) {
-            rl::GroupPolicy(model_.dit, model_.no_weights, conditional, s.uses_guidance() ? &unconditional : nullptr, s, keep, arena);
-        });
-        const bool trains = keep != dit::Keep::nothing;
-        std::size_t cache = prefix_cache(conditional, trains);
-        if (s.uses_guidance()) cache += prefix_cache(unconditional, trains && s.guidance_train == flow::GuidanceTrain::guided);
-        b.prefix_cache = cache;
-        b.activations = all - cache;
-    }
-
-    Bytes rollout(const std::string& task, int micro_batch, bool) const {
-        const auto s = spec(task, micro_batch);
-        Bytes b = base(task, false, s.members);
-        add_group(b, task, s, dit::Keep::nothing);
-        const auto members = static_cast<std::size_t>(s.members);
-        const auto pending = static_cast<std::size_t>(std::max<std::int64_t>(
-            1, (c_.config.integer("reward.queue") + c_.config.integer("reward.workers")) / s.members));
-        const std::size_t group = members * sample_bytes(s.target, model_.dit.config().in_channels, static_cast<std::int64_t>(s.trained_steps.size()), 0);
-        b.pictures += (pending + 2) * group + pending * members * picture_bytes(s.target);
-        return b;
-    }
-
-    Bytes grpo(const std::string& task, int micro_batch, bool recomputes) const {
-        const auto s = spec(task, micro_batch);
-        Bytes b = base(task, true, 0);
-        add_trainer(b, c_.config.number("grpo.ema") > 0, b.publishing);
-        add_group(b, task, s, recomputes ? dit::Keep::inputs : dit::Keep::activations);
-        if (c_.config.text("grpo.kl") != "none" && c_.config.number("grpo.kl_beta") > 0) {
-            Bytes reference;
-            add_group(reference, task, s, dit::Keep::nothing);
-            b.activations += reference.activations;
-            b.prefix_cache += reference.prefix_cache;
-            if (!lora_) b.parameters += base(task, true, 0).parameters;
-        }
-        b.pictures += static_cast<std::size_t>(s.members) *
-                      sample_bytes(s.target, model_.dit.config().in_channels, static_cast<std::int64_t>(s.trained_steps.size()), 0);
-        return b;
     }
 
     distill::StudentSpec student(int micro_batch) const {
-        const auto sampling = spec(c_.config.tasks().front(), 1);
-        distill::StudentSpec s;
-        s.target = sampling.target;
-        s.schedule = sampling.schedule;
-        s.sampler = flow::parse_sampler(c_.config.text("distill.sampler"));
-        s.members = static_cast<int>(c_.config.integer("distill.group_size"));
+        auto s = student_spec(c_, files_.schedule);
         s.micro_batch = micro_batch;
         return s;
     }
 
-    void add_student(Bytes& b, const std::string& task, const distill::StudentSpec& s, bool guided, dit::Keep keep) const {
-        const auto conditional = prompt(task, false), unconditional = prompt(task, true);
-        const std::size_t all = Workspace::measure([&](Arena& arena) {
-            distill::StudentGroup(model_.dit, model_.no_weights, conditional, guided ? &unconditional : nullptr, s, keep, arena);
-        });
-        b.prefix_cache = prefix_cache(conditional, keep != dit::Keep::nothing) + (guided ? prefix_cache(unconditional, false) : 0);
-        b.activations = all - b.prefix_cache;
-    }
-
-    Bytes dump(const std::string& task, int micro_batch, bool) const {
-        const auto s = student(micro_batch);
-        Bytes b = base(task, false, s.members);
-        add_student(b, task, s, spec(task, 1).uses_guidance(), dit::Keep::nothing);
-        const auto members = static_cast<std::size_t>(s.members);
-        const std::int64_t channels = model_.dit.config().in_channels, steps = s.schedule.steps();
-        const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
-        const std::size_t resident = std::min(static_cast<std::size_t>(c_.config.integer("distill.resident_groups")), (prompts + ranks - 1) / ranks);
-        b.pictures += resident * members * (sample_bytes(s.target, channels, steps, 0) - picture_bytes(s.target)) +
-                      2 * members * sample_bytes(s.target, channels, steps, steps);
-        return b;
-    }
-
-    Bytes distill_stage(const std::string& task, int micro_batch, bool recomputes) const {
-        const auto s = student(micro_batch);
-        Bytes b = base(task, true, 0);
-        add_trainer(b, false, b.publishing);
-        add_student(b, task, s, false, recomputes ? dit::Keep::inputs : dit::Keep::activations);
-        b.pictures += static_cast<std::size_t>(s.members) *
-                      sample_bytes(s.target, model_.dit.config().in_channels, s.schedule.steps(), s.schedule.steps());
-        return b;
-    }
-
-    std::string parameters() const {
-        const auto count = [](const nn::ParameterTable& t) { return static_cast<double>(t.count()) / 1e6; };
-        std::string text = fmt::format("transformer {:.1f} M parameters, text encoder {:.1f} M, autoencoder {:.1f} M", count(model_.dit.table()),
-                                       count(model_.vlm.table()), count(model_.vae.table()));
-        if (lora_)
-            text += fmt::format("; trained: an adapter of rank {} for {} matrices, {:.2f} M ({:.2f} %)", lora_->rank(), lora_->adapted().size(),
-                                count(lora_->table()), 100 * count(lora_->table()) / count(model_.dit.table()));
-        return text + fmt::format("\n{} rank{}, compute.zero = {}, fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_);
-    }
-
-    const Outline& model() const { return model_; }
-
-  private:
     const Context& c_;
     const MemoryQuestion& q_;
-    std::size_t program_;  ///< before anything was planned
-    Outline model_;
+    MemoryPlan program_;  ///< before anything was planned
+    ModelFiles files_;
     int zero_;
     std::unique_ptr<nn::LoraTable> lora_;
-    std::unique_ptr<comm::Communicator> self_;
-    mutable std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> codec_;
+    std::map<std::string, TaskOutline> training_, heldout_;
+    TaskOutline all_training_, all_heldout_;
+    mutable std::map<std::string, std::size_t> codec_;
 };
 
-using StageBytes = std::function<Bytes(int micro_batch, bool recomputes)>;
+using StagePlan = std::function<MemoryPlan(int micro_batch, bool recomputes)>;
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 /// Largest divisor of the group that fits; 0: none.
-int largest_micro_batch(const StageBytes& bytes, int members, bool recomputes, std::size_t device) {
+int largest_micro_batch(const StagePlan& plan, int members, bool recomputes, std::size_t device) {
     for (int m = members; m >= 1; --m)
-        if (members % m == 0 && bytes(m, recomputes).total() <= device) return m;
+        if (members % m == 0 && plan(m, recomputes).total() <= device) return m;
     return 0;
 }
 
-std::string table(const std::string& title, const StageBytes& bytes, int members, int micro_batch, bool trains, std::size_t device) {
-    const Bytes kept = bytes(micro_batch, false), again = trains ? bytes(micro_batch, true) : kept;
-    std::string text = fmt::format("\n{}, micro-batch {} of {}\n{:<34} {:>9}{}\n", title, micro_batch, members, "", "GiB",
-                                   trains ? "  with recompute" : "");
-    const auto row = [&](const char* what, std::size_t a, std::size_t b) {
-        if (a == 0 && b == 0) return;
+std::string table(const std::string& title, const StagePlan& plan, int members, int micro_batch, bool trains, std::size_t device) {
+    const MemoryPlan kept = plan(micro_batch, false), again = trains ? plan(micro_batch, true) : kept;
+    std::string text = fmt::format("\n{}{}\n{:<34} {:>9}{}\n", title, members > 0 ? fmt::format(", micro-batch {} of {}", micro_batch, members) : "", "",
+                                   "GiB", trains ? "  with recompute" : "");
+    const auto row = [&](const std::string& what, std::size_t a, std::size_t b) {
         text += fmt::format("  {:<32} {:>9.3f}", what, gib(a));
         if (trains) text += fmt::format(" {:>15.3f}", gib(b));
         text += '\n';
     };
-    row("parameters", kept.parameters, again.parameters);
-    row("text encoder, autoencoder", kept.frozen, again.frozen);
-    row("gradients", kept.gradients, again.gradients);
-    row("optimizer", kept.optimizer, again.optimizer);
-    row("activations", kept.activations, again.activations);
-    row("prefix cache", kept.prefix_cache, again.prefix_cache);
-    row("encoders' workspace", kept.workspace, again.workspace);
-    row("pictures and states", kept.pictures, again.pictures);
-    row("publishing (nothing else then)", kept.publishing, again.publishing);
-    row("program", kept.program, again.program);
+    const auto bytes_of = [](const MemoryPlan::Entries& entries, const std::string& what) {
+        for (const auto& [name, bytes] : entries)
+            if (name == what) return bytes;
+        return std::size_t{0};
+    };
+    for (const auto& [what, bytes] : kept.held()) row(what, bytes, bytes_of(again.held(), what));
+    for (std::size_t i = 0; i < kept.phases().size(); ++i)
+        for (const auto& [what, bytes] : kept.phases()[i].second)
+            row(fmt::format("{}: {}", kept.phases()[i].first, what), bytes, bytes_of(again.phases()[i].second, what));
     row("at once", kept.total(), again.total());
     if (device == 0) return text;
     const auto verdict = [&](bool recomputes) {
-        const int m = largest_micro_batch(bytes, members, recomputes, device);
+        if (members == 0) return std::string(plan(micro_batch, recomputes).total() <= device ? "yes" : "no");
+        const int m = largest_micro_batch(plan, members, recomputes, device);
         return m == 0 ? std::string("none fits") : fmt::format("{}", m);
     };
-    text += fmt::format("  {:<32} {:>9}", fmt::format("largest micro-batch in {:.1f} GiB", gib(device)), verdict(false));
+    text += fmt::format("  {:<32} {:>9}", fmt::format("{} {:.1f} GiB", members == 0 ? "fits in" : "largest micro-batch in", gib(device)), verdict(false));
     if (trains) text += fmt::format(" {:>15}", verdict(true));
     return text + '\n';
 }
@@ -295,21 +364,21 @@ std::size_t parse_bytes(const std::string& text) {
 }
 
 std::string describe_memory(const Context& c, const MemoryQuestion& q) {
-    ATELIER_CHECK_USAGE(q.ranks >= 1 && q.prompt_tokens >= 1 && q.references >= 1, "ranks, prompt tokens and references count from 1");
+    ATELIER_CHECK_USAGE(q.ranks >= 1 && q.prompt_tokens >= 0 && q.references >= 1, "ranks and references count from 1, prompt tokens from 0");
     const Planner planner(c, q);
     std::string text = planner.parameters();
     const int members = static_cast<int>(c.config.integer("rollout.group_size")), micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
     const int drawn = static_cast<int>(c.config.integer("distill.group_size")), dumped = std::gcd(drawn, micro_batch);
     for (const std::string& task : c.config.tasks()) {
-        const auto add = [&](const std::string& stage, auto method, int of, int at, bool trains) {
-            text += table(stage + " " + task, [&, method](int m, bool recomputes) { return (planner.*method)(task, m, recomputes); }, of, at, trains,
-                          q.device_memory);
-        };
-        add("curate, rollout, evaluate", &Planner::rollout, members, micro_batch, false);
-        add("grpo", &Planner::grpo, members, micro_batch, true);
-        add("teacher-dump", &Planner::dump, drawn, dumped, false);
-        add("distill", &Planner::distill_stage, drawn, dumped, true);
+        text += table("curate, rollout " + task, [&](int m, bool) { return planner.rollout(task, m); }, members, micro_batch, false, q.device_memory);
+        text += table("grpo " + task, [&](int m, bool again) { return planner.grpo(task, m, again); }, members, micro_batch, true, q.device_memory);
+        text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, drawn, dumped, false, q.device_memory);
     }
+    text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, drawn, dumped, true, q.device_memory);
+    text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, q.device_memory);
+    if (c.config.integer("reward.ranks") > 0)
+        text += table("a judge of curate, rollout, evaluate, without its answers' caches", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false,
+                      q.device_memory);
     return text;
 }
 

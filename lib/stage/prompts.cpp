@@ -1,11 +1,12 @@
 #include "stage/prompts.hpp"
 
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -18,19 +19,31 @@ std::string text_field(const Json& line, const char* key, const std::string& pla
     return found->get<std::string>();
 }
 
+std::optional<model::PictureSize> size_field(const Json& line, const std::string& place) {
+    const auto found = line.find("size");
+    if (found == line.end()) return std::nullopt;
+    const auto is_side = [](const Json& side) {
+        return side.is_number_integer() && side.get<std::int64_t>() >= side_multiple && side.get<std::int64_t>() % side_multiple == 0;
+    };
+    ATELIER_CHECK_INPUT(found->is_array() && found->size() == 2 && is_side((*found)[0]) && is_side((*found)[1]),
+                        "{}: \"size\" must be [height, width], multiples of {} pixels, found {}", place, side_multiple, found->dump());
+    return model::PictureSize{.width = (*found)[1], .height = (*found)[0]};
+}
+
 }  // namespace
 
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
                                  const std::string& kind) {
-    std::ifstream in(file);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open the prompt file {}", file.string());
+    ATELIER_CHECK_INPUT(std::filesystem::exists(file), "cannot open the prompt file {}", file.string());
+    // Read whole first: a read that fails must not end the list early.
+    std::istringstream in(io::read_text(file));
     std::vector<Prompt> prompts;
     std::set<std::string> ids;
     std::string text;
     for (int number = 1; std::getline(in, text); ++number) {
         if (text.empty()) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = Json::parse(text, nullptr, false);
+        const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
         Prompt p;
         p.number = prompts.size();
@@ -55,6 +68,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
                                 relative.string());
             p.images.push_back(file.parent_path() / relative);
         }
+        p.size = size_field(line, place);
         prompts.push_back(std::move(p));
     }
     ATELIER_CHECK_INPUT(!prompts.empty(), "{} holds no prompt", file.string());

@@ -2,13 +2,18 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/philox.hpp"
 #include "io/image/image.hpp"
+#include "model/processor/sizes.hpp"
 
 namespace atelier::stage {
+
+/// Sides of pictures are multiples of this (pixels): two latent tokens, as QwenImage21Pipeline rounds.
+inline constexpr std::int64_t side_multiple = 32;
 
 /// One line of a prompt file.
 struct Prompt {
@@ -16,11 +21,14 @@ struct Prompt {
     std::string id, task, category, text,
         attributes;  ///< task of the configuration; attributes as JSON
     std::vector<std::filesystem::path> images;
+    std::optional<model::PictureSize> size;  ///< of the picture to make; none: see picture_sizes.hpp
 };
 
-/// Reads JSON lines {id, task, category, text, images, attributes}; `task` becomes theirs. Throws
+/// Reads JSON lines {id, task, category, text, images, attributes, size: [height, width]}, the last
+/// three optional; `task` becomes theirs. Throws
 /// Error(input) naming file and line: no object, a missing or wrong field, a `task` that is not the
-/// configured kind, an id that stands twice, a picture outside the file's directory.
+/// configured kind, an id that stands twice, a picture outside the file's directory, a size that
+/// is no pair of positive multiples of 32.
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
                                  const std::string& kind);
 

@@ -4,6 +4,7 @@
 #include "io/trajectory.hpp"
 #include "stage/context.hpp"
 #include "stage/inspect.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/schema.hpp"
 
 namespace atelier::stage {
@@ -37,7 +38,7 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
     ATELIER_CHECK_INPUT(weights_hash(policy) == first.header.model_hash,
                         "{} is not the policy that sampled {}", policy.string(), files[0].string());
     pipeline::Pipeline model(c.model(), policy);
-    const rl::SamplingSpec spec = c.sampling(model);
+    const rl::SamplingSpec sampling = c.sampling(model);
     const PromptIndex prompts(c, c.tasks());
     Workspace workspace("group");
     std::int64_t checked = 0, different = 0;
@@ -47,6 +48,7 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
             io::read_trajectory(file, c.config.hash(), io::TrajectoryParts::training);
         const io::TrajectorySamples& s = shard.shapes.at(0);
         ATELIER_CHECK_INPUT(s.trained > 0, "{} holds no states (storage.keep)", file.string());
+        const rl::SamplingSpec spec = on_grid(sampling, model.schedule_config(), {s.height, s.width});
         const Prompt& prompt = prompts.at(shard.prompts.task[0], shard.prompts.id[0], file);
         const EncodedPair pair = encode_pair(model, c, prompt, spec.uses_guidance());
         rl::GroupPolicy group = workspace.build([&](Arena& arena) {

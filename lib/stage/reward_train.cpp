@@ -154,7 +154,6 @@ int run_reward_train(const Context& c) {
                 if (pictures.insert(source.get()).second) picture_bytes += source->pixels.size();
         }
     memory.plan.hold("labels", picture_bytes);
-    memory.plan.hold_during("publishing", "optimizer's file", trainer.state_bytes());
     memory.plan.hold_during("reporting", "the trained judge", model.weight_bytes());
     memory.say(c);
 
@@ -252,6 +251,8 @@ int run_reward_train(const Context& c) {
     }
     metrics["heldout"] = report["dimensions"];
     if (c.world->is_root()) {
+        io::put_metrics(c.run.metrics(), metrics);  // before the judge: a judge always has its record
+        io::remove_temporaries(c.run.root, product.filename().string());
         const std::string table = judge_table(report);
         io::publish_directory(product, [&, &report = report, &judgements = judgements](const fs::path& temporary) {
             judge::save_judge(model, start, temporary);
@@ -264,7 +265,6 @@ int run_reward_train(const Context& c) {
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);
         });
-        io::put_metrics(c.run.metrics(), metrics);
         std::cout << table << (product / "report.json").string() << '\n';
     }
     c.world->barrier();

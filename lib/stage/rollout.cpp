@@ -1,6 +1,7 @@
 #include "stage/rollout.hpp"
 
 #include "stage/group_rollout.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 
 namespace atelier::stage {
@@ -23,6 +24,7 @@ std::vector<Prompt> draw_iteration(const Context& c) {
                           static_cast<std::uint64_t>(c.iteration)))
             drawn.push_back(pool[i]);
     }
+    put_sizes_together(c, drawn);
     return drawn;
 }
 
@@ -48,9 +50,11 @@ int run_rollout(const Context& c) {
         manifest.inputs["policy"] = {0, rollout.model_hash()};
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},
-                          {"samples_without_score", rollout.absent()}};
+                          {"samples_without_score", rollout.absent()},
+                          {"writing_seconds", rollout.writer().seconds()},
+                          {"waited_for_writing_seconds", rollout.writer().waited_seconds()}};
         memory.finish(c, manifest);
-        publish_shards(directory, drawn.size(), manifest);
+        publish_shards(directory, drawn.size(), rollout.digests(), manifest);
     }
     c.world->barrier();
     return 0;

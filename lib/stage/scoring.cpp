@@ -7,6 +7,7 @@
 
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
+#include "reward/judge_ranks.hpp"
 #include "rl/reward_total.hpp"
 #include "stage/scorers.hpp"
 
@@ -27,12 +28,30 @@ void append(const std::string& name, const reward::Verdict& verdict, double seco
 
 }  // namespace
 
-Scoring::Scoring(const Context& c)
-    : context_(c), scorer_(make_scorer(c)), truth_(make_truth(c.config)) {
-    pool_ = std::make_unique<reward::Pool>(
-        *scorer_, reward::PoolConfig{static_cast<int>(c.config.integer("reward.workers")),
-                                     static_cast<int>(c.config.integer("reward.queue")),
-                                     static_cast<int>(c.config.integer("reward.retries"))});
+reward::PoolConfig pool_config(const config::Config& config) {
+    return {static_cast<int>(config.integer("reward.workers")),
+            static_cast<int>(config.integer("reward.queue")),
+            static_cast<int>(config.integer("reward.retries"))};
+}
+
+Scoring::Scoring(const Context& c) : context_(c), truth_(make_truth(c.config)), judging_(c.judges) {
+    if (c.judges != nullptr) {
+        c.judges->open();
+        return;
+    }
+    scorer_ = make_scorer(c);
+    pool_ = std::make_unique<reward::Pool>(*scorer_, pool_config(c.config));
+    judging_ = pool_.get();
+}
+
+ScoringMemory Scoring::memory(std::size_t picture_bytes) const {
+    if (!scorer_) return {capacity(), 0, true};
+    const auto workers = static_cast<std::size_t>(context_.config.integer("reward.workers"));
+    return {capacity(), scorer_->bytes(workers, picture_bytes), false};
+}
+
+const std::vector<std::string>& Scoring::dimensions(const std::string& kind) const {
+    return scorer_ ? scorer_->dimensions(kind) : context_.judges->dimensions(kind);
 }
 
 std::vector<std::future<reward::Outcome>> Scoring::submit(
@@ -58,7 +77,7 @@ std::vector<std::future<reward::Outcome>> Scoring::submit(
                                 {s.noise_key[2 * m], s.noise_key[2 * m + 1]}};
         request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
                                s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
-        futures.push_back(pool_->submit(std::move(request)));
+        futures.push_back(judging_->submit(std::move(request)));
     }
     return futures;
 }
@@ -81,10 +100,14 @@ void Scoring::add_truth(const std::vector<const Prompt*>& prompts,
     }
 }
 
-int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& s) {
+int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& s,
+                   Timeline* timeline, std::int64_t group) {
     int absent = 0;
     for (std::size_t m = 0; m < outcomes.size(); ++m) {
         const reward::Outcome outcome = outcomes[m].get();
+        if (timeline != nullptr)
+            timeline->add({"judging", outcome.rank, outcome.worker, outcome.begin, outcome.seconds,
+                           group, static_cast<std::int64_t>(s.sample_id[m])});
         if (outcome.failed) {
             s.status[m] = static_cast<std::uint8_t>(io::SampleStatus::reward_absent);
             if (absent++ == 0)  // of each group the first is enough

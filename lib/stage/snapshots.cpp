@@ -1,9 +1,10 @@
 #include "stage/snapshots.hpp"
 
 #include <algorithm>
-#include <fstream>
 
+#include "core/json.hpp"
 #include "core/progress.hpp"
+#include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 
 namespace atelier::stage {
@@ -41,8 +42,6 @@ Snapshots::~Snapshots() {
     if (written_.valid()) written_.wait();
 }
 
-std::size_t Snapshots::bytes() const { return every_ > 0 ? trainer_.publishing_bytes() : 0; }
-
 std::optional<nlohmann::json> Snapshots::resume() {
     // Rank 0 chooses, so that all ranks take the same one.
     std::string name;
@@ -50,9 +49,8 @@ std::optional<nlohmann::json> Snapshots::resume() {
     const auto chosen = context_.world->gather(std::as_bytes(std::span(name))).at(0);
     if (chosen.empty()) return std::nullopt;
     const fs::path from(std::string(reinterpret_cast<const char*>(chosen.data()), chosen.size()));
-    std::ifstream in(from / cursor_name);
-    const auto json = nlohmann::json::parse(in, nullptr, false);
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", "") == context_.config.hash() && json.contains("cursor"),
+    const auto json = parse_json(io::read_text(from / cursor_name), (from / cursor_name).string());
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", nlohmann::json()) == context_.config.hash() && json.contains("cursor"),
                         "{} is damaged or of another configuration: remove {}", (from / cursor_name).string(), from.string());
     trainer_.restore(from);
     if (context_.world->is_root()) log_line(fmt::format("goes on from {}", from.string()));
@@ -70,13 +68,9 @@ void Snapshots::after_update(const nlohmann::json& cursor) {
     context_.world->barrier();
     in_writing_ = update;
     cursor_ = cursor;
-    if (auto file = trainer_.state_file(writing_to(), context_)) {
-        // Bytes go to disk from where HDF5 put them together; only a library that is safe for threads may do that beside this one.
-        const auto write = [file = std::make_shared<io::hdf5::File>(std::move(*file))] {
-            file->close();
-            io::flush_file(file->path());
-        };
-        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, write);
+    if (auto write = trainer_.prepare_state(writing_to(), context_)) {
+        // Only a library that is safe for threads may write beside what this one reads.
+        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, std::move(write));
         if (!io::hdf5::is_thread_safe()) written_.wait();
     }
 }
@@ -94,9 +88,9 @@ void Snapshots::publish_written(bool waits) {
         io::publish_text(writing_to() / cursor_name, json.dump(1) + "\n");
         const fs::path to = directory_ / directory_name(in_writing_);
         std::error_code error;
-        fs::remove_all(to, error);
         fs::rename(writing_to(), to, error);
         ATELIER_CHECK_IO(!error, "cannot publish {}: {}", to.string(), error.message());
+        io::flush_file(directory_);  // the name is on disk before an older state is given up
         const auto all = published(directory_);
         for (std::size_t i = static_cast<std::size_t>(keep_); i < all.size(); ++i) {
             // Renamed away first: nobody sees half of one.
@@ -111,10 +105,13 @@ void Snapshots::publish_written(bool waits) {
 void Snapshots::remove() {
     if (written_.valid()) written_.wait();
     context_.world->barrier();
-    if (!context_.world->is_root()) return;
+    if (context_.world->is_root()) remove_snapshots(directory_);
+}
+
+void remove_snapshots(const fs::path& directory) {
     std::error_code error;
-    fs::remove_all(directory_, error);
-    ATELIER_CHECK_IO(!error, "cannot remove {}: {}", directory_.string(), error.message());
+    fs::remove_all(directory, error);
+    ATELIER_CHECK_IO(!error, "cannot remove {}: {}", directory.string(), error.message());
 }
 
 }  // namespace atelier::stage

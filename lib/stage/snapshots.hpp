@@ -27,8 +27,8 @@ class Snapshots {
     void settle() { publish_written(true); }
     /// When the stage's product is published: nothing of this is needed any more. Collective.
     void remove();
-    /// Bytes that a state in writing takes.
-    std::size_t bytes() const;
+    /// Whether there are any.
+    bool is_on() const { return every_ > 0; }
 
   private:
     void publish_written(bool waits);
@@ -41,5 +41,8 @@ class Snapshots {
     std::int64_t in_writing_ = 0;  ///< update number; 0: none
     nlohmann::json cursor_;
 };
+
+/// For a stage whose product is published: what one that was killed before remove() left. On rank 0.
+void remove_snapshots(const std::filesystem::path& directory);
 
 }  // namespace atelier::stage

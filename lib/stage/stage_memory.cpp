@@ -2,41 +2,49 @@
 
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
+#include "stage/picture_sizes.hpp"
 
 namespace atelier::stage {
 
-std::vector<EncodedPair> StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
-                                                const std::vector<const Prompt*>& prompts,
-                                                bool with_negative, std::int64_t decoded) {
-    std::vector<EncodedPair> outlines;
+ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
+                                    const std::vector<const Prompt*>& prompts, bool with_negative,
+                                    std::int64_t decoded) {
+    ModelOutline outline;
+    outline.dit = &model.dit();
+    outline.schedule = model.schedule_config();
     for (const Prompt* prompt : prompts) {
         const auto references = prepare_references(model, c, *prompt);
-        EncodedPair pair;
-        pair.conditional = model.reserve(prompt->text, references);
+        const model::PictureSize size = picture_size(c, *prompt);
+        GroupOutline group;
+        group.target = target_grid(size);
+        group.prompt.conditional = model.reserve(prompt->text, references);
         if (with_negative)
-            pair.unconditional = model.reserve(c.negative(prompt->task), references);
-        outlines.push_back(std::move(pair));
+            group.prompt.unconditional = model.reserve(c.negative(prompt->task), references);
+        outline.groups.push_back(std::move(group));
+        if (decoded > 0) model.codec().reserve_decoding(size.height, size.width);
     }
-    const std::int64_t height = c.config.integer("sampling.height"),
-                       width = c.config.integer("sampling.width");
-    if (decoded > 0) model.codec().reserve_decoding(height, width);
-    plan.hold("weights", model.weight_bytes());
-    plan.hold("text encoder", model.encoder_bytes());
-    plan.hold("autoencoder", model.codec().bytes());
-    plan.hold("decoded pictures", static_cast<std::size_t>(decoded * height * width) * 4 * sizeof(float));
-    return outlines;
+    outline.parameters = model.weight_bytes() - model.frozen_bytes();
+    outline.frozen = model.frozen_bytes();
+    outline.text_encoder = model.encoder_bytes();
+    outline.autoencoder = model.codec().bytes();
+    hold_model(plan, outline, decoded);
+    return outline;
 }
 
-void StageMemory::say(const Context& c) const {
-    if (c.world->is_root()) log_line("memory planned, " + plan.str());
+void StageMemory::say(const Context& c, const std::string& whose) const {
+    if (c.world->is_root()) log_line(whose + "memory planned, " + plan.str());
+}
+
+void StageMemory::compare(const Context& c, const std::string& whose) const {
+    if (!c.world->is_root()) return;
+    const auto peak = static_cast<double>(peak_resident_bytes());
+    log_line(fmt::format("{}memory: the peak was {:.1f} MiB, {:.0f} % of the plan", whose,
+                         peak / (1 << 20), 100 * peak / static_cast<double>(plan.total())));
 }
 
 void StageMemory::finish(const Context& c, io::Manifest& manifest) const {
     manifest.planned_bytes = plan.total();
-    if (!c.world->is_root()) return;
-    const auto peak = static_cast<double>(peak_resident_bytes());
-    log_line(fmt::format("memory: the peak was {:.1f} MiB, {:.0f} % of the plan", peak / (1 << 20),
-                         100 * peak / static_cast<double>(plan.total())));
+    compare(c);
 }
 
 std::vector<const Prompt*> my_prompts(const Context& c, const std::vector<Prompt>& prompts) {
@@ -44,18 +52,6 @@ std::vector<const Prompt*> my_prompts(const Context& c, const std::vector<Prompt
     for (std::size_t i = 0; i < prompts.size(); ++i)
         if (c.is_mine(i)) mine.push_back(&prompts[i]);
     return mine;
-}
-
-std::size_t picture_bytes(dit::Grid target) {
-    return static_cast<std::size_t>(target.tokens() * model::pixels_per_latent *
-                                    model::pixels_per_latent * 4);
-}
-
-std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t steps,
-                         std::int64_t velocities) {
-    return static_cast<std::size_t>(target.tokens() * channels * (2 * steps + velocities + 1)) *
-               sizeof(float) +
-           picture_bytes(target);
 }
 
 }  // namespace atelier::stage

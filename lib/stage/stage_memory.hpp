@@ -2,8 +2,7 @@
 
 #include <vector>
 
-#include "core/memory.hpp"
-#include "stage/context.hpp"
+#include "stage/memory_entries.hpp"
 
 namespace atelier::stage {
 
@@ -16,25 +15,20 @@ class StageMemory {
 
     MemoryPlan plan;
 
-    /// Weights and the frozen parts' buffers: for these prompts, and for decoding `decoded` pictures
-    /// at once (0: none). Returns what the prompts look like to the transformer, without numbers.
-    std::vector<EncodedPair> add_model(const Context& context, pipeline::Pipeline& model,
-                                       const std::vector<const Prompt*>& prompts,
-                                       bool with_negative, std::int64_t decoded);
-    /// When everything has been added.
-    void say(const Context& context) const;
-    /// Says how the peak compares, and writes the plan into the manifest.
+    /// Weights and the frozen parts' buffers: for these prompts, and for decoding `decoded` of their
+    /// pictures at once (0: none). Returns what the stage's other entries are made from.
+    ModelOutline add_model(const Context& context, pipeline::Pipeline& model,
+                           const std::vector<const Prompt*>& prompts, bool with_negative,
+                           std::int64_t decoded);
+    /// When everything has been added. `whose`: before the word "memory".
+    void say(const Context& context, const std::string& whose = "") const;
+    /// Says how the peak compares.
+    void compare(const Context& context, const std::string& whose = "") const;
+    /// The same, and writes the plan into the manifest.
     void finish(const Context& context, io::Manifest& manifest) const;
 };
 
 /// This rank's share of prompts that are worked on one after another.
 std::vector<const Prompt*> my_prompts(const Context& context, const std::vector<Prompt>& prompts);
-
-/// Bytes of one sample of a trajectory shard: `steps` states before and after a step, `velocities`
-/// teacher velocities, final latents and picture.
-std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t steps,
-                         std::int64_t velocities);
-/// Bytes of its picture.
-std::size_t picture_bytes(dit::Grid target);
 
 }  // namespace atelier::stage

@@ -4,6 +4,7 @@
 
 #include "model/dit/dit.hpp"
 #include "model/processor/image_inputs.hpp"
+#include "stage/picture_sizes.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -21,10 +22,23 @@ std::string describe_storage(const Context& c) {
     const dit::Dit dit(dit::load_config(c.base_transformer() / "config.json"));
     const auto& config = c.config;
     const auto number = [&](const char* key) { return static_cast<double>(config.integer(key)); };
-    const double height = number("sampling.height"), width = number("sampling.width");
-    const double latent = height * width / (model::pixels_per_latent * model::pixels_per_latent) *
+    // Samples are as large as their pictures: on average over the prompts, each over its sizes.
+    double pool = 0, area = 0, pools = 0;
+    for (const std::string& task : config.tasks()) {
+        const auto prompts = read_prompts(config.text("task." + task + ".train"), task, c.kind(task));
+        const double asked = number("curate.prompts"), found = static_cast<double>(prompts.size());
+        pool += asked > 0 ? std::min(asked, found) : found;
+        for (const Prompt& prompt : prompts) {
+            const auto sizes = possible_sizes(c, prompt);
+            for (const model::PictureSize& size : sizes)
+                area += static_cast<double>(size.height * size.width) / static_cast<double>(sizes.size());
+        }
+        pools += found;
+    }
+    area /= pools;
+    const double latent = area / (model::pixels_per_latent * model::pixels_per_latent) *
                           static_cast<double>(dit.config().in_channels) * 4;
-    const double picture = height * width * 4, steps = number("sampling.steps");
+    const double picture = area * 4, steps = number("sampling.steps");
     const double trained_steps = config.text("steps.choice") == "all" ? steps : number("steps.count");
     const double sample = 2 * trained_steps * latent, summary = latent + picture;
     const double iteration = number("rollout.prompts_per_iteration") * number("rollout.group_size");
@@ -48,14 +62,9 @@ std::string describe_storage(const Context& c) {
         return keep == "all" ? states + rest : keep == "summary" ? rest : 0.0;
     };
 
-    double pool = 0, iterations = 0, rounds = 0;
-    for (const std::string& task : config.tasks()) {
-        const auto prompts = static_cast<double>(
-            read_prompts(config.text("task." + task + ".train"), task, c.kind(task)).size());
-        const double asked = number("curate.prompts");
-        pool += asked > 0 ? std::min(asked, prompts) : prompts;
+    double iterations = 0, rounds = 0;
+    for (const std::string& task : config.tasks())
         if (config.flag("pipeline.teachers")) iterations += static_cast<double>(c.iterations(task));
-    }
     if (config.flag("pipeline.mix")) iterations += static_cast<double>(c.iterations(mix_policy));
     if (config.flag("pipeline.teachers")) rounds = number("distill.rounds");
     const double dump = static_cast<double>(config.tasks().size()) * number("distill.prompts") *

@@ -4,12 +4,11 @@
 
 namespace atelier::stage {
 
-distill::StudentSpec student_spec(const Context& c, const pipeline::Pipeline& pipeline) {
+distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& schedule) {
     distill::StudentSpec s;
     s.target = {c.config.integer("sampling.height") / model::pixels_per_latent,
                 c.config.integer("sampling.width") / model::pixels_per_latent};
-    s.schedule =
-        pipeline.schedule(static_cast<int>(c.config.integer("sampling.steps")), s.target.tokens());
+    s.schedule = flow::make_schedule(schedule, static_cast<int>(c.config.integer("sampling.steps")), s.target.tokens());
     s.sampler = flow::parse_sampler(c.config.text("distill.sampler"));
     s.eta = c.config.number("distill.eta");
     s.members = static_cast<int>(c.config.integer("distill.group_size"));

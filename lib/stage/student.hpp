@@ -5,8 +5,8 @@
 
 namespace atelier::stage {
 
-/// How the student's trajectories are sampled.
-distill::StudentSpec student_spec(const Context& context, const pipeline::Pipeline& model);
+/// How the student's trajectories are sampled, of sampling.height x sampling.width; of others see on_grid().
+distill::StudentSpec student_spec(const Context& context, const flow::ScheduleConfig& schedule);
 
 /// The transformer directory that a round's student is read from: the previous round's student; in
 /// the first round the base (whose weights load_start() may replace). Throws Error(input) when the

@@ -116,8 +116,8 @@ TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable*
     b.gradients += comm::sum_bytes(ranks, static_cast<std::size_t>(zero == 0 ? trained.flat_size() : partition.largest_segment()));
     const std::int64_t vectors = 2 + (averages ? 1 : 0) + (has_master ? 1 : 0);
     b.optimizer = numbers(vectors * partition.shard_size());
-    // The file is put together in memory, from one vector packed at a time; a snapshot has the weights too.
-    b.publishing = numbers((vectors + 2) * partition.shard_size());
+    b.publishing = TrainingState::piece_bytes;
+    b.snapshot = numbers((vectors + 1) * partition.shard_size()) + TrainingState::piece_bytes;
     return b;
 }
 
@@ -125,13 +125,6 @@ TrainerBytes Trainer::planned() const {
     return trainer_bytes(weights_.table(), weights_.lora() == nullptr ? nullptr : &weights_.lora()->table(), settings_.zero, world_.size(),
                          !state_.ema.empty(), !state_.master.empty());
 }
-
-std::size_t Trainer::bytes() const {
-    const TrainerBytes b = planned();
-    return b.gradients + b.optimizer;
-}
-
-std::size_t Trainer::publishing_bytes() const { return planned().publishing; }
 
 void Trainer::zero_gradients() {
     if (sharded_gradients_)
@@ -224,9 +217,18 @@ void Trainer::save_weights(const nn::ParameterStore& values, const std::filesyst
     for (const std::string& name : names) manifest.outputs[prefix + name] = {};
 }
 
-std::optional<io::hdf5::File> Trainer::state_file(const std::filesystem::path& directory, const Context& c) {
-    if (settings_.zero == 0 && !world_.is_root()) return std::nullopt;
-    return state_.to_file(directory, partition_, shard_, c, own_weights());
+std::function<void()> Trainer::prepare_state(const std::filesystem::path& directory, const Context& c) {
+    if (settings_.zero == 0 && !world_.is_root()) return {};
+    const std::span<const float> own = own_weights();
+    struct Copy {
+        TrainingState state;
+        std::vector<float> weights;
+    };
+    const auto copy = std::make_shared<const Copy>(Copy{state_, {own.begin(), own.end()}});
+    return [this, copy, directory, &c] {
+        const std::string name = copy->state.save(directory, partition_, shard_, c, copy->weights);
+        io::flush_file(directory / name);
+    };
 }
 
 void Trainer::restore(const std::filesystem::path& directory) {

@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "nn/lora.hpp"
@@ -17,7 +16,8 @@ namespace atelier::stage {
 struct TrainerBytes {
     std::size_t gradients = 0;  ///< with what cuts and sums them
     std::size_t optimizer = 0;
-    std::size_t publishing = 0;
+    std::size_t publishing = 0;  ///< the state's way to its file
+    std::size_t snapshot = 0;    ///< a copy of state and weights that is written beside the next updates
 };
 TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable* adapter, int zero, int ranks, bool averages,
                            bool has_master);
@@ -48,9 +48,8 @@ class Trainer {
     /// Sums the gradients over ranks in rank order, clips, updates. Returns the norm before clipping. Throws Error(numeric) for a
     /// gradient that is not finite. Afterwards the weights are what would be stored. Collective.
     double step(double rate);
-    /// What it holds, and what `save` takes beside that.
-    std::size_t bytes() const;
-    std::size_t publishing_bytes() const;
+    /// What it holds, and what `save` and prepare_state() take beside that.
+    TrainerBytes planned() const;
     std::int64_t updates() const { return state_.update; }
 
     /// Writes weights, the moving average's (ema/) and the state to a directory, each rank its part. On rank 0 names all files in the
@@ -58,13 +57,13 @@ class Trainer {
     void save(const std::filesystem::path& config_source, const std::filesystem::path& directory, const Context& context,
               io::Manifest& manifest) const;
 
-    /// This rank's part of the state with its weights, put together but not on disk; nothing where another rank has it.
-    std::optional<io::hdf5::File> state_file(const std::filesystem::path& directory, const Context& context);
+    /// Copies this rank's part of the state and its weights; the result writes the copy to a file, flushed, beside whatever comes next.
+    /// Empty where another rank has it.
+    std::function<void()> prepare_state(const std::filesystem::path& directory, const Context& context);
     /// Goes back to the state of such files. Collective.
     void restore(const std::filesystem::path& directory);
 
   private:
-    TrainerBytes planned() const;
     std::span<float> own_weights();  ///< the shard that AdamW's result goes to
     void reduce_gradients();
     double gradient_norm();

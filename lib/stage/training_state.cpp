@@ -2,10 +2,14 @@
 
 #include <algorithm>
 
+#include "io/hdf5.hpp"
+
 namespace atelier::stage {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr auto piece_numbers = static_cast<std::int64_t>(TrainingState::piece_bytes / sizeof(float));
 
 /// Runs of a shard that are numbers of the flat vector, neighbours put together.
 struct Run {
@@ -53,8 +57,10 @@ void gather(const std::vector<Stored>& files, const std::string& name, const std
             for (const Run& r : s.runs) {
                 const std::int64_t from = std::max(w.global, r.global), to = std::min(w.global + w.count, r.global + r.count);
                 if (from >= to) continue;
-                const auto part = s.file.read_rows<float>("/" + name, r.local + (from - r.global), to - from);
-                std::copy(part.begin(), part.end(), shard.begin() + static_cast<std::ptrdiff_t>(w.local + (from - w.global)));
+                for (std::int64_t at = from; at < to; at += piece_numbers) {
+                    const auto part = s.file.read_rows<float>("/" + name, r.local + (at - r.global), std::min(piece_numbers, to - at));
+                    std::copy(part.begin(), part.end(), shard.begin() + static_cast<std::ptrdiff_t>(w.local + (at - w.global)));
+                }
                 found.emplace_back(from, to);
             }
         std::sort(found.begin(), found.end());
@@ -125,8 +131,8 @@ std::vector<float> TrainingState::load_weights(const fs::path& directory, const 
     return weights;
 }
 
-io::hdf5::File TrainingState::to_file(const fs::path& directory, const nn::Partition& partition, int rank, const Context& c,
-                                      std::span<const float> weights) const {
+std::string TrainingState::save(const fs::path& directory, const nn::Partition& partition, int rank, const Context& c,
+                                std::span<const float> weights) const {
     auto file = io::hdf5::File::create(directory / name_of_shard(rank, partition.ranks()));
     file.set_attribute("/", "schema", std::string("atelier.training"));
     file.set_attribute("/", "schema_version", std::int64_t{2});
@@ -142,23 +148,32 @@ io::hdf5::File TrainingState::to_file(const fs::path& directory, const nn::Parti
         count += r.count;
     }
     file.write("/piece", Tensor::of(pieces.data(), {static_cast<std::int64_t>(runs.size()), 2}));
-    std::vector<float> packed(static_cast<std::size_t>(count));
+    std::vector<float> piece(static_cast<std::size_t>(std::min(count, piece_numbers)));
     const auto write = [&](const std::string& what, std::span<const float> values) {
         if (values.empty()) return;
-        auto to = packed.begin();
-        for (const Run& r : runs) to = std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(r.local), r.count, to);
-        file.write(what, Tensor::of(packed.data(), {count}));
+        file.make_dataset(what, DType::f32, {count});
+        std::int64_t written = 0, filled = 0;
+        const auto put = [&] {
+            if (filled > 0) file.write_rows(what, written, Tensor::of(piece.data(), {filled}));
+            written += filled;
+            filled = 0;
+        };
+        for (const Run& r : runs)
+            for (std::int64_t at = 0; at < r.count;) {
+                const std::int64_t n = std::min(r.count - at, piece_numbers - filled);
+                std::copy_n(values.data() + r.local + at, n, piece.data() + filled);
+                at += n;
+                filled += n;
+                if (filled == piece_numbers) put();
+            }
+        put();
     };
     write("/m", m);
     write("/v", v);
     write("/ema", ema);
     write("/master", master);
     write("/weights", weights);
-    return file;
-}
-
-std::string TrainingState::save(const fs::path& directory, const nn::Partition& partition, int rank, const Context& c) const {
-    to_file(directory, partition, rank, c).close();
+    file.close();
     return name_of_shard(rank, partition.ranks());
 }
 

@@ -4,7 +4,6 @@
 #include <span>
 #include <vector>
 
-#include "io/hdf5.hpp"
 #include "nn/sharded.hpp"
 #include "stage/context.hpp"
 
@@ -26,11 +25,12 @@ struct TrainingState {
     /// Reads a rank's shard from a policy's directory, whatever number of ranks wrote it; the base has none: nothing learnt yet.
     /// Throws Error(input) naming the file or the numbers that are in none.
     static TrainingState load(const std::filesystem::path& policy, const nn::Partition& partition, int rank);
-    /// Writes a rank's shard. Returns the file's name. Throws Error(io).
-    std::string save(const std::filesystem::path& directory, const nn::Partition& partition, int rank, const Context& context) const;
-    /// The same file, put together but not on disk yet; with the rank's weights where they are given.
-    io::hdf5::File to_file(const std::filesystem::path& directory, const nn::Partition& partition, int rank, const Context& context,
-                           std::span<const float> weights = {}) const;
+    /// Writes a rank's shard, with the rank's weights where they are given; takes piece_bytes beside it. Returns the file's name. Throws
+    /// Error(io).
+    std::string save(const std::filesystem::path& directory, const nn::Partition& partition, int rank, const Context& context,
+                     std::span<const float> weights = {}) const;
+    /// Numbers go to the file, and come from it, through a buffer of this size.
+    static constexpr std::size_t piece_bytes = 16 << 20;
     /// The weights of such files.
     static std::vector<float> load_weights(const std::filesystem::path& directory, const nn::Partition& partition, int rank);
     /// The name under which a rank's shard is written.

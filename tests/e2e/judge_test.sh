@@ -2,24 +2,12 @@
 # The judge in the stages: the same scores at any number of ranks from a server that behaves and one that doesn't, and from the
 # engine's own judge; a key that stands nowhere; a server that is not there.   judge_test.sh BIN_DIR MPIEXEC SERVER
 # (from the repository's root)
-set -euo pipefail
-bin=$1 mpiexec=$2 server=$3
-work=$(mktemp -d)
+source tests/e2e/common.sh
+server=$3
 servers=()
-trap 'kill "${servers[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
+at_exit() { kill "${servers[@]}" 2>/dev/null || true; }
 export ATELIER_TEST_KEY=sk-t3st-0123456789abcdef
 
-fail() { echo "FAILED: $*" >&2; exit 1; }
-# code EXPECTED COMMAND...: the command ends with the documented code; what it says is kept.
-code() {
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    cat "$work/out" >>"$work/said"
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
 serve() {  # NAME OPTION...: starts a server, sets url
     "$server" --ready "$work/$1.url" "${@:2}" & servers+=($!)
     for _ in $(seq 200); do [[ -e $work/$1.url ]] && break; sleep 0.05; done

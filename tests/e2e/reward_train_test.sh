@@ -1,20 +1,7 @@
 #!/usr/bin/env bash
 # reward-train as a program: pictures of the world labelled by its measures; killed or stopped it goes on to the same bits; ranks
 # agree; what it made judges a rollout.   reward_train_test.sh BIN_DIR MPIEXEC   (from the repository's root)
-set -euo pipefail
-bin=$1 mpiexec=$2
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
-
-fail() { echo "FAILED: $*" >&2; exit 1; }
-code() {
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
+source tests/e2e/common.sh
 
 # Source pictures of the miniature's edit prompts: those with a certain background count as good.
 mkdir "$work/labels" "$work/start"

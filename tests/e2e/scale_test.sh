@@ -2,22 +2,10 @@
 # Adapters and training cut over ranks, as programs: the same policy at ZeRO 0 to 3 and at any number of ranks within rounding, the same
 # bits at the same number; states resumed at another number of ranks; kill and rerun in the middle of an update; damage.
 #   scale_test.sh BIN_DIR MPIEXEC   (from the repository's root)
-set -euo pipefail
-bin=$1 mpiexec=$2
-work=$(mktemp -d)
-trap 'umount "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
+source tests/e2e/common.sh
+at_exit() { umount "$work/small" 2>/dev/null || true; }
 model=assets/mini/base toy=tests/oracle/data/pipeline/pipeline  # the toy's pictures all score the same: nothing to train on
 
-fail() { echo "FAILED: $*" >&2; exit 1; }
-code() {
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
-says() { grep -q "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
 plan() {
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=3 --set curate.enabled=false \
         --set rollout.prompts_per_iteration=3 --set rollout.group_size=2 --set rollout.micro_batch=1 --set steps.count=1 \

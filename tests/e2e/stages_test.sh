@@ -1,22 +1,10 @@
 #!/usr/bin/env bash
 # Rollout and GRPO as programs: the same samples at any number of ranks, weights that differ in rounding only, kill and
 # rerun, a signal, two writers, bad input.   stages_test.sh BIN_DIR MPIEXEC   (from the repository's root)
-set -euo pipefail
-bin=$1 mpiexec=$2
-work=$(mktemp -d)
-trap 'umount "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
+source tests/e2e/common.sh
+at_exit() { umount "$work/small" 2>/dev/null || true; }
 model=tests/oracle/data/pipeline/pipeline
 
-fail() { echo "FAILED: $*" >&2; exit 1; }
-# code EXPECTED COMMAND...: the command ends with the documented code.
-code() {
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
 plan() {
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=4 --set curate.enabled=false \
         --set rollout.prompts_per_iteration=4 --set rollout.group_size=4 --set rollout.micro_batch=2 --set steps.count=2 \

@@ -11,6 +11,8 @@
 #include "core/error.hpp"
 #include "core/philox.hpp"
 #include "io/csv.hpp"
+#include "io/file_io.hpp"
+#include "io/fletcher32.hpp"
 #include "io/hdf5.hpp"
 #include "io/manifest.hpp"
 #include "io/metrics.hpp"
@@ -199,6 +201,39 @@ TEST_F(Files, AKilledWriterLeavesTheOldFileAndATemporaryToRemove) {
     EXPECT_EQ(temporaries(), 0);
 }
 
+// Where a directory could not be exchanged with its successor and the writer died between two renames.
+TEST_F(Files, ADirectoryThatWasRenamedAwayComesBack) {
+    publish_directory(directory_ / "d", [](const fs::path& p) { std::ofstream(p / "x") << "1"; });
+    fs::rename(directory_ / "d", directory_ / ".tmp-displaced-d");
+    EXPECT_EQ(remove_temporaries(directory_, "d"), 0);
+    EXPECT_EQ(text_of(directory_ / "d/x"), "1");
+    fs::copy(directory_ / "d", directory_ / ".tmp-displaced-d");
+    EXPECT_EQ(remove_temporaries(directory_), 1);
+    EXPECT_TRUE(fs::exists(directory_ / "d/x"));
+}
+
+TEST_F(Files, TextsAreReadWholeOrNotAtAll) {
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_text(directory_ / "none"); }), HasSubstr("none is missing"));
+    EXPECT_THAT(refusal(ErrorKind::io, [&] { read_text(directory_); }), HasSubstr("cannot read"));
+    // A directory in the file's place stands for a read that fails: records must not be taken for absent.
+    fs::create_directory(directory_ / "metrics.jsonl");
+    EXPECT_THAT(refusal(ErrorKind::io, [&] { put_metrics(directory_ / "metrics.jsonl", {{"stage", "x"}}); }), HasSubstr("metrics.jsonl"));
+}
+
+TEST_F(Files, TheSameNumbersMakeTheSameFile) {
+    const std::vector<float> values(100, 2.0f);
+    const auto write = [&](const char* name) {
+        auto file = hdf5::File::create(directory_ / name);
+        file.write("/a/b", Tensor::of(values.data(), {100}));
+        file.write_strings("/a/c", std::vector<std::string>{"x", "y"});
+        file.close();
+    };
+    write("one.h5");
+    sleep(2);  // HDF5's time stamps count seconds
+    write("two.h5");
+    EXPECT_EQ(text_of(directory_ / "one.h5"), text_of(directory_ / "two.h5"));
+}
+
 // No small file system can be mounted everywhere tests run, so the limit on a file's size stands in for a full disk.
 TEST_F(Files, AFullDiskPublishesNothing) {
     const auto path = directory_ / "shard.h5";
@@ -289,6 +324,140 @@ TEST_F(Files, AnIndexShowsAllShardsAsOne) {
     other.shapes[0].latents.resize(other.shapes[0].latents.size() / 2);
     write_trajectory(directory_ / names[1], other);
     EXPECT_THAT(refusal(ErrorKind::input, [&] { publish_trajectory_index(directory_, names); }), HasSubstr("shard-00001.h5"));
+}
+
+/// The samples of make_shard() on a grid of another shape.
+TrajectorySamples on_shape(std::int64_t samples, std::int64_t height, std::int64_t width, std::uint64_t first_id) {
+    TrajectorySamples s = make_shard(samples).shapes[0];
+    s.height = height, s.width = width, s.picture_height = 16 * height, s.picture_width = 16 * width;
+    const auto n = static_cast<std::size_t>(samples * height * width);
+    for (auto* states : {&s.x, &s.x_next}) states->resize(n * 2 * 4);
+    s.latents.resize(n * 4);
+    s.picture.assign(n * 256 * 4, 9);
+    std::uint64_t stream = 100 * static_cast<std::uint64_t>(height) + first_id;
+    for (auto* v : {&s.x, &s.x_next, &s.latents}) fill_normal(random_key(1, RandomUse::test, ++stream), *v);
+    for (std::uint64_t& id : s.sample_id) id = first_id++;
+    return s;
+}
+
+TEST_F(Files, OneShardHoldsSeveralShapes) {
+    auto shard = make_shard(2);
+    shard.shapes = {on_shape(2, 6, 10, 0), on_shape(4, 10, 6, 2), on_shape(2, 8, 8, 6)};
+    write_trajectory(directory_ / "shard.h5", shard);
+    const auto back = read_trajectory(directory_ / "shard.h5", "config");
+    ASSERT_EQ(back.shapes.size(), 3u);
+    for (const TrajectorySamples& s : back.shapes) {
+        const auto& was = *std::find_if(shard.shapes.begin(), shard.shapes.end(), [&](const TrajectorySamples& each) { return each.height == s.height; });
+        EXPECT_EQ(s.width, was.width);
+        EXPECT_EQ(s.sample_id, was.sample_id);
+        EXPECT_EQ(s.x, was.x);
+        EXPECT_EQ(s.latents, was.latents);
+        EXPECT_EQ(s.picture_width, 16 * s.width);
+    }
+}
+
+TEST_F(Files, AnIndexOfShardsOfDifferentShapes) {
+    // Some shapes are in all shards, some in one; dimensions differ too.
+    std::vector<std::string> names;
+    std::map<std::pair<std::int64_t, std::int64_t>, std::vector<float>> x;
+    std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::uint32_t>> prompts;
+    for (std::uint32_t i = 0; i < 3; ++i) {
+        auto shard = make_shard(2);
+        shard.shapes = {on_shape(2, 6, 10, 10 * i)};
+        if (i != 1) shard.shapes.push_back(on_shape(4, 10, 6, 10 * i + 2));
+        if (i == 2) shard.shapes.push_back(on_shape(2, 8, 8, 10 * i + 6));
+        for (TrajectorySamples& s : shard.shapes) {
+            auto& all = x[{s.height, s.width}];
+            all.insert(all.end(), s.x.begin(), s.x.end());
+            for (const std::uint32_t p : s.prompt) prompts[{s.height, s.width}].push_back(2 * i + p);
+        }
+        names.push_back(fmt::format("shard-{:05}.h5", i));
+        write_trajectory(directory_ / names.back(), shard);
+    }
+    publish_trajectory_index(directory_, names);
+    const auto all = read_trajectory(directory_ / trajectory_index_name, "config");
+    ASSERT_EQ(all.shapes.size(), 3u);
+    for (const TrajectorySamples& s : all.shapes) {
+        EXPECT_EQ(s.x, (x[{s.height, s.width}]));
+        EXPECT_EQ(s.prompt, (prompts[{s.height, s.width}]));
+    }
+}
+
+TEST_F(Files, RowsAreWrittenPieceByPiece) {
+    const auto path = directory_ / "rows.h5";
+    std::vector<float> values(3 * 700'000);
+    fill_normal(random_key(1, RandomUse::test), values);
+    const Shape shape{700'000, 3};
+    EXPECT_EQ(hdf5::File::chunk_rows(DType::f32, shape), (1 << 20) / 12);
+    {
+        auto file = hdf5::File::create(path);
+        file.make_dataset("/group/values", DType::f32, shape);
+        for (std::int64_t first = 0; first < 700'000; first += 123'457) {
+            const std::int64_t count = std::min<std::int64_t>(123'457, 700'000 - first);
+            file.write_rows("/group/values", first, Tensor::of(values.data() + 3 * first, {count, 3}));
+        }
+        file.close();
+    }
+    const auto file = hdf5::File::open(path);
+    EXPECT_EQ(file.read<float>("/group/values", {700'000, 3}), values);
+    EXPECT_EQ(file.read_rows<float>("/group/values", 123'450, 20), (std::vector<float>(values.begin() + 3 * 123'450, values.begin() + 3 * 123'470)));
+}
+
+TEST_F(Files, ChecksumsAreHdf5sOwn) {
+    // Of HDF5's documented algorithm, word by word.
+    const auto reference = [](const std::vector<std::uint8_t>& bytes) {
+        std::uint32_t sum = 0, sums = 0;
+        for (std::size_t i = 0; i < bytes.size(); i += 2) {
+            sum += static_cast<std::uint32_t>(bytes[i] << 8 | (i + 1 < bytes.size() ? bytes[i + 1] : 0));
+            sum = (sum & 0xffff) + (sum >> 16);
+            sums += sum;
+            sums = (sums & 0xffff) + (sums >> 16);
+        }
+        return sums << 16 | sum;
+    };
+    Random random(random_key(1, RandomUse::test));
+    for (const std::size_t size : {0, 1, 2, 3, 511, 512, 513, 4096, 100'001})
+        for (const int kind : {0, 1, 2}) {
+            std::vector<std::uint8_t> bytes(size);
+            for (auto& b : bytes) b = kind == 0 ? 0 : kind == 1 ? 255 : static_cast<std::uint8_t>(random.next_u32());
+            Fletcher32 whole, parts;
+            whole.update(bytes.data(), size);
+            for (std::size_t at = 0; at < size; at += 1000) parts.update(bytes.data() + at, std::min<std::size_t>(1000, size - at));
+            EXPECT_EQ(whole.value(), reference(bytes)) << size << " " << kind;
+            EXPECT_EQ(parts.value(), whole.value());
+        }
+    // HDF5's own filter accepts them: rows that begin within a chunk are read through it.
+    std::vector<float> values(1'000'003);
+    fill_normal(random_key(2, RandomUse::test), values);
+    {
+        auto file = hdf5::File::create(directory_ / "sums.h5");
+        file.write("/x", Tensor::of(values.data(), {1'000'003}));
+        file.close();
+    }
+    const auto file = hdf5::File::open(directory_ / "sums.h5");
+    EXPECT_EQ(file.read_rows<float>("/x", 1, 1'000'002), std::vector<float>(values.begin() + 1, values.end()));
+    EXPECT_EQ(file.read<float>("/x", {-1}), values);
+}
+
+TEST_F(Files, AFileThatIsNotClosedLeavesNothing) {
+    {
+        auto file = hdf5::File::create(directory_ / "rows.h5");
+        file.write("/x", Tensor::of(std::vector<float>(100, 1.0f).data(), {100}));
+    }
+    EXPECT_TRUE(fs::is_empty(directory_));
+}
+
+TEST_F(Files, TheDigestIsOfWhatWasPublished) {
+    const FileDigest digest = publish_file(directory_ / "shard.h5", [&](const fs::path& temporary) { write_trajectory(temporary, make_shard(4)); });
+    EXPECT_EQ(digest, digest_file(directory_ / "shard.h5"));
+    // A manifest takes a digest that it is given, and sees what doesn't fit it.
+    Manifest m;
+    m.outputs["shard.h5"] = digest;
+    publish_manifest(directory_, m);
+    EXPECT_TRUE(is_complete(directory_));
+    m.outputs["shard.h5"].hash = std::string(32, '0');
+    publish_manifest(directory_, m);
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { is_complete(directory_); }), HasSubstr("does not match its manifest"));
 }
 
 TEST_F(Files, PartsOfAShard) {

@@ -20,6 +20,7 @@ const std::vector<Key> schema{
     {.name = "sampling.sampler", .fallback = std::string("flow_sde"), .meaning = "sampler", .choices = {"ode", "flow_sde"}},
     {.name = "sampling.rescale", .fallback = false, .meaning = "rescale"},
     {.name = "run.tasks", .fallback = std::vector<std::string>{"a"}, .meaning = "tasks"},
+    {.name = "task.*.sizes", .fallback = Pairs{}, .meaning = "sizes"},
     {.name = "task.*.kind", .fallback = std::string("t2i"), .meaning = "kind", .choices = {"t2i", "edit"}},
     {.name = "task.*.group", .fallback = std::int64_t{8}, .meaning = "members", .unit = "samples"}};
 
@@ -60,6 +61,18 @@ TEST_F(ConfigFile, DefaultsFilesAndOverridesInThatOrder) {
     EXPECT_THAT(c.describe(), HasSubstr("seed = 5  # seed of everything ("));
     EXPECT_THAT(c.describe(), HasSubstr("base.toml:2)"));
     EXPECT_THAT(c.describe(), HasSubstr("group = 8  # members, samples (default)"));
+}
+
+TEST_F(ConfigFile, ListsOfPairs) {
+    const auto path = file("[task.edit]\nsizes = [[96, 160], [128, 128]]\n");
+    const auto c = Config::resolve(path, {}, schema);
+    EXPECT_EQ(c.pairs("task.edit.sizes"), (Pairs{{96, 160}, {128, 128}}));
+    EXPECT_THAT(c.to_toml(), HasSubstr("sizes = [[96, 160], [128, 128]]"));
+    const std::vector<std::string> none{"task.edit.sizes=[]"}, one{"task.edit.sizes=[[1, 2]]"};
+    EXPECT_TRUE(Config::resolve(path, none, schema).pairs("task.edit.sizes").empty());
+    EXPECT_EQ(Config::resolve(path, one, schema).pairs("task.edit.sizes"), (Pairs{{1, 2}}));
+    for (const char* bad : {"[[96, 160, 4]]", "[96, 160]", "[[96, \"160\"]]", "[[9.5, 160]]", "\"96x160\""})
+        EXPECT_THAT(refusal(std::string("[task.edit]\nsizes = ") + bad + "\n"), HasSubstr("task.edit.sizes must be a list of pairs")) << bad;
 }
 
 TEST_F(ConfigFile, TheResolvedFileReadsBackTheSame) {

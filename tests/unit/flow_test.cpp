@@ -48,6 +48,35 @@ std::string message_of(const std::function<void()>& action) {
     return "";
 }
 
+/// `values` again and again: a larger picture of the same elements.
+std::vector<float> repeated(const std::vector<float>& values, std::size_t times) {
+    std::vector<float> all;
+    for (std::size_t i = 0; i < times; ++i) all.insert(all.end(), values.begin(), values.end());
+    return all;
+}
+
+TEST(Sizes, NoPictureOutweighsASmallerOne) {
+    // Per element, so that a picture six times as large has the same log p, the same pull on it and the same losses.
+    const std::vector<float> sigmas{1.0f, 0.8f, 0.5f, 0.0f};
+    const auto x = normals(1, 96), v = normals(2, 96), other = normals(3, 96), noise = normals(4, 96);
+    const auto large_x = repeated(x, 6), large_v = repeated(v, 6), large_other = repeated(other, 6), large_noise = repeated(noise, 6);
+    for (const Sampler sampler : stochastic)
+        for (const LogProb kind : {LogProb::mean, LogProb::squared_error}) {
+            const Transition t = transition(sampler, 0.7, sigmas, 1);
+            std::vector<float> next(x.size()), large_next(large_x.size());
+            const double small = *step_with_log_prob<float>(t, kind, x, v, noise, next),
+                         large = *step_with_log_prob<float>(t, kind, large_x, large_v, large_noise, large_next);
+            EXPECT_NEAR(large, small, 1e-6 * std::abs(small));
+            std::vector<float> d_small(x.size(), 0.0f), d_large(large_x.size(), 0.0f);
+            log_prob_backward<float>(t, kind, x, other, next, 1.0, d_small);
+            log_prob_backward<float>(t, kind, large_x, large_other, large_next, 1.0, d_large);
+            for (std::size_t i = 0; i < d_large.size(); ++i)
+                ASSERT_NEAR(6 * d_large[i], d_small[i % x.size()], 1e-5 * (1 + std::abs(d_small[i % x.size()])));
+            EXPECT_NEAR(gaussian_kl<float>(t, large_v, large_other), gaussian_kl<float>(t, v, other), 1e-6 * gaussian_kl<float>(t, v, other));
+        }
+    EXPECT_NEAR(velocity_mse<float>(large_v, large_other), velocity_mse<float>(v, other), 1e-6 * velocity_mse<float>(v, other));
+}
+
 TEST(Schedule, FallsFromOneToTerminalThenZero) {
     const Schedule schedule = make_schedule(dynamic_config(), 10, 64);
     ASSERT_EQ(schedule.sigmas.size(), 11u);

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include "core/parallel.hpp"
 #include "flow/noise.hpp"
@@ -110,6 +111,22 @@ TEST(GroupPolicy, ReplayOfGroupsOfAnySize) {
             const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
             EXPECT_EQ(f.with_policy(dit::Keep::inputs, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << members << edit;
         }
+}
+
+TEST(GroupPolicy, EverySizeReplaysByItsOwnSchedule) {
+    Fixture f;
+    std::set<float> first_steps;
+    for (const dit::Grid target : {dit::Grid{4, 4}, {2, 6}, {6, 10}, {10, 6}}) {
+        f.text_prompt();
+        f.spec.target = target;
+        f.spec.schedule = flow::make_schedule(f.model.schedule_config(), 6, target.tokens());
+        first_steps.insert(f.spec.schedule.sigmas[1]);
+        const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+        EXPECT_EQ(t.latents.size(), static_cast<std::size_t>(f.spec.members * target.tokens() * f.model.dit().config().out_channels));
+        for (const dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::inputs})
+            EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << target.height << "x" << target.width;
+    }
+    EXPECT_EQ(first_steps.size(), f.model.schedule_config().use_dynamic_shifting ? 3u : 1u) << "the shift follows the number of tokens";
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Replay,

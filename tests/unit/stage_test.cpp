@@ -8,9 +8,12 @@
 #include <set>
 
 #include "io/hdf5.hpp"
+#include "io/image/png.hpp"
 #include "stage/dag.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/schema.hpp"
 #include "stage/scoring.hpp"
+#include "stage/shard_writer.hpp"
 #include "stage/training_state.hpp"
 #include "stage/truth_gap.hpp"
 
@@ -154,6 +157,68 @@ TEST_F(Run, TrainingStateGoesFromAnyNumberOfRanksToAny) {
         }
 }
 
+TEST_F(Run, TrainingStateLargerThanAPieceComesBack) {
+    nn::ParameterTable table;
+    table.add({"large", {3, 1'500'001}});
+    table.add({"small", {5}});
+    const Context c = context({});
+    const nn::Partition written(table, 2), read(table, 1);
+    ASSERT_GT(table.flat_size() * static_cast<std::int64_t>(sizeof(float)), static_cast<std::int64_t>(TrainingState::piece_bytes));
+    for (int rank = 0; rank < 2; ++rank) state_of(written, rank).save(directory_, written, rank, c);
+    const TrainingState s = TrainingState::load(directory_, read, 0), expected = state_of(read, 0);
+    EXPECT_EQ(s.m, expected.m);
+    EXPECT_EQ(s.ema, expected.ema);
+}
+
+io::TrajectoryShard small_shard(std::uint64_t id) {
+    io::TrajectoryShard shard;
+    io::TrajectoryPrompts& p = shard.prompts;
+    p.id = p.text = p.negative = p.category = p.task = p.attributes = {"a"};
+    io::TrajectorySamples s;
+    s.height = s.width = 2, s.channels = 1, s.steps = 1, s.picture_height = s.picture_width = 32;
+    s.sample_id = {id}, s.prompt = s.member = {0}, s.noise_key = {1, 2}, s.sigma = {1, 0}, s.is_sde = {0}, s.status = {0};
+    s.latents.resize(4), s.picture.resize(32 * 32 * 4);
+    shard.shapes.push_back(s);
+    return shard;
+}
+
+TEST_F(Run, ShardsAreWrittenInOrderBesideTheWork) {
+    ShardWriter writer;
+    for (std::uint64_t i = 0; i < 9; ++i) writer.put(directory_ / fmt::format("shard-{}.h5", i), small_shard(i));
+    writer.finish();
+    ASSERT_EQ(writer.digests().size(), 9u);
+    fs::file_time_type before{};
+    for (std::uint64_t i = 0; i < 9; ++i) {
+        const fs::path path = directory_ / fmt::format("shard-{}.h5", i);
+        EXPECT_EQ(io::read_trajectory(path).shapes.at(0).sample_id.at(0), i);
+        EXPECT_EQ(writer.digests().at(path.filename().string()), io::digest_file(path));
+        EXPECT_GE(fs::last_write_time(path), before);
+        before = fs::last_write_time(path);
+    }
+    const auto world = comm::make_self();
+    EXPECT_EQ(gather_digests(*world, writer.digests()), writer.digests());
+    EXPECT_GT(writer.seconds(), 0);
+}
+
+TEST_F(Run, AShardThatCannotBeWrittenIsSaidAndEndsTheWriting) {
+    ShardWriter writer;
+    const auto put_all = [&] {
+        writer.put(directory_ / "none" / "shard-0.h5", small_shard(0));
+        for (std::uint64_t i = 1; i < 9; ++i) writer.put(directory_ / fmt::format("shard-{}.h5", i), small_shard(i));
+        writer.finish();
+    };
+    try {
+        put_all();
+        ADD_FAILURE() << "nothing was thrown";
+    } catch (const Error& e) {
+        EXPECT_EQ(e.kind(), ErrorKind::io);
+        EXPECT_THAT(e.message(), HasSubstr("none"));
+    }
+    EXPECT_THROW(writer.finish(), Error) << "it stays failed";
+    EXPECT_TRUE(writer.digests().empty());
+    EXPECT_TRUE(fs::is_empty(directory_));
+}
+
 TEST_F(Run, TrainingStateWithAHoleIsRefused) {
     const nn::ParameterTable table = blocks_table();
     const Context c = context({});
@@ -260,6 +325,95 @@ TEST_F(Run, PinnedWeightsAreReadAndMistakesNamed) {
         EXPECT_THROW(
             pinned_weights(context({fmt::format("task.t2i.weights=[\"{}\"]", bad)}), "t2i"), Error)
             << bad;
+}
+
+Prompt numbered(std::uint64_t number, const std::string& task = "t2i") {
+    Prompt p;
+    p.number = number;
+    p.id = fmt::format("{}-{}", task, number);
+    p.task = task;
+    return p;
+}
+
+std::string text_of(model::PictureSize size) { return fmt::format("{}x{}", size.height, size.width); }
+
+TEST_F(Run, SizesAreDrawnByMeaning) {
+    Context c = context({"task.t2i.sizes=[[128, 128], [96, 160], [160, 96]]"});
+    std::map<std::string, int> counts;
+    int changed = 0;
+    for (std::uint64_t number = 0; number < 600; ++number) {
+        c.policy = "t2i", c.iteration = 1;
+        const auto size = picture_size(c, numbered(number));
+        ++counts[text_of(size)];
+        EXPECT_EQ(picture_size(c, numbered(number)), size);
+        c.policy = "mix";  // whoever draws
+        EXPECT_EQ(picture_size(c, numbered(number)), size);
+        c.iteration = 2;
+        changed += picture_size(c, numbered(number)) == size ? 0 : 1;
+    }
+    ASSERT_EQ(counts.size(), 3u);
+    for (const auto& [size, count] : counts) EXPECT_NEAR(count, 200, 50) << size;
+    EXPECT_NEAR(changed, 400, 50) << "each iteration draws anew";
+    EXPECT_EQ(target_grid(c, numbered(0)).tokens() * 256, picture_size(c, numbered(0)).height * picture_size(c, numbered(0)).width);
+}
+
+TEST_F(Run, WhoSaysTheSizeOfAPicture) {
+    io::write_png(directory_ / "wide.png", io::Image(200, 100, 3));
+    io::write_png(directory_ / "square.png", io::Image(50, 50, 3));
+    Prompt edit = numbered(3, "edit");
+    edit.images = {directory_ / "square.png", directory_ / "wide.png"};
+    EXPECT_EQ(text_of(picture_size(context({}), numbered(3))), "128x128");
+    EXPECT_EQ(text_of(picture_size(context({"sampling.height=64"}), numbered(3))), "64x128");
+    EXPECT_EQ(text_of(picture_size(context({"sampling.height=64"}), edit)), "96x192") << "the last picture's ratio, as diffusers does";
+    EXPECT_EQ(text_of(picture_size(context({"task.edit.sizes=[[160, 96]]"}), edit)), "160x96");
+    edit.size = model::PictureSize{.width = 64, .height = 32};
+    EXPECT_EQ(text_of(picture_size(context({"task.edit.sizes=[[160, 96]]"}), edit)), "32x64");
+    for (const char* bad : {"[[100, 128]]", "[[128, 128], [0, 32]]", "[[-32, 32]]"})
+        EXPECT_THROW(configured_sizes(context({std::string("task.t2i.sizes=") + bad}).config, "t2i"), Error) << bad;
+    EXPECT_THROW(configured_sizes(context({"sampling.width=100"}).config, "t2i"), Error);
+    EXPECT_EQ(configured_sizes(context({}).config, "t2i").size(), 1u);
+
+    std::ofstream(directory_ / "p.jsonl") << R"({"id":"a","task":"t2i","category":"general","text":"x","size":[96, 160]})" << '\n';
+    EXPECT_EQ(text_of(*read_prompts(directory_ / "p.jsonl", "t2i", "t2i").at(0).size), "96x160");
+    for (const char* bad : {"[96]", "[96, 100]", "\"96x160\"", "[96.0, 160]", "[0, 32]"}) {
+        std::ofstream(directory_ / "p.jsonl") << R"({"id":"a","task":"t2i","category":"general","text":"x","size":)" << bad << "}\n";
+        EXPECT_THROW(read_prompts(directory_ / "p.jsonl", "t2i", "t2i"), Error) << bad;
+    }
+}
+
+TEST_F(Run, SizesStandTogetherAndNothingIsLost) {
+    const Context c = context({"task.t2i.sizes=[[128, 128], [96, 160], [160, 96], [64, 64]]"});
+    std::vector<Prompt> prompts;
+    for (std::uint64_t number = 0; number < 50; ++number) prompts.push_back(numbered(number));
+    put_sizes_together(c, prompts);
+    std::set<std::uint64_t> numbers;
+    std::set<std::string> seen;
+    for (std::size_t i = 0; i < prompts.size(); ++i) {
+        numbers.insert(prompts[i].number);
+        const auto grid = target_grid(c, prompts[i]);
+        if (i == 0) continue;
+        const auto before = target_grid(c, prompts[i - 1]);
+        EXPECT_GE(before.tokens(), grid.tokens());
+        if (text_of(picture_size(c, prompts[i])) == text_of(picture_size(c, prompts[i - 1])))
+            EXPECT_LT(prompts[i - 1].number, prompts[i].number);
+        else
+            EXPECT_TRUE(seen.insert(text_of(picture_size(c, prompts[i]))).second) << "a size comes twice";
+    }
+    EXPECT_EQ(numbers.size(), 50u);
+}
+
+TEST_F(Run, TheScheduleFollowsTheSize) {
+    flow::ScheduleConfig schedule;
+    schedule.use_dynamic_shifting = true;
+    rl::SamplingSpec spec;
+    spec.schedule = flow::make_schedule(schedule, 8, 64);
+    spec.trained_steps = {0, 1};
+    const auto larger = on_grid(spec, schedule, {16, 16});
+    EXPECT_EQ(larger.trained_steps, spec.trained_steps);
+    EXPECT_EQ(larger.target.tokens(), 256);
+    EXPECT_EQ(larger.schedule.steps(), 8);
+    EXPECT_GT(larger.schedule.sigmas[4], spec.schedule.sigmas[4]);
+    EXPECT_EQ(larger.schedule.sigmas, flow::make_schedule(schedule, 8, 256).sigmas);
 }
 
 TEST_F(Run, PromptsOfAnotherKindAreRefused) {

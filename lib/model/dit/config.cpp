@@ -1,10 +1,9 @@
 #include "model/dit/config.hpp"
 
 #include <algorithm>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace atelier::dit {
 namespace {
@@ -24,9 +23,7 @@ std::int64_t size(const Json& json, const char* key, std::int64_t fallback, cons
 
 Config load_config(const std::filesystem::path& config_json) {
     const std::string path = config_json.string();
-    std::ifstream in(config_json);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open {}", path);
-    const Json json = Json::parse(in, nullptr, false);
+    const Json json = read_json(config_json);
     ATELIER_CHECK_INPUT(json.is_object(), "{} is not a JSON object", path);
     ATELIER_CHECK_INPUT(json.value("_class_name", Json()) == "QwenImage21Transformer2DModel",
                         "{}: _class_name must be QwenImage21Transformer2DModel, found {}", path,

@@ -10,7 +10,7 @@ std::filesystem::path config_file(const std::filesystem::path& path) {
     if (!std::filesystem::is_directory(path)) return path;
     for (const char* name : {"processor_config.json", "preprocessor_config.json"}) {
         if (!std::filesystem::exists(path / name)) continue;
-        const nlohmann::json document = read_json_file(path / name);
+        const nlohmann::json document = read_json(path / name);
         // Older processor_config.json files say nothing about pictures.
         if (std::string_view(name) == "preprocessor_config.json" ||
             document.contains("image_processor")) {
@@ -62,7 +62,7 @@ ResizeFilter filter_of(const JsonNode& node) {
 ProcessorConfig ProcessorConfig::load(const std::filesystem::path& path) {
     ProcessorConfig config;
     config.path = config_file(path);
-    const nlohmann::json document = read_json_file(config.path);
+    const nlohmann::json document = read_json(config.path);
     const JsonNode root(document, config.path.string());
     root.require("processor_class", {"Qwen3VLProcessor"});
     const JsonNode node = root.has("image_processor") ? root.at("image_processor") : root;

@@ -88,17 +88,4 @@ void JsonNode::only_known(std::initializer_list<std::string_view> known) const {
     }
 }
 
-json read_json_file(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(stream.good(), "{}: cannot be opened; expected a JSON file", path.string());
-    const std::string text{std::istreambuf_iterator<char>(stream),
-                           std::istreambuf_iterator<char>()};
-    try {
-        return json::parse(text);
-    } catch (const json::exception& error) {
-        ATELIER_FAIL(ErrorKind::input, "{}: not valid JSON ({}); the file may be truncated",
-                     path.string(), error.what());
-    }
-}
-
 }  // namespace atelier::model

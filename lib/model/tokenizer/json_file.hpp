@@ -1,13 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <initializer_list>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 
 namespace atelier::model {
 
@@ -49,8 +48,5 @@ class JsonNode {
     const nlohmann::json* value_;
     std::string place_;
 };
-
-/// The parsed file. Throws Error(input) if it is missing, unreadable or not JSON.
-nlohmann::json read_json_file(const std::filesystem::path& path);
 
 }  // namespace atelier::model

@@ -122,7 +122,7 @@ Tokenizer::Tokenizer(const TokenizerFile& file)
     }
     for (const auto& [expression, place] : file.splits) splits_.emplace_back(expression, place);
     for (std::size_t rank = 0; rank < file.merges.size(); ++rank) {
-        const auto& [left, right] = file.merges[rank];
+        const std::string &left = file.merges[rank].first, &right = file.merges[rank].second;
         const auto id = [&](const std::string& spelling) {
             const auto it = file.vocabulary.find(spelling);
             ATELIER_CHECK_INPUT(

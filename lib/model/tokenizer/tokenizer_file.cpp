@@ -124,7 +124,7 @@ void read_model(const JsonNode& model, TokenizerFile& file) {
 
 void check_tokenizer_config(const std::filesystem::path& path) {
     if (!std::filesystem::exists(path)) return;
-    const json document = read_json_file(path);
+    const json document = read_json(path);
     const JsonNode node(document, path.string());
     for (const char* key : {"add_prefix_space", "add_bos_token", "add_eos_token",
                             "split_special_tokens", "clean_up_tokenization_spaces"}) {
@@ -137,7 +137,7 @@ void check_tokenizer_config(const std::filesystem::path& path) {
 TokenizerFile read_tokenizer_file(const std::filesystem::path& path) {
     TokenizerFile file;
     file.path = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
-    const json document = read_json_file(file.path);
+    const json document = read_json(file.path);
     const JsonNode root(document, file.path.string());
     root.only_known({"version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
                      "decoder", "model"});

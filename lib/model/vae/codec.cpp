@@ -22,23 +22,27 @@ Codec::Codec(const Vae& vae, const nn::ParameterStore& weights) : vae_(vae), wei
 const ops::Convolution& Codec::prepared(const ConvRows& rows, const ops::ConvolutionShape& shape) {
     const std::tuple key(rows.weight, shape.height, shape.width);
     auto found = convolutions_.find(key);
-    if (found == convolutions_.end())
-        found = convolutions_.emplace(key, ops::Convolution(shape, weights_[rows.weight].f32(), weights_[rows.bias].f32())).first;
-    return found->second;
+    if (found != convolutions_.end()) return found->second;
+    for (auto other = convolutions_.lower_bound({rows.weight, 0, 0}); other != convolutions_.end() && std::get<0>(other->first) == rows.weight;
+         ++other)
+        if (ops::shares_weights(other->second.shape(), shape))
+            return convolutions_.emplace(key, ops::Convolution(shape, other->second)).first->second;
+    return convolutions_.emplace(key, ops::Convolution(shape, weights_[rows.weight].f32(), weights_[rows.bias].f32())).first->second;
 }
 
 std::int64_t Codec::scratch(const ConvRows& rows, const ops::ConvolutionShape& shape) {
     if (!plans_only_) return prepared(rows, shape).scratch();
     const std::tuple key(rows.weight, shape.height, shape.width);
-    auto found = outlines_.find(key);
-    if (found == outlines_.end()) {
-        // Of zeros, one at a time: what it holds and takes doesn't depend on the numbers.
-        const std::vector<float> weights(static_cast<std::size_t>(vae_.table().spec(rows.weight).shape.elements())),
-            bias(static_cast<std::size_t>(shape.out_channels));
-        const ops::Convolution convolution(shape, weights.data(), bias.data());
-        found = outlines_.emplace(key, std::pair(convolution.bytes(), convolution.scratch())).first;
-    }
-    return found->second.second;
+    if (const auto found = outlines_.find(key); found != outlines_.end()) return found->second.scratch;
+    bool shares = false;
+    for (auto other = outlines_.lower_bound({rows.weight, 0, 0}); other != outlines_.end() && std::get<0>(other->first) == rows.weight; ++other)
+        shares = shares || ops::shares_weights(other->second.shape, shape);
+    // Of zeros, one at a time: what it holds and takes doesn't depend on the numbers.
+    const std::vector<float> weights(static_cast<std::size_t>(vae_.table().spec(rows.weight).shape.elements())),
+        bias(static_cast<std::size_t>(shape.out_channels));
+    const ops::Convolution convolution(shape, weights.data(), bias.data());
+    outlines_[key] = {shape, shares ? 0 : convolution.bytes(), convolution.scratch()};
+    return convolution.scratch();
 }
 
 // Each step takes its result from the arena first, so that what it takes after that can be released; a measuring arena makes
@@ -268,12 +272,14 @@ void Codec::encode(const float* picture, std::int64_t height, std::int64_t width
                                    c.latents_std[static_cast<std::size_t>(j)];
 }
 
-std::size_t planned_bytes(const Vae& vae, std::int64_t height, std::int64_t width, bool decoding) {
+std::size_t planned_bytes(const Vae& vae, std::span<const PictureUse> uses) {
     const nn::ParameterStore none;
     Codec codec(vae, none);
     codec.plans_only_ = true;
-    std::size_t bytes = codec.measure(height, width, decoding) * static_cast<std::size_t>(threads());
-    for (const auto& [key, outline] : codec.outlines_) bytes += outline.first;
+    std::size_t bytes = 0;
+    for (const PictureUse& use : uses) bytes = std::max(bytes, codec.measure(use.height, use.width, use.decodes));
+    bytes *= static_cast<std::size_t>(threads());
+    for (const auto& [key, outline] : codec.outlines_) bytes += outline.bytes;
     return bytes;
 }
 

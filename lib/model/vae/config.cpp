@@ -24,7 +24,7 @@ std::vector<float> numbers(const model::JsonNode& node, const char* key, std::in
 }  // namespace
 
 Config load_config(const std::filesystem::path& config_json) {
-    const auto json = model::read_json_file(config_json);
+    const auto json = read_json(config_json);
     const model::JsonNode root(json, config_json.string() + ": ");
     ATELIER_CHECK_INPUT(root.at("_class_name").text() == "AutoencoderKLQwenImage21",
                         "{} must be AutoencoderKLQwenImage21, found {}", root.at("_class_name").place(),

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -67,8 +68,14 @@ void load(const nn::ParameterStore& weights, const std::filesystem::path& direct
 using Observer = std::function<void(const std::string& name, const float* value, std::int64_t height, std::int64_t width,
                                     std::int64_t channels)>;
 
-/// A frozen autoencoder ready to run: convolutions prepared per picture size on first use of the size, pictures of a batch
-/// side by side on the pool's threads. Results depend neither on threads nor on the batch.
+/// A size of picture, and what is done with it.
+struct PictureUse {
+    std::int64_t height = 0, width = 0;  ///< pixels
+    bool decodes = false;                ///< else encodes
+};
+
+/// A frozen autoencoder ready to run: convolutions prepared per picture size on first use of the size (their weights once for all
+/// sizes, where these are laid out alike), pictures of a batch side by side on the pool's threads. Results depend neither on threads nor on the batch.
 class Codec {
   public:
     /// The weights must outlive the codec and not change.
@@ -108,7 +115,7 @@ class Codec {
     const ops::Convolution& prepared(const ConvRows& rows, const ops::ConvolutionShape& shape);
     /// Numbers of scratch memory of a convolution; it is prepared unless this codec only plans.
     std::int64_t scratch(const ConvRows& rows, const ops::ConvolutionShape& shape);
-    friend std::size_t planned_bytes(const Vae&, std::int64_t, std::int64_t, bool);
+    friend std::size_t planned_bytes(const Vae&, std::span<const PictureUse>);
     /// Bytes that a picture of the size takes of an arena.
     std::size_t measure(std::int64_t height, std::int64_t width, bool decoder);
     /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
@@ -120,11 +127,16 @@ class Codec {
     std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> planned_;
     std::vector<Arena> arenas_;
     bool plans_only_ = false;
-    std::map<std::tuple<int, std::int64_t, std::int64_t>, std::pair<std::size_t, std::int64_t>> outlines_;  ///< bytes and scratch
+    struct ConvolutionOutline {
+        ops::ConvolutionShape shape;
+        std::size_t bytes = 0;
+        std::int64_t scratch = 0;
+    };
+    std::map<std::tuple<int, std::int64_t, std::int64_t>, ConvolutionOutline> outlines_;
 };
 
-/// What a codec's bytes() come to, of weights that aren't there, for decoding or encoding pictures of a size on this process's threads.
-std::size_t planned_bytes(const Vae& vae, std::int64_t picture_height, std::int64_t picture_width, bool decoding);
+/// What a codec's bytes() come to, of weights that aren't there, after all these uses, on this process's threads.
+std::size_t planned_bytes(const Vae& vae, std::span<const PictureUse> uses);
 
 /// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even.
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes);

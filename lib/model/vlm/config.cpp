@@ -40,7 +40,7 @@ void read_rope(const JsonNode& text, TextConfig& c) {
 }  // namespace
 
 Config load_config(const std::filesystem::path& config_json) {
-    const auto json = model::read_json_file(config_json);
+    const auto json = read_json(config_json);
     const JsonNode root(json, config_json.string() + ": ");
     root.require("model_type", {"qwen3_vl"});
     Config c;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/device.hpp"
 #include "core/parallel.hpp"
 #include "model/vlm/geometry.hpp"
 #include "ops/activation.hpp"
@@ -41,8 +42,6 @@ void layer_norm_backward(const ParameterStore& weights, const ParameterStore& gr
                              dy.f32(), dx.f32(), true, gradients[n.weight].f32(), gradients[n.bias].f32());
 }
 
-void copy(const Tensor& from, const Tensor& to) { std::copy_n(from.f32(), from.elements(), to.f32()); }
-void zero(const Tensor& x) { std::fill_n(x.f32(), x.elements(), 0.0f); }
 
 ops::AttentionShape picture_attention(const VisionConfig& v, const GridThw& grid) {
     ops::AttentionShape s;
@@ -228,7 +227,7 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
     const std::int64_t n = pixel_values_.size(0), tokens = n / (v.merge * v.merge);
     const Tensor d_x = d_patches_.slice(0, n), d_y = d_vision_y_.slice(0, n), d_qkv = d_qkv_.slice(0, n);
     const Tensor d_act = d_vision_act_.slice(0, n), last = patches_.slice(0, n);
-    zero(d_x);
+    clear(d_x);
     backward_merger(weights, gradients, vlm_.merger, false, merger_, last, d_picture_tokens_.slice(0, tokens), d_x);
     for (std::size_t b = vision_.size(); b-- > 0;) {
         const VisionBlock& p = vlm_.blocks[b];
@@ -407,9 +406,9 @@ void TrainingPass::backward(const ParameterStore& weights, const ParameterStore&
     const TextConfig& t = vlm_.config().text;
     const Tensor d_x = d_states_.slice(0, tokens_);
     if (d_states.empty())
-        zero(d_x);
+        clear(d_x);
     else
-        copy(d_states, d_x);
+        transfer(d_states, d_x);
     if (!d_logits.empty()) {
         const auto n = static_cast<std::int64_t>(logit_rows_.size());
         ATELIER_CHECK(d_logits.size(0) == n, "gradients of {} rows of logits, {} were made", d_logits.size(0), n);

@@ -36,6 +36,7 @@ struct Convolution::Prepared {
     dnnl::convolution_forward::primitive_desc description;
     dnnl::convolution_forward primitive;
     dnnl::memory weights, bias;
+    bool owns_weights = true;
 };
 
 Convolution::Convolution(const ConvolutionShape& shape, const float* weights, const float* bias) : shape_(shape) {
@@ -58,10 +59,31 @@ Convolution::Convolution(const ConvolutionShape& shape, const float* weights, co
     }
 }
 
+Convolution::Convolution(const ConvolutionShape& shape, const Convolution& prepared) : shape_(shape) {
+    use_one_thread();
+    try {
+        auto description = describe(shape);
+        ATELIER_CHECK(description.weights_desc() == prepared.prepared_->description.weights_desc(),
+                      "weights laid out for {} x {} serve no picture of {} x {}", prepared.shape_.height, prepared.shape_.width,
+                      shape.height, shape.width);
+        prepared_ = std::make_unique<Prepared>(Prepared{description, dnnl::convolution_forward(description),
+                                                        prepared.prepared_->weights, prepared.prepared_->bias, false});
+    } catch (const dnnl::error& e) {
+        ATELIER_FAIL(ErrorKind::internal, "convolution {} -> {} of {} x {}, kernel {}: {}", shape.in_channels,
+                     shape.out_channels, shape.height, shape.width, shape.kernel, e.what());
+    }
+}
+
+bool shares_weights(const ConvolutionShape& a, const ConvolutionShape& b) {
+    use_one_thread();
+    return describe(a).weights_desc() == describe(b).weights_desc();
+}
+
 Convolution::~Convolution() = default;
 Convolution::Convolution(Convolution&&) noexcept = default;
 
 std::size_t Convolution::bytes() const {
+    if (!prepared_->owns_weights) return 0;
     return prepared_->description.weights_desc().get_size() + prepared_->description.bias_desc().get_size();
 }
 

@@ -1,0 +1,197 @@
+#include "stage/memory_entries.hpp"
+
+#include <algorithm>
+
+#include "pipeline/generate.hpp"
+#include "stage/picture_sizes.hpp"
+#include "stage/shard_writer.hpp"
+
+namespace atelier::stage {
+namespace {
+
+/// Bytes of a workspace that serves one group after another, and what of them the prefixes' keys and values are in the largest.
+struct WorkspaceBytes {
+    std::size_t all = 0, cache = 0;
+    void cover(std::size_t bytes, std::size_t cached) {
+        if (bytes <= all) return;
+        all = bytes;
+        cache = cached;
+    }
+    /// As entries: kept to the end, or during a phase.
+    void hold(MemoryPlan& plan, const char* phase = nullptr) const {
+        const auto add = [&](const char* what, std::size_t bytes) {
+            if (phase == nullptr)
+                plan.hold(what, bytes);
+            else
+                plan.hold_during(phase, what, bytes);
+        };
+        add("activations", all - cache);
+        add("prefix cache", cache);
+    }
+};
+
+/// Keys and values of a prefix in all layers, with their gradients where they are trained.
+std::size_t cache_bytes(const dit::Dit& dit, const pipeline::EncodedPrompt& p, bool trains) {
+    const dit::Config& c = dit.config();
+    std::int64_t tokens = p.tokens;
+    for (const dit::Grid& grid : p.references) tokens += grid.tokens() - grid.tokens() / 4;
+    return static_cast<std::size_t>(c.layers * tokens * 2 * c.width()) * sizeof(float) * (trains ? 2 : 1);
+}
+
+WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep) {
+    const nn::ParameterStore none;
+    WorkspaceBytes bytes;
+    const bool trains = keep != dit::Keep::nothing, guided = spec.uses_guidance(),
+               trains_both = trains && spec.guidance_train == flow::GuidanceTrain::guided;
+    for (const GroupOutline& g : model.groups) {
+        const rl::SamplingSpec own = on_grid(spec, model.schedule, g.target);
+        bytes.cover(Workspace::measure([&](Arena& arena) {
+                        rl::GroupPolicy(*model.dit, none, g.prompt.conditional, guided ? &g.prompt.unconditional : nullptr, own, keep, arena);
+                    }),
+                    cache_bytes(*model.dit, g.prompt.conditional, trains) +
+                        (guided ? cache_bytes(*model.dit, g.prompt.unconditional, trains_both) : 0));
+    }
+    return bytes;
+}
+
+WorkspaceBytes student_bytes(const ModelOutline& model, const distill::StudentSpec& spec, bool guided, dit::Keep keep) {
+    const nn::ParameterStore none;
+    WorkspaceBytes bytes;
+    for (const GroupOutline& g : model.groups) {
+        const distill::StudentSpec own = on_grid(spec, model.schedule, g.target);
+        bytes.cover(Workspace::measure([&](Arena& arena) {
+                        distill::StudentGroup(*model.dit, none, g.prompt.conditional, guided ? &g.prompt.unconditional : nullptr, own, keep, arena);
+                    }),
+                    cache_bytes(*model.dit, g.prompt.conditional, keep != dit::Keep::nothing) +
+                        (guided ? cache_bytes(*model.dit, g.prompt.unconditional, false) : 0));
+    }
+    return bytes;
+}
+
+void hold_trainer(MemoryPlan& plan, const TrainerBytes& trainer, bool has_snapshots) {
+    plan.hold("gradients", trainer.gradients);
+    plan.hold("optimizer", trainer.optimizer);
+    if (has_snapshots) plan.hold("state in writing", trainer.snapshot);
+    plan.hold_during("publishing", "state's pieces", trainer.publishing);
+}
+
+/// Bytes of a sample that waits to be scored.
+std::size_t waiting_picture_bytes(const ModelOutline& model, const ScoringMemory& scoring) {
+    const bool have_sources = std::any_of(model.groups.begin(), model.groups.end(),
+                                          [](const GroupOutline& g) { return !g.prompt.conditional.references.empty(); });
+    return picture_bytes(model.largest()) * (scoring.sends_sources && have_sources ? 2 : 1);
+}
+
+}  // namespace
+
+dit::Grid ModelOutline::largest() const {
+    dit::Grid found;
+    for (const GroupOutline& g : groups)
+        if (g.target.tokens() > found.tokens()) found = g.target;
+    return found;
+}
+
+std::size_t picture_bytes(dit::Grid target) {
+    return static_cast<std::size_t>(target.tokens() * model::pixels_per_latent * model::pixels_per_latent * 4);
+}
+
+std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t steps, std::int64_t velocities) {
+    return static_cast<std::size_t>(target.tokens() * channels * (2 * steps + velocities + 1)) * sizeof(float) + picture_bytes(target);
+}
+
+void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decoded) {
+    plan.hold("parameters", model.parameters);
+    plan.hold("text encoder, autoencoder", model.frozen);
+    plan.hold("text encoder's buffers", model.text_encoder);
+    plan.hold("autoencoder's buffers", model.autoencoder);
+    plan.hold("decoded pictures", static_cast<std::size_t>(decoded) * picture_bytes(model.largest()) * sizeof(float));
+}
+
+std::size_t most_pending(std::size_t in_work, int members) {
+    return std::max<std::size_t>(1, in_work / static_cast<std::size_t>(members));
+}
+
+std::size_t hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
+                         const ScoringMemory& scoring) {
+    const WorkspaceBytes group = group_bytes(model, spec, dit::Keep::nothing);
+    group.hold(plan);
+    const auto members = static_cast<std::size_t>(spec.members);
+    const std::size_t pending = most_pending(scoring.in_work, spec.members);
+    const std::int64_t channels = model.dit->config().in_channels, steps = static_cast<std::int64_t>(spec.trained_steps.size());
+    const dit::Grid largest = model.largest();
+    const std::size_t drawn = members * sample_bytes(largest, channels, steps, 0),
+                      kept = keeps_states ? drawn : members * sample_bytes(largest, channels, 0, 0);
+    // Samples being scored, and the pool's copies of their pictures.
+    plan.hold("groups in work", pending * kept + drawn);
+    plan.hold("pictures to score", pending * members * waiting_picture_bytes(model, scoring));
+    plan.hold("judge", scoring.judge);
+    plan.hold("shards to write", ShardWriter::most_held * kept);
+    return group.all;
+}
+
+GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep, const GrpoMemory& memory) {
+    const WorkspaceBytes training = group_bytes(model, spec, keep),
+                         base = memory.has_kl ? group_bytes(model, spec, dit::Keep::nothing) : WorkspaceBytes();
+    plan.hold("base policy", memory.base_weights + base.all);
+    hold_trainer(plan, memory.trainer, memory.has_snapshots);
+    training.hold(plan, "updating");
+    plan.hold_during("updating", "shard",
+                     static_cast<std::size_t>(spec.members) * sample_bytes(model.largest(), model.dit->config().in_channels,
+                                                                           static_cast<std::int64_t>(spec.trained_steps.size()), 0));
+    return {training.all, base.all};
+}
+
+std::size_t hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t resident,
+                      std::size_t averaged) {
+    const WorkspaceBytes group = student_bytes(model, spec, guided, dit::Keep::nothing);
+    group.hold(plan);
+    const auto members = static_cast<std::size_t>(spec.members);
+    const std::int64_t channels = model.dit->config().in_channels, steps = spec.schedule.steps();
+    const dit::Grid largest = model.largest();
+    // Trajectories wait for the teacher without pictures; a shard is copied from one of them.
+    plan.hold("resident groups", resident * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
+    plan.hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
+    // The start is made before the rest is taken; a teacher's mapped file stands in for that.
+    plan.hold_during("averaging", "a teacher's weights", averaged);
+    return group.all;
+}
+
+std::size_t hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
+                         const TrainerBytes& trainer, bool has_snapshots) {
+    const WorkspaceBytes group = student_bytes(model, spec, false, keep);
+    hold_trainer(plan, trainer, has_snapshots);
+    group.hold(plan, "updating");
+    plan.hold_during("updating", "shard",
+                     static_cast<std::size_t>(spec.members) *
+                         sample_bytes(model.largest(), model.dit->config().in_channels, spec.schedule.steps(), spec.schedule.steps()));
+    return group.all;
+}
+
+std::size_t hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& m) {
+    std::size_t sampling = 0;
+    for (const GroupOutline& g : model.groups) {
+        pipeline::GenerateRequest r;
+        r.conditional = &g.prompt.conditional;
+        r.unconditional = m.guided ? &g.prompt.unconditional : nullptr;
+        r.target = g.target;
+        r.batch = static_cast<std::int64_t>(m.pictures);
+        sampling = std::max(sampling, pipeline::generation_bytes(*model.dit, r));
+    }
+    const dit::Grid largest = model.largest();
+    const std::size_t picture = picture_bytes(largest);
+    plan.hold_during("drawing", "sampling", sampling);
+    plan.hold_during("drawing", "pictures to score", std::min(2 * m.shard_pictures, m.scoring.in_work) * waiting_picture_bytes(model, m.scoring));
+    plan.hold_during("drawing", "judge", m.scoring.judge);
+    // One is drawn while the last one is scored.
+    plan.hold_during("drawing", "shards", 2 * m.shard_pictures * sample_bytes(largest, model.dit->config().in_channels, 0, 0));
+    std::size_t shown = 0, widest = 0;
+    for (const std::size_t rows : m.rows) {
+        shown += rows * m.candidates;
+        widest = std::max(widest, rows * (m.candidates + 1));
+    }
+    plan.hold_during("reporting", "shown pictures", shown * picture);
+    plan.hold_during("reporting", "contact sheet", widest * picture);
+    return sampling;
+}
+
+}  // namespace atelier::stage

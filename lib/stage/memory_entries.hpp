@@ -1,0 +1,84 @@
+#pragma once
+
+#include <vector>
+
+#include "core/memory.hpp"
+#include "distill/student_group.hpp"
+#include "stage/context.hpp"
+#include "stage/trainer.hpp"
+
+// What each stage holds in memory: the entries of its plan, made in one place from an open model or from config files alone.
+namespace atelier::stage {
+
+/// A prompt as the transformer takes it, without numbers, and the grid of its pictures.
+struct GroupOutline {
+    EncodedPair prompt;
+    dit::Grid target;
+};
+
+/// What entries are made from.
+struct ModelOutline {
+    const dit::Dit* dit = nullptr;
+    flow::ScheduleConfig schedule;
+    /// Bytes: of the transformer's weights, of the frozen parts' weights, of these parts' buffers.
+    std::size_t parameters = 0, frozen = 0, text_encoder = 0, autoencoder = 0;
+    std::vector<GroupOutline> groups;
+    /// The largest grid of all groups; 0 x 0 where there are none.
+    dit::Grid largest() const;
+};
+
+/// Bytes of one sample of a trajectory shard: `steps` states before and after a step, `velocities` teacher velocities, final latents and
+/// picture.
+std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t steps, std::int64_t velocities);
+/// Bytes of its picture.
+std::size_t picture_bytes(dit::Grid target);
+
+/// Weights, the frozen parts' buffers, and `decoded` pictures at once.
+void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decoded);
+
+/// What scoring takes of a rank that samples.
+struct ScoringMemory {
+    std::size_t in_work = 1;     ///< samples at once at most
+    std::size_t judge = 0;       ///< bytes of what scores; 0: it is on other ranks
+    bool sends_sources = false;  ///< each picture is sent with its prompt's own; on threads of this rank they share those
+};
+
+/// Groups that may wait for their scores before the oldest is waited for, with so many samples `in_work`.
+std::size_t most_pending(std::size_t in_work, int members);
+
+/// Sampling of groups, their scores, their shards. Returns the bytes of a group's workspace.
+std::size_t hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
+                         const ScoringMemory& scoring);
+
+/// Updates from groups. `base_weights`: bytes of the base's own weights beside the policy's, where a KL term needs them.
+struct GrpoMemory {
+    bool has_kl = false;
+    std::size_t base_weights = 0;
+    TrainerBytes trainer;
+    bool has_snapshots = false;
+};
+struct GrpoWorkspaces {
+    std::size_t training = 0, base = 0;  ///< bytes
+};
+GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep, const GrpoMemory& memory);
+
+/// The student's trajectories and the teacher's velocities: `resident` groups at a time. `averaged`: bytes of a teacher's weights beside
+/// the mean of all. Returns the bytes of the trajectories' workspace.
+std::size_t hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t resident,
+                      std::size_t averaged);
+
+/// Training on dumps. Returns the bytes of the trajectories' workspace.
+std::size_t hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
+                         const TrainerBytes& trainer, bool has_snapshots);
+
+/// Pictures of held-out prompts: `pictures` of each, shards of `shard_pictures`, sheets of `rows` by task. Returns the bytes of the
+/// sampling's workspace.
+struct EvaluationMemory {
+    std::size_t pictures = 1, shard_pictures = 1, candidates = 1;
+    std::vector<std::size_t> rows;
+    bool guided = false;
+    ScoringMemory scoring;
+};
+std::size_t hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& memory);
+
+}  // namespace atelier::stage

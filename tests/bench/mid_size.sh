@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# A model of the real architecture with random weights, as large as this machine holds, through rollout, grpo (an adapter; all weights cut
+# over two ranks), teacher-dump and distill: one prompt group each of text to image and of an edit with two references. Seconds, planned and
+# peak memory of a rank; the plan that reads no weight beside them.
+#   tests/bench/mid_size.sh BIN_DIR WORK [LAYERS] [HEADS]     (from the repository's root; 8 layers of 16 heads without)
+# Real: head size 128, mlp ratio 3, rotary axes, vocabulary 151936, the autoencoder's widths, 512 x 512 pictures. Smaller: layers, heads, the
+# text encoder (width 128 * HEADS, 3 layers, 4 of its vision tower).
+# With ATELIER_PYTHON (diffusers) the forward pass of the policy is compared with diffusers' at the same weights.
+set -euo pipefail
+bin=$1 work=$2 layers=${3:-8} heads=${4:-16}
+here=$(dirname "$0")
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
+export OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+width=$((128 * heads))
+model=$work/model configs=$work/configs
+mkdir -p "$work"
+
+if [[ ! -e $model/vae/config.json ]]; then
+    rm -rf "$configs" "$model"
+    mkdir -p "$configs"
+    cp -r assets/mini/base/model_index.json assets/mini/base/processor assets/mini/base/scheduler "$configs"
+    for part in transformer text_encoder vae; do
+        mkdir "$configs/$part"
+        cp "configs/qwen-image-2.1/$part/config.json" "$configs/$part"
+    done
+    token() { sed -n "s/.*\"$1\": *\([0-9]*\).*/\1/p" assets/mini/base/text_encoder/config.json | head -1; }
+    sed -i -e "s/\"num_layers\": [0-9]*/\"num_layers\": $layers/; s/\"num_attention_heads\": [0-9]*/\"num_attention_heads\": $heads/" \
+        -e "s/\"context_in_dim\": [0-9]*/\"context_in_dim\": $width/" "$configs/transformer/config.json"
+    sed -i -e "s/\"hidden_size\": 4096/\"hidden_size\": $width/; s/\"intermediate_size\": 12288/\"intermediate_size\": $((3 * width))/" \
+        -e "s/\"num_attention_heads\": 32/\"num_attention_heads\": $heads/; s/\"num_key_value_heads\": 8/\"num_key_value_heads\": $((heads / 4))/" \
+        -e "s/\"num_hidden_layers\": 36/\"num_hidden_layers\": 3/; s/\"out_hidden_size\": 4096/\"out_hidden_size\": $width/" \
+        -e "s/\"depth\": 27/\"depth\": 4/; s/\"tie_word_embeddings\": false/\"tie_word_embeddings\": true/" \
+        -e "s/^      8,$/      1,/; s/^      16,$/      2,/; s/^      24$/      3/" "$configs/text_encoder/config.json"
+    for name in image_token_id video_token_id vision_start_token_id; do
+        sed -i "s/\"$name\": [0-9]*/\"$name\": $(token $name)/" "$configs/text_encoder/config.json"
+    done
+    "$bin/random_model" "$configs" "$model"
+fi
+
+# Two references of the picture's size, drawn by the miniature.
+mkdir -p "$work/prompts"
+for i in 1 2; do
+    [[ -e $work/prompts/$i.png ]] || "$bin/atelier-generate" --model assets/mini/base --output-resolution 512 --steps 1 --seed $i --threads 1 \
+        --prompt "a blue star left of a green square on gray" --output "$work/prompts/$i.png" 2>/dev/null
+done
+scene='{"background": "gray", "category": "general", "objects": [{"colour": "blue", "radius": 25, "shape": "star", "x": 64, "y": 64}]}'
+for task in t2i edit; do
+    images=$([[ $task == edit ]] && echo '["1.png", "2.png"]' || echo '[]')
+    attributes=$([[ $task == edit ]] && echo "{\"edit\": \"recolour\", \"source\": $scene, \"result\": $scene}" || echo "$scene")
+    printf '{"id": "%s-0", "task": "%s", "category": "general", "text": "one blue star on gray", "images": %s, "attributes": %s}\n' \
+        "$task" "$task" "$images" "$attributes" >"$work/prompts/$task.jsonl"
+done
+
+plan() {
+    rm -rf "$work/$1"
+    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model="$model" --set sampling.height=512 --set sampling.width=512 \
+        --set sampling.output_resolution=512 --set sampling.steps=4 --set sampling.guidance_scale=1 --set sampling.guidance_train=none \
+        --set steps.count=1 --set curate.enabled=false --set rollout.prompts_per_iteration=1 --set rollout.group_size=2 --set rollout.micro_batch=1 \
+        --set reward.min_spread=0 --set reward.gate=0 --set grpo.iterations=1 --set grpo.minibatches=1 --set distill.rounds=1 --set distill.prompts=1 \
+        --set distill.group_size=1 --set distill.batch=2 --set distill.epochs=1 --set distill.start=base --set compute.recompute=true \
+        --set "task.t2i.train=$work/prompts/t2i.jsonl" --set "task.t2i.heldout=$work/prompts/t2i.jsonl" \
+        --set "task.edit.train=$work/prompts/edit.jsonl" --set "task.edit.heldout=$work/prompts/edit.jsonl" --set pipeline.mix=false "${@:2}" >/dev/null
+}
+show() {  # RANKS PROGRAM DIRECTORY SECONDS
+    local planned peak
+    planned=$(sed -n 's/^ *"planned_kib": *\([0-9]*\).*/\1/p' "$3/manifest.json") peak=$(sed -n 's/^ *"peak_resident_kib": *\([0-9]*\).*/\1/p' "$3/manifest.json")
+    awk -v r="$1" -v s="$2" -v p="$planned" -v k="$peak" -v t="$4" \
+        'BEGIN { printf "%-28s %d rank(s) %7d s   planned %6.2f GiB   peak %6.2f GiB   peak/planned %.3f\n", s, r, t, p / 1048576, k / 1048576, k / p }'
+}
+stage() {  # RANKS RUN PRODUCT PROGRAM ARGUMENTS...
+    local ranks=$1 run=$2 product=$3 program=$4 begin=$SECONDS
+    shift 4
+    mpirun --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@" >"$work/$run-$program.log" 2>&1 || { tail -20 "$work/$run-$program.log" >&2; exit 1; }
+    show "$ranks" "$run $program ${2:-}" "$work/$run/$product" $((SECONDS - begin))
+}
+outline() { "$bin/atelier-plan" --run "$work/$1" --memory --ranks "$2" | awk -v want="$3" '$0 ~ "^" want { on = 1 } on && /at once/ { print; exit }' | sed "s/^/    without weights, $3:/"; }
+
+plan adapter --set lora.rank=16
+for task in t2i edit; do
+    stage 1 adapter $task/iter-0001/rollout rollout --policy $task --iteration 1
+    outline adapter 1 "curate, rollout $task"
+    stage 1 adapter $task/iter-0001/policy grpo --policy $task --iteration 1
+    outline adapter 1 "grpo $task"
+done
+for task in t2i edit; do stage 1 adapter opd/round-01/teacher-$task teacher-dump --task $task --round 1; done
+outline adapter 1 "teacher-dump edit"
+stage 1 adapter opd/round-01/student distill --round 1
+outline adapter 1 distill
+
+plan full --set compute.zero=3
+stage 2 full edit/iter-0001/rollout rollout --policy edit --iteration 1
+stage 2 full edit/iter-0001/policy grpo --policy edit --iteration 1
+outline full 2 "grpo edit"
+
+if [[ -n ${ATELIER_PYTHON:-} ]]; then
+    "$ATELIER_PYTHON" "$here/mid_size.py" "$bin" "$model" "$work" "$work/prompts/1.png" "$work/prompts/2.png"
+fi

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Fuzzes every reader of foreign bytes under AddressSanitizer and UndefinedBehaviorSanitizer.
+#   tests/fuzz/run.sh [SECONDS_A_TARGET [TARGET...]]      default: 60 seconds, all targets, as many at a time as there are cores
+# Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
+# hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
+# fails. ATELIER_ASAN_BUILD_DIR: where to build (default build-asan, shared with tests/sanitize.sh).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+seconds=${1:-60}
+shift || true
+source tests/clang_build.sh
+targets=("$@")
+((${#targets[@]})) || mapfile -t targets < <(ls tests/fuzz/corpus)
+sanitized_build "${targets[@]/#/fuzz-}"
+corpus=${ATELIER_FUZZ_CORPUS:-$build/fuzz-corpus}
+mkdir -p "$build/fuzz-found" "$build/fuzz-logs"
+
+fuzz_one() {
+    local target=$1 most=4096 memory=64
+    case $target in
+        png) memory=256 ;;             # deflate unpacks a thousandfold
+        hdf5_structure) most=64 ;;     # sixteen changes
+        tokenizer_file) most=16384 memory=128 ;;
+        prompts | completion | safetensors) most=65536 ;;
+    esac
+    mkdir -p "$corpus/$target"
+    if "$build/bin/fuzz-$target" -max_total_time="$seconds" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
+        -print_final_stats=1 -artifact_prefix="$build/fuzz-found/$target-" "$corpus/$target" "tests/fuzz/corpus/$target" \
+        >"$build/fuzz-logs/$target.txt" 2>&1; then
+        awk -v t="$target" '/number_of_executed_units/ {n = $2} /peak_rss_mb/ {m = $2} /cov: / {for (i = 1; i < NF; ++i) if ($i == "cov:") c = $(i + 1)}
+            END {printf "%-18s %10d inputs, %6d edges, peak %4d MB\n", t, n, c, m}' "$build/fuzz-logs/$target.txt"
+    else
+        echo "$target: FAILED"
+        tail -n 40 "$build/fuzz-logs/$target.txt"
+        return 1
+    fi
+}
+export -f fuzz_one
+export seconds build corpus
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'fuzz_one {}'

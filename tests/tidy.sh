@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# clang-tidy with the checks of .clang-tidy; warnings are errors.
+#   tests/tidy.sh [FILE.cpp...]      default: all of lib, io and apps but CUDA
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tests/clang_build.sh
+sanitized_configure
+files=("$@")
+((${#files[@]})) || mapfile -t files < <(git ls-files 'lib/*.cpp' 'io/*.cpp' 'apps/*.cpp' | grep -v -e /cuda/ -e /nccl/)
+printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 4 clang-tidy -p "$build" --quiet 2>/dev/null
+echo "clang-tidy: ${#files[@]} files"
