@@ -2,8 +2,7 @@
 //
 // pictures.bin holds raw RGBA, [N, 128, 128, 4] bytes for t2i and [N, 2, 128, 128, 4] (source, result) for
 // edit and identity; scenes.jsonl one object a line {text, category, attributes}, for identity {kind, damaged, truth,
-// attributes}. With --labels: what
-// a judge is trained on.
+// attributes}. With --labels: what a judge is trained on.
 #include <fmt/format.h>
 
 #include <boost/program_options.hpp>

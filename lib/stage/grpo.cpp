@@ -89,7 +89,7 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         }
         mine.push_back(
             {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages},
-             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"h", s.height}, {"w", s.width}, {"r", truth}, {"g", gap}});
+             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"r", truth}, {"g", gap}, {"h", s.height}, {"w", s.width}});
     }
     const auto bytes = Json::to_cbor(mine);
     std::vector<GroupScoresOf> groups(shards.size());
@@ -97,8 +97,8 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
         for (const Json& g : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
             GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
-            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"), g.at("r"), g.at("g"),
-                     g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
+            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"),
+                     g.at("r"), g.at("g"), g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
         }
     }
     return groups;

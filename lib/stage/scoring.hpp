@@ -24,20 +24,20 @@ class Scoring {
     /// capacity() samples are in work.
     std::vector<std::future<reward::Outcome>> submit(const std::vector<const Prompt*>& prompts,
                                                      const io::TrajectorySamples& samples);
-    /// Where [reward] truth names a scorer: its verdicts on the same samples, in columns of their
-    /// own. Throws Error(input) for prompts that it knows nothing about.
-    void add_truth(const std::vector<const Prompt*>& prompts, io::TrajectorySamples& samples) const;
     /// Samples of this rank that may be in work at once.
     std::size_t capacity() const { return judging_->capacity(); }
     /// What it takes of this rank's memory with pictures of `picture_bytes`.
     ScoringMemory memory(std::size_t picture_bytes) const;
+    /// Where [reward] truth names a scorer: its verdicts on the same samples, in columns of their
+    /// own. Throws Error(input) for prompts that it knows nothing about.
+    void add_truth(const std::vector<const Prompt*>& prompts, io::TrajectorySamples& samples) const;
     /// Every dimension of a kind, lowest tier first.
     const std::vector<std::string>& dimensions(const std::string& kind) const;
 
   private:
     const Context& context_;
     std::unique_ptr<reward::Scorer> scorer_;  ///< null: on the judges
-    std::unique_ptr<reward::Scorer> truth_;   ///< null: nobody asked for it
+    std::unique_ptr<reward::Scorer> truth_;   ///< null: none
     std::unique_ptr<reward::Pool> pool_;      ///< null: on the judges
     reward::Judging* judging_;
 };

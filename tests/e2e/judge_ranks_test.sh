@@ -1,21 +1,11 @@
 #!/usr/bin/env bash
 # Ranks that judge: the same shards for any number of ranks and judges among them; failing scorers, signals and deaths on a judge.
 #   judge_ranks_test.sh BIN_DIR MPIEXEC SERVER   (from the repository's root)
-set -euo pipefail
-bin=$1 mpiexec=$2 server=$3
-work=$(mktemp -d)
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
+source tests/e2e/common.sh
+server=$3
+servers=()
+at_exit() { kill "${servers[@]}" 2>/dev/null || true; }
 
-fail() { echo "FAILED: $*" >&2; exit 1; }
-code() {  # EXPECTED COMMAND...
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
 plan() {  # RUN SETTING...
     code 0 "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=tests/oracle/data/pipeline/pipeline \
         --set sampling.steps=3 --set curate.enabled=false --set rollout.prompts_per_iteration=8 --set rollout.group_size=4 \
@@ -45,7 +35,7 @@ for task in t2i edit; do
         plan "$task-$n-$k" "${faulty[@]}" --set reward.ranks="$k"
         code 0 ranks "$n" rollout "$task-$n-$k" --policy $task --iteration 1
         same_shards "$(rollout one-$task $task)" "$(rollout "$task-$n-$k" $task)"
-        grep -q "a judge's memory planned" "$work/out" || { cat "$work/out" >&2; fail "the judge has no memory plan"; }
+        says "a judge's memory planned"
     done
 done
 
@@ -63,7 +53,7 @@ P
 code 3 "$bin/atelier-inspect" --timeline "$work/timeline.png" "$work"
 
 # A server, and the engine's own judge.
-"$server" --ready "$work/url" & pids+=($!)
+"$server" --ready "$work/url" & servers+=($!)
 for _ in $(seq 200); do [[ -e $work/url ]] && break; sleep 0.05; done
 http=(--set reward.scorer=http --set judge.model=judge --set judge.url="$(<"$work/url")" --set judge.templates=configs/judge --set reward.workers=8)
 mkdir "$work/judge" "$work/templates"
@@ -95,7 +85,7 @@ h5diff -q "$work/$(rollout small-alone edit)/shard-00000.h5" "$work/$(rollout ht
     fail "the judge's own dimension changed"
 grep -q "identity/model.safetensors" "$work/$(rollout small-alone edit)/manifest.json" || fail "the embedding is not in the manifest"
 code 2 "$bin/atelier-plan" --config configs/mini.toml --run "$work/unnamed" --set reward.identity=opencv
-grep -q "identity.detector" "$work/out" || { cat "$work/out" >&2; fail "the missing key was not named"; }
+says "identity.detector"
 
 # Curation and evaluation; a stage that is complete needs no judge, yet all ranks end.
 for name in all-alone all-ranks; do
@@ -108,16 +98,16 @@ same_shards all-alone/prompts/t2i all-ranks/prompts/t2i
 same_shards all-alone/eval/base/edit all-ranks/eval/base/edit
 cmp "$work/all-alone/eval/table.txt" "$work/all-ranks/eval/table.txt" || fail "the tables differ"
 code 0 ranks 3 evaluate all-ranks --limit 20
-grep -q "complete already" "$work/out" || fail "the evaluation was made again"
+says "complete already"
 
 # None left to sample; too many absent, said once; a judge that cannot begin.
 plan refused --set reward.ranks=2
 code 2 ranks 2 rollout refused --policy t2i --iteration 1
-grep -q "reward.ranks = 2 of 2 ranks: none is left to sample" "$work/out" || { cat "$work/out" >&2; fail "the message"; }
+says "reward.ranks = 2 of 2 ranks: none is left to sample"
 code 2 "$bin/atelier-rollout" --run "$work/refused" --policy t2i --iteration 1
 plan absent --set reward.ranks=1 --set reward.test_failures=1 --set reward.retries=0
 code 6 ranks 3 rollout absent --policy t2i --iteration 1
-grep -q "32 of 32 samples could not be scored" "$work/out" || { cat "$work/out" >&2; fail "the message"; }
+says "32 of 32 samples could not be scored"
 plan broken "${own[@]}" --set reward.ranks=1 --set judge.directory="$work"
 code 3 timeout 60 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-rollout" --run "$work/broken" --policy t2i --iteration 1
 
@@ -133,13 +123,13 @@ for what in "USR1 2" "TERM 0" "KILL 2"; do
     read -r signal rank <<<"$what"
     run=stopped-$signal-$rank
     plan $run "${slow[@]}"
-    ranks 3 rollout $run --policy t2i --iteration 1 >"$work/said" 2>&1 & job=$!
+    ranks 3 rollout $run --policy t2i --iteration 1 >"$work/job.txt" 2>&1 & job=$!
     for _ in $(seq 600); do ls "$work/$(rollout $run t2i)"/shard-*.h5 >/dev/null 2>&1 && break; sleep 0.05; done
     kill -"$signal" "$(rank_of $run "$rank")"
     found=0
     wait $job || found=$?
     if [[ $signal == KILL ]]; then ((found != 0 && found != 75)) || fail "a killed judge ended with $found"
-    else ((found == 75)) || { cat "$work/said" >&2; fail "$what: exit code 75 expected, found $found"; }; fi
+    else ((found == 75)) || { cat "$work/job.txt" >&2; fail "$what: exit code 75 expected, found $found"; }; fi
     count=$(find "$work/$(rollout $run t2i)" -name 'shard-*.h5' | wc -l)
     ((count >= 1 && count < 8)) || fail "$what: $count shards were published"
     [[ ! -e $work/$(rollout $run t2i)/manifest.json ]] || fail "$what: the stage calls itself complete"
