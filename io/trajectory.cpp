@@ -33,6 +33,33 @@ void write_prompts(File& file, const TrajectoryPrompts& p) {
         put(file, fmt::format("/prompts/images/{}", i), p.images[i].rgba, {p.images[i].height, p.images[i].width, 4});
 }
 
+void write_columns(File& file, const std::string& group, const std::map<std::string, RewardColumn>& columns, std::int64_t n) {
+    for (const auto& [name, column] : columns) {
+        const std::string r = group + name + "/";
+        put(file, r + "score", column.score, {n});
+        put(file, r + "present", column.present, {n});
+        put(file, r + "seconds", column.seconds, {n});
+        ATELIER_CHECK(static_cast<std::int64_t>(column.reason.size()) == n, "{}reason has {} rows of {}", r, column.reason.size(), n);
+        file.write_strings(r + "reason", column.reason);
+    }
+}
+
+std::map<std::string, RewardColumn> read_columns(const File& file, const std::string& group, std::int64_t n) {
+    std::map<std::string, RewardColumn> columns;
+    if (!file.exists(group)) return columns;
+    for (const std::string& name : file.children(group)) {
+        const std::string r = group + "/" + name + "/";
+        RewardColumn& column = columns[name];
+        column.score = file.read<float>(r + "score", {n});
+        column.present = file.read<std::uint8_t>(r + "present", {n});
+        column.seconds = file.read<float>(r + "seconds", {n});
+        column.reason = file.read_strings(r + "reason");
+        ATELIER_CHECK_INPUT(static_cast<std::int64_t>(column.reason.size()) == n, "{}: {}reason has {} rows of {}",
+                            file.path().string(), r, column.reason.size(), n);
+    }
+    return columns;
+}
+
 void write_samples(File& file, const TrajectorySamples& s) {
     const std::string g = fmt::format("/shape-{}x{}/", s.height, s.width);
     const std::int64_t n = s.samples(), l = s.tokens(), c = s.channels, k = s.trained;
@@ -50,14 +77,8 @@ void write_samples(File& file, const TrajectorySamples& s) {
     if (!s.teacher_velocity.empty()) put(file, g + "teacher_velocity", s.teacher_velocity, {n, k, l, c});
     put(file, g + "latents", s.latents, {n, l, c});
     put(file, g + "picture", s.picture, {n, s.picture_height, s.picture_width, 4});
-    for (const auto& [name, column] : s.reward) {
-        const std::string r = g + "reward/" + name + "/";
-        put(file, r + "score", column.score, {n});
-        put(file, r + "present", column.present, {n});
-        put(file, r + "seconds", column.seconds, {n});
-        ATELIER_CHECK(static_cast<std::int64_t>(column.reason.size()) == n, "{}reason has {} rows of {}", r, column.reason.size(), n);
-        file.write_strings(r + "reason", column.reason);
-    }
+    write_columns(file, g + "reward/", s.reward, n);
+    write_columns(file, g + "truth/", s.truth, n);
     if (!s.reward.empty()) {
         put(file, g + "total", s.total, {n});
         put(file, g + "advantage", s.advantage, {n});
@@ -127,17 +148,9 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
     s.picture_height = file.extents(g + "picture")[1];
     s.picture_width = file.extents(g + "picture")[2];
     s.status = file.read<std::uint8_t>(g + "status", {n});
-    if (file.exists(g + "reward")) {
-        for (const std::string& name : file.children(g + "reward")) {
-            const std::string r = g + "reward/" + name + "/";
-            RewardColumn& column = s.reward[name];
-            column.score = file.read<float>(r + "score", {n});
-            column.present = file.read<std::uint8_t>(r + "present", {n});
-            column.seconds = file.read<float>(r + "seconds", {n});
-            column.reason = file.read_strings(r + "reason");
-            ATELIER_CHECK_INPUT(static_cast<std::int64_t>(column.reason.size()) == n, "{}: {}reason has {} rows of {}",
-                                file.path().string(), r, column.reason.size(), n);
-        }
+    s.reward = read_columns(file, g + "reward", n);
+    s.truth = read_columns(file, g + "truth", n);
+    if (!s.reward.empty()) {
         s.total = file.read<float>(g + "total", {n});
         s.advantage = file.read<float>(g + "advantage", {n});
     }

@@ -53,6 +53,7 @@ struct TrajectorySamples {
     std::vector<float> latents;                      ///< [S, L, C]
     std::vector<std::uint8_t> picture;               ///< [S, picture_height, picture_width, 4]
     std::map<std::string, RewardColumn> reward;      ///< by dimension; empty in teacher dumps
+    std::map<std::string, RewardColumn> truth;       ///< what a second scorer says (reward.truth): told beside, never trained on; else empty
     std::vector<float> total, advantage;             ///< [S]
     std::vector<std::uint8_t> status;                ///< [S], SampleStatus
     std::int64_t samples() const { return static_cast<std::int64_t>(sample_id.size()); }

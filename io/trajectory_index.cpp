@@ -16,10 +16,10 @@ using hdf5::File;
 void count_datasets(const File& file, const std::string& group, const std::string& prefix,
                     std::map<std::string, std::size_t>& counts) {
     for (const std::string& name : file.children(group)) {
-        if (prefix.empty() && name == "reward") {
-            for (const std::string& dimension : file.children(group + "/reward"))
-                count_datasets(file, group + "/reward/" + dimension, "reward/" + dimension + "/",
-                               counts);
+        if (prefix.empty() && (name == "reward" || name == "truth")) {
+            for (const std::string& dimension : file.children(group + "/" + name))
+                count_datasets(file, group + "/" + name + "/" + dimension,
+                               name + "/" + dimension + "/", counts);
             continue;
         }
         ++counts[prefix + name];

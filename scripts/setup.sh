@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building and running Atelier needs on Debian or Ubuntu, or says what is missing.
-#   scripts/setup.sh [build|slurm|cuda|checks]...     default: build
+#   scripts/setup.sh [build|slurm|cuda|opencv|checks]...     default: build
 # checks: Clang with its sanitizers, libFuzzer and clang-tidy.
 # cuda: the header-only C++ frontend of cuDNN, where there is a CUDA toolkit; without it the CUDA backend is left out.
 set -euo pipefail
@@ -10,6 +10,7 @@ build_packages=(g++ cmake ninja-build ccache pkg-config git
     libfmt-dev libspdlog-dev nlohmann-json3-dev libpng-dev libcurl4-openssl-dev libpcre2-dev libutf8proc-dev libxxhash-dev
     libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev python3-minimal)
 checks_packages=(clang clang-tidy libclang-rt-dev libomp-dev)
+opencv_packages=(libopencv-core-dev libopencv-imgproc-dev libopencv-objdetect-dev)  # reward.identity = "opencv"
 slurm_packages=(slurmctld slurmd slurm-client munge libpmix-dev)
 
 cudnn_frontend_version=1.32.0
@@ -34,9 +35,10 @@ for kind in "${@:-build}"; do
     case $kind in
         build) wanted+=("${build_packages[@]}") ;;
         slurm) wanted+=("${slurm_packages[@]}") ;;
+        opencv) wanted+=("${opencv_packages[@]}") ;;
         checks) wanted+=("${checks_packages[@]}") ;;
         cuda) fetch_cudnn_frontend ;;
-        *) echo "setup: unknown kind '$kind' (build, slurm, cuda or checks)" >&2; exit 2 ;;
+        *) echo "setup: unknown kind '$kind' (build, slurm, cuda, opencv or checks)" >&2; exit 2 ;;
     esac
 done
 

@@ -3,7 +3,7 @@
 # ATELIER_BUILD_DIR: where to build (default build).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/setup.sh build slurm cuda
+scripts/setup.sh build slurm cuda opencv
 build=${ATELIER_BUILD_DIR:-build}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON -DATELIER_CUDA=ON >/dev/null
 cmake --build "$build"

@@ -1,5 +1,6 @@
 #include "comm/run_main.hpp"
 #include "stage/curate.hpp"
+#include "stage/judge_ranks.hpp"
 #include "stage/options.hpp"
 
 int main(int argc, char** argv) {
@@ -10,6 +11,6 @@ int main(int argc, char** argv) {
                                                      "which prompts of a task tell members apart, "
                                                      "and how its reward dimensions are weighed",
                                                      stage::Names::task, count, arguments, world);
-            return context ? stage::run_curate(*context) : 0;
+            return context ? stage::with_judge_ranks(*context, stage::run_curate) : 0;
         });
 }

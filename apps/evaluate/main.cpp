@@ -1,5 +1,6 @@
 #include "comm/run_main.hpp"
 #include "stage/evaluate.hpp"
+#include "stage/judge_ranks.hpp"
 #include "stage/options.hpp"
 
 int main(int argc, char** argv) {
@@ -13,6 +14,8 @@ int main(int argc, char** argv) {
                 stage::Names::nothing, count, arguments, world, {&models, &limit});
             if (!context) return 0;
             ATELIER_CHECK_USAGE(limit >= 0, "--limit must not be negative, found {}", limit);
-            return stage::run_evaluate(*context, stage::candidates_of(*context, models), limit);
+            return stage::with_judge_ranks(*context, [&](const stage::Context& c) {
+                return stage::run_evaluate(c, stage::candidates_of(c, models), limit);
+            });
         });
 }

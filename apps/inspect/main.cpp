@@ -6,6 +6,7 @@
 #include "core/error.hpp"
 #include "stage/inspect.hpp"
 #include "stage/label_sheet.hpp"
+#include "stage/timeline.hpp"
 
 namespace {
 
@@ -13,7 +14,7 @@ namespace po = boost::program_options;
 using namespace atelier;
 
 int run(int argc, char** argv) {
-    std::string path, directory, sheet, labels;
+    std::string path, directory, sheet, labels, timeline;
     std::vector<std::string> filled;
     bool check = false, again = false;
     po::options_description text(
@@ -29,6 +30,8 @@ int run(int argc, char** argv) {
         "to label")("filled-sheet", po::value(&filled)->composing(),
                     "a labels.csv that came back; may be repeated")(
         "labels", po::value(&labels), "label file (HDF5) to make of the filled-in sheets")(
+        "timeline", po::value(&timeline),
+        "draw what each rank of a rollout or a curation was busy with when, as this PNG")(
         "replay", po::bool_switch(&again),
         "recompute a rollout's log-probabilities; they must agree bit for bit");
     po::positional_options_description places;
@@ -58,6 +61,11 @@ int run(int argc, char** argv) {
     if (!sheet.empty()) {
         std::cout << stage::write_label_sheet(path, sheet) << " pictures in " << sheet
                   << "/index.html\n";
+        return 0;
+    }
+    if (!timeline.empty()) {
+        stage::write_timeline(path, timeline);
+        std::cout << timeline << '\n';
         return 0;
     }
     if (!directory.empty())

@@ -1,4 +1,5 @@
 #include "comm/run_main.hpp"
+#include "stage/judge_ranks.hpp"
 #include "stage/options.hpp"
 #include "stage/rollout.hpp"
 
@@ -9,6 +10,6 @@ int main(int argc, char** argv) {
             const auto context = stage::make_context(
                 "atelier-rollout", "one iteration's groups: sampled, scored, published",
                 stage::Names::policy_and_iteration, count, arguments, world);
-            return context ? stage::run_rollout(*context) : 0;
+            return context ? stage::with_judge_ranks(*context, stage::run_rollout) : 0;
         });
 }

@@ -1,7 +1,8 @@
 // atelier-world: pictures and prompts of the procedural world, for the maker of the miniature.
 //
 // pictures.bin holds raw RGBA, [N, 128, 128, 4] bytes for t2i and [N, 2, 128, 128, 4] (source, result) for
-// edit; scenes.jsonl one object a line {text, category, attributes}.
+// edit and identity; scenes.jsonl one object a line {text, category, attributes}, for identity {kind, damaged, truth,
+// attributes}. With --labels: what a judge is trained on.
 #include <fmt/format.h>
 
 #include <boost/program_options.hpp>
@@ -11,6 +12,8 @@
 #include <iostream>
 
 #include "core/error.hpp"
+#include "identity_pairs.hpp"
+#include "labels.hpp"
 #include "world/draw.hpp"
 #include "world/scene.hpp"
 
@@ -27,17 +30,23 @@ void write_bytes(std::ofstream& out, const std::vector<std::uint8_t>& bytes) {
 }
 
 void run(const std::string& task, std::uint64_t count, std::uint64_t seed, const std::filesystem::path& output) {
-    ATELIER_CHECK_USAGE(task == "t2i" || task == "edit", "--task must be t2i or edit, found '{}'", task);
+    ATELIER_CHECK_USAGE(task == "t2i" || task == "edit" || task == "identity", "--task must be t2i, edit or identity, found '{}'",
+                        task);
     std::filesystem::create_directories(output);
     std::ofstream pictures(output / "pictures.bin", std::ios::binary), scenes(output / "scenes.jsonl");
     for (std::uint64_t i = 0; i < count; ++i) {
-        Random random(random_key(seed, RandomUse::world, i, task == "edit"));
+        Random random(random_key(seed, RandomUse::world, i, task == "edit" ? 1 : task == "identity" ? 2 : 0));
         nlohmann::json line;
         if (task == "t2i") {
             const auto category = t2i_categories[i % t2i_categories.size()];
             const world::Scene scene = world::random_scene(category, random);
             line = {{"text", world::caption(scene, random)}, {"category", category}, {"attributes", to_json(scene)}};
             write_bytes(pictures, world::draw(scene));
+        } else if (task == "identity") {
+            const world::IdentityPair pair = world::random_identity_pair(random);
+            line = {{"kind", pair.kind}, {"damaged", pair.damaged}, {"truth", pair.truth}, {"attributes", pair.attributes}};
+            write_bytes(pictures, pair.source);
+            write_bytes(pictures, pair.result);
         } else {
             const auto category = edit_categories[i % edit_categories.size()];
             const world::Edit edit = world::random_edit(category, random);
@@ -57,10 +66,14 @@ void run(const std::string& task, std::uint64_t count, std::uint64_t seed, const
 int main(int argc, char** argv) {
     try {
         po::options_description options("atelier-world: pictures and prompts of the procedural world");
-        options.add_options()("help", "this text")("task", po::value<std::string>()->default_value("t2i"), "t2i or edit")(
-            "count", po::value<std::uint64_t>()->required(), "pictures")(
+        options.add_options()("help", "this text")("task", po::value<std::string>()->default_value("t2i"), "t2i, edit or identity")(
+            "count", po::value<std::uint64_t>()->default_value(0), "pictures")(
             "seed", po::value<std::uint64_t>()->default_value(1), "seed")(
-            "output", po::value<std::string>()->required(), "directory to write to");
+            "output", po::value<std::string>(), "directory to write to")(
+            "labels", po::value<std::string>(), "file of labels (*.h5) to write instead: --count and --edit-count pictures drawn whole and flawed")(
+            "edit-count", po::value<std::uint64_t>()->default_value(0), "with --labels: edits drawn")(
+            "samples", po::value<std::vector<std::string>>()->composing(), "with --labels: directory of shards whose pictures are labelled too")(
+            "annotators", po::value<int>()->default_value(3), "with --labels: who label, each in their own way; 0: the measures themselves");
         po::variables_map values;
         po::store(po::parse_command_line(argc, argv, options), values);
         if (values.count("help") != 0) {
@@ -68,6 +81,14 @@ int main(int argc, char** argv) {
             return 0;
         }
         po::notify(values);
+        if (values.count("labels") != 0) {
+            LabelPlan plan{values["count"].as<std::uint64_t>(), values["edit-count"].as<std::uint64_t>(), {}, values["annotators"].as<int>(), values["seed"].as<std::uint64_t>()};
+            if (values.count("samples") != 0)
+                for (const std::string& directory : values["samples"].as<std::vector<std::string>>()) plan.samples.emplace_back(directory);
+            write_world_labels(plan, values["labels"].as<std::string>());
+            return 0;
+        }
+        ATELIER_CHECK_USAGE(values.count("output") != 0, "--output names the directory to write to, or --labels the file");
         run(values["task"].as<std::string>(), values["count"].as<std::uint64_t>(), values["seed"].as<std::uint64_t>(),
             values["output"].as<std::string>());
         return 0;

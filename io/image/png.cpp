@@ -144,11 +144,9 @@ std::array<int, 2> read_png_size(const std::filesystem::path& path) {
 }
 
 Image read_png(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(stream.good() && !std::filesystem::is_directory(path),
+    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path),
                         "{}: cannot be opened; expected a PNG picture", path.string());
-    const std::vector<char> bytes{std::istreambuf_iterator<char>(stream),
-                                  std::istreambuf_iterator<char>()};
+    const std::string bytes = read_text(path);
     return decode_png({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()},
                       path.string());
 }

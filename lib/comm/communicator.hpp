@@ -2,10 +2,29 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 namespace atelier::comm {
+
+/// Messages between ranks, beside everything else that they exchange. One thread at a time uses it, and it may be another than the one
+/// that uses the communicator. Messages from one rank to another arrive in the order in which they were sent. Errors of the transport
+/// are Error(rank).
+class Mailbox {
+  public:
+    virtual ~Mailbox() = default;
+    /// Starts to send; the bytes are kept until they are gone. At most 2 GiB.
+    virtual void send(int rank, std::vector<std::byte> bytes) = 0;
+    struct Message {
+        int source = 0;
+        std::vector<std::byte> bytes;
+    };
+    /// What has arrived, if anything has. Doesn't wait.
+    virtual std::optional<Message> receive() = 0;
+    /// Drives what is being sent; how many messages are still under way.
+    virtual std::size_t sending() = 0;
+};
 
 /// The ranks of a stage. Every rank makes the same calls in the same order.
 ///
@@ -32,7 +51,11 @@ class Communicator {
     virtual double max(double value) = 0;
     /// Every rank's bytes on every rank, in rank order.
     virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) = 0;
-    /// Ends all ranks, wherever they are. Does not return.
+    /// The ranks that give the same colour, in the order that they have here. All ranks call it; it must not outlive this one.
+    virtual std::unique_ptr<Communicator> split(int colour) = 0;
+    /// All ranks call it; it must not outlive this one. Throws Error(rank) where MPI cannot be called from several threads.
+    virtual std::unique_ptr<Mailbox> mailbox() = 0;
+    /// Ends all ranks, those of the communicator that this one was split from too, wherever they are. Does not return.
     [[noreturn]] virtual void abort(int exit_code) = 0;
 
     bool is_root() const { return rank() == 0; }

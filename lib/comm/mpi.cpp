@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
+#include <list>
 
 #include "comm/communicator.hpp"
 #include "comm/sum_block.hpp"
@@ -19,23 +21,86 @@ void check(int status, const char* what) {
     ATELIER_FAIL(ErrorKind::rank, "{} failed: {}", what, text);
 }
 
+class MpiMailbox final : public Mailbox {
+  public:
+    explicit MpiMailbox(MPI_Comm comm) : comm_(comm) {}
+    ~MpiMailbox() override {
+        // Only when the rank fails: MPI may still read what is being sent, until the job has ended.
+        if (!sending_.empty()) new std::list<Sending>(std::move(sending_));
+    }
+    void send(int rank, std::vector<std::byte> bytes) override {
+        ATELIER_CHECK(bytes.size() < (std::size_t{1} << 31), "a message of {} bytes", bytes.size());
+        Sending& s = sending_.emplace_back(std::move(bytes), MPI_REQUEST_NULL);
+        check(MPI_Isend(s.bytes.data(), static_cast<int>(s.bytes.size()), MPI_BYTE, rank, 0, comm_, &s.request), "MPI_Isend");
+    }
+    std::optional<Message> receive() override {
+        int arrived = 0;
+        MPI_Message message{};
+        MPI_Status status{};
+        check(MPI_Improbe(MPI_ANY_SOURCE, 0, comm_, &arrived, &message, &status), "MPI_Improbe");
+        if (arrived == 0) return std::nullopt;
+        int count = 0;
+        check(MPI_Get_count(&status, MPI_BYTE, &count), "MPI_Get_count");
+        Message received{status.MPI_SOURCE, std::vector<std::byte>(static_cast<std::size_t>(count))};
+        check(MPI_Mrecv(received.bytes.data(), count, MPI_BYTE, &message, &status), "MPI_Mrecv");
+        return received;
+    }
+    std::size_t sending() override {
+        for (auto s = sending_.begin(); s != sending_.end();) {
+            int gone = 0;
+            check(MPI_Test(&s->request, &gone, MPI_STATUS_IGNORE), "MPI_Test");
+            s = gone != 0 ? sending_.erase(s) : std::next(s);
+        }
+        return sending_.size();
+    }
+
+  private:
+    struct Sending {
+        std::vector<std::byte> bytes;
+        MPI_Request request;
+        Sending(std::vector<std::byte> b, MPI_Request r) : bytes(std::move(b)), request(r) {}
+    };
+    MPI_Comm comm_;
+    std::list<Sending> sending_;
+};
+
+/// Communicators made on the way are freed by MPI_Finalize: freeing one is collective, and a rank that fails goes without the others.
 class Mpi final : public Communicator {
   public:
-    Mpi() {
-        MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-        check(MPI_Comm_rank(MPI_COMM_WORLD, &rank_), "MPI_Comm_rank");
-        check(MPI_Comm_size(MPI_COMM_WORLD, &size_), "MPI_Comm_size");
+    explicit Mpi(MPI_Comm comm) : comm_(comm) {
+        MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
+        check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
+        check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+        if (comm_ != MPI_COMM_WORLD) return;
         process().rank = rank_;
         process().world_size = size_;
     }
-    ~Mpi() override { MPI_Finalize(); }
+    ~Mpi() override {
+        if (comm_ == MPI_COMM_WORLD) MPI_Finalize();
+    }
+    std::unique_ptr<Communicator> split(int colour) override {
+        MPI_Comm part = MPI_COMM_NULL;
+        check(MPI_Comm_split(comm_, colour, rank_, &part), "MPI_Comm_split");
+        return std::make_unique<Mpi>(part);
+    }
+    std::unique_ptr<Mailbox> mailbox() override {
+        int level = 0;
+        check(MPI_Query_thread(&level), "MPI_Query_thread");
+        ATELIER_CHECK_KIND(ErrorKind::rank, level >= MPI_THREAD_MULTIPLE,
+                           "this MPI cannot be called from several threads at once (level {}), which ranks that judge need: "
+                           "reward.ranks = 0 judges without them", level);
+        MPI_Comm own = MPI_COMM_NULL;
+        check(MPI_Comm_dup(comm_, &own), "MPI_Comm_dup");
+        MPI_Comm_set_errhandler(own, MPI_ERRORS_RETURN);
+        return std::make_unique<MpiMailbox>(own);
+    }
     int rank() const override { return rank_; }
     int size() const override { return size_; }
-    void barrier() override { check(MPI_Barrier(MPI_COMM_WORLD), "MPI_Barrier"); }
+    void barrier() override { check(MPI_Barrier(comm_), "MPI_Barrier"); }
     void broadcast(std::span<std::byte> bytes, int root) override {
         constexpr std::size_t block = 1 << 30;  // MPI counts are ints
         for (std::size_t at = 0; at < bytes.size(); at += block)
-            check(MPI_Bcast(bytes.data() + at, static_cast<int>(std::min(block, bytes.size() - at)), MPI_BYTE, root, MPI_COMM_WORLD),
+            check(MPI_Bcast(bytes.data() + at, static_cast<int>(std::min(block, bytes.size() - at)), MPI_BYTE, root, comm_),
                   "MPI_Bcast");
     }
     void sum(std::span<float> values) override { ordered_sum(values, MPI_FLOAT, float_block_); }
@@ -49,7 +114,7 @@ class Mpi final : public Communicator {
                       "gathering {} numbers of each of {} ranks into {}", mine.size(), size_, all.size());
         ATELIER_CHECK(gather_ == MPI_REQUEST_NULL, "a gather was started before the last one was finished");
         const auto count = static_cast<int>(mine.size());
-        check(MPI_Iallgather(mine.data(), count, MPI_FLOAT, all.data(), count, MPI_FLOAT, MPI_COMM_WORLD, &gather_), "MPI_Iallgather");
+        check(MPI_Iallgather(mine.data(), count, MPI_FLOAT, all.data(), count, MPI_FLOAT, comm_, &gather_), "MPI_Iallgather");
     }
     void finish_gather() override { check(MPI_Wait(&gather_, MPI_STATUS_IGNORE), "MPI_Wait"); }
     void sum_shares(std::span<const float> all, std::span<float> mine) override {
@@ -61,7 +126,7 @@ class Mpi final : public Communicator {
             float_block_.resize(2 * n * ranks);
             float *sent = float_block_.data(), *received = sent + n * ranks;
             for (std::size_t r = 0; r < ranks; ++r) std::copy_n(all.data() + r * share + at, n, sent + r * n);
-            check(MPI_Alltoall(sent, static_cast<int>(n), MPI_FLOAT, received, static_cast<int>(n), MPI_FLOAT, MPI_COMM_WORLD),
+            check(MPI_Alltoall(sent, static_cast<int>(n), MPI_FLOAT, received, static_cast<int>(n), MPI_FLOAT, comm_),
                   "MPI_Alltoall");
             for (std::size_t r = 1; r < ranks; ++r)
                 for (std::size_t i = 0; i < n; ++i) received[i] += received[r * n + i];
@@ -70,14 +135,14 @@ class Mpi final : public Communicator {
     }
     double max(double value) override {
         double result = 0;
-        check(MPI_Allreduce(&value, &result, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD), "MPI_Allreduce");
+        check(MPI_Allreduce(&value, &result, 1, MPI_DOUBLE, MPI_MAX, comm_), "MPI_Allreduce");
         return result;
     }
     std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) override {
         ATELIER_CHECK(bytes.size() < (std::size_t{1} << 31), "gathering {} bytes from one rank", bytes.size());
         const auto count = static_cast<int>(bytes.size());
         std::vector<int> counts(static_cast<std::size_t>(size_));
-        check(MPI_Allgather(&count, 1, MPI_INT, counts.data(), 1, MPI_INT, MPI_COMM_WORLD), "MPI_Allgather");
+        check(MPI_Allgather(&count, 1, MPI_INT, counts.data(), 1, MPI_INT, comm_), "MPI_Allgather");
         std::vector<std::vector<std::byte>> all(static_cast<std::size_t>(size_));
         for (int r = 0; r < size_; ++r) {
             auto& part = all[static_cast<std::size_t>(r)];
@@ -103,15 +168,16 @@ class Mpi final : public Communicator {
             buffer.assign(2 * share * ranks, T(0));
             T *mine = buffer.data(), *theirs = buffer.data() + share * ranks;
             std::copy_n(values.data() + at, n, mine);
-            check(MPI_Alltoall(mine, static_cast<int>(share), type, theirs, static_cast<int>(share), type, MPI_COMM_WORLD),
+            check(MPI_Alltoall(mine, static_cast<int>(share), type, theirs, static_cast<int>(share), type, comm_),
                   "MPI_Alltoall");
             for (std::size_t r = 1; r < ranks; ++r)
                 for (std::size_t i = 0; i < share; ++i) theirs[i] += theirs[r * share + i];
-            check(MPI_Allgather(theirs, static_cast<int>(share), type, mine, static_cast<int>(share), type, MPI_COMM_WORLD),
+            check(MPI_Allgather(theirs, static_cast<int>(share), type, mine, static_cast<int>(share), type, comm_),
                   "MPI_Allgather");
             std::copy_n(mine, n, values.data() + at);
         }
     }
+    MPI_Comm comm_;
     int rank_ = 0, size_ = 1;
     MPI_Request gather_ = MPI_REQUEST_NULL;
     std::vector<float> float_block_;
@@ -129,10 +195,10 @@ bool was_launched() {
 std::unique_ptr<Communicator> make_world(int* argc, char*** argv) {
     if (!was_launched()) return make_self();
     int provided = 0;
-    ATELIER_CHECK_KIND(ErrorKind::rank, MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) == MPI_SUCCESS &&
+    ATELIER_CHECK_KIND(ErrorKind::rank, MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided) == MPI_SUCCESS &&
                                             provided >= MPI_THREAD_FUNNELED,
                        "MPI did not start with funneled threads (level {})", provided);
-    return std::make_unique<Mpi>();
+    return std::make_unique<Mpi>(MPI_COMM_WORLD);
 }
 
 }  // namespace atelier::comm

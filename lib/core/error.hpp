@@ -17,6 +17,7 @@ enum class ErrorKind : int {
     reward = 6,       ///< too many absent rewards
     busy = 7,         ///< another job is writing the same stage
     rank = 8,         ///< another rank failed or died
+    reward_gap = 9,   ///< the scorer has left the truth behind: the reward is being hacked
     requeue = 75,     ///< stopped by a signal after publishing what is complete; run again to continue
 };
 

@@ -1,7 +1,6 @@
 #include "core/json.hpp"
 
 #include <fstream>
-#include <iterator>
 #include <set>
 #include <vector>
 
@@ -32,7 +31,10 @@ nlohmann::json parse_json(std::string_view text, const std::string& place) {
 nlohmann::json read_json(const std::filesystem::path& path) {
     std::ifstream in(path, std::ios::binary);
     ATELIER_CHECK_INPUT(in.good() && !std::filesystem::is_directory(path), "{}: cannot be opened; expected a JSON file", path.string());
-    const std::string text(std::istreambuf_iterator<char>(in), {});
+    // Not by iterators: they throw what a failed read throws, without the file's name.
+    std::string text;
+    char piece[1 << 16];
+    while (in.read(piece, sizeof(piece)) || in.gcount() > 0) text.append(piece, static_cast<std::size_t>(in.gcount()));
     ATELIER_CHECK_IO(!in.bad(), "{}: cannot be read to its end", path.string());
     return parse_json(text, path.string());
 }

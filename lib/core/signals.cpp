@@ -39,4 +39,6 @@ void catch_signals() {
 
 bool signal_was_seen() { return seen.load(); }
 
+void note_signal() { seen.store(true); }
+
 }  // namespace atelier

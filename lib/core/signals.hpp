@@ -11,5 +11,7 @@ void catch_signals();
 
 /// Whether one of them came.
 bool signal_was_seen();
+/// As if one had come: a rank passes on what another one saw.
+void note_signal();
 
 }  // namespace atelier

@@ -1,8 +1,8 @@
 #include "judge/labels.hpp"
 
-#include <sstream>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
 #include "core/json.hpp"

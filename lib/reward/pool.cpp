@@ -6,7 +6,9 @@
 #include <cmath>
 #include <csignal>
 
+#include "core/clock.hpp"
 #include "core/error.hpp"
+#include "core/process.hpp"
 
 namespace atelier::reward {
 
@@ -19,7 +21,7 @@ Pool::Pool(const Scorer& scorer, const PoolConfig& config) : scorer_(scorer), co
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (int i = 0; i < config.workers; ++i) threads_.emplace_back([this] { work(); });
+    for (int i = 0; i < config.workers; ++i) threads_.emplace_back([this, i] { work(i); });
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
@@ -44,7 +46,7 @@ std::future<Outcome> Pool::submit(Request request) {
     return future;
 }
 
-void Pool::work() {
+void Pool::work(int worker) {
     for (;;) {
         std::unique_lock lock(mutex_);
         has_work_.wait(lock, [&] { return ends_ || !tasks_.empty(); });
@@ -54,18 +56,21 @@ void Pool::work() {
         lock.unlock();
         has_room_.notify_one();
         try {
-            task.promise.set_value(run(task.request));
+            task.promise.set_value(run(task.request, worker));
         } catch (...) {
             task.promise.set_exception(std::current_exception());
         }
     }
 }
 
-Outcome Pool::run(const Request& request) const {
+Outcome Pool::run(const Request& request, int worker) const {
     const auto begin = std::chrono::steady_clock::now();
     const auto& dimensions = scorer_.dimensions(request.kind);
     const int retries = scorer_.retries_itself() ? 0 : config_.retries;
     Outcome outcome;
+    outcome.begin = seconds_since_1970();
+    outcome.rank = process().rank;
+    outcome.worker = worker;
     std::string why;
     for (; outcome.attempts <= retries; ++outcome.attempts) {
         if (outcome.attempts > 0)

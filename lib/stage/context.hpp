@@ -12,6 +12,10 @@
 #include "rl/group_policy.hpp"
 #include "stage/prompts.hpp"
 
+namespace atelier::reward {
+class JudgeRanks;
+}
+
 namespace atelier::stage {
 
 /// The policy that is trained on all tasks at once (the baseline); every other policy is the
@@ -54,6 +58,7 @@ struct Context {
     comm::Communicator* world = nullptr;
     std::string policy;
     std::int64_t iteration = 1;  ///< of the policy, or round of the distillation
+    reward::JudgeRanks* judges = nullptr;  ///< ranks that score ([reward] ranks); null: this rank's own threads do
 
     std::filesystem::path model() const { return config.text("run.model"); }
     std::filesystem::path base_transformer() const { return model() / "transformer"; }

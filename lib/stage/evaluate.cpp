@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <optional>
+#include <utility>
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
+#include "stage/truth_gap.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -30,8 +33,8 @@ void reserve(const Context& c, pipeline::Pipeline& model,
     m.shard_pictures = evaluation_shard_prompts * m.pictures;
     const ModelOutline outline =
         memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));
-    m.judge = scoring.bytes(picture_bytes(outline.largest()));
-    workspace.reserve(hold_evaluation(memory.plan, c.config, outline, m));
+    m.scoring = scoring.memory(picture_bytes(outline.largest()));
+    workspace.reserve(hold_evaluation(memory.plan, outline, m));
     memory.say(c);
 }
 
@@ -108,6 +111,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Workspace workspace("sampling");
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
+    std::optional<EvaluationShard> scored;  // while the next is drawn
+    const auto publish_last = [&] {
+        if (scored) publish_evaluation_shard(std::exchange(scored, std::nullopt).value());
+    };
     for (const Candidate& candidate : candidates) {
         const std::string model_hash = weights_hash(candidate.transformer);
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
@@ -126,6 +133,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             const std::size_t count = evaluation_shard_count(task);
             for (std::size_t first = 0; first < count; first += ranks) {
                 if (stop_was_asked(*c.world)) {
+                    publish_last();
                     if (c.world->is_root())
                         log_line(fmt::format("stopped by a signal; {} of {} shards are published",
                                              done, total));
@@ -133,14 +141,18 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 }
                 const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
                 if (unit < count &&
-                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided))
-                    make_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards,
-                                          scoring, workspace);
+                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
+                    auto drawn = draw_evaluation_shard(c, model, spec, candidate, model_hash, task,
+                                                       unit, shards, scoring, workspace);
+                    publish_last();
+                    scored = std::move(drawn);
+                }
                 done += static_cast<std::int64_t>(std::min(ranks, count - first));
                 progress.update(done);
             }
         }
     }
+    publish_last();
     c.world->barrier();
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;
@@ -153,8 +165,14 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 manifest.outputs[candidate.name + "/" + name + "/" +
                                  GroupRollout::shard_name(unit)] = {};
         }
-    const nlohmann::json summary = evaluation_summary(names, tasks);
-    const std::string table = evaluation_table(summary, names);
+    nlohmann::json summary = evaluation_summary(names, tasks);
+    std::string table = evaluation_table(summary, names);
+    if (const nlohmann::json truth = truth_summary(names, tasks); !truth.is_null()) {
+        table += fmt::format("\nthe same pictures by the truth (reward.truth = \"{}\")\n",
+                             c.config.text("reward.truth")) +
+                 evaluation_table(truth, names);
+        summary["truth"] = truth;
+    }
     manifest.task = "";
     io::publish_text(directory / "summary.json", summary.dump(1) + "\n");
     io::publish_text(directory / "table.txt", table);
@@ -165,6 +183,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             write_contact_sheet(temporary, names, task);
         });
         manifest.outputs[sheet] = {};
+    }
+    if (const std::string curve = gap_curve(c.run.metrics()); !curve.empty()) {
+        io::publish_text(directory / "truth-gap.svg", curve);
+        manifest.outputs["truth-gap.svg"] = {};
     }
     memory.finish(c, manifest);
     io::publish_manifest(directory, manifest);

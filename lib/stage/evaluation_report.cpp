@@ -120,6 +120,25 @@ Json evaluation_summary(const std::vector<std::string>& models,
     return summary;
 }
 
+Json truth_summary(const std::vector<std::string>& models,
+                   const std::map<std::string, EvaluatedTask>& tasks) {
+    std::map<std::string, EvaluatedTask> measured;
+    bool any = false;
+    for (const auto& [name, task] : tasks) {
+        EvaluatedTask& copy = measured[name];
+        copy.prompts = task.prompts;
+        copy.pictures = task.pictures;
+        for (const auto& samples : task.models) {
+            auto& to = copy.models.emplace_back();
+            for (const EvaluatedSample& s : samples) {
+                to.push_back({{}, s.truth, {}});
+                any = any || !s.truth.empty();
+            }
+        }
+    }
+    return any ? evaluation_summary(models, measured) : Json();
+}
+
 std::string evaluation_table(const Json& summary, const std::vector<std::string>& models) {
     std::set<std::string> names;
     for (const auto& [model, entry] : summary["models"].items())

@@ -15,6 +15,7 @@ namespace atelier::stage {
 struct EvaluatedSample {
     io::Image picture;                     ///< of prompts on the contact sheet; else empty
     std::map<std::string, double> scores;  ///< dimensions present
+    std::map<std::string, double> truth;   ///< the same by [reward] truth; empty without one
     double total() const;                  ///< their mean
 };
 
@@ -31,6 +32,10 @@ struct EvaluatedTask {
 /// prompts resampled.
 nlohmann::json evaluation_summary(const std::vector<std::string>& models,
                                   const std::map<std::string, EvaluatedTask>& tasks);
+
+/// The same of the truth's scores; nothing where there are none.
+nlohmann::json truth_summary(const std::vector<std::string>& models,
+                             const std::map<std::string, EvaluatedTask>& tasks);
 
 /// The summary's dimensions as lines of text, one column a model, and Elo.
 std::string evaluation_table(const nlohmann::json& summary, const std::vector<std::string>& models);

@@ -116,12 +116,13 @@ bool has_evaluation_shard(const Context& c, const std::filesystem::path& directo
     return same;
 }
 
-void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
-                           const rl::SamplingSpec& spec, const Candidate& candidate,
-                           const std::string& model_hash, const EvaluatedTask& task,
-                           std::size_t unit, const std::filesystem::path& directory,
-                           Scoring& scoring, Workspace& workspace) {
-    io::TrajectoryShard shard;
+EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& model,
+                                      const rl::SamplingSpec& spec, const Candidate& candidate,
+                                      const std::string& model_hash, const EvaluatedTask& task,
+                                      std::size_t unit, const std::filesystem::path& directory,
+                                      Scoring& scoring, Workspace& workspace) {
+    EvaluationShard drawn{directory / GroupRollout::shard_name(unit), candidate.name, {}, {}};
+    io::TrajectoryShard& shard = drawn.shard;
     shard.header = shard_header(c, "evaluate", spec, model_hash);
     shard.header.sampler = flow::name_of(flow::Sampler::ode);
     shard.header.eta = 0;
@@ -138,11 +139,19 @@ void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
         decode_pictures(model, s);
         std::vector<const Prompt*> asked;
         for (const std::uint32_t prompt : s.prompt) asked.push_back(&task.prompts[begin + prompt]);
-        auto outcomes = scoring.submit(asked, s);
-        const int failed = store_outcomes(outcomes, s);
+        drawn.outcomes.push_back(scoring.submit(asked, s));
+        scoring.add_truth(asked, s);
+    }
+    return drawn;
+}
+
+void publish_evaluation_shard(EvaluationShard drawn) {
+    for (std::size_t k = 0; k < drawn.shard.shapes.size(); ++k) {
+        io::TrajectorySamples& s = drawn.shard.shapes[k];
+        const int failed = store_outcomes(drawn.outcomes[k], s);
         ATELIER_CHECK_KIND(ErrorKind::reward, failed == 0,
                            "{} of {} held-out pictures of {} could not be scored", failed, s.samples(),
-                           candidate.name);
+                           drawn.candidate);
         for (std::int64_t i = 0; i < s.samples(); ++i) {
             double sum = 0, n = 0;
             for (const auto& [name, column] : s.reward)
@@ -152,10 +161,10 @@ void make_evaluation_shard(const Context& c, pipeline::Pipeline& model,
             s.advantage.push_back(0.0f);
         }
     }
-    std::filesystem::create_directories(directory);
-    io::publish_file(
-        directory / GroupRollout::shard_name(unit),
-        [&](const std::filesystem::path& temporary) { io::write_trajectory(temporary, shard); });
+    std::filesystem::create_directories(drawn.path.parent_path());
+    io::publish_file(drawn.path, [&](const std::filesystem::path& temporary) {
+        io::write_trajectory(temporary, drawn.shard);
+    });
 }
 
 std::vector<EvaluatedSample> read_evaluation(const Context& c,
@@ -175,6 +184,8 @@ std::vector<EvaluatedSample> read_evaluation(const Context& c,
                 EvaluatedSample& sample = samples.at(s.sample_id[k]);
                 for (const auto& [name, column] : s.reward)
                     if (column.present[k] != 0) sample.scores[name] = column.score[k];
+                for (const auto& [name, column] : s.truth)
+                    if (column.present[k] != 0) sample.truth[name] = column.score[k];
                 const std::size_t prompt = s.sample_id[k] / task.pictures;
                 if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
                 const std::size_t bytes = s.picture.size() / s.sample_id.size();

@@ -32,13 +32,22 @@ bool has_evaluation_shard(const Context& context, const std::filesystem::path& d
                           std::size_t unit, const EvaluatedTask& task,
                           const std::string& model_hash, bool guided);
 
-/// Draws, scores and publishes one shard: the pictures of its prompts with fixed seeds along the
-/// ODE, each of its prompt's size. `context.policy` is the task. Throws Error(reward) when a picture could not be scored.
-void make_evaluation_shard(const Context& context, pipeline::Pipeline& model,
-                           const rl::SamplingSpec& spec, const Candidate& candidate,
-                           const std::string& model_hash, const EvaluatedTask& task,
-                           std::size_t unit, const std::filesystem::path& directory,
-                           Scoring& scoring, Workspace& workspace);
+/// A shard whose pictures are being scored.
+struct EvaluationShard {
+    std::filesystem::path path;
+    std::string candidate;
+    io::TrajectoryShard shard;
+    std::vector<std::vector<std::future<reward::Outcome>>> outcomes;  ///< of each shape
+};
+/// Draws one shard and hands it over to be scored: the pictures of its prompts with fixed seeds
+/// along the ODE, each of its prompt's size. `context.policy` is the task.
+EvaluationShard draw_evaluation_shard(const Context& context, pipeline::Pipeline& model,
+                                      const rl::SamplingSpec& spec, const Candidate& candidate,
+                                      const std::string& model_hash, const EvaluatedTask& task,
+                                      std::size_t unit, const std::filesystem::path& directory,
+                                      Scoring& scoring, Workspace& workspace);
+/// Waits for its scores and publishes it. Throws Error(reward) when a picture could not be scored.
+void publish_evaluation_shard(EvaluationShard shard);
 
 /// All samples of one model and task in prompt order; pictures of the prompts `shown` alone.
 std::vector<EvaluatedSample> read_evaluation(const Context& context,

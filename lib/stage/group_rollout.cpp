@@ -167,12 +167,24 @@ rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, const rl::SamplingS
 void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memory) {
     const ModelOutline outline =
         memory.add_model(context_, model_, my_prompts(context_, prompts), spec_.uses_guidance(), spec_.members);
-    workspace_.reserve(hold_rollout(memory.plan, context_.config, outline, spec_, states_ == States::kept,
-                                    scoring_.bytes(picture_bytes(outline.largest()))));
+    workspace_.reserve(hold_rollout(memory.plan, outline, spec_, states_ == States::kept,
+                                    scoring_.memory(picture_bytes(outline.largest()))));
     memory.say(context_);
 }
 
 GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& prompt) {
+    const auto group = static_cast<std::int64_t>(unit);
+    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, prompt); });
+    io::TrajectorySamples& samples = pending.shard.shapes[0];
+    timeline_.measure("decode", group, [&] { decode_pictures(model_, samples); });
+    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
+    pending.outcomes =
+        timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
+    scoring_.add_truth(asked, samples);  // while others judge
+    return pending;
+}
+
+GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt) {
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     const rl::SamplingSpec spec = spec_of(prompt);
     rl::GroupPolicy group =
@@ -186,15 +198,19 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
         spec, group.sample(group_keys(context_, prompt, spec_.members)),
         unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
-    decode_pictures(model_, pending.shard.shapes[0]);
-    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
-    pending.outcomes = scoring_.submit(asked, pending.shard.shapes[0]);
     return pending;
 }
 
 void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWeights>& weights) {
     io::TrajectorySamples& s = group.shard.shapes[0];
-    absent_ += store_outcomes(group.outcomes, s);
+    const auto unit = static_cast<std::int64_t>(group.unit);
+    absent_ += timeline_.measure("gather", unit,
+                                 [&] { return store_outcomes(group.outcomes, s, &timeline_, unit); });
+    timeline_.measure("publish", unit, [&] { write(std::move(group), weights); });
+}
+
+void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeights>& weights) {
+    io::TrajectorySamples& s = group.shard.shapes[0];
     const Prompt& prompt = *group.prompt;
     const std::string& kind = context_.kind(prompt.task);
     std::map<std::string, double> named;
@@ -241,12 +257,13 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
             continue;
         }
         pending.push_back(sample(unit, prompts[unit]));
-        while (!pending.empty() && (pending.size() > most_pending(context_.config, spec_.members) || pending.front().is_scored()))
+        while (!pending.empty() && (pending.size() > most_pending(scoring_.capacity(), spec_.members) || pending.front().is_scored()))
             publish_first();
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
     }
     while (!pending.empty()) publish_first();
     writer_.finish();
+    timeline_.publish(*context_.world, directory_);
     digests_ = gather_digests(*context_.world, writer_.digests());
     if (stopped) {
         if (context_.world->is_root())

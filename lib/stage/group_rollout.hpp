@@ -7,12 +7,13 @@
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
 #include "stage/stage_memory.hpp"
+#include "stage/timeline.hpp"
 
 namespace atelier::stage {
 
 /// Draws groups, has them scored beside the sampling, and publishes one shard a group, so that a
 /// killed job loses at most the groups in work. Any number of ranks writes the same samples. What
-/// curation and rollout share.
+/// curation and rollout share. What each rank was busy with when stands in the directory's timeline.json.
 class GroupRollout {
   public:
     enum class States { kept, left_out };
@@ -55,8 +56,12 @@ class GroupRollout {
     /// How a prompt's group is sampled.
     rl::SamplingSpec spec_of(const Prompt& prompt) const;
     rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, Arena& arena) const;
+    /// Samples a group, decodes it and hands it over to be scored.
     Pending sample(std::size_t unit, const Prompt& prompt);
+    Pending draw(std::size_t unit, const Prompt& prompt);
+    /// Waits for a group's scores and writes its shard.
     void publish(Pending group, const std::map<std::string, CategoryWeights>& weights);
+    void write(Pending group, const std::map<std::string, CategoryWeights>& weights);
 
     const Context& context_;
     pipeline::Pipeline& model_;
@@ -66,6 +71,7 @@ class GroupRollout {
     States states_;
     Workspace workspace_{"group"};
     Scoring scoring_;
+    Timeline timeline_;
     std::int64_t absent_ = 0;
     ShardWriter writer_;
     std::map<std::string, io::FileDigest> digests_;

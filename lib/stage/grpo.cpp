@@ -15,6 +15,7 @@
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/trainer.hpp"
+#include "stage/truth_gap.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -43,6 +44,8 @@ struct GroupScoresOf {
     bool dropped = false;
     std::string task, prompt;  ///< the prompt's id
     std::map<std::string, std::vector<double>> scores;  ///< present ones, by dimension
+    std::map<std::string, std::vector<double>> truth;   ///< the same by [reward] truth
+    std::map<std::string, std::vector<double>> gap;  ///< score - truth where both are; "all": a sample's mean
     std::vector<double> totals, advantages;
     dit::Grid target;
 };
@@ -76,6 +79,7 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
                                        column.score[m]);
                     scores[name].push_back(column.score[m]);
                 }
+        const auto [truth, gap] = compare_with_truth(s);
         for (std::size_t m = 0; m < s.total.size(); ++m) {
             if (std::isfinite(s.total[m])) totals.push_back(s.total[m]);
             ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(s.advantage[m]),
@@ -85,7 +89,7 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         }
         mine.push_back(
             {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages},
-             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"h", s.height}, {"w", s.width}});
+             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"r", truth}, {"g", gap}, {"h", s.height}, {"w", s.width}});
     }
     const auto bytes = Json::to_cbor(mine);
     std::vector<GroupScoresOf> groups(shards.size());
@@ -93,7 +97,8 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
         const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
         for (const Json& g : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
             GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
-            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"), g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
+            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"),
+                     g.at("r"), g.at("g"), g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
         }
     }
     return groups;
@@ -135,6 +140,21 @@ Json describe_rewards(const std::vector<GroupScoresOf>& groups) {
             {"spread", std},
             {"groups", groups.size()},
             {"groups_dropped", dropped}};
+}
+
+/// Means of what groups have by name, with intervals over groups.
+Json describe_columns(const std::vector<GroupScoresOf>& groups,
+                      std::map<std::string, std::vector<double>> GroupScoresOf::*member) {
+    std::map<std::string, std::pair<std::vector<double>, std::vector<std::uint64_t>>> columns;
+    for (const GroupScoresOf& g : groups)
+        for (const auto& [name, values] : g.*member)
+            for (const double v : values) {
+                columns[name].first.push_back(v);
+                columns[name].second.push_back(g.unit);
+            }
+    Json json = Json::object();
+    for (const auto& [name, column] : columns) json[name] = interval(column.first, column.second);
+    return json;
 }
 
 /// The base's weights beside the policy's, for KL terms: cut over the ranks where the policy's are.
@@ -359,6 +379,11 @@ int run_grpo(const Context& c) {
 
     Json metrics = describe_rewards(groups);
     metrics.update({{"stage", "grpo"}, {"policy", c.policy}, {"iteration", c.iteration}});
+    if (Json gap = describe_columns(groups, &GroupScoresOf::gap); !gap.empty()) {
+        metrics["truth"] = describe_columns(groups, &GroupScoresOf::truth);
+        metrics["gap"] = std::move(gap);
+        watch_gap(c, metrics);
+    }
     const auto parts = std::min<std::size_t>(
         static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");

@@ -207,6 +207,12 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
             out << fmt::format("{} {}: {:<12} {:.3f} [{:.3f}, {:.3f}]\n", policy,
                                record["iteration"].get<int>(), name, v["mean"].get<double>(),
                                v["low"].get<double>(), v["high"].get<double>());
+    for (const auto& [policy, record] : last)
+        if (record.contains("gap"))
+            out << fmt::format("{} {}: judge above truth by {:.3f}, {:+.3f} since iteration 1\n",
+                               policy, record["iteration"].get<int>(),
+                               record["gap"]["all"]["mean"].get<double>(),
+                               record["gap_growth"].get<double>());
     if (std::ifstream table(run.evaluation() / "table.txt"); table.good()) out << table.rdbuf();
     if (fs::exists(run.root / "failed"))
         for (const auto& entry : fs::directory_iterator(run.root / "failed"))

@@ -6,6 +6,7 @@
 
 #include "core/progress.hpp"
 #include "eval/score_agreement.hpp"
+#include "io/csv.hpp"
 #include "judge/native_judge.hpp"
 #include "reward/pool.hpp"
 
@@ -79,8 +80,8 @@ Json agreement(const Context& c, const std::vector<eval::ScoredLabel>& values, i
 
 }  // namespace
 
-Json judge_heldout(const Context& c, const std::filesystem::path& directory,
-                   const std::vector<judge::LabelledSample>& heldout) {
+HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& directory,
+                            const std::vector<judge::LabelledSample>& heldout) {
     const auto pictures = pictures_of(heldout);
     std::map<std::string, std::vector<judge::Template>> templates;
     for (const Picture& p : pictures)
@@ -99,8 +100,9 @@ Json judge_heldout(const Context& c, const std::filesystem::path& directory,
     native.context = c.config.integer("judge.context");
     native.temperature = c.config.number("judge.temperature");
     native.seed = c.seed();
-    // Scores in the order of `heldout`; NaN: no verdict.
+    // Scores in the order of `heldout`; -1: no verdict, with the reason why.
     std::vector<double> scores(heldout.size());
+    Json said = Json::array();
     {
         const judge::NativeJudge judge(native, templates);
         reward::Pool pool(judge, {static_cast<int>(c.config.integer("reward.workers")),
@@ -116,15 +118,24 @@ Json judge_heldout(const Context& c, const std::filesystem::path& directory,
             const reward::Outcome outcome = future.get();
             for (const judge::LabelledSample* s : pictures[i].labelled) {
                 const auto verdict = outcome.verdicts.find(s->dimension);
-                scores[static_cast<std::size_t>(s - heldout.data())] =
-                    verdict != outcome.verdicts.end() && verdict->second.present
-                        ? verdict->second.score
-                        : -1;
+                const auto at = static_cast<std::size_t>(s - heldout.data());
+                scores[at] = verdict != outcome.verdicts.end() && verdict->second.present
+                                 ? verdict->second.score
+                                 : -1;
+                if (verdict != outcome.verdicts.end()) said.push_back({at, verdict->second.reason});
             }
             progress.update(++done);
         }
     }
     c.world->sum(std::span(scores));  // each is one rank's
+    std::vector<std::string> reasons(heldout.size());
+    const auto bytes = Json::to_cbor(said);
+    for (const auto& part : c.world->gather(std::as_bytes(std::span(bytes)))) {
+        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
+        for (const Json& each : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size())))
+            reasons.at(each.at(0).get<std::size_t>()) = each.at(1);
+    }
+    io::CsvRows rows{{"id", "kind", "dimension", "category", "label", "score", "rationale", "reason"}};
     Json report{{"dimensions", Json::object()}, {"annotators", Json::object()}};
     struct Group {
         std::vector<eval::ScoredLabel> values;
@@ -144,6 +155,9 @@ Json judge_heldout(const Context& c, const std::filesystem::path& directory,
         }
         auto& unit = units[name].emplace_back();
         for (const auto& [annotator, score] : s.scores) unit.push_back(score);
+        rows.push_back({s.id, s.kind, s.dimension, s.category, fmt::format("{:.4f}", s.mean_score()),
+                        scores[i] < 0 ? std::string() : fmt::format("{:.4f}", scores[i]),
+                        s.rationale, reasons[i]});
     }
     for (const auto& [name, parts] : groups)
         for (const auto& [part, group] : parts)
@@ -151,7 +165,7 @@ Json judge_heldout(const Context& c, const std::filesystem::path& directory,
     for (const auto& [name, values] : units)
         if (const auto alpha = eval::krippendorff_alpha(values))
             report["annotators"][name] = {{"alpha", *alpha}, {"units", values.size()}};
-    return report;
+    return {report, io::to_csv(rows)};
 }
 
 std::string judge_table(const Json& report) {

@@ -15,8 +15,12 @@ namespace atelier::stage {
 /// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score", "mean_label"}],
 /// "failed"}, "<category>": …}}} with 95 % bootstrap bounds over pictures; a statistic that does not
 /// exist (one side constant) is left out. The same on every rank.
-nlohmann::json judge_heldout(const Context& context, const std::filesystem::path& directory,
-                             const std::vector<judge::LabelledSample>& heldout);
+struct HeldoutReport {
+    nlohmann::json report;
+    std::string judgements;  ///< CSV: what it said of every label, beside the label and its rationale
+};
+HeldoutReport judge_heldout(const Context& context, const std::filesystem::path& directory,
+                            const std::vector<judge::LabelledSample>& heldout);
 
 /// The same as text, one line a dimension and category.
 std::string judge_table(const nlohmann::json& report);

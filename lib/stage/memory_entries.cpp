@@ -75,6 +75,13 @@ void hold_trainer(MemoryPlan& plan, const TrainerBytes& trainer, bool has_snapsh
     plan.hold_during("publishing", "state's pieces", trainer.publishing);
 }
 
+/// Bytes of a sample that waits to be scored.
+std::size_t waiting_picture_bytes(const ModelOutline& model, const ScoringMemory& scoring) {
+    const bool have_sources = std::any_of(model.groups.begin(), model.groups.end(),
+                                          [](const GroupOutline& g) { return !g.prompt.conditional.references.empty(); });
+    return picture_bytes(model.largest()) * (scoring.sends_sources && have_sources ? 2 : 1);
+}
+
 }  // namespace
 
 dit::Grid ModelOutline::largest() const {
@@ -100,25 +107,24 @@ void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decode
     plan.hold("decoded pictures", static_cast<std::size_t>(decoded) * picture_bytes(model.largest()) * sizeof(float));
 }
 
-std::size_t most_pending(const config::Config& config, int members) {
-    const std::int64_t in_pool = config.integer("reward.queue") + config.integer("reward.workers");
-    return static_cast<std::size_t>(std::max<std::int64_t>(1, in_pool / members));
+std::size_t most_pending(std::size_t in_work, int members) {
+    return std::max<std::size_t>(1, in_work / static_cast<std::size_t>(members));
 }
 
-std::size_t hold_rollout(MemoryPlan& plan, const config::Config& config, const ModelOutline& model, const rl::SamplingSpec& spec,
-                         bool keeps_states, std::size_t judge) {
+std::size_t hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
+                         const ScoringMemory& scoring) {
     const WorkspaceBytes group = group_bytes(model, spec, dit::Keep::nothing);
     group.hold(plan);
     const auto members = static_cast<std::size_t>(spec.members);
-    const std::size_t pending = most_pending(config, spec.members);
+    const std::size_t pending = most_pending(scoring.in_work, spec.members);
     const std::int64_t channels = model.dit->config().in_channels, steps = static_cast<std::int64_t>(spec.trained_steps.size());
     const dit::Grid largest = model.largest();
     const std::size_t drawn = members * sample_bytes(largest, channels, steps, 0),
                       kept = keeps_states ? drawn : members * sample_bytes(largest, channels, 0, 0);
     // Samples being scored, and the pool's copies of their pictures.
     plan.hold("groups in work", pending * kept + drawn);
-    plan.hold("pictures to score", pending * members * picture_bytes(largest));
-    plan.hold("judge", judge);
+    plan.hold("pictures to score", pending * members * waiting_picture_bytes(model, scoring));
+    plan.hold("judge", scoring.judge);
     plan.hold("shards to write", ShardWriter::most_held * kept);
     return group.all;
 }
@@ -161,7 +167,7 @@ std::size_t hold_distill(MemoryPlan& plan, const ModelOutline& model, const dist
     return group.all;
 }
 
-std::size_t hold_evaluation(MemoryPlan& plan, const config::Config& config, const ModelOutline& model, const EvaluationMemory& m) {
+std::size_t hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& m) {
     std::size_t sampling = 0;
     for (const GroupOutline& g : model.groups) {
         pipeline::GenerateRequest r;
@@ -174,10 +180,10 @@ std::size_t hold_evaluation(MemoryPlan& plan, const config::Config& config, cons
     const dit::Grid largest = model.largest();
     const std::size_t picture = picture_bytes(largest);
     plan.hold_during("drawing", "sampling", sampling);
-    const auto in_pool = static_cast<std::size_t>(config.integer("reward.queue") + config.integer("reward.workers"));
-    plan.hold_during("drawing", "pictures to score", std::min(m.shard_pictures, in_pool) * picture);
-    plan.hold_during("drawing", "judge", m.judge);
-    plan.hold_during("drawing", "shard to write", m.shard_pictures * sample_bytes(largest, model.dit->config().in_channels, 0, 0));
+    plan.hold_during("drawing", "pictures to score", std::min(2 * m.shard_pictures, m.scoring.in_work) * waiting_picture_bytes(model, m.scoring));
+    plan.hold_during("drawing", "judge", m.scoring.judge);
+    // One is drawn while the last one is scored.
+    plan.hold_during("drawing", "shards", 2 * m.shard_pictures * sample_bytes(largest, model.dit->config().in_channels, 0, 0));
     std::size_t shown = 0, widest = 0;
     for (const std::size_t rows : m.rows) {
         shown += rows * m.candidates;

@@ -36,12 +36,19 @@ std::size_t picture_bytes(dit::Grid target);
 /// Weights, the frozen parts' buffers, and `decoded` pictures at once.
 void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decoded);
 
-/// Groups that may wait for their scores before the oldest is waited for.
-std::size_t most_pending(const config::Config& config, int members);
+/// What scoring takes of a rank that samples.
+struct ScoringMemory {
+    std::size_t in_work = 1;     ///< samples at once at most
+    std::size_t judge = 0;       ///< bytes of what scores; 0: it is on other ranks
+    bool sends_sources = false;  ///< each picture is sent with its prompt's own; on threads of this rank they share those
+};
 
-/// Sampling of groups, their scores, their shards. `judge`: bytes of what scores. Returns the bytes of a group's workspace.
-std::size_t hold_rollout(MemoryPlan& plan, const config::Config& config, const ModelOutline& model, const rl::SamplingSpec& spec,
-                         bool keeps_states, std::size_t judge);
+/// Groups that may wait for their scores before the oldest is waited for, with so many samples `in_work`.
+std::size_t most_pending(std::size_t in_work, int members);
+
+/// Sampling of groups, their scores, their shards. Returns the bytes of a group's workspace.
+std::size_t hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
+                         const ScoringMemory& scoring);
 
 /// Updates from groups. `base_weights`: bytes of the base's own weights beside the policy's, where a KL term needs them.
 struct GrpoMemory {
@@ -70,8 +77,8 @@ struct EvaluationMemory {
     std::size_t pictures = 1, shard_pictures = 1, candidates = 1;
     std::vector<std::size_t> rows;
     bool guided = false;
-    std::size_t judge = 0;
+    ScoringMemory scoring;
 };
-std::size_t hold_evaluation(MemoryPlan& plan, const config::Config& config, const ModelOutline& model, const EvaluationMemory& memory);
+std::size_t hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& memory);
 
 }  // namespace atelier::stage

@@ -12,6 +12,7 @@
 #include "model/processor/image_inputs.hpp"
 #include "stage/evaluation_report.hpp"
 #include "stage/evaluation_shards.hpp"
+#include "stage/judge_ranks.hpp"
 #include "stage/memory_entries.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/student.hpp"
@@ -129,7 +130,7 @@ class Planner {
         MemoryPlan plan = program_;
         const ModelOutline model = outline(training_.at(task), false, true);
         hold_model(plan, model, s.members);
-        hold_rollout(plan, c_.config, model, s, true, 0);
+        hold_rollout(plan, model, s, true, scoring());
         return plan;
     }
 
@@ -174,9 +175,20 @@ class Planner {
         m.guided = spec(c_.config.tasks().front(), 1).uses_guidance();
         m.candidates = (m.guided ? 2 : 1) + (c_.config.flag("pipeline.teachers") ? c_.config.tasks().size() + 1 : 0) +
                        (c_.config.flag("pipeline.mix") ? 1 : 0);
+        m.scoring = scoring();
         m.rows.assign(c_.config.tasks().size(), sheet_rows);
         hold_model(plan, model, static_cast<std::int64_t>(m.shard_pictures));
-        hold_evaluation(plan, c_.config, model, m);
+        hold_evaluation(plan, model, m);
+        return plan;
+    }
+
+    /// A rank that judges, but for the caches of the answers that it writes: those depend on the judge's tokenizer.
+    MemoryPlan judge_rank() const {
+        MemoryPlan plan = program_;
+        if (const std::string& directory = c_.config.text("judge.directory"); c_.config.text("reward.scorer") == "judge" && !directory.empty())
+            plan.hold("the judge's parameters",
+                      static_cast<std::size_t>(vlm::Vlm(vlm::load_config(fs::path(directory) / "config.json")).table().flat_size()) * sizeof(float));
+        plan.hold("pictures to score", judge_picture_bytes(c_));
         return plan;
     }
 
@@ -194,6 +206,10 @@ class Planner {
 
   private:
     static dit::Keep keep(bool recomputes) { return recomputes ? dit::Keep::inputs : dit::Keep::activations; }
+    /// Of a rank that samples; the scorer itself is not in these figures.
+    ScoringMemory scoring() const {
+        return {static_cast<std::size_t>(samples_in_work(c_.config, q_.ranks)), 0, c_.config.integer("reward.ranks") > 0};
+    }
     bool has_snapshots() const { return c_.config.integer("checkpoint.every") > 0; }
 
     TrainerBytes trainer(bool averages) const {
@@ -359,7 +375,11 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
         text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, drawn, dumped, false, q.device_memory);
     }
     text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, drawn, dumped, true, q.device_memory);
-    return text + table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, q.device_memory);
+    text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, q.device_memory);
+    if (c.config.integer("reward.ranks") > 0)
+        text += table("a judge of curate, rollout, evaluate, without its answers' caches", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false,
+                      q.device_memory);
+    return text;
 }
 
 }  // namespace atelier::stage

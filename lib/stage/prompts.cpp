@@ -1,8 +1,8 @@
 #include "stage/prompts.hpp"
 
-#include <sstream>
 #include <numeric>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
 #include "core/json.hpp"

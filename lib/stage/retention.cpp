@@ -2,6 +2,7 @@
 
 #include "io/trajectory.hpp"
 #include "io/trajectory_index.hpp"
+#include "stage/timeline.hpp"
 
 namespace atelier::stage {
 
@@ -26,6 +27,8 @@ void retain(const Context& c, const std::filesystem::path& directory) {
             io::publish_trajectory_index(temporary, shards);
             manifest.outputs[io::trajectory_index_name] = {};
         }
+        if (std::filesystem::exists(directory / timeline_name))
+            std::filesystem::copy_file(directory / timeline_name, temporary / timeline_name);
         io::publish_manifest(temporary, manifest);
     });
 }

@@ -237,7 +237,7 @@ int run_reward_train(const Context& c) {
     publish_state();
 
     // What counts is what it says by itself, reasons of its own writing included.
-    const nlohmann::json report = judge_heldout(c, checkpoint, heldout);
+    const auto [report, judgements] = judge_heldout(c, checkpoint, heldout);
     nlohmann::json metrics{{"stage", "reward-train"},
                            {"policy", "judge"},
                            {"iteration", 0},
@@ -254,10 +254,11 @@ int run_reward_train(const Context& c) {
         io::put_metrics(c.run.metrics(), metrics);  // before the judge: a judge always has its record
         io::remove_temporaries(c.run.root, product.filename().string());
         const std::string table = judge_table(report);
-        io::publish_directory(product, [&](const fs::path& temporary) {
+        io::publish_directory(product, [&, &report = report, &judgements = judgements](const fs::path& temporary) {
             judge::save_judge(model, start, temporary);
             io::publish_text(temporary / "report.json", report.dump(1) + "\n");
             io::publish_text(temporary / "table.txt", table);
+            io::publish_text(temporary / "judgements.csv", judgements);
             for (const auto& entry : fs::directory_iterator(temporary))
                 manifest.outputs[entry.path().filename().string()] = {};
             manifest.facts = metrics;

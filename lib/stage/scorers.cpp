@@ -6,6 +6,7 @@
 #include <cctype>
 #include <cstdlib>
 
+#include "identity/identity_scorer.hpp"
 #include "judge/http_judge.hpp"
 #include "judge/native_judge.hpp"
 
@@ -18,6 +19,10 @@ std::map<std::string, std::vector<judge::Template>> templates_of(const Context& 
         if (!templates.contains(c.kind(task)))
             templates[c.kind(task)] =
                 judge::read_templates(c.config.text("judge.templates"), c.kind(task));
+    if (c.config.text("reward.identity") != "scorer" && templates.contains("edit"))
+        std::erase_if(templates["edit"], [](const judge::Template& t) {
+            return t.dimension == identity::identity_dimension;  // not asked of the judge
+        });
     return templates;
 }
 
@@ -85,16 +90,42 @@ std::unique_ptr<reward::Scorer> make_named(const Context& c) {
     return reward::make_world_scorer();
 }
 
+/// The files that score identity, by the keys that name them; empty: the scorer does.
+std::vector<std::filesystem::path> identity_files(const config::Config& config) {
+    const std::string& who = config.text("reward.identity");
+    if (who == "opencv") return {config.text("identity.detector"), config.text("identity.recogniser")};
+    if (who == "small") return {std::filesystem::path(config.text("identity.network")) / "model.safetensors"};
+    return {};
+}
+
+std::unique_ptr<reward::Scorer> with_identity(const config::Config& config,
+                                              std::unique_ptr<reward::Scorer> scorer) {
+    const std::string& who = config.text("reward.identity");
+    if (who == "scorer") return scorer;
+    auto embedder = who == "opencv" ? identity::make_opencv_embedder(
+                                          {config.text("identity.detector"),
+                                           config.text("identity.recogniser"),
+                                           config.number("identity.min_confidence")})
+                                    : identity::make_small_embedder(config.text("identity.network"));
+    return identity::make_identity_scorer(
+        std::move(scorer), std::move(embedder),
+        identity::ScoreTable(config.list("identity.table"), "identity.table"));
+}
+
 }  // namespace
 
 std::unique_ptr<reward::Scorer> make_scorer(const Context& c) {
     check_scorer(c.config);
-    std::unique_ptr<reward::Scorer> scorer = make_named(c);
+    std::unique_ptr<reward::Scorer> scorer = with_identity(c.config, make_named(c));
     const reward::Faults faults{c.config.number("reward.test_delay"),
                                 c.config.number("reward.test_failures"), c.seed()};
     if (faults.delay_seconds > 0 || faults.failure_share > 0)
         scorer = reward::make_faulty_scorer(std::move(scorer), faults);
     return scorer;
+}
+
+std::unique_ptr<reward::Scorer> make_truth(const config::Config& config) {
+    return config.text("reward.truth") == "world" ? reward::make_world_scorer() : nullptr;
 }
 
 void check_scorer(const config::Config& config) {
@@ -107,6 +138,16 @@ void check_scorer(const config::Config& config) {
     ATELIER_CHECK_USAGE(config.text("judge.url").find('@') == std::string::npos,
                         "judge.url holds a user or password: secrets come from the environment "
                         "only (judge.key_variable)");
+    const std::string& identity = config.text("reward.identity");
+    if (identity == "opencv")
+        ATELIER_CHECK_USAGE(!config.text("identity.detector").empty() &&
+                                !config.text("identity.recogniser").empty(),
+                            "reward.identity = \"opencv\" needs identity.detector and "
+                            "identity.recogniser, ONNX files");
+    if (identity == "small")
+        ATELIER_CHECK_USAGE(!config.text("identity.network").empty(),
+                            "reward.identity = \"small\" needs identity.network, a directory");
+    if (identity != "scorer") identity::ScoreTable(config.list("identity.table"), "identity.table");
     if (config.text("reward.scorer") == "world") return;
     ATELIER_CHECK_USAGE(!config.text("judge.templates").empty(),
                         "reward.scorer = \"{}\" needs judge.templates, a directory of templates",
@@ -122,6 +163,8 @@ void check_scorer(const config::Config& config) {
 
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
     std::map<std::string, io::FileDigest> inputs;
+    for (const std::filesystem::path& file : identity_files(c.config))
+        inputs["identity/" + file.filename().string()] = io::digest_file(file);
     if (c.config.text("reward.scorer") == "world") return inputs;
     for (const auto& [kind, templates] : templates_of(c))
         for (const judge::Template& t : templates)

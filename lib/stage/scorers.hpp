@@ -12,6 +12,9 @@ namespace atelier::stage {
 /// variable that the environment lacks.
 std::unique_ptr<reward::Scorer> make_scorer(const Context& context);
 
+/// The scorer that [reward] truth names; null: none.
+std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
+
 /// What of the configuration can be checked before a run is made of it: above all that no secret
 /// stands where the name of an environment variable, or a plain URL, belongs. Throws Error(usage)
 /// without repeating what it found.

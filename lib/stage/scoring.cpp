@@ -7,16 +7,51 @@
 
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
+#include "reward/judge_ranks.hpp"
 #include "rl/reward_total.hpp"
 #include "stage/scorers.hpp"
 
 namespace atelier::stage {
 
-Scoring::Scoring(const Context& c) : context_(c), scorer_(make_scorer(c)) {
-    pool_ = std::make_unique<reward::Pool>(
-        *scorer_, reward::PoolConfig{static_cast<int>(c.config.integer("reward.workers")),
-                                     static_cast<int>(c.config.integer("reward.queue")),
-                                     static_cast<int>(c.config.integer("reward.retries"))});
+namespace {
+
+/// One row more; a score that is absent is no number.
+void append(const std::string& name, const reward::Verdict& verdict, double seconds,
+            std::map<std::string, io::RewardColumn>& columns) {
+    io::RewardColumn& column = columns[name];
+    column.score.push_back(verdict.present ? static_cast<float>(verdict.score)
+                                           : std::numeric_limits<float>::quiet_NaN());
+    column.present.push_back(verdict.present ? 1 : 0);
+    column.seconds.push_back(static_cast<float>(seconds));
+    column.reason.push_back(verdict.reason);
+}
+
+}  // namespace
+
+reward::PoolConfig pool_config(const config::Config& config) {
+    return {static_cast<int>(config.integer("reward.workers")),
+            static_cast<int>(config.integer("reward.queue")),
+            static_cast<int>(config.integer("reward.retries"))};
+}
+
+Scoring::Scoring(const Context& c) : context_(c), truth_(make_truth(c.config)), judging_(c.judges) {
+    if (c.judges != nullptr) {
+        c.judges->open();
+        return;
+    }
+    scorer_ = make_scorer(c);
+    pool_ = std::make_unique<reward::Pool>(*scorer_, pool_config(c.config));
+    judging_ = pool_.get();
+}
+
+ScoringMemory Scoring::memory(std::size_t picture_bytes) const {
+    if (!scorer_) return {capacity(), 0, true};
+    const auto workers = static_cast<std::size_t>(context_.config.integer("reward.workers"));
+    return {capacity(), scorer_->bytes(workers, picture_bytes), false};
+}
+
+const std::vector<std::string>& Scoring::dimensions(const std::string& kind) const {
+    return scorer_ ? scorer_->dimensions(kind) : context_.judges->dimensions(kind);
 }
 
 std::vector<std::future<reward::Outcome>> Scoring::submit(
@@ -42,30 +77,46 @@ std::vector<std::future<reward::Outcome>> Scoring::submit(
                                 {s.noise_key[2 * m], s.noise_key[2 * m + 1]}};
         request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
                                s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
-        futures.push_back(pool_->submit(std::move(request)));
+        futures.push_back(judging_->submit(std::move(request)));
     }
     return futures;
 }
 
-int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& s) {
+void Scoring::add_truth(const std::vector<const Prompt*>& prompts,
+                        io::TrajectorySamples& s) const {
+    if (!truth_) return;
+    const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
+    for (std::size_t m = 0; m < n; ++m) {
+        const Prompt& prompt = *prompts.at(m);
+        reward::Request request;
+        request.sample_id = s.sample_id[m];
+        request.kind = context_.kind(prompt.task);
+        request.attributes = prompt.attributes;
+        request.height = s.picture_height;
+        request.width = s.picture_width;
+        request.picture.assign(s.picture.begin() + static_cast<std::ptrdiff_t>(m * bytes),
+                               s.picture.begin() + static_cast<std::ptrdiff_t>((m + 1) * bytes));
+        for (const auto& [name, verdict] : truth_->score(request, 0)) append(name, verdict, 0, s.truth);
+    }
+}
+
+int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& s,
+                   Timeline* timeline, std::int64_t group) {
     int absent = 0;
     for (std::size_t m = 0; m < outcomes.size(); ++m) {
         const reward::Outcome outcome = outcomes[m].get();
+        if (timeline != nullptr)
+            timeline->add({"judging", outcome.rank, outcome.worker, outcome.begin, outcome.seconds,
+                           group, static_cast<std::int64_t>(s.sample_id[m])});
         if (outcome.failed) {
             s.status[m] = static_cast<std::uint8_t>(io::SampleStatus::reward_absent);
             if (absent++ == 0)  // of each group the first is enough
                 log_line(fmt::format("sample {} has no score: {}", s.sample_id[m],
                                      outcome.verdicts.begin()->second.reason));
         }
-        for (const auto& [name, verdict] : outcome.verdicts) {
-            io::RewardColumn& column = s.reward[name];
-            column.score.push_back(verdict.present ? static_cast<float>(verdict.score)
-                                                   : std::numeric_limits<float>::quiet_NaN());
-            column.present.push_back(verdict.present ? 1 : 0);
-            column.seconds.push_back(
-                static_cast<float>(outcome.seconds / static_cast<double>(outcome.verdicts.size())));
-            column.reason.push_back(verdict.reason);
-        }
+        for (const auto& [name, verdict] : outcome.verdicts)
+            append(name, verdict, outcome.seconds / static_cast<double>(outcome.verdicts.size()),
+                   s.reward);
     }
     return absent;
 }

@@ -8,37 +8,46 @@
 #include "rl/advantage.hpp"
 #include "stage/context.hpp"
 #include "stage/curated.hpp"
+#include "stage/memory_entries.hpp"
+#include "stage/timeline.hpp"
 
 namespace atelier::stage {
 
-/// The scorer and its pool as the configuration asks for them.
+/// How a rank's pool of scoring threads is set up.
+reward::PoolConfig pool_config(const config::Config& config);
+
+/// The scorer and its pool as the configuration asks for them, on this rank or on the context's judges.
 class Scoring {
   public:
     explicit Scoring(const Context& context);
-    /// Hands every sample's picture to the pool, `prompts` naming each sample's prompt. Blocks while
-    /// the pool's queue is full.
+    /// Hands every sample's picture over, `prompts` naming each sample's prompt. Blocks while
+    /// capacity() samples are in work.
     std::vector<std::future<reward::Outcome>> submit(const std::vector<const Prompt*>& prompts,
                                                      const io::TrajectorySamples& samples);
-    /// Memory that it holds with pictures of `picture_bytes`.
-    std::size_t bytes(std::size_t picture_bytes) const {
-        return scorer_->bytes(static_cast<std::size_t>(context_.config.integer("reward.workers")),
-                              picture_bytes);
-    }
+    /// Samples of this rank that may be in work at once.
+    std::size_t capacity() const { return judging_->capacity(); }
+    /// What it takes of this rank's memory with pictures of `picture_bytes`.
+    ScoringMemory memory(std::size_t picture_bytes) const;
+    /// Where [reward] truth names a scorer: its verdicts on the same samples, in columns of their
+    /// own. Throws Error(input) for prompts that it knows nothing about.
+    void add_truth(const std::vector<const Prompt*>& prompts, io::TrajectorySamples& samples) const;
     /// Every dimension of a kind, lowest tier first.
-    const std::vector<std::string>& dimensions(const std::string& kind) const {
-        return scorer_->dimensions(kind);
-    }
+    const std::vector<std::string>& dimensions(const std::string& kind) const;
 
   private:
     const Context& context_;
-    std::unique_ptr<reward::Scorer> scorer_;
-    std::unique_ptr<reward::Pool> pool_;
+    std::unique_ptr<reward::Scorer> scorer_;  ///< null: on the judges
+    std::unique_ptr<reward::Scorer> truth_;   ///< null: none
+    std::unique_ptr<reward::Pool> pool_;      ///< null: on the judges
+    reward::Judging* judging_;
 };
 
 /// Writes outcomes into the samples' reward columns; samples that could not be scored get status
-/// reward_absent. Returns how many there are. Dimensions that no member has are left out.
+/// reward_absent. Returns how many there are. Dimensions that no member has are left out. `timeline`, where given, gets the judging of
+/// each sample of that group.
 int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes,
-                   io::TrajectorySamples& samples);
+                   io::TrajectorySamples& samples, Timeline* timeline = nullptr,
+                   std::int64_t group = 0);
 
 /// Scores of a group as the advantage takes them, tiers gated.
 struct GroupScores {

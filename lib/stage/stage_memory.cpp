@@ -31,16 +31,20 @@ ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
     return outline;
 }
 
-void StageMemory::say(const Context& c) const {
-    if (c.world->is_root()) log_line("memory planned, " + plan.str());
+void StageMemory::say(const Context& c, const std::string& whose) const {
+    if (c.world->is_root()) log_line(whose + "memory planned, " + plan.str());
+}
+
+void StageMemory::compare(const Context& c, const std::string& whose) const {
+    if (!c.world->is_root()) return;
+    const auto peak = static_cast<double>(peak_resident_bytes());
+    log_line(fmt::format("{}memory: the peak was {:.1f} MiB, {:.0f} % of the plan", whose,
+                         peak / (1 << 20), 100 * peak / static_cast<double>(plan.total())));
 }
 
 void StageMemory::finish(const Context& c, io::Manifest& manifest) const {
     manifest.planned_bytes = plan.total();
-    if (!c.world->is_root()) return;
-    const auto peak = static_cast<double>(peak_resident_bytes());
-    log_line(fmt::format("memory: the peak was {:.1f} MiB, {:.0f} % of the plan", peak / (1 << 20),
-                         100 * peak / static_cast<double>(plan.total())));
+    compare(c);
 }
 
 std::vector<const Prompt*> my_prompts(const Context& c, const std::vector<Prompt>& prompts) {

@@ -20,9 +20,11 @@ class StageMemory {
     ModelOutline add_model(const Context& context, pipeline::Pipeline& model,
                            const std::vector<const Prompt*>& prompts, bool with_negative,
                            std::int64_t decoded);
-    /// When everything has been added.
-    void say(const Context& context) const;
-    /// Says how the peak compares, and writes the plan into the manifest.
+    /// When everything has been added. `whose`: before the word "memory".
+    void say(const Context& context, const std::string& whose = "") const;
+    /// Says how the peak compares.
+    void compare(const Context& context, const std::string& whose = "") const;
+    /// The same, and writes the plan into the manifest.
     void finish(const Context& context, io::Manifest& manifest) const;
 };
 

@@ -1,6 +1,9 @@
 // Run by ctest on 1, 2 and 3 ranks: collectives against what every rank can compute itself, and a rank that fails.
+#include <chrono>
 #include <csignal>
 #include <cstring>
+#include <exception>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -56,6 +59,57 @@ void check_sums(comm::Communicator& world) {
     world.barrier();
 }
 
+/// Messages of all sizes between all ranks, sent by another thread while this one is in collectives.
+void check_mailbox(comm::Communicator& world) {
+    const auto mailbox = world.mailbox();
+    const std::vector<std::size_t> sizes{0, 1, 1000, 300'000};
+    const auto byte = [](int from, int to, std::size_t size, std::size_t i) { return std::byte((7 * from + 3 * to + size + i) & 255); };
+    std::exception_ptr failure;
+    std::thread messenger([&] {
+        try {
+            for (const std::size_t size : sizes)
+                for (int to = 0; to < world.size(); ++to) {
+                    std::vector<std::byte> bytes(size);
+                    for (std::size_t i = 0; i < size; ++i) bytes[i] = byte(world.rank(), to, size, i);
+                    mailbox->send(to, std::move(bytes));
+                }
+            std::vector<std::size_t> next(static_cast<std::size_t>(world.size()));
+            for (std::size_t got = 0; got < sizes.size() * next.size() || mailbox->sending() > 0;) {
+                const auto message = mailbox->receive();
+                if (!message) {
+                    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                    continue;
+                }
+                ++got;
+                const std::size_t size = sizes.at(next.at(static_cast<std::size_t>(message->source))++);
+                ATELIER_CHECK(message->bytes.size() == size, "a message of {} bytes from {}, {} expected", message->bytes.size(), message->source, size);
+                for (std::size_t i = 0; i < size; ++i)
+                    ATELIER_CHECK(message->bytes[i] == byte(message->source, world.rank(), size, i), "byte {} of {}", i, size);
+            }
+        } catch (...) {
+            failure = std::current_exception();
+        }
+    });
+    check_sums(world);
+    messenger.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+/// The last rank apart from the others.
+void check_split(comm::Communicator& world) {
+    const int others = world.size() - 1;
+    const bool is_last = world.rank() == others;
+    const auto part = world.split(is_last ? 1 : 0);
+    ATELIER_CHECK(part->size() == (is_last ? 1 : others) && part->rank() == (is_last ? 0 : world.rank()), "rank {} of {} in the part", part->rank(),
+                  part->size());
+    ATELIER_CHECK(part->max(world.rank()) == (is_last ? others : others - 1), "a maximum over the part");
+    float one = 1;
+    part->sum(std::span(&one, 1));
+    ATELIER_CHECK(one == static_cast<float>(part->size()), "a sum over the part");
+    ATELIER_CHECK(process().rank == world.rank() && process().world_size == world.size(), "the process's record was changed");
+    world.barrier();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -64,6 +118,8 @@ int main(int argc, char** argv) {
         if (std::strcmp(arguments[1], "throws") == 0 && last) ATELIER_FAIL(ErrorKind::numeric, "this rank fails on purpose");
         if (std::strcmp(arguments[1], "dies") == 0 && last) kill(getpid(), SIGKILL);
         check_sums(world);
+        check_mailbox(world);
+        check_split(world);
         return 0;
     });
 }

@@ -137,10 +137,10 @@ class Pipeline:
 
 
 def listing(run):
-    """Names of all files of a run, without what differs from run to run."""
+    """Names of all files of a run, without what differs from run to run (timelines say when, and only of what was sampled)."""
     run = pathlib.Path(run)
     names = {str(p.relative_to(run)) for p in run.rglob("*")}
-    return {n for n in names if n.split("/")[0] not in ("logs", "failed") and not n.endswith((".lock", "jobs.tsv"))}
+    return {n for n in names if n.split("/")[0] not in ("logs", "failed") and not n.endswith((".lock", "jobs.tsv", "timeline.json"))}
 
 
 def records(run):

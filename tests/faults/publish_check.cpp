@@ -80,12 +80,16 @@ const std::map<std::string, Kind> kinds{
           });
       },
       [](const fs::path& d) -> std::string {
-          if (!io::is_complete(d / "policy")) return "none";
-          const std::string letter = io::read_manifest(d / "policy").stage;
-          const auto weights = io::Safetensors::open_component(d / "policy", "model");
-          ATELIER_CHECK_INPUT(weights.tensors().size() == 2 && one_letter(io::read_text(d / "policy/table.txt"), length, d / "policy") == letter,
-                              "{} holds a mixture", d.string());
-          return letter;
+          for (;;) {
+              if (!io::is_complete(d / "policy")) return "none";
+              const std::string letter = io::read_manifest(d / "policy").stage;
+              const auto weights = io::Safetensors::open_component(d / "policy", "model");
+              const std::string table = one_letter(io::read_text(d / "policy/table.txt"), length, d / "policy");
+              // Between two equal manifests one version was read; otherwise it was replaced meanwhile.
+              if (io::read_manifest(d / "policy").stage != letter) continue;
+              ATELIER_CHECK_INPUT(weights.tensors().size() == 2 && table == letter, "{} holds a mixture", d.string());
+              return letter;
+          }
       }}},
     {"metrics",
      {[](const fs::path& d, const std::string& letter) {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Disturbs the jobs of a run in a private Slurm at random moments; what it ends with is compared with an undisturbed run.
 
-    slurm_kills.py --programs build/bin [--mpiexec mpiexec] [--seed S] [--runs N] [--kills K] [--record FILE]
+    slurm_kills.py --programs build/bin [--mpiexec mpiexec] [--seed S] [--runs N] [--kills K] [--ranks R] [--record FILE]
 
-Every stage runs on two ranks on two nodes. K times a run, after a wait drawn from 0.2 to 2.5 s, one of the running jobs meets:
+Every stage runs on R ranks on R nodes (--ranks, default 2). K times a run, after a wait drawn from 0.2 to 2.5 s, one of the running jobs meets:
     KILL        SIGKILL to all its ranks              rank        to one of them
     TERM, USR1  to the job's script                   requeue     scontrol requeue
     controller  slurmctld is killed with SIGKILL and started again up to two seconds later
@@ -30,7 +30,7 @@ KINDS = ["KILL", "rank", "TERM", "USR1", "requeue", "controller"]
 
 class Cluster:
     def __init__(self, work, programs):
-        self.directory, self.programs = work / "c", programs
+        self.directory, self.programs, self.missing = work / "c", programs, {}
         self.env = harness.environment(ATELIER_CLUSTER_DIR=str(self.directory), ATELIER_CLUSTER_NODES="2", ATELIER_CLUSTER_MEMORY="4000",
                                        ATELIER_BIN=str(programs), SLURM_CONF=str(self.directory / "slurm.conf"),
                                        OMPI_MCA_hwloc_base_binding_policy="none")
@@ -54,6 +54,32 @@ class Cluster:
 
     def submit(self, run):
         self.ask("slurm/pipeline.sh", "--run", str(run))
+
+    def administer(self):
+        """A controller that dies forgets its last seconds. A job that it starts twice is refused by its node, which Slurm drains, and held:
+        an administrator takes both back. A job that it believes running and that has ended is put back into the queue."""
+        for line in self.ask("sinfo", "-h", "-N", "-o", "%N %T").splitlines():
+            node, state = line.split()
+            if state.startswith("drain"):
+                self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        for line in self.ask("squeue", "-h", "-t", "PD", "-o", "%i %r").splitlines():
+            if "held" in line:
+                self.ask("scontrol", "release", line.split()[0])
+        scripts = " ".join(self.command_lines())
+        for job, _ in self.jobs(["-t", "R"]):
+            there = f"job{int(job):05}/slurm_script" in scripts
+            since = self.missing.setdefault(job, time.monotonic()) if not there else self.missing.pop(job, None)
+            if not there and time.monotonic() - since > 15:
+                del self.missing[job]
+                subprocess.run(["scontrol", "requeue", job], env=self.env, capture_output=True)
+
+    @staticmethod
+    def command_lines():
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                yield pathlib.Path(f"/proc/{entry}/cmdline").read_text().replace("\0", " ")
+            except OSError:
+                pass
 
     def kill_controller(self, draw):
         pid_file = self.directory / "run/slurmctld.pid"
@@ -99,7 +125,8 @@ def one_run(pipeline, cluster, run, calm, kills, draw, table):
     stages = {s.name: s for s in pipeline.plan(run)}
     complete = run / stages["evaluate"].output / "manifest.json"
     cluster.submit(run)
-    left, submissions, end = kills, 1, time.monotonic() + 1800
+    met = collections.Counter()  # a stage is met twice at most, so that all have their turn
+    left, submissions, end = kills, 1, time.monotonic() + 3600
     while time.monotonic() < end:
         if not cluster.jobs():
             if complete.exists():
@@ -108,17 +135,19 @@ def one_run(pipeline, cluster, run, calm, kills, draw, table):
             if submissions > kills + 3:
                 raise harness.Wrong(f"{run} does not go on: {[p.read_text() for p in (run / 'failed').glob('*.txt')]}")
             cluster.submit(run)
+        cluster.administer()
         time.sleep(draw.uniform(0.2, 2.5) if left > 0 else 0.5)
         running = cluster.jobs(["-t", "R"])
         if left > 0 and running:
             job, name = draw.choice(running)
             kind = draw.choice(KINDS)
-            if disturb(cluster, run, stages[name], job, kind, draw):
+            if met[name] < 2 and disturb(cluster, run, stages[name], job, kind, draw):
                 left -= 1
+                met[name] += 1
                 table[kind, stages[name].program, "died" if kind in ("KILL", "rank") else "asked again" if kind != "controller" else "finished"] += 1
                 print(f"  {kind:10} {name}", flush=True)
     else:
-        raise harness.Wrong(f"{run} is not complete after half an hour")
+        raise harness.Wrong(f"{run} is not complete after an hour")
     pipeline.verify(run)
     print(f"  {kills - left} disturbances, {submissions} submissions; {harness.compare(calm, run)} files are the undisturbed run's, bit for bit", flush=True)
 
@@ -130,6 +159,8 @@ def main():
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--runs", type=int, default=1)
     options.add_argument("--kills", type=int, default=12, help="of each run")
+    options.add_argument("--ranks", type=int, default=2)
+    options.add_argument("--calm", type=pathlib.Path, help="directory in which another harness has made its undisturbed run with as many ranks")
     options.add_argument("--record", help="file that the table is appended to")
     given = options.parse_args()
     if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
@@ -139,13 +170,15 @@ def main():
     programs, table = pathlib.Path(given.programs).resolve(), collections.Counter()
     cluster = Cluster(work, programs)
     try:
-        pipeline = harness.Pipeline(programs, given.mpiexec, work, ranks=2)
-        print(f"undisturbed: {sum(undisturbed(pipeline, work / 'calm').values()):.1f} s", flush=True)
+        pipeline = harness.Pipeline(programs, given.mpiexec, given.calm or work, given.ranks)
+        calm = pipeline.work / "calm"
+        if not given.calm:
+            print(f"undisturbed: {sum(undisturbed(pipeline, calm).values()):.1f} s", flush=True)
         cluster.script("start")
         for number in range(given.runs):
             print(f"seed {given.seed + number}", flush=True)
             run = work / f"seed-{given.seed + number}"
-            one_run(pipeline, cluster, run, work / "calm", given.kills, random.Random(given.seed + number), table)
+            one_run(pipeline, cluster, run, calm, given.kills, random.Random(given.seed + number), table)
             shutil.rmtree(run)
     except harness.Wrong as wrong:
         print(f"FAILED: {wrong}\nkept: {work}", file=sys.stderr)

@@ -84,6 +84,7 @@ TrajectoryShard make_shard(std::int64_t samples, bool teacher = false) {
     for (auto* v : {&s.sigma, &s.x, &s.x_next, &s.log_prob, &s.latents, &s.teacher_velocity}) fill_normal(random_key(1, RandomUse::test, ++stream), *v);
     if (!teacher) {
         s.reward["alignment"] = {std::vector<float>(n, 3.5f), std::vector<float>(n, 0.25f), std::vector<std::uint8_t>(n, 1), std::vector<std::string>(n, "grün, ja")};
+        s.truth["alignment"] = {std::vector<float>(n, 2.5f), std::vector<float>(n, 0.0f), std::vector<std::uint8_t>(n, 1), std::vector<std::string>(n, "no")};
         s.total.assign(n, 1.0f);
         s.advantage.assign(n, -0.5f);
     }
@@ -110,6 +111,8 @@ TEST_F(Files, ShardsComeBackAsTheyWere) {
         EXPECT_EQ(a.reward.size(), b.reward.size());
         if (!teacher) {
             EXPECT_EQ(a.reward.at("alignment").reason, b.reward.at("alignment").reason);
+            EXPECT_EQ(a.truth.at("alignment").score, b.truth.at("alignment").score) << "apart from the reward";
+            EXPECT_EQ(a.truth.at("alignment").reason, b.truth.at("alignment").reason);
         }
     }
 }
@@ -313,6 +316,7 @@ TEST_F(Files, AnIndexShowsAllShardsAsOne) {
     EXPECT_EQ(s.prompt, (std::vector<std::uint32_t>{0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 4, 5}));
     EXPECT_EQ(s.reward.size(), 1u) << "a dimension that some shards lack is left out";
     EXPECT_EQ(s.reward.at("alignment").reason.at(11), "grün, ja");
+    EXPECT_EQ(s.truth.at("alignment").reason.at(11), "no");
 
     auto other = make_shard(2);
     other.shapes[0].channels = 2;

@@ -1,7 +1,8 @@
-// judge_server --ready FILE [--key VARIABLE] [--misbehave]: a judge whose scores follow from the
+// judge_server --ready FILE [--key VARIABLE] [--misbehave] [--delay SECONDS]: a judge whose scores follow from the
 // bytes of the picture and the rubric; writes its URL into FILE when it listens, runs until it is
 // killed. With --key it refuses requests without that environment variable's value, and repeats what
-// it was given, as some servers do. With --misbehave two of three questions go wrong at first.
+// it was given, as some servers do. With --misbehave two of three questions go wrong at first. With --delay
+// every answer takes so long.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -16,10 +17,12 @@ using namespace atelier::testing;
 int main(int argc, char** argv) {
     std::string ready, key;
     bool misbehaves = false;
+    double delay = 0;
     for (int i = 1; i < argc; ++i) {
         if (std::strcmp(argv[i], "--ready") == 0 && i + 1 < argc) ready = argv[++i];
         else if (std::strcmp(argv[i], "--key") == 0 && i + 1 < argc) key = std::getenv(argv[++i]);
         else if (std::strcmp(argv[i], "--misbehave") == 0) misbehaves = true;
+        else if (std::strcmp(argv[i], "--delay") == 0 && i + 1 < argc) delay = std::atof(argv[++i]);
         else return 2;
     }
     const JudgeServer server([&](const Asked& asked) -> Reply {
@@ -37,7 +40,7 @@ int main(int argc, char** argv) {
         const bool repeats_key = !key.empty() && (hash & 3) == 0;
         const std::string answer =
             "Seen" + (repeats_key ? " with key " + key : std::string()) + ".\nScore: 3";
-        Reply reply{200, {}, completion(answer, p).dump(), 0, false};
+        Reply reply{200, {}, completion(answer, p).dump(), delay, false};
         if (!misbehaves || asked.repetition > 0) return reply;
         switch (hash >> 40 & 15) {
             case 0: return {500, {}, "broken " + key, 0, false};

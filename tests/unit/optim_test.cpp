@@ -142,7 +142,7 @@ TEST(AdamW, BadArgumentsAreRejected) {
 }
 
 TEST(GradientNorm, IsTheSumOfSquaresForAnyThreads) {
-    for (const std::size_t n : {1ul, 7ul, 16384ul, 16385ul, 100003ul}) {
+    for (const std::size_t n : {1ul, 7ul, 16384ul, 16385ul, 100003ul, 4000003ul}) {
         const auto values = normals(n, n);
         long double expected = 0;
         for (const float value : values) expected += static_cast<long double>(value) * value;

@@ -15,6 +15,7 @@
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
 #include "stage/training_state.hpp"
+#include "stage/truth_gap.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -47,6 +48,23 @@ TEST(Scores, TiersAreGatedAndAbsentDimensionsLeftOut) {
     EXPECT_THAT(open.scores, ElementsAre(2, 5, 4, 5));
     EXPECT_THAT(gated.scores, ElementsAre(2, 2, 4, 5))
         << "a picture that shows something else earns nothing by being pretty";
+}
+
+TEST(TruthGap, IsTakenWhereBothHaveAScore) {
+    auto s = group({{"alignment", {4, 5, 2}}, {"aesthetics", {3, absent, 3}}, {"style", {1, 1, 1}}});
+    s.truth = group({{"alignment", {3, 5, absent}}, {"aesthetics", {1, 2, 3.5f}}, {"portrait", {2, 2, 2}}}).reward;
+    const auto [truth, gap] = compare_with_truth(s);
+    EXPECT_THAT(truth.at("alignment"), ElementsAre(3, 5));
+    EXPECT_THAT(truth.at("portrait"), ElementsAre(2, 2, 2)) << "what the judge isn't asked is told all the same";
+    EXPECT_EQ(gap.size(), 3u);
+    EXPECT_THAT(gap.at("alignment"), ElementsAre(1, 0));
+    EXPECT_THAT(gap.at("aesthetics"), ElementsAre(2, -0.5));
+    EXPECT_THAT(gap.at("all"), ElementsAre(1.5, 0, -0.5));
+    s.truth.clear();
+    EXPECT_TRUE(compare_with_truth(s).second.empty());
+    s.truth["alignment"] = s.reward.at("alignment");
+    s.truth["alignment"].score[0] = absent;
+    EXPECT_THROW(compare_with_truth(s), Error);
 }
 
 TEST(Advantages, WeighDimensionsAndSilenceThoseWithoutSpread) {
@@ -406,6 +424,23 @@ TEST_F(Run, PromptsOfAnotherKindAreRefused) {
     std::ofstream(directory_ / "q.jsonl")
         << R"({"id":"a","task":"edit","category":"a/b","text":"x"})" << '\n';
     EXPECT_THROW(read_prompts(directory_ / "q.jsonl", "edit", "edit"), Error);
+}
+
+TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
+    EXPECT_EQ(gap_curve(directory_ / "none"), "");
+    std::ofstream out(directory_ / "metrics.jsonl");
+    out << R"({"stage":"curate","policy":"t2i","iteration":0})" << '\n';
+    for (const char* policy : {"t2i", "edit"})
+        for (int i : {2, 1, 3})
+            out << nlohmann::json{{"stage", "grpo"}, {"policy", policy}, {"iteration", i}, {"reward", {{"a", {{"mean", 2.0 + i}}}}},
+                                  {"truth", {{"a", {{"mean", 3.0}}}}}, {"gap", {{"a", {{"mean", i - 1.0}}}, {"all", {{"mean", i - 1.0}}}}}}
+                       .dump()
+                << '\n';
+    out.close();
+    const std::string svg = gap_curve(directory_ / "metrics.jsonl");
+    EXPECT_THAT(svg, HasSubstr("t2i"));
+    EXPECT_THAT(svg, HasSubstr("edit"));
+    EXPECT_THAT(svg, HasSubstr("iterations 1 to 3; gap +2.00, at first +0.00")) << "sorted by iteration";
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "core/error.hpp"
 #include "world/draw.hpp"
+#include "world/flaws.hpp"
 #include "world/measure.hpp"
 
 namespace atelier::world {
@@ -154,6 +155,54 @@ TEST(World, ScoresFallWithDamage) {
     }
     EXPECT_LT(previous_blur, 3.5);
     EXPECT_LT(previous_noise, 1.5);
+}
+
+// What a judge learns from: the flaws are seen by the measures that they are meant for, and a near miss is one.
+TEST(Flaws, LowerTheirMeasures) {
+    double whole = 0, missed = 0, person = 0, other = 0, half_way = 0;
+    std::array<double, flaw_count> looks{};
+    int n = 0, persons = 0;
+    for (std::uint64_t i = 0; i < 64; ++i, ++n) {
+        Random random = random_for(i);
+        const Scene scene = random_scene(categories[i % 4], random);
+        const Bytes truth = draw(scene);
+        const Scene near = near_miss(scene, random);
+        EXPECT_NE(to_json(near), to_json(scene));
+        EXPECT_EQ(to_json(scene_from_json(to_json(near))), to_json(near)) << "a scene of this world";
+        whole += measure_alignment(truth, scene).score;
+        missed += measure_alignment(draw(near), scene).score;
+        for (int f = 0; f < flaw_count; ++f) {
+            EXPECT_EQ(spoil(truth, static_cast<Flaw>(f), 0.7, random).size(), truth.size());
+            looks[static_cast<std::size_t>(f)] += measure_aesthetics(spoil(truth, static_cast<Flaw>(f), 0.7, random)).score;
+        }
+        if (scene.category != "portrait") continue;
+        const Edit edit{"glasses", scene, scene, ""};
+        person += measure_identity(truth, edit).score;
+        Random same = random;  // the same other person
+        half_way += measure_identity(draw(other_person(scene, 0.5, same)), edit).score;
+        other += measure_identity(draw(other_person(scene, 1, random)), edit).score;
+        ++persons;
+    }
+    EXPECT_GT(whole / n, 4.9);
+    EXPECT_LT(missed / n, 3.5);
+    for (const Flaw f : {Flaw::blurred, Flaw::blotched, Flaw::grainy}) EXPECT_LT(looks[static_cast<std::size_t>(f)] / n, 4.7) << static_cast<int>(f);
+    EXPECT_GT(person / persons, 4.9);
+    EXPECT_LT(half_way, person);
+    EXPECT_LT(other, half_way);
+}
+
+TEST(Flaws, DependOnTheirKeyAndEndWithTheirStrength) {
+    Random scenes = random_for(3);
+    const Bytes truth = draw(random_scene("general", scenes)), black = blank({0, 0, 0});
+    for (int f = 0; f < flaw_count; ++f) {
+        Random a = random_for(7), b = random_for(7);
+        EXPECT_EQ(spoil(truth, static_cast<Flaw>(f), 0.5, a), spoil(truth, static_cast<Flaw>(f), 0.5, b));
+    }
+    Random random = random_for(8);
+    EXPECT_EQ(spoil(truth, Flaw::faded, 0, random), truth);
+    EXPECT_EQ(blend(truth, black, 0), truth);
+    EXPECT_EQ(blend(truth, black, 1), black);
+    EXPECT_THROW(spoil(Picture(truth).first(100), Flaw::faded, 0.5, random), Error);
 }
 
 }  // namespace

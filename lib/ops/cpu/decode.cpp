@@ -3,6 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+#include <immintrin.h>
+#define ATELIER_AVX2_ROWS
+#endif
 
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
@@ -12,8 +17,58 @@ namespace {
 
 using cpu::lanes;
 
-// A block of 4 x 4 results: 16 sums in registers, each in `lanes` interleaved parts, as in cpu::lane_sum.
-constexpr std::int64_t block = 4;
+// Blocks of results: each a sum in `lanes` interleaved parts, as in cpu::lane_sum, kept in registers. A result's bits depend neither on
+// the block's size nor on whether the compiler or intrinsics made it.
+#ifdef ATELIER_AVX2_ROWS
+
+static_assert(lanes == 16);
+// Sixteen registers hold the sums of 4 x 3 results in eight lanes: the other eight go in a second pass.
+constexpr std::int64_t block_rows = 4, block_cols = 3;
+
+template <int rows, int cols>
+void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int64_t y_stride) {
+    const std::int64_t whole = k / lanes * lanes;
+    __m256 half[2][rows][cols];
+    for (int part = 0; part < 2; ++part) {
+        __m256 sum[rows][cols];
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < cols; ++c) sum[r][c] = _mm256_setzero_ps();
+        for (std::int64_t i = part * 8; i < whole; i += lanes) {
+            __m256 a[rows];
+            for (int r = 0; r < rows; ++r) a[r] = _mm256_loadu_ps(x + r * k + i);
+            for (int c = 0; c < cols; ++c) {
+                const __m256 b = _mm256_loadu_ps(w + c * k + i);
+                for (int r = 0; r < rows; ++r) sum[r][c] = _mm256_fmadd_ps(a[r], b, sum[r][c]);
+            }
+        }
+        if (const std::int64_t first = whole + part * 8; first < k) {
+            const auto left = static_cast<int>(std::min<std::int64_t>(8, k - first));
+            const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+            for (int r = 0; r < rows; ++r)
+                for (int c = 0; c < cols; ++c)
+                    sum[r][c] = _mm256_fmadd_ps(_mm256_maskload_ps(x + r * k + first, mask),
+                                                _mm256_maskload_ps(w + c * k + first, mask), sum[r][c]);
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < cols; ++c) half[part][r][c] = sum[r][c];
+    }
+    // The pairwise tree of four rows at once.
+    for (int c = 0; c < cols; ++c) {
+        __m128 quarter[4] = {_mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps(), _mm_setzero_ps()};
+        for (int r = 0; r < rows; ++r) {
+            const __m256 eight = _mm256_add_ps(half[0][r][c], half[1][r][c]);
+            quarter[r] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        }
+        _MM_TRANSPOSE4_PS(quarter[0], quarter[1], quarter[2], quarter[3]);
+        alignas(16) float sums[4];
+        _mm_store_ps(sums, _mm_add_ps(_mm_add_ps(quarter[0], quarter[2]), _mm_add_ps(quarter[1], quarter[3])));
+        for (int r = 0; r < rows; ++r) y[r * y_stride + c] = sums[r];
+    }
+}
+
+#else
+
+constexpr std::int64_t block_rows = 4, block_cols = 4;
 
 template <int rows, int cols>
 void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int64_t y_stride) {
@@ -37,10 +92,14 @@ void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int
         }
 }
 
+#endif
+
 using Multiply = void (*)(std::int64_t, const float*, const float*, float*, std::int64_t);
 template <int rows>
-constexpr std::array<Multiply, 4> by_columns{multiply<rows, 1>, multiply<rows, 2>, multiply<rows, 3>, multiply<rows, 4>};
-constexpr std::array<std::array<Multiply, 4>, 4> multiplies{by_columns<1>, by_columns<2>, by_columns<3>, by_columns<4>};
+constexpr auto by_columns = []<int... c>(std::integer_sequence<int, c...>) {
+    return std::array<Multiply, sizeof...(c)>{multiply<rows, c + 1>...};
+}(std::make_integer_sequence<int, block_cols>());
+constexpr std::array<std::array<Multiply, block_cols>, block_rows> multiplies{by_columns<1>, by_columns<2>, by_columns<3>, by_columns<4>};
 
 }  // namespace
 
@@ -48,10 +107,10 @@ void linear_rows(const Tensor& x, const Tensor& weight, const Tensor& y) {
     const std::int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
     ATELIER_CHECK(weight.size(1) == k && y.size(0) == m && y.size(1) == n, "{} times {} into {}", x.shape().str(),
                   weight.shape().str(), y.shape().str());
-    parallel_for((n + block - 1) / block, 16, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t j = begin * block; j < std::min(n, end * block); j += block)
-            for (std::int64_t i = 0; i < m; i += block) {
-                const std::int64_t rows = std::min(block, m - i), cols = std::min(block, n - j);
+    parallel_for((n + block_cols - 1) / block_cols, 16, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t j = begin * block_cols; j < std::min(n, end * block_cols); j += block_cols)
+            for (std::int64_t i = 0; i < m; i += block_rows) {
+                const std::int64_t rows = std::min(block_rows, m - i), cols = std::min(block_cols, n - j);
                 multiplies[static_cast<std::size_t>(rows - 1)][static_cast<std::size_t>(cols - 1)](
                     k, x.f32() + i * k, weight.f32() + j * k, y.f32() + i * n + j, n);
             }
