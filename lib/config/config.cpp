@@ -9,6 +9,7 @@
 #include <toml++/toml.h>
 
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::config {
 namespace {
@@ -173,7 +174,7 @@ void Config::read_file(const std::filesystem::path& file, int depth) {
     ATELIER_CHECK_USAGE(std::filesystem::is_regular_file(file), "configuration file {} is missing", file.string());
     toml::table table;
     try {
-        table = toml::parse_file(file.string());
+        table = toml::parse(io::read_text(file), file.string());  // whole or not at all
     } catch (const toml::parse_error& e) {
         ATELIER_FAIL(ErrorKind::usage, "{}:{}: {}", file.string(), e.source().begin.line, std::string(e.description()));
     }

@@ -6,6 +6,7 @@
 #include <toml++/toml.h>
 
 #include "core/error.hpp"
+#include "io/file_io.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -17,7 +18,7 @@ class Reader {
   public:
     explicit Reader(const std::filesystem::path& file) : file_(file.string()) {
         try {
-            table_ = toml::parse_file(file_);
+            table_ = toml::parse(io::read_text(file), file_);
         } catch (const toml::parse_error& e) {
             ATELIER_FAIL(ErrorKind::usage, "{}:{}: {}", file_, e.source().begin.line,
                          std::string(e.description()));

@@ -42,7 +42,7 @@ def pool(programs, work, size):
     subprocess.run([programs / "atelier-plan", "--config", "configs/mini.toml", "--run", run, "--set", f"task.t2i.train={prompts}", "--set",
                     "curate.prompts=0", "--set", "curate.group_size=4", "--set", "sampling.guidance_scale=1", "--set",
                     "rollout.prompts_per_iteration=2", "--set", "rollout.group_size=2", "--set", "rollout.micro_batch=2", "--set",
-                    "sampling.steps=2", "--set", "steps.count=1"], check=True, stdout=subprocess.DEVNULL)
+                    "sampling.steps=2", "--set", "steps.count=1", "--set", "reward.max_absent=1"], check=True, stdout=subprocess.DEVNULL)
     columns["draw"] = measured([programs / "load", "groups", run, "t2i"])
     columns["atelier-curate"] = measured([programs / "atelier-curate", "--run", run, "--task", "t2i"])
     columns["atelier-inspect"] = measured([programs / "atelier-inspect", run / "prompts/t2i.h5"])

@@ -7,6 +7,7 @@
 #include <array>
 
 #include "fuzz/target.hpp"
+#include "io/hdf5.hpp"
 #include "io/trajectory.hpp"
 #include "judge/labels.hpp"
 #include "nn/sharded.hpp"
