@@ -15,8 +15,11 @@
 namespace atelier::io::hdf5 {
 namespace {
 
-// HDF5 keeps its own stack of errors; ours says what matters.
-const bool quiet = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
+/// HDF5 prints its own stack of errors, in each thread until it is told not to; ours says what matters.
+void be_quiet() {
+    thread_local const bool quiet = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
+    static_cast<void>(quiet);
+}
 
 // Chunks of about a megabyte of whole rows: one row where a row is larger.
 constexpr std::int64_t chunk_bytes = 1 << 20;
@@ -66,12 +69,13 @@ bool is_thread_safe() {
 }
 
 File File::create(const std::filesystem::path& path) {
+    be_quiet();
     File f;
     f.path_ = path;
     auto status = std::make_unique<WriteStatus>();
     const Handle access(make_write_access(*status), H5Pclose);
     f.file_ = Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
-    ATELIER_CHECK_IO(quiet && f.file_.valid(), "cannot create {}: {}", path.string(), std::strerror(status->error));
+    ATELIER_CHECK_IO(f.file_.valid(), "cannot create {}: {}", path.string(), std::strerror(status->error));
     f.status_ = std::move(status);
     return f;
 }
@@ -94,6 +98,7 @@ void File::check_written(const std::string& what) const {
 }
 
 File File::open(const std::filesystem::path& path) {
+    be_quiet();
     File f;
     f.path_ = path;
     ATELIER_CHECK_INPUT(std::filesystem::exists(path), "{} is missing", path.string());

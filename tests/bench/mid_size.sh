@@ -40,7 +40,7 @@ fi
 # Two references of the picture's size, drawn by the miniature.
 mkdir -p "$work/prompts"
 for i in 1 2; do
-    [[ -e $work/prompts/$i.png ]] || "$bin/atelier-generate" --model assets/mini/base --output-resolution 512 --steps 1 --seed $i --threads 1 \
+    [[ -e $work/prompts/$i.png ]] || "$bin/atelier-generate" --model assets/mini/base --output-resolution 512 --steps 2 --seed $i --threads 1 \
         --prompt "a blue star left of a green square on gray" --output "$work/prompts/$i.png" 2>/dev/null
 done
 scene='{"background": "gray", "category": "general", "objects": [{"colour": "blue", "radius": 25, "shape": "star", "x": 64, "y": 64}]}'

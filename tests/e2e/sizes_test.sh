@@ -6,7 +6,7 @@ model=assets/mini/base prompts=$PWD/assets/mini/prompts
 sizes='[[128, 128], [96, 160], [160, 96]]'
 
 plan() {
-    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=3 --set curate.enabled=false \
+    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.seed=2 --set run.model=$model --set sampling.steps=3 --set curate.enabled=false \
         --set rollout.prompts_per_iteration=7 --set rollout.group_size=2 --set rollout.micro_batch=2 --set steps.count=2 \
         --set sampling.guidance_scale=2 --set grpo.learning_rate=1e-3 --set grpo.iterations=1 --set reward.min_spread=0 --set reward.gate=0 \
         --set pipeline.mix=false --set distill.prompts=4 --set distill.group_size=2 --set distill.batch=3 --set distill.rounds=1 \
@@ -40,7 +40,7 @@ same_shards() {  # DIRECTORY DIRECTORY
 head -7 "$prompts/edit-train.jsonl" | sed "s|\"images\": \[\"images/|\"images\": [\"|" >"$work/edits.jsonl"
 cp "$prompts"/images/edit-000?.png "$work/"
 for i in 1 3; do
-    "$bin/atelier-generate" --model $model --prompt "a blue star on gray" --steps 1 --height 64 --width 128 --output "$work/edit-000$i.png" 2>/dev/null
+    "$bin/atelier-generate" --model $model --prompt "a blue star on gray" --steps 2 --height 64 --width 128 --output "$work/edit-000$i.png" 2>/dev/null
 done
 python3 - "$work/edits.jsonl" <<'P'
 import json, sys
@@ -146,6 +146,7 @@ code 0 "$bin/atelier-plan" --run "$work/all-1" --memory
 code 2 "$bin/atelier-plan" --config configs/mini.toml --set "task.t2i.sizes=[[100, 128]]"
 says "task.t2i.sizes: pictures of 100 x 128"
 sed -i '1s|"size": \[160, 96\]|"size": [160, 90]|' "$work/edits.jsonl"
-code 3 on 1 rollout edit-1 --policy edit --iteration 2
+plan mistaken
+code 3 on 1 rollout mistaken --policy edit --iteration 1
 says 'edits.jsonl:1: "size" must be'
 echo "sizes: all checks passed"

@@ -187,7 +187,7 @@ TEST_F(Run, ShardsAreWrittenInOrderBesideTheWork) {
     for (std::uint64_t i = 0; i < 9; ++i) writer.put(directory_ / fmt::format("shard-{}.h5", i), small_shard(i));
     writer.finish();
     ASSERT_EQ(writer.digests().size(), 9u);
-    fs::file_time_type before{};
+    auto before = fs::file_time_type::min();
     for (std::uint64_t i = 0; i < 9; ++i) {
         const fs::path path = directory_ / fmt::format("shard-{}.h5", i);
         EXPECT_EQ(io::read_trajectory(path).shapes.at(0).sample_id.at(0), i);
