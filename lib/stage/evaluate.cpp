@@ -179,7 +179,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     manifest.outputs["summary.json"] = manifest.outputs["table.txt"] = {};
     for (const auto& [name, task] : tasks) {
         const std::string sheet = "contact-" + name + ".png";
-        io::publish_file(directory / sheet, [&](const std::filesystem::path& temporary) {
+        io::publish_file(directory / sheet, [&, &task = task](const std::filesystem::path& temporary) {
             write_contact_sheet(temporary, names, task);
         });
         manifest.outputs[sheet] = {};
