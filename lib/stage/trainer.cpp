@@ -116,8 +116,8 @@ TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable*
     b.gradients += comm::sum_bytes(ranks, static_cast<std::size_t>(zero == 0 ? trained.flat_size() : partition.largest_segment()));
     const std::int64_t vectors = 2 + (averages ? 1 : 0) + (has_master ? 1 : 0);
     b.optimizer = numbers(vectors * partition.shard_size());
-    b.publishing = TrainingState::piece_bytes;
-    b.snapshot = numbers((vectors + 1) * partition.shard_size()) + TrainingState::piece_bytes;
+    b.publishing = std::min(TrainingState::piece_bytes, numbers(partition.shard_size()));
+    b.snapshot = numbers((vectors + 1) * partition.shard_size()) + b.publishing;
     return b;
 }
 

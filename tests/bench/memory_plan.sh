@@ -29,3 +29,5 @@ for manifest in $(find "$run" -name manifest.json | sort); do
     name=${manifest#"$run"/}
     awk -v p="$planned" -v k="$peak" -v n="${name%/manifest.json}" 'BEGIN { printf "%11.1f   %8.1f   %12.3f   %s\n", p / 1024, k / 1024, k / p, n }'
 done
+echo "the same from config files, tokenizer and prompt files alone (the whole pool's longest prompts), $ranks rank(s):"
+"$bin/atelier-plan" --run "$run" --memory --ranks "$ranks" | awk 'NF && !/^ / { title = $0 } /at once/ { printf "%11.1f   %s\n", $3 * 1024, title }'
