@@ -53,7 +53,7 @@ Json gains(const std::vector<std::string>& models,
             for (std::size_t i = 0; i < task.models[m].size(); ++i) {
                 const auto &before = task.models[0][i], &after = task.models[m][i];
                 const std::uint64_t cluster = task.prompts[i / task.pictures].number;
-                const auto add = [&](const std::string& dimension, double x, double y) {
+                const auto add = [&, &name = name](const std::string& dimension, double x, double y) {
                     auto& [first, second] = columns[name + "/" + dimension];
                     first.add(x, cluster);
                     second.add(y, cluster);

@@ -187,7 +187,7 @@ for kind, number in (("text", 3), ("hdf5", 3), ("directory", 3)):
     for _ in range(number):
         reader = subprocess.Popen([check, "read", kind, directory], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         writes = 0
-        while reader.poll() is None:
+        while reader.poll() is None and writes < 60:  # it pauses at last: a slower reader must come to an end too
             if run(["publish", kind, directory, "abcdefgh"[writes % 8]], directory)[0] != 0:
                 wrong("the writer failed beside a reader", kind)
             writes += 1
