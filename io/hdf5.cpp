@@ -420,9 +420,9 @@ void File::write_virtual(const std::string& name, std::span<const std::string> f
     hsize_t rows = 0;
     for (const std::string& file : files) {
         const File source = open(path_.parent_path() / file);
-        const auto found = source.extents(name);
-        const Handle set(H5Dopen2(source.file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
-        Handle own(H5Dget_type(set.id()), H5Tclose);
+        const Dataset part = source.dataset(name);
+        const auto& found = part.extents;
+        Handle own(H5Dget_type(part.set.id()), H5Tclose);
         if (type.valid())
             ATELIER_CHECK_INPUT(H5Tequal(own.id(), type.id()) > 0 && std::equal(found.begin() + 1, found.end(), extents[0].begin() + 1, extents[0].end(),
                                                                                 [](std::int64_t a, hsize_t b) { return static_cast<hsize_t>(a) == b; }),
@@ -457,27 +457,26 @@ void File::write_link(const std::string& name, const std::string& file, const st
                      "cannot write the link {} to {}", name, path_.string());
 }
 
-Handle File::dataset(const std::string& name) const {
+File::Dataset File::dataset(const std::string& name) const {
     ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
     Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
     ATELIER_CHECK_INPUT(set.valid(), "{}: {} is no dataset, or leads nowhere", path_.string(), name);
     check_storage(set.id(), name, path_);
-    return set;
-}
-
-std::vector<std::int64_t> File::extents(const std::string& name) const {
-    const Handle set = dataset(name), space(H5Dget_space(set.id()), H5Sclose);
+    const Handle space(H5Dget_space(set.id()), H5Sclose);
     std::vector<hsize_t> dims(static_cast<std::size_t>(std::max(0, H5Sget_simple_extent_ndims(space.id()))));
     H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr);
-    return {dims.begin(), dims.end()};
+    return {name, std::move(set), {dims.begin(), dims.end()}};
 }
 
-std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const {
-    const auto found = extents(name);
-    const Handle set = dataset(name), type(H5Dget_type(set.id()), H5Tclose);
+std::vector<std::int64_t> File::extents(const std::string& name) const { return dataset(name).extents; }
+
+File::Dataset File::dataset(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const {
+    Dataset d = dataset(name);
+    const auto& found = d.extents;
+    const Handle type(H5Dget_type(d.set.id()), H5Tclose);
     ATELIER_CHECK_INPUT(H5Tequal(type.id(), type_of(dtype)) > 0, "{}: dataset {} does not hold {}", path_.string(), name,
                         name_of(dtype));
-    if (expected.empty()) return found;
+    if (expected.empty()) return d;
     bool fits = expected.size() == found.size();
     std::string wanted, seen;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -486,14 +485,14 @@ std::vector<std::int64_t> File::check(const std::string& name, DType dtype, std:
     }
     for (std::size_t i = 0; i < found.size(); ++i) seen += fmt::format("{}{}", i == 0 ? "" : ", ", found[i]);
     ATELIER_CHECK_INPUT(fits, "{}: dataset {} must have shape [{}], found [{}]", path_.string(), name, wanted, seen);
-    return found;
+    return d;
 }
 
-void File::read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const {
-    const Handle set = dataset(name), space(H5Dget_space(set.id()), H5Sclose);
+void File::read_raw(const Dataset& from, DType dtype, std::int64_t first, std::int64_t count, void* out) const {
+    const auto& [name, set, dims] = from;
+    const Handle space(H5Dget_space(set.id()), H5Sclose);
     if (const auto chunks = chunks_of(set.id(), type_of(dtype)); chunks && read_chunks(set.id(), *chunks, first, count, static_cast<std::byte*>(out)))
         return;
-    const auto dims = extents(name);
     Handle memory;
     if (!dims.empty()) {
         std::vector<hsize_t> start(dims.size(), 0), extent(dims.begin(), dims.end());
@@ -509,8 +508,10 @@ void File::read_raw(const std::string& name, DType dtype, std::int64_t first, st
 }
 
 std::vector<std::string> File::read_strings(const std::string& name) const {
-    const auto found = extents(name);
-    const Handle set = dataset(name), kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
+    const Dataset from = dataset(name);
+    const auto& set = from.set;
+    const auto& found = from.extents;
+    const Handle kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
     ATELIER_CHECK_INPUT(H5Tis_variable_str(kind.id()) > 0 && found.size() == 1, "{}: dataset {} is no list of texts",
                         path_.string(), name);
     std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);

@@ -102,10 +102,16 @@ class File {
     void swap(File& other) noexcept;
     /// Throws what went wrong on the way to the disk.
     void check_written(const std::string& what) const;
+    struct Dataset {
+        std::string name;
+        Handle set;
+        std::vector<std::int64_t> extents;
+    };
     /// Opens a dataset whose bytes are where they may be, and whose size is no larger than what is stored.
-    Handle dataset(const std::string& name) const;
-    void read_raw(const std::string& name, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
-    std::vector<std::int64_t> check(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
+    Dataset dataset(const std::string& name) const;
+    /// The same, of a dtype and shape.
+    Dataset dataset(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
+    void read_raw(const Dataset& from, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
     std::filesystem::path path_;
     std::unique_ptr<WriteStatus> status_;  ///< of a file that is being written
     Handle file_;
@@ -113,24 +119,25 @@ class File {
 
 template <typename T>
 std::vector<T> File::read(const std::string& name, std::initializer_list<std::int64_t> expected) const {
-    const auto found = check(name, DTypeOf<T>::value, std::span(expected.begin(), expected.size()));
+    const Dataset from = dataset(name, DTypeOf<T>::value, std::span(expected.begin(), expected.size()));
     std::int64_t n = 1;
-    for (auto e : found) n *= e;
+    for (auto e : from.extents) n *= e;
     std::vector<T> out(static_cast<std::size_t>(n));
-    if (n > 0) read_raw(name, DTypeOf<T>::value, 0, found.empty() ? 0 : found[0], out.data());
+    if (n > 0) read_raw(from, DTypeOf<T>::value, 0, from.extents.empty() ? 0 : from.extents[0], out.data());
     return out;
 }
 
 template <typename T>
 std::vector<T> File::read_rows(const std::string& name, std::int64_t first, std::int64_t count) const {
-    const auto found = check(name, DTypeOf<T>::value, {});
+    const Dataset from = dataset(name, DTypeOf<T>::value, {});
+    const auto& found = from.extents;
     ATELIER_CHECK_INPUT(!found.empty() && first >= 0 && count >= 0 && first + count <= found[0],
                         "{}: rows [{}, {}) of {} with {} rows", path_.string(), first, first + count, name,
                         found.empty() ? 0 : found[0]);
     std::int64_t per_row = 1;
     for (std::size_t i = 1; i < found.size(); ++i) per_row *= found[i];
     std::vector<T> out(static_cast<std::size_t>(count * per_row));
-    if (!out.empty()) read_raw(name, DTypeOf<T>::value, first, count, out.data());
+    if (!out.empty()) read_raw(from, DTypeOf<T>::value, first, count, out.data());
     return out;
 }
 
