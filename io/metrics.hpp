@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 namespace atelier::io {
 
@@ -9,5 +10,8 @@ namespace atelier::io {
 /// `iteration`: a stage that is run again leaves one line. Jobs that write at the same time take
 /// turns. Throws Error(io), Error(input) for a damaged file.
 void put_metrics(const std::filesystem::path& path, const nlohmann::json& record);
+
+/// Its records, in order; none where there is no such file. Throws Error(input) for a damaged one.
+std::vector<nlohmann::json> read_metrics(const std::filesystem::path& path);
 
 }  // namespace atelier::io

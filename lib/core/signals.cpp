@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <csignal>
 #include <thread>
 
 namespace atelier {
@@ -36,6 +35,14 @@ void catch_signals() {
     }).detach();
     pthread_sigmask(SIG_BLOCK, &caught, nullptr);
 }
+
+SignalsBlocked::SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+}
+
+SignalsBlocked::~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
 bool signal_was_seen() { return seen.load(); }
 

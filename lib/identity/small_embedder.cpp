@@ -1,7 +1,6 @@
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "identity/face_embedder.hpp"
 #include "identity/unit_vector.hpp"
 #include "io/safetensors.hpp"
@@ -15,11 +14,10 @@ class SmallEmbedder final : public FaceEmbedder {
   public:
     explicit SmallEmbedder(const std::filesystem::path& directory) : file_(directory / "model.safetensors") {
         const std::filesystem::path config = directory / "config.json";
-        std::ifstream text(config);
-        ATELIER_CHECK_INPUT(text.good(), "{} is missing: the directory of a face embedding was expected", config.string());
+        ATELIER_CHECK_INPUT(std::filesystem::exists(config), "{} is missing: the directory of a face embedding was expected", config.string());
+        const auto json = read_json(config);
         std::vector<std::int64_t> channels;
         try {
-            const auto json = nlohmann::json::parse(text);
             ATELIER_CHECK_INPUT(json.at("model_type") == "atelier_face_embedding", "{}: model_type is {}, atelier_face_embedding was expected",
                                 config.string(), json.at("model_type").dump());
             side_ = json.at("side").get<std::int64_t>();

@@ -1,16 +1,14 @@
 #include "judge/http_client.hpp"
 
 #include <curl/curl.h>
-#include <pthread.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <csignal>
 #include <ctime>
 #include <vector>
 
 #include "core/error.hpp"
+#include "core/signals.hpp"
 
 namespace atelier::judge {
 
@@ -60,12 +58,8 @@ HttpClient::HttpClient(const HttpConfig& config) : config_(config) {
     multi_ = ready == CURLE_OK ? curl_multi_init() : nullptr;
     ATELIER_CHECK(multi_ != nullptr, "libcurl cannot be set up");
     curl_multi_setopt(static_cast<CURLM*>(multi_), CURLMOPT_MAXCONNECTS, static_cast<long>(config.in_flight));
-    // Signals are for the main thread.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;
     thread_ = std::thread([this] { work(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 HttpClient::~HttpClient() {

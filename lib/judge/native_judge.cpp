@@ -1,11 +1,8 @@
 #include "judge/native_judge.hpp"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
-#include <csignal>
 #include <deque>
 #include <future>
 #include <list>
@@ -15,6 +12,7 @@
 
 #include "core/error.hpp"
 #include "core/philox.hpp"
+#include "core/signals.hpp"
 #include "judge/answer.hpp"
 #include "model/vlm/decoder.hpp"
 
@@ -77,12 +75,8 @@ class NativeJudge::Engine {
         const auto plan = [&](Arena& arena) { build(arena); };
         arena_ = Arena("judge", Workspace::measure(plan));
         plan(arena_);
-        // Signals are for the main thread.
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
+        const SignalsBlocked blocked;
         thread_ = std::thread([this] { work(); });
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
     ~Engine() {
         interrupt();

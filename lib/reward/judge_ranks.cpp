@@ -1,10 +1,7 @@
 #include "reward/judge_ranks.hpp"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <list>
 #include <utility>
 
@@ -23,11 +20,8 @@ constexpr auto pause_idle = std::chrono::milliseconds(10);
 JudgeRanks::JudgeRanks(std::unique_ptr<comm::Mailbox> mailbox, std::vector<int> judges, std::size_t capacity)
     : mailbox_(std::move(mailbox)), judges_(std::move(judges)), capacity_(capacity), in_work_(judges_.size()) {
     ATELIER_CHECK(!judges_.empty() && capacity_ >= 1, "{} judges for {} samples", judges_.size(), capacity_);
-    sigset_t all, before;  // signals are for the main thread
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;
     thread_ = std::thread([this] { talk(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 JudgeRanks::~JudgeRanks() {

@@ -1,14 +1,12 @@
 #include "reward/pool.hpp"
 
-#include <pthread.h>
-
 #include <chrono>
 #include <cmath>
-#include <csignal>
 
 #include "core/clock.hpp"
 #include "core/error.hpp"
 #include "core/process.hpp"
+#include "core/signals.hpp"
 
 namespace atelier::reward {
 
@@ -17,12 +15,8 @@ Pool::Pool(const Scorer& scorer, const PoolConfig& config) : scorer_(scorer), co
         config.workers >= 1 && config.queue >= 1 && config.retries >= 0,
         "a reward pool needs at least one worker and one place in its queue, found {} and {}",
         config.workers, config.queue);
-    // Signals are for the main thread.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;
     for (int i = 0; i < config.workers; ++i) threads_.emplace_back([this, i] { work(i); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 Pool::~Pool() {

@@ -117,7 +117,7 @@ int run_teacher_dump(const Context& c) {
     {
         std::vector<const Prompt*> mine;
         for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
-        const bool averages = round == 1 && c.config.text("distill.start") == "average";
+        const bool averages = starts_from_average(c, round);
         workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
                                     std::min(resident, units.size()), averages ? model.own_weights().size_bytes() : 0));
         memory.say(c);

@@ -8,6 +8,7 @@
 
 #include "core/progress.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/gather.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
@@ -74,12 +75,15 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     manifest.facts = {{"limit", limit}};
     std::unique_ptr<io::DirectoryLock> lock;
     std::byte is_done{0};
+    std::vector<std::string> hashes;  // of the candidates' weights, in their order
     if (c.world->is_root()) {
         lock = std::make_unique<io::DirectoryLock>(directory);
         io::remove_temporaries(directory);
         manifest.inputs = scorer_inputs(c);
-        for (const Candidate& candidate : candidates)
-            manifest.inputs[candidate.name] = {0, weights_hash(candidate.transformer)};
+        for (const Candidate& candidate : candidates) {
+            hashes.push_back(weights_hash(candidate.transformer));
+            manifest.inputs[candidate.name] = {0, hashes.back()};
+        }
         if (io::is_complete(directory)) {
             const io::Manifest before = io::read_manifest(directory);
             if (before.inputs == manifest.inputs && before.config_hash == manifest.config_hash &&
@@ -96,6 +100,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         if (c.world->is_root()) std::cout << std::ifstream(directory / "table.txt").rdbuf();
         return 0;
     }
+    hashes = gather_json(*c.world, hashes).at(0).get<std::vector<std::string>>();
     c.iteration = 0;  // no training iteration draws these sizes
     std::map<std::string, EvaluatedTask> tasks;
     std::int64_t total = 0;
@@ -115,10 +120,11 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     const auto publish_last = [&] {
         if (scored) publish_evaluation_shard(std::exchange(scored, std::nullopt).value());
     };
-    for (const Candidate& candidate : candidates) {
-        const std::string model_hash = weights_hash(candidate.transformer);
+    for (std::size_t i = 0; i < candidates.size(); ++i) {
+        const Candidate& candidate = candidates[i];
+        const std::string& model_hash = hashes[i];
         pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
-        if (&candidate == &candidates.front())
+        if (i == 0)
             reserve(c, model, candidates, tasks, scoring, memory, workspace);
         for (const auto& [name, task] : tasks) {
             c.policy = name;

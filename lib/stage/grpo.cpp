@@ -10,6 +10,7 @@
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
+#include "stage/gather.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
@@ -91,16 +92,13 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
             {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages},
              {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"r", truth}, {"g", gap}, {"h", s.height}, {"w", s.width}});
     }
-    const auto bytes = Json::to_cbor(mine);
     std::vector<GroupScoresOf> groups(shards.size());
-    for (const auto& part : c.world->gather(std::as_bytes(std::span(bytes)))) {
-        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
-        for (const Json& g : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()))) {
+    for (const Json& part : gather_json(*c.world, mine))
+        for (const Json& g : part) {
             GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
             group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"),
                      g.at("r"), g.at("g"), g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
         }
-    }
     return groups;
 }
 

@@ -8,11 +8,11 @@
 #include <fstream>
 #include <ostream>
 
-#include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
 #include "io/manifest.hpp"
+#include "io/metrics.hpp"
 #include "io/trajectory_index.hpp"
 #include "io/safetensors.hpp"
 #include "model/dit/dit.hpp"
@@ -192,15 +192,11 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
         out << fmt::format("{:<24} {} of {} complete\n",
                            name.ends_with('-') ? name.substr(0, name.size() - 1) : name,
                            count.first, count.second);
-    std::ifstream metrics(run.metrics());
-    std::string line;
     std::map<std::string, nlohmann::json> last;
-    for (int number = 1; std::getline(metrics, line); ++number) {
-        const auto record = parse_json(line, fmt::format("{}:{}", run.metrics().string(), number));
-        if (record.is_object() && record.contains("reward")) {
-            auto& entry = last[record.value("policy", "")];
-            if (entry.is_null() || entry["iteration"] < record["iteration"]) entry = record;
-        }
+    for (const nlohmann::json& record : io::read_metrics(run.metrics())) {
+        if (!record.contains("reward")) continue;
+        auto& entry = last[record.value("policy", "")];
+        if (entry.is_null() || entry["iteration"] < record["iteration"]) entry = record;
     }
     for (const auto& [policy, record] : last)
         for (const auto& [name, v] : record["reward"].items())

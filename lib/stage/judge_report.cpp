@@ -9,6 +9,7 @@
 #include "io/csv.hpp"
 #include "judge/native_judge.hpp"
 #include "reward/pool.hpp"
+#include "stage/gather.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -129,12 +130,8 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
     }
     c.world->sum(std::span(scores));  // each is one rank's
     std::vector<std::string> reasons(heldout.size());
-    const auto bytes = Json::to_cbor(said);
-    for (const auto& part : c.world->gather(std::as_bytes(std::span(bytes)))) {
-        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
-        for (const Json& each : Json::from_cbor(std::vector<std::uint8_t>(data, data + part.size())))
-            reasons.at(each.at(0).get<std::size_t>()) = each.at(1);
-    }
+    for (const Json& part : gather_json(*c.world, said))
+        for (const Json& each : part) reasons.at(each.at(0).get<std::size_t>()) = each.at(1);
     io::CsvRows rows{{"id", "kind", "dimension", "category", "label", "score", "rationale", "reason"}};
     Json report{{"dimensions", Json::object()}, {"annotators", Json::object()}};
     struct Group {

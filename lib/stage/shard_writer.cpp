@@ -1,9 +1,9 @@
 #include "stage/shard_writer.hpp"
 
 #include <chrono>
-#include <nlohmann/json.hpp>
 
 #include "io/hdf5.hpp"
+#include "stage/gather.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -88,14 +88,10 @@ void ShardWriter::finish() {
 std::map<std::string, io::FileDigest> gather_digests(comm::Communicator& world, const std::map<std::string, io::FileDigest>& mine) {
     nlohmann::json json = nlohmann::json::object();
     for (const auto& [name, digest] : mine) json[name] = {digest.size, digest.hash};
-    const auto bytes = nlohmann::json::to_cbor(json);
     std::map<std::string, io::FileDigest> all;
-    for (const auto& part : world.gather(std::as_bytes(std::span(bytes)))) {
-        const auto* data = reinterpret_cast<const std::uint8_t*>(part.data());
-        const auto theirs = nlohmann::json::from_cbor(std::vector<std::uint8_t>(data, data + part.size()));
+    for (const nlohmann::json& theirs : gather_json(world, json))
         for (const auto& [name, digest] : theirs.items())
             all[name] = {digest.at(0).get<std::uint64_t>(), digest.at(1).get<std::string>()};
-    }
     return all;
 }
 

@@ -23,10 +23,14 @@ std::filesystem::path student_source(const Context& c, std::int64_t round) {
     return directory;
 }
 
+bool starts_from_average(const Context& c, std::int64_t round) {
+    return round == 1 && c.config.text("distill.start") == "average";
+}
+
 std::string load_start(const Context& c, std::int64_t round, pipeline::Pipeline& model) {
     const auto source = student_source(c, round);
     model.load_transformer(source);
-    if (round > 1 || c.config.text("distill.start") == "base") return weights_hash(source);
+    if (!starts_from_average(c, round)) return weights_hash(source);
     ATELIER_CHECK_USAGE(c.config.integer("lora.rank") == 0,
                         "distill.start = average: the mean of adapters is no adapter of the same rank; with [lora] a "
                         "student starts from the base (distill.start = base)");

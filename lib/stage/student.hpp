@@ -13,6 +13,9 @@ distill::StudentSpec student_spec(const Context& context, const flow::ScheduleCo
 /// previous round is not complete.
 std::filesystem::path student_source(const Context& context, std::int64_t round);
 
+/// Whether a round's student starts from the mean of the teachers: the first one's, with distill.start = average.
+bool starts_from_average(const Context& context, std::int64_t round);
+
 /// Gives the model what the round starts from: student_source()'s weights, or in a first round with
 /// distill.start = average, the mean of the teachers in task order (fp32 sums). Returns the hash that
 /// names these weights. Throws Error(usage) for an average of adapters.

@@ -4,16 +4,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <tuple>
 
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/process.hpp"
 #include "io/image/bitmap_font.hpp"
 #include "io/image/png.hpp"
+#include "io/file_io.hpp"
 #include "io/publish.hpp"
+#include "stage/gather.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -40,14 +41,11 @@ Timeline::Measure::~Measure() {
 void Timeline::publish(comm::Communicator& world, const std::filesystem::path& directory) const {
     Json mine = Json::array();
     for (const Span& s : spans_) mine.push_back(event_of(s));
-    const std::string text = mine.dump();
-    const auto all = world.gather(std::as_bytes(std::span(text)));
+    auto all = gather_json(world, mine);
     if (!world.is_root()) return;
     Json events = Json::array();
-    for (const auto& part : all) {
-        const auto* begin = reinterpret_cast<const char*>(part.data());
-        for (Json& event : Json::parse(begin, begin + part.size())) events.push_back(std::move(event));
-    }
+    for (Json& part : all)
+        for (Json& event : part) events.push_back(std::move(event));
     if (events.empty()) return;  // all was there already: what stands there says how it came about
     const auto key = [](const Json& e) { return std::tuple(e["pid"].get<int>(), e["tid"].get<int>(), e["ts"].get<double>()); };
     std::sort(events.begin(), events.end(), [&](const Json& a, const Json& b) { return key(a) < key(b); });
@@ -64,11 +62,9 @@ void Timeline::publish(comm::Communicator& world, const std::filesystem::path& d
 }
 
 std::vector<Span> read_timeline(const std::filesystem::path& path) {
-    std::ifstream file(path);
-    ATELIER_CHECK_INPUT(file.good(), "{} is missing or cannot be read", path.string());
     std::vector<Span> spans;
+    const Json events = parse_json(io::read_text(path), path.string());
     try {
-        const Json events = Json::parse(file);
         for (const Json& e : events.at("traceEvents")) {
             if (e.at("ph") != "X") continue;
             const Json& about = e.at("args");

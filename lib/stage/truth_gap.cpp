@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 
 #include "core/progress.hpp"
 #include "io/metrics.hpp"
@@ -101,11 +100,8 @@ void watch_gap(const Context& c, Json& metrics) {
 
 std::string gap_curve(const std::filesystem::path& path) {
     std::map<std::string, std::vector<Point>> policies;
-    std::ifstream in(path);
-    std::string line;
-    while (std::getline(in, line)) {
-        const Json record = Json::parse(line, nullptr, false);
-        if (!record.is_object() || !record.contains("gap")) continue;
+    for (const Json& record : io::read_metrics(path)) {
+        if (!record.contains("gap")) continue;
         Point p{record.at("iteration"), 0, 0};
         double n = 0;
         for (const auto& [name, value] : record["gap"].items()) {
