@@ -60,7 +60,7 @@ breaks "weights' gradient without a barrier" rope.cu rope.cu 's/^    __syncthrea
 breaks "gather from the row before" rows.cu rows.cu '0,/(-1 - from)/s//(-2 - from)/' "$d" 'DeviceRows.*'
 breaks "bf16 rounded up at ties" rows.cu cast.hpp 's/0x7fffu + ((bits >> 16) \& 1u)/0x8000u/' "$d" 'DeviceCast.*'
 breaks "attention that sees one key too many" plain_attention.cu plain_attention.cu 's/at + lane < limit)/at + lane <= limit)/' "$d" 'DeviceAttention.Plain*'
-breaks "attention over a tile that is still read" plain_attention.cu plain_attention.cu 's/^            __syncwarp();$//; s/^            __syncthreads();$//' "$d" 'DeviceAttention.Plain*'
+breaks "attention over a tile that is still read" plain_attention.cu plain_attention.cu 's/^            __syncwarp();$//; s/^            __syncthreads();$//; /void load_tile/,/^}/s/^    __syncthreads();$//' "$d" 'DeviceAttention.Plain*'
 breaks "softmax that forgets its former top" plain_attention.cu plain_attention.cu 's/sum = sum \* kept/sum = sum/' "$d" 'DeviceAttention.Plain*'
 breaks "shared keys' gradient written, not added" plain_attention.cu plain_attention.cu 's/\*k = part == 0 ? \*k + dk\[c\] : dk\[c\]/*k = dk[c]/' "$d" 'DeviceAttention.Plain*'
 breaks "dense run that leaves out the shared keys' gradient" attention.cpp attention.cpp 's/if (shared != nullptr \&\& s.shared_keys > 0)/if (shared != nullptr \&\& b == 0 \&\& s.shared_keys > 0)/' "$d" 'DeviceAttention.Dense*'

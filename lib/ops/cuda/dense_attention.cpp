@@ -1,5 +1,7 @@
 #include "ops/cuda/dense_attention.hpp"
 
+#include <array>
+
 #include "ops/cuda/cudnn_graph.hpp"
 
 namespace atelier::ops::cuda {
@@ -37,13 +39,17 @@ void set_mask(const DenseAttention& s, Attributes& attributes) {
     attributes.set_diagonal_alignment(fe::DiagonalAlignment_t::BOTTOM_RIGHT).set_diagonal_band_right_bound(0);
 }
 
+/// q, k, v
+std::array<std::shared_ptr<fe::graph::Tensor_attributes>, 3> inputs_of(fe::graph::Graph& graph, const DenseAttention& s) {
+    return {tensor(graph, "q", uid_q, q_dims(s), q_strides(s)), tensor(graph, "k", uid_k, kv_dims(s), kv_strides(s, s.kv_batch_stride)),
+            tensor(graph, "v", uid_v, kv_dims(s), kv_strides(s, s.kv_batch_stride))};
+}
+
 CudnnPlan make_forward(const DenseAttention& s) {
     CudnnPlan plan;
     fe::graph::Graph& graph = *plan.graph;
     set_types(graph);
-    const auto q = tensor(graph, "q", uid_q, q_dims(s), q_strides(s));
-    const auto k = tensor(graph, "k", uid_k, kv_dims(s), kv_strides(s, s.kv_batch_stride));
-    const auto v = tensor(graph, "v", uid_v, kv_dims(s), kv_strides(s, s.kv_batch_stride));
+    const auto [q, k, v] = inputs_of(graph, s);
     auto attributes = fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(true);
     set_mask(s, attributes);
     const auto [out, stats] = graph.sdpa(q, k, v, attributes);
@@ -57,9 +63,7 @@ CudnnPlan make_backward(const DenseAttention& s) {
     CudnnPlan plan;
     fe::graph::Graph& graph = *plan.graph;
     set_types(graph);
-    const auto q = tensor(graph, "q", uid_q, q_dims(s), q_strides(s));
-    const auto k = tensor(graph, "k", uid_k, kv_dims(s), kv_strides(s, s.kv_batch_stride));
-    const auto v = tensor(graph, "v", uid_v, kv_dims(s), kv_strides(s, s.kv_batch_stride));
+    const auto [q, k, v] = inputs_of(graph, s);
     const auto out = tensor(graph, "out", uid_out, q_dims(s), q_strides(s));
     const auto dout = tensor(graph, "dout", uid_dout, q_dims(s), q_strides(s));
     const auto stats = tensor(graph, "stats", uid_stats, stats_dims(s), stats_strides(s), fe::DataType_t::FLOAT);

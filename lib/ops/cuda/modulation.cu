@@ -3,8 +3,9 @@
 #include "ops/cuda/columns.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
+#include "ops/cuda/row_moments.hpp"
 
-// n = groups * rows * width numbers. A row of 16 KB is read again from the first-level cache, not from memory.
+// n = groups * rows * width numbers.
 namespace atelier::ops::cuda {
 namespace {
 
@@ -14,21 +15,7 @@ __global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, co
                                            float* inverse_std) {
     const std::int64_t row = blockIdx.x;
     const float *in = x + row * s.width, *m = scale + row / s.rows * s.mod_stride;
-    const float count = static_cast<float>(s.width);
-    float sum[1] = {0};
-    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
-        const Pack<N> p = load<N>(in + j);
-        for (int k = 0; k < N; ++k) sum[0] += p.v[k];
-    }
-    block_sum(sum);
-    const float mu = sum[0] / count;
-    float square[1] = {0};
-    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
-        const Pack<N> p = load<N>(in + j);
-        for (int k = 0; k < N; ++k) square[0] += (p.v[k] - mu) * (p.v[k] - mu);
-    }
-    block_sum(square);
-    const float inverse = 1.0f / sqrtf(square[0] / count + s.eps);
+    const auto [mu, inverse] = row_moments<N>(in, s.width, s.eps);
     for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
         Pack<N> p = load<N>(in + j);
         const Pack<N> factor = load<N>(m + j);

@@ -3,6 +3,7 @@
 #include "ops/cuda/columns.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
+#include "ops/cuda/row_moments.hpp"
 
 // n = rows * width numbers.
 namespace atelier::ops::cuda {
@@ -72,21 +73,7 @@ __global__ void layer_norm_kernel(LayerNormShape s, const float* x, const float*
                                   float* inverse_std) {
     const std::int64_t row = blockIdx.x;
     const float* in = x + row * s.width;
-    const float count = static_cast<float>(s.width);
-    float sum[1] = {0};
-    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
-        const Pack<N> p = load<N>(in + j);
-        for (int k = 0; k < N; ++k) sum[0] += p.v[k];
-    }
-    block_sum(sum);
-    const float mu = sum[0] / count;
-    float square[1] = {0};
-    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
-        const Pack<N> p = load<N>(in + j);
-        for (int k = 0; k < N; ++k) square[0] += (p.v[k] - mu) * (p.v[k] - mu);
-    }
-    block_sum(square);
-    const float inverse = 1.0f / sqrtf(square[0] / count + s.eps);
+    const auto [mu, inverse] = row_moments<N>(in, s.width, s.eps);
     for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
         Pack<N> p = load<N>(in + j);
         for (int k = 0; k < N; ++k) {

@@ -64,6 +64,16 @@ __device__ __forceinline__ std::int64_t block_limit(const Problem& p, std::int64
     return most < p.own_keys ? most : p.own_keys;
 }
 
+/// Keys and values [at, at + count) of a part, once nobody reads the last ones any more.
+__device__ __forceinline__ void load_tile(const Problem& p, std::int64_t batch, std::int64_t kv_head, int part, std::int64_t at, std::int64_t count, float* keys,
+                                 float* values) {
+    const std::int64_t d = p.head_dim, pitch = d + 1;
+    __syncthreads();
+    load_rows(keys, pitch, d, count, [=](std::int64_t i) { return key_row(p, p.shared.k, p.own.k, batch, kv_head, part, at + i); });
+    load_rows(values, pitch, d, count, [=](std::int64_t i) { return key_row(p, p.shared.v, p.own.v, batch, kv_head, part, at + i); });
+    __syncthreads();
+}
+
 __global__ void forward_kernel(Problem p, const float* q, float* out, float* log_sum_exp) {
     ATELIER_DYNAMIC_SHARED(float, memory);
     const std::int64_t d = p.head_dim, pitch = d + 1, head = blockIdx.y, batch = blockIdx.z, kv_head = head / (p.heads / p.kv_heads);
@@ -79,10 +89,7 @@ __global__ void forward_kernel(Problem p, const float* q, float* out, float* log
         const std::int64_t end = part == 0 ? p.shared_keys : most;
         for (std::int64_t at = 0; at < end; at += tile) {
             const std::int64_t count = end - at < tile ? end - at : tile;
-            __syncthreads();
-            load_rows(keys, pitch, d, count, [=](std::int64_t i) { return key_row(p, p.shared.k, p.own.k, batch, kv_head, part, at + i); });
-            load_rows(values, pitch, d, count, [=](std::int64_t i) { return key_row(p, p.shared.v, p.own.v, batch, kv_head, part, at + i); });
-            __syncthreads();
+            load_tile(p, batch, kv_head, part, at, count, keys, values);
             const bool sees = active && lane < count && (part == 0 || at + lane < limit) && is_valid(p, batch, part, at + lane);
             const float score = sees ? dot_of(queries + warp * d, keys + lane * pitch, d) * p.scale : -INFINITY;
             const float new_top = fmaxf(top, warp_max(score));
@@ -142,10 +149,7 @@ __global__ void query_gradient_kernel(Problem p, const float* q, const float* lo
         const std::int64_t end = part == 0 ? p.shared_keys : most;
         for (std::int64_t at = 0; at < end; at += tile) {
             const std::int64_t count = end - at < tile ? end - at : tile;
-            __syncthreads();
-            load_rows(keys, pitch, d, count, [=](std::int64_t i) { return key_row(p, p.shared.k, p.own.k, batch, kv_head, part, at + i); });
-            load_rows(values, pitch, d, count, [=](std::int64_t i) { return key_row(p, p.shared.v, p.own.v, batch, kv_head, part, at + i); });
-            __syncthreads();
+            load_tile(p, batch, kv_head, part, at, count, keys, values);
             const bool sees = active && lane < count && (part == 0 || at + lane < limit) && is_valid(p, batch, part, at + lane);
             float slope = 0;
             if (sees) {
