@@ -2,6 +2,7 @@
 #include <boost/program_options.hpp>
 #include <iostream>
 
+#include "config/command_line.hpp"
 #include "core/error.hpp"
 #include "nn/checkpoint_weights.hpp"
 #include "pipeline/export.hpp"
@@ -27,17 +28,7 @@ int run(int argc, char** argv) {
         "dtype", po::value(&dtype)->default_value(dtype), "of the weights: kept, f32, bf16 or f16")(
         "shard-size", po::value(&shard_size)->default_value(shard_size), "weights are cut into files of this size, in MB")(
         "components", po::value(&components)->default_value(components), "the other components: link or copy");
-    po::variables_map values;
-    try {
-        po::store(po::parse_command_line(argc, argv, text), values);
-        po::notify(values);
-    } catch (const po::error& e) {
-        ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
-    }
-    if (values.count("help") != 0) {
-        std::cout << text << '\n';
-        return 0;
-    }
+    if (!config::parse_command_line(text, argc, argv)) return 0;
     ATELIER_CHECK_USAGE(!model.empty() && !output.empty(), "--model and --output are required (see --help)");
     ATELIER_CHECK_USAGE(components == "link" || components == "copy", "--components must be link or copy, found {}", components);
     ATELIER_CHECK_USAGE(shard_size > 0, "--shard-size must be positive, found {}", shard_size);

@@ -1,9 +1,9 @@
 #include "options.hpp"
 
 #include <boost/program_options.hpp>
-#include <iostream>
 #include <thread>
 
+#include "config/command_line.hpp"
 #include "core/error.hpp"
 
 namespace atelier::generate {
@@ -34,19 +34,10 @@ std::optional<Options> parse_options(int argc, char** argv) {
         "prompts", po::value(&prompts), "JSON lines {id, text, negative?, images?, size?: [height, width]}: one picture each")(
         "output-dir", po::value(&output_dir), "directory for the pictures of --prompts")(
         "threads", po::value(&o.threads)->default_value(0), "threads; 0: all cores");
-    try {
-        po::variables_map values;
-        po::store(po::parse_command_line(argc, argv, text), values);
-        po::notify(values);
-        if (values.count("help") != 0) {
-            std::cout << text << '\n';
-            return std::nullopt;
-        }
-        o.has_prompt = values.count("prompt") != 0;
-        o.has_negative = values.count("negative") != 0;
-    } catch (const po::error& e) {
-        ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
-    }
+    const auto values = config::parse_command_line(text, argc, argv);
+    if (!values) return std::nullopt;
+    o.has_prompt = values->count("prompt") != 0;
+    o.has_negative = values->count("negative") != 0;
     ATELIER_CHECK_USAGE(!model.empty(), "--model is required (see --help)");
     ATELIER_CHECK_USAGE(o.has_prompt != !prompts.empty(), "give either --prompt or --prompts");
     ATELIER_CHECK_USAGE(prompts.empty() == output_dir.empty(), "--prompts and --output-dir go together");

@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "comm/run_main.hpp"
+#include "config/command_line.hpp"
 #include "core/error.hpp"
 #include "stage/inspect.hpp"
 #include "stage/label_sheet.hpp"
@@ -36,18 +37,7 @@ int run(int argc, char** argv) {
         "recompute a rollout's log-probabilities; they must agree bit for bit");
     po::positional_options_description places;
     places.add("path", 1);
-    po::variables_map values;
-    try {
-        po::store(po::command_line_parser(argc, argv).options(text).positional(places).run(),
-                  values);
-        po::notify(values);
-    } catch (const po::error& e) {
-        ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
-    }
-    if (values.count("help") != 0) {
-        std::cout << text << '\n';
-        return 0;
-    }
+    if (!config::parse_command_line(text, argc, argv, places)) return 0;
     ATELIER_CHECK_USAGE(filled.empty() == labels.empty(),
                         "--filled-sheet and --labels go together (see --help)");
     if (!filled.empty()) {

@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "comm/run_main.hpp"
+#include "config/command_line.hpp"
 #include "config/config.hpp"
 #include "core/error.hpp"
 #include "io/publish.hpp"
@@ -59,17 +60,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "device-memory", po::value(&device_memory), "memory of a rank that --memory compares with, as 141GiB")(
         "prompt-tokens", po::value(&question.prompt_tokens)->default_value(question.prompt_tokens), "tokens of a prompt that --memory counts with; 0: those of the prompt files, or 256")(
         "references", po::value(&question.references)->default_value(question.references), "reference pictures of edits, where no prompt file is read");
-    po::variables_map values;
-    try {
-        po::store(po::parse_command_line(argc, argv, text), values);
-        po::notify(values);
-    } catch (const po::error& e) {
-        ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
-    }
-    if (values.count("help") != 0) {
-        std::cout << text << '\n';
-        return 0;
-    }
+    if (!config::parse_command_line(text, argc, argv)) return 0;
     const stage::RunDirectory run{
         directory.empty() ? "run" : std::filesystem::absolute(directory).lexically_normal()};
     if (file.empty() && !directory.empty() && std::filesystem::exists(run.config()))

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <boost/program_options.hpp>
-#include <iostream>
 
+#include "config/command_line.hpp"
 #include "core/parallel.hpp"
 #include "core/signals.hpp"
 #include "stage/schema.hpp"
@@ -34,17 +34,7 @@ std::unique_ptr<Context> make_context(const char* program, const char* what, Nam
     if (extra.limit != nullptr)
         add("limit", po::value(extra.limit)->default_value(0),
             "at most so many prompts of a task; 0: all");
-    try {
-        po::variables_map values;
-        po::store(po::parse_command_line(argc, argv, text), values);
-        if (values.count("help") != 0) {
-            if (world.is_root()) std::cout << text << '\n';
-            return nullptr;
-        }
-        po::notify(values);
-    } catch (const po::error& e) {
-        ATELIER_FAIL(ErrorKind::usage, "{} (see --help)", e.what());
-    }
+    if (!config::parse_command_line(text, argc, argv, {}, world.is_root())) return nullptr;
     ATELIER_CHECK_USAGE(iteration >= 1, "iterations and rounds count from 1, found {}", iteration);
     const RunDirectory directory{run};
     ATELIER_CHECK_USAGE(std::filesystem::exists(directory.config()),
