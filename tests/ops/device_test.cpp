@@ -9,6 +9,7 @@
 #include "flow/guidance.hpp"
 #include "flow/sampler.hpp"
 #include "harness.hpp"
+#include "nn/streamed.hpp"
 #include "ops/repeated.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
@@ -427,6 +428,46 @@ TEST(DeviceHostVectors, PiecesComeAndGoInOrder) {
             for (int round = 0; round < 3; ++round) eb += ea, ea += eb;
             EXPECT_EQ(a[i], ea) << i << " of " << size;
             EXPECT_EQ(b[i], eb) << i << " of " << size;
+        }
+    }
+}
+
+TEST(DeviceStreamedWeights, BlocksComeWhenTheyAreAcquired) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const int blocks : {1, 2, 5}) {
+        nn::ParameterTable table;
+        table.add({"stem", {3, 5}});
+        for (int b = 0; b < blocks; ++b) {
+            table.add({.name = fmt::format("block.{}.matrix", b), .shape = {7, 9 + b}, .block = b});
+            table.add({.name = fmt::format("block.{}.norm", b), .shape = {9}, .block = b});
+        }
+        table.add({"head", {2, 3}});
+        const Numbers host(table.flat_size());
+        Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(table, host.tensor(), plan); }));
+        nn::StreamedWeights weights(table, host.tensor(), arena);
+        const nn::ParameterStore store(table, weights);
+        for (const float offset : {1.0f, 1000.0f}) {
+            for (std::int64_t i = 0; i < host.size(); ++i) host.data()[i] = offset + static_cast<float>(i);
+            weights.refresh();
+            const auto check = [&](int row) {
+                const Tensor there = store[row];
+                Floats copy(static_cast<std::size_t>(there.elements()), 0.0f);
+                add(there.f32(), copy.data(), there.elements());
+                device_memory().synchronise();
+                for (std::size_t i = 0; i < copy.size(); ++i)
+                    ASSERT_EQ(copy[i], offset + static_cast<float>(table.offset(row) + static_cast<std::int64_t>(i))) << table.spec(row).name;
+            };
+            std::vector<int> visits;
+            for (int round = 0; round < 2; ++round)
+                for (int b = 0; b < blocks; ++b) visits.push_back(b);
+            for (int b = blocks - 1; b >= 0; --b) visits.push_back(b);
+            for (const int b : visits) {
+                store.acquire(b);
+                for (int row = 0; row < table.size(); ++row)
+                    if (table.spec(row).block == b || table.spec(row).block < 0) check(row);
+                store.release(b);
+            }
+            EXPECT_THROW(store.at("block.0.norm"), Error) << "a block that isn't acquired";
         }
     }
 }
