@@ -40,7 +40,8 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks,
+                   ops::ProductPrecision precision)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -64,7 +65,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
     ATELIER_CHECK_USAGE(device == Device::cpu || ranks == nullptr, "weights that are cut over ranks run on the CPU");
     if (device == Device::cuda) ops::load_backend();
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -112,6 +113,7 @@ void Pipeline::load_transformer(const fs::path& directory) {
             weights_were_changed();
         } else {
             dit::load(*dit_weights_, component);
+            if (dit_->rounds_operands()) nn::round_to(DType::bf16, own_weights());
         }
         loaded_ = component;
     }
@@ -127,10 +129,12 @@ std::span<float> Pipeline::own_weights() const {
 
 void Pipeline::read_own_weights(const fs::path& directory, std::span<float> own) const {
     nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, own);
 }
 
 void Pipeline::weights_were_changed() {
     loaded_.clear();
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, own_weights());
     if (sharded_) sharded_->refresh();
 }
 

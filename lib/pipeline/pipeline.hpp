@@ -49,9 +49,11 @@ class Pipeline {
     /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
     /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where the transformer's weights
     /// lie and its passes run; the frozen parts run on the CPU. With `ranks` the transformer's weights are cut over them
-    /// (nn/sharded.hpp): each rank reads its share alone, and passes are collective.
+    /// (nn/sharded.hpp): each rank reads its share alone, and passes are collective. `precision`: as dit::Dit's; in bf16 the transformer's weights
+    /// are rounded as they are read.
     explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
-                      Device device = Device::cpu, comm::Communicator* ranks = nullptr);
+                      Device device = Device::cpu, comm::Communicator* ranks = nullptr,
+                      ops::ProductPrecision precision = ops::ProductPrecision::fp32);
 
     const dit::Dit& dit() const { return *dit_; }
     const nn::ParameterStore& dit_weights() const { return *dit_weights_; }

@@ -95,6 +95,8 @@ struct Context {
     nn::LoraConfig lora() const;
     /// The ranks that a trained transformer's weights are cut over; null: each has all (compute.zero below 3).
     comm::Communicator* sharded_ranks() const { return config.integer("compute.zero") == 3 ? world : nullptr; }
+    /// Of the transformer's products. Throws Error(usage) where policies would be stored in more digits than they compute with.
+    ops::ProductPrecision product_precision() const;
     /// How policies and students are stored ([checkpoint]).
     nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };

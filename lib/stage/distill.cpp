@@ -93,7 +93,7 @@ int run_distill(const Context& c) {
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const auto source = student_source(c, round);
-    pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks());
+    pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks(), c.product_precision());
     load_start(c, round, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());

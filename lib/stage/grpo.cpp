@@ -359,7 +359,7 @@ int run_grpo(const Context& c) {
         if (name.starts_with("shard-")) shards.push_back(name);
 
     const auto policy = c.starting_policy();
-    pipeline::Pipeline model(c.model(), policy, Device::cpu, c.sharded_ranks());
+    pipeline::Pipeline model(c.model(), policy, Device::cpu, c.sharded_ranks(), c.product_precision());
     prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);

@@ -28,8 +28,8 @@ constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens =
 
 /// A model's sizes, from its config files alone.
 struct ModelFiles {
-    explicit ModelFiles(const fs::path& model)
-        : dit(dit::load_config(model / "transformer" / "config.json")),
+    ModelFiles(const fs::path& model, ops::ProductPrecision precision)
+        : dit(dit::load_config(model / "transformer" / "config.json"), Device::cpu, precision),
           vlm(vlm::load_config(model / "text_encoder" / "config.json")),
           vae(vae::load_config(model / "vae" / "config.json")),
           schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
@@ -115,7 +115,7 @@ class TaskOutline {
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), files_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        : c_(c), q_(q), files_(c.model(), c.product_precision()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
         if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(files_.dit.table(), c.lora());
         for (const std::string& task : c.config.tasks()) {
             training_[task] = outline_of(task, "train");

@@ -569,6 +569,11 @@ const std::vector<config::Key>& schema() {
                         "2 gradients too, 3 weights too",
              .low = 0,
              .high = 3},
+            {.name = "compute.dtype",
+             .fallback = Text("f32"),
+             .meaning = "operands of the transformer's matrix products; sums are fp32. On CPUs bf16 is for rehearsing a GPU's "
+                        "numerics, not for speed; it needs checkpoint.dtype = bf16",
+             .choices = {"f32", "bf16"}},
             {.name = "compute.threads",
              .fallback = Integer{1},
              .meaning = "threads of a rank",
