@@ -6,6 +6,7 @@
 #include "core/convert.hpp"
 #include "core/device.hpp"
 #include "core/parallel.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::nn {
 namespace {
@@ -38,7 +39,7 @@ void load_weights(const ParameterStore& store, const io::Safetensors& file, std:
     check_weights(table, file, ignorable);
     const std::string path = file.path().string();
     // To a device one tensor goes after another, through host memory.
-    const bool there = store.flat().device() != Device::cpu;
+    const bool there = store.device() != Device::cpu;
     parallel_for(table.size(), there ? table.size() : 1, [&](std::int64_t begin, std::int64_t end) {
         std::vector<float> staged;
         for (std::int64_t i = begin; i < end; ++i) {
@@ -79,6 +80,8 @@ std::optional<DType> parse_storage_dtype(const std::string& word) {
 
 void round_to(DType dtype, std::span<float> values) {
     if (dtype == DType::f32) return;
+    if (current_device() == Device::cuda)
+        return ops::backend().round_to(dtype, static_cast<std::int64_t>(values.size()), values.data(), values.data());
     parallel_for(static_cast<std::int64_t>(values.size()), 1 << 15, [&](std::int64_t begin, std::int64_t end) {
         float* v = values.data();
         if (dtype == DType::bf16)
@@ -103,21 +106,15 @@ void with_row(const ParameterStore& store, int row, Function f) {
 
 std::vector<std::string> save_weights(const ParameterStore& store, const std::filesystem::path& directory,
                                       const std::string& stem, const StorageFormat& format) {
-    if (store.residence() == nullptr && store.flat().device() != Device::cpu) {
-        Arena arena("weights to write", store.flat().bytes() + Arena::alignment);
-        const ParameterStore host(store.table(), arena);
-        transfer(store.flat(), host.flat());
-        return save_weights(host, directory, stem, format);
-    }
     std::vector<io::TensorToWrite> tensors;
     for (int i = 0; i < store.table().size(); ++i) {
         const ParameterSpec& spec = store.table().spec(i);
         io::TensorToWrite tensor{spec.name, Tensor(nullptr, DType::f32, spec.shape), format.dtypes[static_cast<std::size_t>(i)]};
-        if (store.residence() == nullptr)
+        if (store.residence() == nullptr && store.device() == Device::cpu)
             tensor.values = store[i];
         else
             tensor.make = [&store, i](float* out) {
-                with_row(store, i, [&] { std::copy_n(store[i].f32(), store[i].elements(), out); });
+                with_row(store, i, [&] { transfer(store[i], Tensor::of(out, store[i].shape())); });
             };
         tensors.push_back(std::move(tensor));
     }

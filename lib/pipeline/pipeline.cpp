@@ -32,6 +32,8 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
     return holds_adapter(transformer) ? model / "transformer" : transformer;
 }
 
+std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
@@ -63,7 +65,6 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    ATELIER_CHECK_USAGE(device == Device::cpu || ranks == nullptr, "weights that are cut over ranks run on the CPU");
     if (device == Device::cuda) ops::load_backend();
     dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
@@ -81,7 +82,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks == nullptr ? 1 : ranks->size());
     const auto stores = [&](Arena& arena) {
         if (ranks != nullptr) {
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, std::span<float>(), arena);
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, dit_->device());
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
@@ -89,10 +90,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
     };
-    Arena measure = Arena::measuring("weights");
-    stores(measure);
-    arena_ = Arena("weights", measure.used(), measure.used(Device::cuda));
-    stores(arena_);
+    arena_ = Arena::of("weights", stores);
     load_transformer(transformer_directory_);
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
     vae::load(*vae_weights_, directory / "vae");
@@ -104,7 +102,6 @@ void Pipeline::load_transformer(const fs::path& directory) {
     // Checked before the weights change.
     std::unique_ptr<nn::LoraAdapter> adapter;
     ATELIER_CHECK_USAGE(!sharded_ || !holds_adapter(directory), "{} is an adapter: weights that are cut over ranks take none", directory.string());
-    ATELIER_CHECK_USAGE(dit_->device() == Device::cpu || !holds_adapter(directory), "{} is an adapter: these run on the CPU; atelier-export merges it", directory.string());
     if (holds_adapter(directory)) adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(directory / nn::lora_file_name, dit_->table()));
     if (component != loaded_) {
         loaded_.clear();
@@ -113,7 +110,7 @@ void Pipeline::load_transformer(const fs::path& directory) {
             weights_were_changed();
         } else {
             dit::load(*dit_weights_, component);
-            if (dit_->rounds_operands()) nn::round_to(DType::bf16, own_weights());
+            if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
         }
         loaded_ = component;
     }
@@ -122,25 +119,42 @@ void Pipeline::load_transformer(const fs::path& directory) {
     transformer_directory_ = directory;
 }
 
-std::span<float> Pipeline::own_weights() const {
-    if (sharded_) return sharded_->shard();
-    return {dit_weights_->data(), static_cast<std::size_t>(dit_weights_->flat().elements())};
+Pipeline::~Pipeline() { forget_copy(); }
+
+void Pipeline::forget_copy() {
+    if (arena_.capacity(Device::cuda) > 0 && !sharded_) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
 }
 
-void Pipeline::read_own_weights(const fs::path& directory, std::span<float> own) const {
+Bytes Pipeline::weight_bytes() const {
+    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes());
+    if (dit_->device() == Device::cuda && !sharded_) bytes.device += static_cast<std::size_t>(dit_->table().flat_size()) * sizeof(std::uint16_t);
+    return bytes;
+}
+
+Bytes Pipeline::frozen_bytes() const {
+    return static_cast<std::size_t>(vlm_->table().flat_size() + vae_->table().flat_size()) * sizeof(float);
+}
+
+Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit_weights_->flat(); }
+
+void Pipeline::read_own_weights(const fs::path& directory, const Tensor& own) const {
     nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
-    if (dit_->rounds_operands()) nn::round_to(DType::bf16, own);
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own));
 }
 
 void Pipeline::weights_were_changed() {
     loaded_.clear();
-    if (dit_->rounds_operands()) nn::round_to(DType::bf16, own_weights());
-    if (sharded_) sharded_->refresh();
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
+    if (sharded_)
+        sharded_->refresh();
+    else if (dit_->device() == Device::cuda)
+        ops::backend().refresh_bf16_copy(dit_weights_->data());
 }
 
 void Pipeline::set_adapter(nn::LoraAdapter adapter) {
     drop_adapter();
-    adapter_ = std::make_unique<nn::LoraAdapter>(std::move(adapter));
+    const bool is_there = adapter.store().values().device() == dit_->device();
+    adapter_ = std::make_unique<nn::LoraAdapter>(is_there ? std::move(adapter) : adapter.copy_to(dit_->device()));
     *dit_weights_ = dit_weights_->with_lora(&adapter_->store());
 }
 

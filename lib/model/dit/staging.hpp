@@ -40,6 +40,7 @@ inline Tensor bring_operand(const Dit& dit, const Tensor& tensor, const Tensor& 
 inline Tensor plan_room(const Dit& dit, Shape shape, Arena& arena) {
     return dit.device() == Device::cpu ? Tensor() : arena.take_f32(shape, dit.device());
 }
+/// The same for what bring_operand() brings.
 inline Tensor plan_operand(const Dit& dit, Shape shape, Arena& arena) {
     return dit.rounds_operands() ? arena.take_f32(shape) : plan_room(dit, shape, arena);
 }
