@@ -119,7 +119,7 @@ int run_teacher_dump(const Context& c) {
         for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
         const bool averages = starts_from_average(c, round);
         workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
-                                    std::min(resident, units.size()), averages ? Bytes(model.own_weights().bytes()) : Bytes()));
+                                    units.size(), resident, averages ? Bytes(model.own_weights().bytes()) : Bytes()));
         memory.say(c);
     }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);

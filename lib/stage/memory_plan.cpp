@@ -153,8 +153,8 @@ class Planner {
         const ModelOutline model = outline(training_.at(task), false, true);
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
-        const std::size_t resident = std::min(static_cast<std::size_t>(c_.config.integer("distill.resident_groups")), (prompts + ranks - 1) / ranks);
-        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
+        const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
         return plan;
     }
 
