@@ -37,6 +37,14 @@ class OnDevice final : public Communicator {
         if (device_ == nullptr) return device_memory().within(mine.data(), all.data(), all.size_bytes());
         in_order([&] { device_->reduce_scatter(all.data(), mine.data(), static_cast<std::int64_t>(mine.size())); });
     }
+    void start_sum_shares(std::span<const float> all, std::span<float> mine) override {
+        if (device_ == nullptr) return sum_shares(all, mine);
+        device_->after_compute();
+        device_->reduce_scatter(all.data(), mine.data(), static_cast<std::int64_t>(mine.size()));
+    }
+    void finish_sum_shares() override {
+        if (device_ != nullptr) device_->before_compute();
+    }
     double max(double value) override { return world_.max(value); }
     std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) override { return world_.gather(bytes); }
     std::unique_ptr<Communicator> split(int colour) override { return world_.split(colour); }

@@ -72,22 +72,13 @@ std::vector<Partition::Piece> Partition::pieces(int rank) const {
 void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard) {
     check_weights(partition.table(), file);
     const auto pieces = partition.pieces(rank);
-    // To a device one piece goes after another, through host memory.
-    const bool there = shard.device() != Device::cpu;
+    const NumbersLoader loader(file, shard.device());
+    // To a device one piece goes after another.
     const auto count = static_cast<std::int64_t>(pieces.size());
-    parallel_for(count, there ? count : 1, [&](std::int64_t begin, std::int64_t end) {
-        std::vector<float> staged;
+    parallel_for(count, shard.device() == Device::cpu ? 1 : count, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             const Partition::Piece& p = pieces[static_cast<std::size_t>(i)];
-            const io::StoredTensor& stored = file.at(partition.table().spec(p.row).name);
-            if (there) staged.resize(static_cast<std::size_t>(p.count));
-            float* to = there ? staged.data() : shard.f32() + p.local;
-            io::to_f32(stored, p.first, p.count, to);
-            for (std::int64_t k = 0; k < p.count; ++k)
-                ATELIER_CHECK_INPUT(std::isfinite(to[k]), "{}: tensor {} holds {} at element {}", file.path().string(), stored.name, to[k],
-                                    p.first + k);
-            io::release_pages(stored);
-            if (there) transfer(Tensor::of(to, {p.count}), shard.slice(p.local, p.local + p.count));
+            loader.load(file.at(partition.table().spec(p.row).name), p.first, shard.slice(p.local, p.local + p.count));
         }
     });
 }
@@ -169,7 +160,8 @@ float* ShardedWeights::row(int index) {
 ShardedGradients::ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena, Device device)
     : partition_(&partition), world_(&world), resident_(take_resident(partition, arena, device)) {
     shard_ = arena.take_f32({partition.shard_size()}, device);
-    slot_ = arena.take_f32({partition.largest_block()}, device);
+    slots_[0] = arena.take_f32({partition.largest_block()}, device);
+    if (device != Device::cpu) slots_[1] = arena.take_f32({partition.largest_block()}, device);
     share_ = arena.take_f32({partition.largest_segment() / partition.ranks()}, device);
 }
 
@@ -179,16 +171,26 @@ void ShardedGradients::zero() {
         if (!t.empty()) clear(t);
 }
 
-void ShardedGradients::add_share(const Partition::Segment& s, const Tensor& all) {
+void ShardedGradients::start_share(const Partition::Segment& s, const Tensor& all) {
+    finish_share();
+    pending_ = &s;
+    world_->start_sum_shares(numbers(all, 0, s.share * partition_->ranks()), numbers(share_, 0, s.share));
+}
+
+void ShardedGradients::finish_share() {
+    if (pending_ == nullptr) return;
     const DeviceScope scope(device());
-    world_->sum_shares(numbers(all, 0, s.share * partition_->ranks()), numbers(share_, 0, s.share));
-    ops::add(share_.f32(), shard_.f32() + s.local, s.share);
+    world_->finish_sum_shares();
+    ops::add(share_.f32(), shard_.f32() + pending_->local, pending_->share);
+    pending_ = nullptr;
 }
 
 void ShardedGradients::reduce() {
+    finish_share();
     for (std::size_t i = 0; i < resident_.size(); ++i) {
         if (resident_[i].empty()) continue;
-        add_share(partition_->segments()[i], resident_[i]);
+        start_share(partition_->segments()[i], resident_[i]);
+        finish_share();
         clear(resident_[i]);
     }
 }
@@ -196,12 +198,16 @@ void ShardedGradients::reduce() {
 void ShardedGradients::acquire(int block) {
     ATELIER_CHECK(used_ < 0, "gradients of block {} were acquired while those of block {} were in use", block, used_);
     used_ = block;
-    clear(slot_);
+    clear(slots_[turn_]);
 }
 
 void ShardedGradients::release(int block) {
     ATELIER_CHECK(used_ == block, "gradients of block {} were released, those of block {} are in use", block, used_);
-    add_share(partition_->of_block(block), slot_);
+    start_share(partition_->of_block(block), slots_[turn_]);
+    if (slots_[1].empty())
+        finish_share();
+    else
+        turn_ ^= 1;
     used_ = -1;
 }
 
@@ -210,7 +216,7 @@ float* ShardedGradients::row(int index) {
     if (block < 0) return resident_row(*partition_, resident_, index);
     ATELIER_CHECK(block == used_, "the gradient of {} of block {} is wanted, block {} is in use", partition_->table().spec(index).name, block,
                   used_);
-    return slot_.f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
+    return slots_[turn_].f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
 }
 
 }  // namespace atelier::nn

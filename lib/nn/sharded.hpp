@@ -90,7 +90,7 @@ class ShardedWeights final : public Residence {
 };
 
 /// Gradients of which each rank keeps its shard: a block's are summed over the ranks and cut when the block is released, so that one
-/// block's are in memory at a time.
+/// block's are in memory at a time; on a device two, since the sum goes on beside the next block's computation.
 class ShardedGradients final : public Residence {
   public:
     ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena, Device device = Device::cpu);
@@ -104,10 +104,13 @@ class ShardedGradients final : public Residence {
     void release(int block) override;
 
   private:
-    void add_share(const Partition::Segment& segment, const Tensor& all);
+    void start_share(const Partition::Segment& segment, const Tensor& all);
+    void finish_share();
     const Partition* partition_;
     comm::Communicator* world_;
-    Tensor shard_, slot_, share_;
+    Tensor shard_, slots_[2], share_;
+    int turn_ = 0;                                ///< the slot of the block in use
+    const Partition::Segment* pending_ = nullptr;  ///< whose sum is under way, into share_
     std::vector<Tensor> resident_;
     int used_ = -1;
 };
