@@ -32,6 +32,8 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
     return holds_adapter(transformer) ? model / "transformer" : transformer;
 }
 
+std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
@@ -40,7 +42,8 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks,
+                   ops::ProductPrecision precision)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -63,7 +66,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
     if (device == Device::cuda) ops::load_backend();
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -107,6 +110,7 @@ void Pipeline::load_transformer(const fs::path& directory) {
             weights_were_changed();
         } else {
             dit::load(*dit_weights_, component);
+            if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
         }
         loaded_ = component;
     }
@@ -135,10 +139,12 @@ Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit
 
 void Pipeline::read_own_weights(const fs::path& directory, const Tensor& own) const {
     nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own));
 }
 
 void Pipeline::weights_were_changed() {
     loaded_.clear();
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
     if (sharded_)
         sharded_->refresh();
     else if (dit_->device() == Device::cuda)
