@@ -65,7 +65,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    if (device == Device::cuda) ops::load_backend();
+    if (device == Device::cuda) ops::load_backend().set_product_precision(precision);
     dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));

@@ -100,7 +100,9 @@ nn::StorageFormat Context::storage(const nn::ParameterTable& table) const {
 }
 
 ops::ProductPrecision Context::product_precision() const {
-    if (device() != Device::cpu || config.text("compute.dtype") == "f32") return ops::ProductPrecision::fp32;
+    const std::string& dtype = config.text("compute.dtype");
+    if (device() == Device::cuda) return dtype == "f32" ? ops::ProductPrecision::fp32 : ops::ProductPrecision::bf16;
+    if (dtype != "bf16") return ops::ProductPrecision::fp32;
     ATELIER_CHECK_USAGE(config.text("checkpoint.dtype") == "bf16",
                         "compute.dtype = bf16 needs checkpoint.dtype = bf16 (found {}): a policy computes with what is stored, and the "
                         "optimizer keeps fp32 weights of its own", config.text("checkpoint.dtype"));
