@@ -39,7 +39,7 @@ void compare(const char* name, const Case& run, double allowed = tolerance) {
     std::vector<std::vector<float>> expected;
     {
         // Memory is the device's: only where operations run changes.
-        detail::current_device = Device::cpu;
+        atelier::detail::current_device = Device::cpu;
         const std::vector<Floats> by_cpu = [&] {
             std::vector<Floats> kept;
             for (const Floats& f : run()) kept.push_back(f);
@@ -47,7 +47,7 @@ void compare(const char* name, const Case& run, double allowed = tolerance) {
         }();
         for (const Floats& f : by_cpu) expected.emplace_back(f.begin(), f.end());
     }
-    detail::current_device = Device::cuda;
+    atelier::detail::current_device = Device::cuda;
     ASSERT_EQ(found.size(), expected.size());
     for (std::size_t i = 0; i < found.size(); ++i) {
         EXPECT_EQ(found[i], again[i]) << name << " output " << i;
@@ -537,10 +537,10 @@ TEST(DeviceOptimizer, AdamWAndNormAsOnTheCpu) {
                          float(1 / std::sqrt(1 - std::pow(config.beta2, t))), float(config.epsilon), float(1 - rate * config.weight_decay)},
                         g.data(), p.data(), m.data(), v.data(), shadow.data());
         const optim::ParameterRange range{0, n, true};
-        detail::current_device = Device::cpu;
+        atelier::detail::current_device = Device::cpu;
         optim::adamw_step(config, rate, 3, 0.5, std::span(&range, 1), std::vector<float>(g.begin(), g.end()), pe, me, ve);
         const double expected = optim::GradientNorm(n).sum_of_squares(std::vector<float>(g.begin(), g.end()));
-        detail::current_device = Device::cuda;
+        atelier::detail::current_device = Device::cuda;
         for (std::int64_t i = 0; i < n; ++i) {
             EXPECT_NEAR(p[i], pe[i], 1e-6f * std::max(1.0f, std::abs(pe[i])));
             EXPECT_NEAR(m[i], me[i], 1e-6f * std::max(1.0f, std::abs(me[i])));
