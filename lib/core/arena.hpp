@@ -30,10 +30,9 @@ class Arena {
     Tensor take(DType dtype, Shape shape, Device device = Device::cpu);
     Tensor take_f32(Shape shape, Device device = Device::cpu) { return take(DType::f32, shape, device); }
 
-    /// Position to go back to: everything taken after a mark is given back by `release(mark)`. Of a device's memory all is given
-    /// back by release(0), nothing by others.
-    std::size_t mark() const { return host_.used; }
-    void release(std::size_t mark);
+    /// Position to go back to in one of the memories: everything taken of it after a mark is given back by `release(mark, device)`.
+    std::size_t mark(Device device = Device::cpu) const { return block(device).used; }
+    void release(std::size_t mark, Device device = Device::cpu);
 
     const std::string& name() const { return name_; }
     bool is_measuring() const { return measuring_; }
@@ -68,6 +67,7 @@ class Workspace {
     /// What was built before is void afterwards.
     void reserve(std::size_t bytes, std::size_t device_bytes = 0) {
         arena_.release(0);
+        arena_.release(0, Device::cuda);
         if (bytes <= arena_.capacity() && device_bytes <= arena_.capacity(Device::cuda)) return;
         bytes = std::max(bytes, arena_.capacity());
         device_bytes = std::max(device_bytes, arena_.capacity(Device::cuda));

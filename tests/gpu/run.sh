@@ -97,7 +97,7 @@ run_steps() {
 
     # In order of value: what fails first says most.
     step smoke "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test" --gtest_filter='DeviceActivation.*:DeviceProducts.*'
-    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*:Picture.*'
+    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*'
     step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
     step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
     step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
