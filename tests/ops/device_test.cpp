@@ -223,11 +223,12 @@ TEST(DevicePicture, AsOnTheCpu) {
                     return std::vector<Floats>{y};
                 });
             }
-            compare("add_duplicate_up", [&, h = h, w = w, in = in, out = out] {
-                Floats y = before;
-                add_duplicate_up(h, w, in, out, frames, x.data(), y.data());
-                return std::vector<Floats>{y};
-            });
+            for (const auto& [from, to] : {std::pair{in, out}, {out, in}})  // a wider picture is narrowed as well
+                compare("add_duplicate_up", [&, h = h, w = w, from = from, to = to] {
+                    Floats y(before.begin(), before.begin() + 4 * h * w * to);
+                    add_duplicate_up(h, w, from, to, frames, before.data(), y.data());
+                    return std::vector<Floats>{y};
+                });
         }
     }
 }
