@@ -17,6 +17,7 @@ Decoder::Decoder(const Vlm& vlm, const DecoderSize& size, Arena& arena)
       kv_width_(vlm.config().text.kv_heads * vlm.config().text.head_dim),
       prefix_length_(static_cast<std::size_t>(size.prefixes)),
       sequences_(static_cast<std::size_t>(size.sequences)) {
+    ATELIER_CHECK(vlm.device() == Device::cpu, "many sequences at once are decoded on the CPU");
     const TextConfig& t = vlm.config().text;
     const std::int64_t n = size.sequences, q_width = t.heads * t.head_dim;
     prefix_caches_ = arena.take_f32({size.prefixes, t.layers, 2, size.prefix_tokens, kv_width_});
