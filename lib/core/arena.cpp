@@ -64,4 +64,9 @@ void Arena::release(std::size_t mark, Device device) {
     from.used = mark;
 }
 
+void Arena::release(std::size_t mark) {
+    release(mark, Device::cpu);
+    if (mark == 0) release(0, Device::cuda);
+}
+
 }  // namespace atelier

@@ -32,7 +32,9 @@ class Arena {
 
     /// Position to go back to in one of the memories: everything taken of it after a mark is given back by `release(mark, device)`.
     std::size_t mark(Device device = Device::cpu) const { return block(device).used; }
-    void release(std::size_t mark, Device device = Device::cpu);
+    void release(std::size_t mark, Device device);
+    /// Of host memory; release(0) gives back all of both.
+    void release(std::size_t mark);
 
     const std::string& name() const { return name_; }
     bool is_measuring() const { return measuring_; }
@@ -67,7 +69,6 @@ class Workspace {
     /// What was built before is void afterwards.
     void reserve(std::size_t bytes, std::size_t device_bytes = 0) {
         arena_.release(0);
-        arena_.release(0, Device::cuda);
         if (bytes <= arena_.capacity() && device_bytes <= arena_.capacity(Device::cuda)) return;
         bytes = std::max(bytes, arena_.capacity());
         device_bytes = std::max(device_bytes, arena_.capacity(Device::cuda));

@@ -7,6 +7,7 @@
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
 #include "ops/convolution.hpp"
+#include "ops/decode.hpp"
 #include "ops/linear.hpp"
 #include "ops/matmul.hpp"
 #include "ops/modulation.hpp"
@@ -29,7 +30,8 @@ namespace atelier::ops {
     X(fill_zero) X(copy_columns) X(add_columns) X(gather_rows) X(scatter_rows) X(add_to_rows) X(add_blend_of_rows)          \
     X(channel_norm) X(upsample_nearest) X(add_average_down) X(add_duplicate_up)                                             \
     X(matmul) X(linear) X(linear_backward_input) X(linear_backward_weight)                                                  \
-    X(attention_workspace) X(attention) X(attention_backward)
+    X(attention_workspace) X(attention) X(attention_backward)                                                               \
+    X(linear_rows) X(append_rows) X(decode_attention)
 
 /// Factors of x' = on_x x + on_v v + std noise, as flow::Transition in fp32.
 struct Transition {

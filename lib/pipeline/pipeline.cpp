@@ -65,8 +65,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     ATELIER_CHECK_USAGE(device == Device::cpu || ranks == nullptr, "weights that are cut over ranks run on the CPU");
     if (device == Device::cuda) ops::load_backend();
     dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
-    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
-    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
+    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device);
+    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
                         "{}: the text encoder gives states of width {}, the transformer takes context_in_dim {}",
                         directory.string(), vlm_->config().text.hidden, dit_->config().context_dim);
@@ -85,8 +85,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         }
-        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
-        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
+        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, device);
+        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena, device);
     };
     Arena measure = Arena::measuring("weights");
     stores(measure);
@@ -96,6 +96,12 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
     vae::load(*vae_weights_, directory / "vae");
     codec_ = std::make_unique<vae::Codec>(*vae_, *vae_weights_);
+}
+
+Pipeline::~Pipeline() {
+    if (arena_.capacity(Device::cuda) == 0) return;
+    // The rounded copies that products take (ops/backend.hpp) go with the weights.
+    for (const nn::ParameterStore* store : {dit_weights_.get(), vlm_weights_.get()}) ops::backend().keep_bf16_copy(store->data(), 0);
 }
 
 void Pipeline::load_transformer(const fs::path& directory) {
@@ -163,7 +169,7 @@ void Pipeline::reserve_session(std::int64_t tokens, std::int64_t patches) {
     Arena measure = Arena::measuring("text encoder");
     vlm::Session(*vlm_, session_tokens_, session_patches_, measure);
     session_.reset();
-    session_arena_ = std::make_unique<Arena>("text encoder", measure.used());
+    session_arena_ = std::make_unique<Arena>("text encoder", measure.used(), measure.used(Device::cuda));
     session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, *session_arena_);
 }
 
@@ -194,8 +200,8 @@ EncodedPrompt Pipeline::encode(const std::string& prompt, std::shared_ptr<const 
     EncodedPrompt out;
     out.tokens = inputs.tokens() - inputs.drop_idx;
     const std::int64_t width = dit_->config().context_dim;
-    const float* kept = states.f32() + inputs.drop_idx * width;
-    out.states.assign(kept, kept + out.tokens * width);
+    out.states.resize(static_cast<std::size_t>(out.tokens * width));
+    transfer(states.slice(inputs.drop_idx, inputs.tokens()), Tensor::of(out.states.data(), {out.tokens, width}));
     out.image_slot.assign(inputs.image_mask.begin() + inputs.drop_idx, inputs.image_mask.end());
     if (!references) return out;
     const std::int64_t z = vae_->config().z;

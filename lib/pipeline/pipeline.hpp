@@ -47,11 +47,14 @@ struct EncodedPrompt {
 class Pipeline {
   public:
     /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
-    /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where the transformer's weights
-    /// lie and its passes run; the frozen parts run on the CPU. With `ranks` the transformer's weights are cut over them
+    /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where all
+    /// weights lie and everything runs; prompts' states, latents and pictures come and go through host memory. With `ranks` the transformer's weights are cut over them
     /// (nn/sharded.hpp): each rank reads its share alone, and passes are collective.
     explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
                       Device device = Device::cpu, comm::Communicator* ranks = nullptr);
+    ~Pipeline();
+    Pipeline(const Pipeline&) = delete;
+    Pipeline& operator=(const Pipeline&) = delete;
 
     const dit::Dit& dit() const { return *dit_; }
     const nn::ParameterStore& dit_weights() const { return *dit_weights_; }
@@ -79,7 +82,7 @@ class Pipeline {
     const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
     const ProcessorConfig& processor() const { return processor_; }
     /// Bytes of all weights in memory, and of those that are the text encoder's and the autoencoder's.
-    std::size_t weight_bytes() const { return arena_.used() + (adapter_ ? adapter_->bytes() : 0); }
+    std::size_t weight_bytes() const { return arena_.used() + arena_.used(Device::cuda) + (adapter_ ? adapter_->bytes() : 0); }
     std::size_t frozen_bytes() const {
         return static_cast<std::size_t>(vlm_->table().flat_size() + vae_->table().flat_size()) * sizeof(float);
     }
@@ -95,7 +98,7 @@ class Pipeline {
     /// prompt's size.
     EncodedPrompt reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
     /// Bytes of the text encoder's buffers.
-    std::size_t encoder_bytes() const { return session_arena_ ? session_arena_->capacity() : 0; }
+    std::size_t encoder_bytes() const { return session_arena_ ? session_arena_->capacity() + session_arena_->capacity(Device::cuda) : 0; }
 
     /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
     EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);

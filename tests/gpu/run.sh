@@ -10,7 +10,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-programs=(ops_test device_test dit_oracle_test group_policy_test device_bench)
+programs=(ops_test device_test dit_oracle_test vae_oracle_test vlm_oracle_test pipeline_oracle_test group_policy_test device_bench)
 
 # Programs, what they link (but not CUDA's libraries, which are there), oracle data, scripts.
 fill_bundle() {
@@ -22,6 +22,8 @@ fill_bundle() {
     cp "$here/run.sh" "$here/diffusers_baseline.py" "$bundle/"
     mkdir -p "$bundle/oracle"
     cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
+    mkdir -p "$bundle/oracle/parts"
+    cp -r "$source"/tests/oracle/data/parts/{model,case}-v* "$bundle/oracle/parts/"
     ldd "$bundle"/bin/* "$bundle/lib/libatelier_cuda.so" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
         case $(basename "$library") in
             libcu* | libnv* | libnccl*) ;;
@@ -100,6 +102,9 @@ run_steps() {
     step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*'
     step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
     step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
+    step oracles-autoencoder "${loader[@]}" "$bundle/bin/vae_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
     step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
     step time-kernels "${loader[@]}" "$bundle/bin/device_bench" kernels "${kernels[@]}"
     [[ $mode == emulate ]] || step time-products "${loader[@]}" "$bundle/bin/device_bench" products

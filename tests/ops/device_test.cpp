@@ -324,6 +324,9 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     backend().keep_bf16_copy(w.data(), static_cast<std::int64_t>(w.size()));
     product(copied);
     EXPECT_EQ(copied, y);
+    Floats by_rows(m * n);
+    linear_rows(Tensor::of(x.data(), {m, k}), Tensor::of(w.data(), {n, k}), Tensor::of(by_rows.data(), {m, n}));
+    EXPECT_LT(error_over_rms(by_rows, expected()), tolerance);
     // The copy is what the product takes: it follows the weights when it is told to, and when AdamW writes them.
     const Floats other = normal(n * k, 3);
     std::copy(other.begin(), other.end(), w.begin());

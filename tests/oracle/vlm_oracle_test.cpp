@@ -295,12 +295,19 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
     const std::int64_t vocabulary = model.vlm.config().text.vocabulary;
     std::optional<Session> session;
     std::optional<Decoder> decoder;
-    const auto plan = [&](Arena& arena) {
-        session.emplace(model.vlm, c.length + 1, 4096, arena);
+    Tensor logits_there;
+    Workspace workspace("decoder");
+    workspace.build([&](Arena& arena) {
+        session.emplace(model.vlm, c.length + 1, c.patches(), arena);
         decoder.emplace(model.vlm, DecoderSize{copies, 2, c.length, c.length + steps + 1}, arena);
+        logits_there = arena.take_f32({copies, vocabulary}, model.vlm.device());
+        return 0;
+    });
+    const auto logits_of = [&](const Tensor& states) {
+        const Tensor there = logits_there.slice(0, states.size(0));
+        decoder->logits(model.weights, states, there);
+        return Encoder::fetch(there);
     };
-    Arena arena("decoder", Workspace::measure(plan));
-    plan(arena);
     std::int64_t first = 0;
     const auto ids = c.row(0, first);
     const Tensor pixels = Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements});
@@ -315,11 +322,11 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
         session->rewind(prefix, position);
         const Tensor states = session->extend(model.weights, std::span(ids).subspan(prefix));
         decoder->set_sequence(i, 1, *session);
-        decoder->logits(model.weights, states.slice(states.size(0) - 1, states.size(0)), Tensor::of(one.data(), {1, vocabulary}));
+        one = logits_of(states.slice(states.size(0) - 1, states.size(0)));
         sequences.push_back(i);
         next.push_back(likeliest());
     }
-    std::vector<float> all = one, logits(copies * vocabulary);
+    std::vector<float> all = one;
     if (copies > 1) {  // out of step with the others
         const int zero = 0;
         const std::int32_t other = 5;
@@ -327,8 +334,7 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
     }
     for (std::int64_t k = 1; k < steps; ++k) {
         EXPECT_EQ(next.back(), expected[k - 1]) << k;
-        const Tensor states = decoder->step(model.weights, sequences, next);
-        decoder->logits(model.weights, states, Tensor::of(logits.data(), {copies, vocabulary}));
+        const auto logits = logits_of(decoder->step(model.weights, sequences, next));
         for (int i = 0; i < copies; ++i) {
             one.assign(logits.begin() + i * vocabulary, logits.begin() + (i + 1) * vocabulary);
             next[i] = likeliest();
@@ -340,7 +346,7 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
 
 TEST(vlm_oracle, BatchedDecodingWithASharedPrefix) {
     const Case c("case-vlm-generate");
-    const Model model("model-vlm", Device::cpu);
+    const Model model("model-vlm");
     const auto expected = c.out.integers("ids");
     const auto logits = c.out.floats("logits");
     const auto steps = static_cast<std::int64_t>(expected.size());
@@ -355,7 +361,7 @@ TEST(vlm_oracle, BatchedDecodingWithASharedPrefix) {
 
 TEST(vlm_oracle, ExpectedScoreAfterASharedPrefix) {
     const Case c("case-vlm-judge");
-    const Model model("model-vlm", Device::cpu);
+    const Model model("model-vlm");
     std::int64_t first = 0;
     const auto length = static_cast<std::int64_t>(c.row(0, first).size());
     const auto logits = decode_in_company(c, model, length - 4, 3, 1, {});

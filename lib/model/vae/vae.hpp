@@ -80,7 +80,7 @@ struct PictureUse {
 /// A frozen autoencoder ready to run, where its Vae says; latents and pictures come and go through host memory. On the CPU convolutions
 /// are prepared per picture size on first use of the size (their weights once for all sizes, where these are laid out alike) and pictures
 /// of a batch run side by side on the pool's threads; on a device one after another. Results depend neither on threads nor on the batch.
-/// Numbers are fp32 throughout, on a device too (attention of heads up to 128 channels: ops/backend.hpp, ProductPrecision).
+/// Numbers are fp32, on a device too (there but for the attention of at most 128 channels, which follows ops::ProductPrecision).
 class Codec {
   public:
     /// The weights must outlive the codec and not change.

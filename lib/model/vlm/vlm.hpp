@@ -31,7 +31,7 @@ struct Merger {
 /// Qwen3-VL: config and parameter table under transformers' names.
 class Vlm {
   public:
-    /// `device`: where its sessions run, weights must be there (decoding many sequences at once and training: the CPU alone).
+    /// `device`: where its sessions run, weights must be there (training: the CPU alone).
     explicit Vlm(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
