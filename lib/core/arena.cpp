@@ -18,14 +18,14 @@ Arena Arena::measuring(std::string name) {
     return arena;
 }
 
-Arena::Arena(std::string name, std::size_t bytes, std::size_t device_bytes) : name_(std::move(name)) {
-    if (bytes > 0) {
-        void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes, name_,
+Arena::Arena(std::string name, const Bytes& bytes) : name_(std::move(name)) {
+    if (bytes.host > 0) {
+        void* memory = mmap(nullptr, bytes.host, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes.host, name_,
                          std::strerror(errno));
-        host_ = {static_cast<std::byte*>(memory), bytes};
+        host_ = {static_cast<std::byte*>(memory), bytes.host};
     }
-    if (device_bytes > 0) device_ = {static_cast<std::byte*>(device_memory().allocate(device_bytes)), device_bytes};
+    if (bytes.device > 0) device_ = {static_cast<std::byte*>(device_memory().allocate(bytes.device)), bytes.device};
 }
 
 Arena::~Arena() {

@@ -82,5 +82,8 @@ breaks "log-probability of a step that was not stored" sampler.cu sampler.cu 's/
 breaks "sampler's sum without its last block" sampler.cu sampler.cu 's/b < blocks; ++b/b < blocks - 1; ++b/' "$d" 'DeviceSampler.*'
 breaks "AdamW without weight decay" optimizer.cu optimizer.cu 's/p.v\[k\] \* f.keep/p.v[k]/' "$d" 'DeviceOptimizer.*'
 breaks "norm that counts a number twice" optimizer.cu optimizer.cu 's/last = first + norm_block < n ? first + norm_block/last = first + norm_block < n ? first + norm_block + 1/' "$d" 'DeviceOptimizer.*'
+breaks "half precision without its subnormals" optimizer.cu cast.hpp 's/magnitude < 0x38800000u)/magnitude < 0x38000000u)/' "$d" 'DeviceCast.Rounded*'
+breaks "guidance that rescales by the wrong norm" sampler.cu sampler.cu '0,/sums\[0\] \/ sums\[1\]/s//sums[1] \/ sums[0]/' "$d" 'DeviceGuidance.*'
+breaks "guidance whose gradient forgets the token's norm" sampler.cu sampler.cu 's/ + along_c \* c;/;/' "$d" 'DeviceGuidance.*'
 echo "$seen passed, $missed failed"
 ((missed == 0))

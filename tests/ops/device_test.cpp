@@ -5,9 +5,11 @@
 #include <functional>
 
 #include "core/convert.hpp"
+#include "core/host_vectors.hpp"
+#include "flow/guidance.hpp"
 #include "flow/sampler.hpp"
 #include "harness.hpp"
-#include "ops/backend.hpp"
+#include "ops/repeated.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
 
@@ -385,6 +387,122 @@ TEST(DeviceConvolution, AsOnTheCpu) {
         EXPECT_LT(error_over_rms(dx, Doubles(dxe.begin(), dxe.end())), tolerance);
         EXPECT_LT(error_over_rms(dw, Doubles(dwe.begin(), dwe.end())), tolerance);
         EXPECT_LT(error_over_rms(db, Doubles(dbe.begin(), dbe.end())), tolerance);
+    }
+}
+
+TEST(DeviceCast, RoundedToStoredTypes) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const std::int64_t n : {1, 7, 1024, 1031}) {
+        Floats x = normal(n, 1), in_place, other(x.size());
+        const float odd[] = {0.0f, -0.0f, 1e-7f, -3e-8f, 6.1e-5f, 65504.0f, 65520.0f, -1e30f, INFINITY, 1.0f + 0x1p-11f, 1.0f + 0x1p-8f};
+        std::copy_n(odd, std::min<std::size_t>(std::size(odd), x.size()), x.begin());
+        for (const DType dtype : {DType::bf16, DType::f16}) {
+            in_place = x;
+            backend().round_to(dtype, n, in_place.data(), in_place.data());
+            backend().round_to(dtype, n, x.data(), other.data());
+            EXPECT_EQ(in_place, other);
+            for (std::size_t i = 0; i < x.size(); ++i)
+                EXPECT_EQ(other[i], dtype == DType::bf16 ? bf16_to_f32(f32_to_bf16(x[i])) : f16_to_f32(f32_to_f16(x[i]))) << x[i];
+        }
+        EXPECT_THROW(backend().round_to(DType::i32, n, x.data(), x.data()), Error);
+    }
+}
+
+TEST(DeviceGuidance, ForwardAndBackwardAsOnTheCpu) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const auto& [tokens, channels] : {std::pair{1, 1}, {5, 7}, {3, 64}, {2, 300}})
+        for (const bool rescale : {false, true}) {
+            const auto n = static_cast<std::size_t>(tokens * channels);
+            Floats c = normal(tokens * channels, 1), u = normal(tokens * channels, 2), g = normal(tokens * channels, 3);
+            std::fill_n(c.begin(), channels, 0.0f), std::fill_n(u.begin(), channels, 0.0f);  // a token whose combination has norm 0
+            Floats out(n), dc(n, 0.5f), du(n, 0.25f);
+            const flow::Guidance guidance{3.5, rescale};
+            std::vector<float> e_out(n), e_dc(n, 0.5f), e_du(n, 0.25f);
+            {
+                const DeviceScope host(Device::cpu);
+                flow::guide<float>(guidance, channels, c, u, e_out);
+                flow::guide_backward<float>(guidance, channels, c, u, g, e_dc, e_du);
+            }
+            flow::guide<float>(guidance, channels, c, u, out);
+            flow::guide_backward<float>(guidance, channels, c, u, g, dc, du);
+            EXPECT_LT(error_over_rms(dc, Doubles(e_dc.begin(), e_dc.end())), tolerance);
+            EXPECT_LT(error_over_rms(du, Doubles(e_du.begin(), e_du.end())), tolerance);
+            for (std::size_t i = 0; i < n; ++i) EXPECT_NEAR(out[i], e_out[i], 1e-5 * (1 + std::abs(e_out[i])));
+            // The result may lie where an input is.
+            Floats over = c;
+            flow::guide<float>(guidance, channels, over, u, over);
+            EXPECT_EQ(over, out);
+        }
+}
+
+TEST(DeviceGraph, RepeatedWorkIsRecordedAndFollowsItsInputs) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const std::int64_t rows = 5, in = 24, n = 40;
+    Floats x = normal(rows * in, 1), y(rows * n), z(rows * n), expected(rows * n);
+    const Floats w = normal(n * in, 2);
+    const auto work = [&](Floats& product, Floats& result) {
+        linear(Tensor::of(x.data(), {rows, in}), Tensor::of(w.data(), {n, in}), {}, Tensor::of(product.data(), {rows, n}));
+        silu(product.data(), result.data(), rows * n);
+    };
+    Repeated repeated;
+    for (int i = 0; i < 4; ++i) {
+        const Floats other = normal(rows * in, static_cast<unsigned>(10 + i));
+        std::copy(other.begin(), other.end(), x.begin());
+        repeated.run([&] { work(y, z); });
+        device_memory().synchronise();
+        Floats product(rows * n);
+        work(product, expected);
+        device_memory().synchronise();
+        EXPECT_EQ(z, expected) << "run " << i;
+        if (i == 2) {
+            // Scratch memory moves when something larger comes; what was recorded must not go on in the old one.
+            Floats wide(512 * 512), sums(512);
+            linear_backward_weight(Tensor::of(wide.data(), {512, 512}), Tensor::of(wide.data(), {512, 512}), Tensor::of(wide.data(), {512, 512}),
+                                   Tensor::of(sums.data(), {512}));
+        }
+    }
+    bool threw = false;
+    Repeated broken;
+    for (int i = 0; i < 2; ++i) {
+        try {
+            broken.run([&] {
+                work(y, z);
+                if (i == 1) ATELIER_FAIL(ErrorKind::internal, "in the middle of a recording");
+            });
+        } catch (const Error&) {
+            threw = true;
+        }
+    }
+    EXPECT_TRUE(threw);
+    repeated.run([&] { work(y, z); });
+    device_memory().synchronise();
+    EXPECT_EQ(z, expected) << "after a recording that failed";
+}
+
+TEST(DeviceHostVectors, PiecesComeAndGoInOrder) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const auto& [size, piece] : {std::pair{1, 4}, {64, 64}, {1000, 64}, {1000, 999}, {257, 32}}) {
+        std::vector<float> a(static_cast<std::size_t>(size)), b(a.size());
+        for (std::size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i), b[i] = 0.5f * static_cast<float>(i);
+        {
+            HostVectors vectors({Tensor::of(a.data(), {size}), Tensor::of(b.data(), {size})}, piece);
+            for (int round = 0; round < 3; ++round) {
+                std::int64_t at = 0;
+                vectors.each_piece([&](std::int64_t first, const std::vector<Tensor>& there) {
+                    EXPECT_EQ(first, at);
+                    at += there[0].elements();
+                    add(there[0].f32(), there[1].f32(), there[0].elements());  // b += a
+                    add(there[1].f32(), there[0].f32(), there[0].elements());  // a += b
+                });
+                EXPECT_EQ(at, size);
+            }
+        }
+        for (std::size_t i = 0; i < a.size(); ++i) {
+            float ea = static_cast<float>(i), eb = 0.5f * static_cast<float>(i);
+            for (int round = 0; round < 3; ++round) eb += ea, ea += eb;
+            EXPECT_EQ(a[i], ea) << i << " of " << size;
+            EXPECT_EQ(b[i], eb) << i << " of " << size;
+        }
     }
 }
 

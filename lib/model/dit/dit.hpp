@@ -10,6 +10,7 @@
 #include "nn/checkpoint_weights.hpp"
 #include "nn/parameters.hpp"
 #include "ops/attention.hpp"
+#include "ops/repeated.hpp"
 
 namespace atelier::dit {
 
@@ -48,6 +49,7 @@ class Dit {
 
 /// Buffers of a run of tokens through all blocks; shapes with R = groups * rows tokens. Internal to the passes.
 struct StreamBuffers;
+struct StreamShape;
 
 /// Modulation of G timesteps, forward and backward; shared by both passes.
 struct ModulationBuffers {
@@ -112,6 +114,8 @@ class PrefixPass {
                   const Tensor& reference_latents, const Tensor& d_encoder_states, const Tensor& d_reference_latents);
 
     const Layout& layout() const { return *layout_; }
+    /// Of the forward pass that made the present keys and values, among all of the process; 0: none has.
+    std::uint64_t run_number() const { return run_number_; }
     /// [prefix_tokens, 2 W]: keys, then values, of a layer.
     Tensor keys(std::int64_t layer) const;
     Tensor key_gradients(std::int64_t layer) const;
@@ -119,6 +123,7 @@ class PrefixPass {
   private:
     const Dit& dit_;
     const Layout* layout_ = nullptr;
+    std::uint64_t run_number_ = 0;
     bool full_last_block_ = false;
     ModulationBuffers modulation_;
     StreamBuffers stream_;
@@ -146,8 +151,23 @@ class TargetPass {
                   const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents);
 
   private:
+    /// The forward pass with everything where it runs.
+    void run(const nn::ParameterStore& weights, const PrefixPass& prefix, const StreamShape& shape, const Tensor& in, const Tensor& out);
+    /// A forward pass that comes again with the same addresses, and by what it is known.
+    struct Recorded {
+        struct Work {
+            const void *weights = nullptr, *adapter = nullptr;
+            std::uint64_t prefix = 0;
+            const void *in = nullptr, *out = nullptr;
+            bool operator==(const Work&) const = default;
+        } work;
+        ops::Repeated graph;
+    };
+    ops::Repeated& recorded(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& in, const Tensor& out);
+
     const Dit& dit_;
     std::int64_t batch_;
+    Recorded recorded_[2];
     ModulationBuffers modulation_;
     StreamBuffers stream_;
     Tensor final_normed_, final_mean_, final_inverse_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 
 #include "model/dit/staging.hpp"
 #include "model/dit/stream.hpp"
@@ -74,11 +75,14 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     ATELIER_CHECK(layout.reference_tokens == 0 ||
                       reference_latents.shape() == (Shape{layout.reference_tokens, c.in_channels}),
                   "reference latents must be [{}, {}]", layout.reference_tokens, c.in_channels);
+    static std::atomic<std::uint64_t> runs{0};
+    run_number_ = ++runs;
     layout_ = &layout;
     layout_there_.load(dit_, layout, 0, rows);
     full_last_block_ = !outputs.empty();
     const StreamShape s = prefix_shape(layout, layout_there_);
-    modulation_forward(dit_, weights, std::span(&timestep, 1), modulation_);
+    load_timesteps(std::span(&timestep, 1), modulation_);
+    modulation_forward(dit_, weights, modulation_);
 
     const Tensor normed = text_normed_.slice(0, text), hidden = text_hidden_.slice(0, text), act = text_act_.slice(0, text);
     ops::rms_norm({text, c.context_dim, 0, 0, c.eps, 1.0f}, bring(dit_, encoder_states, states_there_).f32(), weights[dit_.text_norm].f32(), normed.f32(),

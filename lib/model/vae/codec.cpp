@@ -183,7 +183,7 @@ Codec::Image Codec::run_encoder(Arena& arena, const Image& picture, const Observ
 
 int Codec::lanes() const { return vae_.device() == Device::cpu ? threads() : 1; }
 
-std::size_t Codec::measure(std::int64_t height, std::int64_t width, bool decoder) {
+Bytes Codec::measure(std::int64_t height, std::int64_t width, bool decoder) {
     const DeviceScope scope(vae_.device());
     const Config& c = vae_.config();
     Arena arena = Arena::measuring("vae");
@@ -191,24 +191,22 @@ std::size_t Codec::measure(std::int64_t height, std::int64_t width, bool decoder
         run_decoder(arena, take(arena, height / c.factor(), width / c.factor(), c.z), {});
     else
         run_encoder(arena, take(arena, height, width, c.channels), {});
-    return arena.peak(vae_.device());
+    return {arena.peak(), arena.peak(Device::cuda)};
 }
 
 void Codec::prepare(std::int64_t height, std::int64_t width, bool decoder) {
     const std::tuple key(height, width, decoder);
     auto found = planned_.find(key);
     if (found == planned_.end()) found = planned_.emplace(key, measure(height, width, decoder)).first;
-    const bool on_cpu = vae_.device() == Device::cpu;
-    if (arenas_.size() != static_cast<std::size_t>(lanes()) || arenas_[0].capacity(vae_.device()) < found->second) {
-        arenas_.clear();
-        for (int i = 0; i < lanes(); ++i) arenas_.emplace_back("vae", on_cpu ? found->second : 0, on_cpu ? 0 : found->second);
-    }
+    if (arenas_.size() == static_cast<std::size_t>(lanes()) && larger(found->second, arenas_[0].bytes()) == arenas_[0].bytes()) return;
+    arenas_.clear();
+    for (int i = 0; i < lanes(); ++i) arenas_.emplace_back("vae", found->second);
 }
 
-std::size_t Codec::bytes() const {
-    std::size_t bytes = 0;
+Bytes Codec::bytes() const {
+    Bytes bytes;
     for (const auto& [key, convolution] : convolutions_) bytes += convolution.bytes();
-    for (const Arena& arena : arenas_) bytes += arena.capacity(vae_.device());
+    for (const Arena& arena : arenas_) bytes += arena.bytes();
     return bytes;
 }
 
@@ -283,15 +281,15 @@ void Codec::encode(const float* picture, std::int64_t height, std::int64_t width
                                    c.latents_std[static_cast<std::size_t>(j)];
 }
 
-std::size_t planned_bytes(const Vae& vae, std::span<const PictureUse> uses) {
+Bytes planned_bytes(const Vae& vae, std::span<const PictureUse> uses) {
     const nn::ParameterStore none;
     Codec codec(vae, none);
     codec.plans_only_ = true;
-    std::size_t bytes = 0;
-    for (const PictureUse& use : uses) bytes = std::max(bytes, codec.measure(use.height, use.width, use.decodes));
-    bytes *= static_cast<std::size_t>(codec.lanes());
-    for (const auto& [key, outline] : codec.outlines_) bytes += outline.bytes;
-    return bytes;
+    Bytes picture, all;
+    for (const PictureUse& use : uses) picture = larger(picture, codec.measure(use.height, use.width, use.decodes));
+    for (int i = 0; i < codec.lanes(); ++i) all += picture;
+    for (const auto& [key, outline] : codec.outlines_) all += outline.bytes;
+    return all;
 }
 
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes) {

@@ -101,8 +101,8 @@ class Codec {
     /// Prepares for pictures of a size before the first one comes.
     void reserve_decoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, true); }
     void reserve_encoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, false); }
-    /// Bytes held of the memory it runs in: prepared convolutions and every thread's scratch memory.
-    std::size_t bytes() const;
+    /// Bytes held: prepared convolutions and every thread's scratch memory.
+    Bytes bytes() const;
 
   private:
     struct Image {
@@ -126,9 +126,9 @@ class Codec {
     const ops::Convolution& prepared(const ConvRows& rows, const ops::ConvolutionShape& shape);
     /// Numbers of scratch memory of a convolution; it is prepared unless this codec only plans.
     std::int64_t scratch(const ConvRows& rows, const ops::ConvolutionShape& shape);
-    friend std::size_t planned_bytes(const Vae&, std::span<const PictureUse>);
+    friend Bytes planned_bytes(const Vae&, std::span<const PictureUse>);
     /// Bytes that a picture of the size takes of an arena.
-    std::size_t measure(std::int64_t height, std::int64_t width, bool decoder);
+    Bytes measure(std::int64_t height, std::int64_t width, bool decoder);
     /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
     void prepare(std::int64_t height, std::int64_t width, bool decoder);
     /// Pictures that run at once.
@@ -137,7 +137,7 @@ class Codec {
     const Vae& vae_;
     const nn::ParameterStore& weights_;
     std::map<std::tuple<int, std::int64_t, std::int64_t>, ops::Convolution> convolutions_;
-    std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> planned_;
+    std::map<std::tuple<std::int64_t, std::int64_t, bool>, Bytes> planned_;
     std::vector<Arena> arenas_;
     bool plans_only_ = false;
     struct ConvolutionOutline {
@@ -149,7 +149,7 @@ class Codec {
 };
 
 /// What a codec's bytes() come to, of weights that aren't there, after all these uses, on this process's threads or the Vae's device.
-std::size_t planned_bytes(const Vae& vae, std::span<const PictureUse> uses);
+Bytes planned_bytes(const Vae& vae, std::span<const PictureUse> uses);
 
 /// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even.
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes);

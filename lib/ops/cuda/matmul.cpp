@@ -82,6 +82,7 @@ ProductPrecision product_precision() { return precision; }
 
 void keep_bf16_copy(const float* weights, std::int64_t n) {
     if (const auto found = copies().find(weights); found != copies().end()) {
+        if (found->second.count == n) return refresh_bf16_copy(weights);
         memory().release(found->second.bits);
         copies().erase(found);
     }

@@ -4,12 +4,12 @@
 
 #include "ops/cuda/kernel.hpp"
 #include "ops/cuda/products.hpp"
+#include "ops/cuda/workspaces.hpp"
 
 namespace atelier::ops::cuda {
 namespace {
 
-constexpr std::int64_t block_queries = 1024;  // 16 MB of scores beside 4,096 keys
-constexpr int warps = 8;                      // rows of a block of the softmax
+constexpr int warps = 8;  // rows of a block of the softmax
 
 /// A warp a row of `keys` numbers, in place.
 __global__ void softmax_kernel(std::int64_t rows, std::int64_t keys, float* scores) {
@@ -43,8 +43,6 @@ MatrixView head_rows(const float* data, std::int64_t first_row, std::int64_t row
 
 }  // namespace
 
-std::int64_t wide_attention_workspace(const AttentionShape& s) { return std::min(s.queries, block_queries) * s.own_keys; }
-
 // Floor of a block's softmax: 2 * 4 * queries * keys bytes; of the products 4 * queries * keys * head_dim floating point operations in
 // fp32 outside of the tensor cores.
 void wide_attention(const AttentionShape& s, const float* q, AttentionKeys own, float* out, const float* log_sum_exp, float* workspace) {
@@ -58,8 +56,8 @@ void wide_attention(const AttentionShape& s, const float* q, AttentionKeys own, 
             const std::int64_t kv = h / (s.heads / s.kv_heads);
             const MatrixView keys = head_rows(own.k, b * s.own_keys, s.own_keys, kv, s.head_dim, s.own_stride);
             const MatrixView values = head_rows(own.v, b * s.own_keys, s.own_keys, kv, s.head_dim, s.own_stride);
-            for (std::int64_t first = 0; first < s.queries; first += block_queries) {
-                const std::int64_t rows = std::min(block_queries, s.queries - first), at = b * s.queries + first;
+            for (std::int64_t first = 0; first < s.queries; first += wide_attention_queries) {
+                const std::int64_t rows = std::min(wide_attention_queries, s.queries - first), at = b * s.queries + first;
                 const MatrixView scores{workspace, rows, s.own_keys, s.own_keys};
                 matmul_in_fp32(false, true, s.scale, head_rows(q, at, rows, h, s.head_dim, s.q_stride), keys, 0.0f, scores);
                 launch(softmax_kernel, {ceil_div(rows, warps)}, warps * warp_size, 0, rows, s.own_keys, workspace);
