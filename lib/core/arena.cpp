@@ -58,10 +58,15 @@ Tensor Arena::take(DType dtype, Shape shape, Device device) {
     return Tensor(address, dtype, shape, device);
 }
 
+void Arena::release(std::size_t mark, Device device) {
+    Block& from = device == Device::cpu ? host_ : device_;
+    ATELIER_CHECK(mark <= from.used, "arena {} released to {} beyond its {} bytes in use", name_, mark, from.used);
+    from.used = mark;
+}
+
 void Arena::release(std::size_t mark) {
-    ATELIER_CHECK(mark <= host_.used, "arena {} released to {} beyond its {} bytes in use", name_, mark, host_.used);
-    host_.used = mark;
-    if (mark == 0) device_.used = 0;
+    release(mark, Device::cpu);
+    if (mark == 0) release(0, Device::cuda);
 }
 
 }  // namespace atelier

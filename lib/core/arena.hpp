@@ -40,9 +40,10 @@ class Arena {
     Tensor take(DType dtype, Shape shape, Device device = Device::cpu);
     Tensor take_f32(Shape shape, Device device = Device::cpu) { return take(DType::f32, shape, device); }
 
-    /// Position to go back to: everything taken after a mark is given back by `release(mark)`. Of a device's memory all is given
-    /// back by release(0), nothing by others.
-    std::size_t mark() const { return host_.used; }
+    /// Position to go back to in one of the memories: everything taken of it after a mark is given back by `release(mark, device)`.
+    std::size_t mark(Device device = Device::cpu) const { return block(device).used; }
+    void release(std::size_t mark, Device device);
+    /// Of host memory; release(0) gives back all of both.
     void release(std::size_t mark);
 
     const std::string& name() const { return name_; }

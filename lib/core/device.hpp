@@ -70,4 +70,9 @@ class DeviceScope {
 void transfer(const Tensor& from, const Tensor& to);
 void clear(const Tensor& tensor);
 
+/// What a computation on `device` takes or gives may lie elsewhere: the tensor itself where it is there, else the head of `room`.
+Tensor there(Device device, const Tensor& tensor, const Tensor& room);
+/// An input, brought there.
+Tensor bring(Device device, const Tensor& tensor, const Tensor& room);
+
 }  // namespace atelier

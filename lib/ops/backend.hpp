@@ -8,10 +8,12 @@
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
 #include "ops/convolution.hpp"
+#include "ops/decode.hpp"
 #include "ops/linear.hpp"
 #include "ops/matmul.hpp"
 #include "ops/modulation.hpp"
 #include "ops/norm.hpp"
+#include "ops/picture.hpp"
 #include "ops/precision.hpp"
 #include "ops/rope.hpp"
 #include "ops/rows.hpp"
@@ -27,9 +29,11 @@ namespace atelier::ops {
     X(layer_norm_modulate) X(layer_norm_modulate_backward) X(gate_residual) X(gate_residual_backward)                       \
     X(rms_norm) X(rms_norm_backward) X(layer_norm) X(layer_norm_backward)                                                   \
     X(qk_norm_rope) X(qk_norm_rope_workspace) X(qk_norm_rope_backward) X(rope_half) X(rope_half_backward)                   \
-    X(fill_zero) X(copy_columns) X(add_columns) X(gather_rows) X(scatter_rows)                                              \
+    X(fill_zero) X(copy_columns) X(add_columns) X(gather_rows) X(scatter_rows) X(add_to_rows) X(add_blend_of_rows)          \
+    X(channel_norm) X(upsample_nearest) X(add_average_down) X(add_duplicate_up)                                             \
     X(matmul) X(linear) X(linear_backward_input) X(linear_backward_weight)                                                  \
-    X(attention_workspace) X(attention) X(attention_backward)
+    X(attention_workspace) X(attention) X(attention_backward)                                                               \
+    X(linear_rows) X(append_rows) X(decode_attention)
 
 /// Factors of x' = on_x x + on_v v + std noise, as flow::Transition in fp32.
 struct Transition {

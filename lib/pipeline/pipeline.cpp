@@ -34,6 +34,11 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
 
 std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
 
+/// Of the rounded copy of weights that products take on a device (ops/backend.hpp).
+Bytes copy_bytes(Device device, const nn::ParameterTable& table) {
+    return device == Device::cpu ? Bytes() : Bytes(0, static_cast<std::size_t>(table.flat_size()) * sizeof(std::uint16_t));
+}
+
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
@@ -67,8 +72,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
     if (device == Device::cuda) ops::load_backend().set_product_precision(precision);
     dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
-    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
-    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
+    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device);
+    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
                         "{}: the text encoder gives states of width {}, the transformer takes context_in_dim {}",
                         directory.string(), vlm_->config().text.hidden, dit_->config().context_dim);
@@ -87,8 +92,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         }
-        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
-        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
+        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, device);
+        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena, device);
     };
     arena_ = Arena::of("weights", stores);
     load_transformer(transformer_directory_);
@@ -119,20 +124,26 @@ void Pipeline::load_transformer(const fs::path& directory) {
     transformer_directory_ = directory;
 }
 
-Pipeline::~Pipeline() { forget_copy(); }
+Pipeline::~Pipeline() { forget_copies(); }
 
-void Pipeline::forget_copy() {
-    if (arena_.capacity(Device::cuda) > 0 && !sharded_) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
+void Pipeline::forget_copies() {
+    if (arena_.capacity(Device::cuda) == 0) return;
+    ops::backend().keep_bf16_copy(vlm_weights_->data(), 0);
+    if (!sharded_) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
 }
 
 Bytes Pipeline::weight_bytes() const {
-    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes());
-    if (dit_->device() == Device::cuda && !sharded_) bytes.device += static_cast<std::size_t>(dit_->table().flat_size()) * sizeof(std::uint16_t);
+    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes()) + copy_bytes(vlm_->device(), vlm_->table());
+    if (!sharded_) bytes += copy_bytes(dit_->device(), dit_->table());
     return bytes;
 }
 
-Bytes Pipeline::frozen_bytes() const {
-    return static_cast<std::size_t>(vlm_->table().flat_size() + vae_->table().flat_size()) * sizeof(float);
+Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder) {
+    return Workspace::measure([&](Arena& arena) {
+               nn::ParameterStore(text_encoder.table(), arena, text_encoder.device());
+               nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
+           }) +
+           copy_bytes(text_encoder.device(), text_encoder.table());
 }
 
 Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit_weights_->flat(); }
@@ -178,11 +189,11 @@ void Pipeline::reserve_session(std::int64_t tokens, std::int64_t patches) {
     if (session_ && tokens <= session_tokens_ && patches <= session_patches_) return;
     session_tokens_ = std::max(session_tokens_, tokens);
     session_patches_ = std::max(session_patches_, patches);
-    Arena measure = Arena::measuring("text encoder");
-    vlm::Session(*vlm_, session_tokens_, session_patches_, measure);
     session_.reset();
-    session_arena_ = std::make_unique<Arena>("text encoder", measure.used());
-    session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, *session_arena_);
+    session_arena_.reset();  // given back before the larger one is taken
+    session_arena_ = std::make_unique<Arena>(Arena::of("text encoder", [&](Arena& arena) {
+        session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, arena);
+    }));
 }
 
 EncodedPrompt Pipeline::reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
@@ -212,8 +223,8 @@ EncodedPrompt Pipeline::encode(const std::string& prompt, std::shared_ptr<const 
     EncodedPrompt out;
     out.tokens = inputs.tokens() - inputs.drop_idx;
     const std::int64_t width = dit_->config().context_dim;
-    const float* kept = states.f32() + inputs.drop_idx * width;
-    out.states.assign(kept, kept + out.tokens * width);
+    out.states.resize(static_cast<std::size_t>(out.tokens * width));
+    transfer(states.slice(inputs.drop_idx, inputs.tokens()), Tensor::of(out.states.data(), {out.tokens, width}));
     out.image_slot.assign(inputs.image_mask.begin() + inputs.drop_idx, inputs.image_mask.end());
     if (!references) return out;
     const std::int64_t z = vae_->config().z;

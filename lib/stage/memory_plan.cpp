@@ -30,8 +30,8 @@ constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens =
 struct ModelFiles {
     ModelFiles(const fs::path& model, Device device, ops::ProductPrecision precision)
         : dit(dit::load_config(model / "transformer" / "config.json"), device, precision),
-          vlm(vlm::load_config(model / "text_encoder" / "config.json")),
-          vae(vae::load_config(model / "vae" / "config.json")),
+          vlm(vlm::load_config(model / "text_encoder" / "config.json"), device),
+          vae(vae::load_config(model / "vae" / "config.json"), device),
           schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
         for (const char* name : {"processor", "tokenizer"})
             if (!tokenizer && fs::exists(model / name / "tokenizer.json")) tokenizer = model::Tokenizer::load(model / name);
@@ -259,7 +259,7 @@ class Planner {
         m.dit = &files_.dit;
         m.schedule = files_.schedule;
         m.groups = prompts.groups();
-        m.frozen = static_cast<std::size_t>(files_.vlm.table().flat_size() + files_.vae.table().flat_size()) * sizeof(float);
+        m.frozen = pipeline::frozen_bytes(files_.vlm, files_.vae);
         const auto numbers = static_cast<std::size_t>(files_.dit.table().flat_size());
         const Device device = files_.dit.device();
         // On a device with the rounded copy that products take.
@@ -276,7 +276,7 @@ class Planner {
     }
 
     /// Asked for again with every micro-batch, and slow to answer.
-    std::size_t codec_bytes(const std::vector<vae::PictureUse>& uses) const {
+    Bytes codec_bytes(const std::vector<vae::PictureUse>& uses) const {
         std::string key;
         for (const vae::PictureUse& use : uses) key += fmt::format("{}x{}{} ", use.height, use.width, use.decodes ? "d" : "e");
         const auto found = codec_.find(key);
@@ -305,7 +305,7 @@ class Planner {
     std::unique_ptr<nn::LoraTable> lora_;
     std::map<std::string, TaskOutline> training_, heldout_;
     TaskOutline all_training_, all_heldout_;
-    mutable std::map<std::string, std::size_t> codec_;
+    mutable std::map<std::string, Bytes> codec_;
 };
 
 using StagePlan = std::function<MemoryPlan(int micro_batch, bool recomputes)>;

@@ -10,7 +10,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-programs=(ops_test device_test dit_oracle_test group_policy_test student_group_test device_bench
+programs=(ops_test device_test dit_oracle_test vae_oracle_test vlm_oracle_test pipeline_oracle_test group_policy_test student_group_test device_bench
     atelier-plan atelier-curate atelier-rollout atelier-grpo atelier-teacher-dump atelier-distill atelier-evaluate atelier-inspect)
 
 # Programs, what they link (but not CUDA's libraries, which are there), oracle data, scripts.
@@ -26,6 +26,8 @@ fill_bundle() {
     cp -r "$source"/assets/mini/{base,prompts} "$bundle/assets/mini/"
     mkdir -p "$bundle/oracle"
     cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
+    mkdir -p "$bundle/oracle/parts"
+    cp -r "$source"/tests/oracle/data/parts/{model,case}-v* "$bundle/oracle/parts/"
     ldd "$bundle"/bin/* "$bundle/lib/libatelier_cuda.so" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
         case $(basename "$library") in
             libcu* | libnv* | libnccl*) ;;
@@ -105,9 +107,12 @@ run_steps() {
 
     # In order of value: what fails first says most.
     step smoke "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test" --gtest_filter='DeviceActivation.*:DeviceProducts.*:DeviceGraph.*'
-    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*:Picture.*'
+    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*'
     step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
     step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
+    step oracles-autoencoder "${loader[@]}" "$bundle/bin/vae_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
     step stages env LOADER="${loader[*]}" "$bundle/stages.sh" "$bundle" $mode
     step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
     step distillation "${loader[@]}" "$bundle/bin/student_group_test"

@@ -27,6 +27,8 @@ Floats normal(std::int64_t n, std::uint64_t which) {
     return v;
 }
 
+using Numbers = std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>>;
+
 /// Outputs of one operation where the calling thread's operations run.
 using Case = std::function<std::vector<Floats>()>;
 
@@ -164,7 +166,7 @@ TEST(DeviceRows, AsOnTheCpu) {
         for (const std::int64_t gap : {0, 3}) {
             const std::int64_t n = size.rows * size.width, stride = size.width + gap;
             const Floats x = normal(n, 1), before = normal(size.rows * stride, 2), b = normal(n, 3);
-            std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>> source;
+            Numbers source;
             for (std::int64_t i = 0; i < size.rows; ++i) source.push_back(static_cast<std::int32_t>(i % 3 == 1 ? -1 - i / 2 : size.rows - 1 - i));
             compare("rows", [&] {
                 Floats copied = before, added = before, gathered(n), a_out(n), b_out(n), zeros = x;
@@ -176,6 +178,62 @@ TEST(DeviceRows, AsOnTheCpu) {
                 return std::vector<Floats>{copied, added, gathered, a_out, b_out, zeros};
             });
         }
+}
+
+TEST(DeviceRows, AddedWhereTheyAreNamed) {
+    for (const Size size : sizes) {
+        const std::int64_t n = size.rows * size.width, table_rows = size.rows + 2;
+        const Floats x = normal(n, 1), before = normal(table_rows * size.width, 2), share = normal(4 * size.rows, 3);
+        Numbers target, source;
+        for (std::int64_t i = 0; i < size.rows; ++i) {
+            target.push_back(static_cast<std::int32_t>((i * 3 + 1) % table_rows));
+            if (table_rows % 3 == 0) target.back() = static_cast<std::int32_t>(table_rows - 1 - i);
+            for (std::int64_t k = 0; k < 4; ++k) source.push_back(static_cast<std::int32_t>((i + k * k) % table_rows));
+        }
+        compare("add_to_rows", [&] {
+            Floats added = before, blended = x;
+            add_to_rows(size.rows, size.width, target.data(), x.data(), added.data());
+            add_blend_of_rows(size.rows, size.width, source.data(), share.data(), before.data(), blended.data());
+            return std::vector<Floats>{added, blended};
+        });
+    }
+}
+
+TEST(DevicePicture, AsOnTheCpu) {
+    // Height and width, channels in and out: one and odd ones, less and more than a warp's, the autoencoder's ratios.
+    for (auto [h, w, in, out] : {std::tuple{1, 1, 1, 1}, {2, 2, 4, 4}, {6, 4, 5, 10}, {4, 6, 12, 24}, {2, 10, 160, 160}, {4, 2, 33, 66}, {2, 2, 1152, 1152}}) {
+        const std::int64_t n = std::int64_t{h} * w * in, larger = 4 * std::int64_t{h} * w * out;
+        Floats x = normal(n, 1);
+        const Floats gamma = normal(in, 2), before = normal(larger, 3);
+        if (h * w > 1) std::fill_n(x.begin(), in, 0.0f);  // a pixel of zeros stays one
+        compare("channel_norm", [&, h = h, w = w, in = in] {
+            Floats y(n), plain = x;
+            channel_norm(h * w, in, x.data(), gamma.data(), true, y.data());
+            channel_norm(h * w, in, plain.data(), gamma.data(), false, plain.data());  // in place
+            return std::vector<Floats>{y, plain};
+        });
+        compare("upsample_nearest", [&, h = h, w = w, in = in] {
+            Floats y(4 * n);
+            upsample_nearest(h, w, in, x.data(), y.data());
+            return std::vector<Floats>{y};
+        });
+        for (const std::int64_t frames : {1, 2}) {
+            for (const std::int64_t space : {1, 2}) {
+                if (h % space != 0 || in * frames * space * space % out != 0) continue;
+                compare("add_average_down", [&, h = h, w = w, in = in, out = out] {
+                    Floats y(before.begin(), before.begin() + h / space * (w / space) * out);
+                    add_average_down(h, w, in, out, frames, space, x.data(), y.data());
+                    return std::vector<Floats>{y};
+                });
+            }
+            for (const auto& [from, to] : {std::pair{in, out}, {out, in}})  // a wider picture is narrowed as well
+                compare("add_duplicate_up", [&, h = h, w = w, from = from, to = to] {
+                    Floats y(before.begin(), before.begin() + 4 * h * w * to);
+                    add_duplicate_up(h, w, from, to, frames, before.data(), y.data());
+                    return std::vector<Floats>{y};
+                });
+        }
+    }
 }
 
 struct AttentionSize {
@@ -232,6 +290,20 @@ TEST(DeviceAttention, DenseCallsAsOnTheCpu) {
     backend().set_product_precision(ProductPrecision::fp32);
 }
 
+// Heads wider than the plain kernels take: one of all channels, and two that share a key head. Scores up to a hundred and more.
+TEST(DeviceAttention, WideHeadsAsOnTheCpu) {
+    for (auto [batch, tokens, heads, dim] : {std::tuple{1, 4, 1, 132}, {2, 36, 2, 160}, {1, 1032, 1, 136}})
+        compare("attention", [=] {
+            AttentionShape s;
+            s.batch = batch, s.queries = s.own_keys = tokens, s.heads = heads, s.kv_heads = 1, s.head_dim = dim;
+            s.q_stride = s.out_stride = heads * dim, s.own_stride = 2 * dim, s.scale = 3.0f;
+            const Floats q = normal(s.batch * tokens * s.q_stride, 1), kv = normal(s.batch * tokens * s.own_stride, 2);
+            Floats y(q.size()), room(attention_workspace(s));
+            attention(s, q.data(), {}, {kv.data(), kv.data() + dim}, y.data(), nullptr, Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())}));
+            return std::vector<Floats>{y};
+        }, 1e-4);
+}
+
 TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
     const std::int64_t m = 37, n = 24, k = 40;
@@ -255,6 +327,9 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     backend().keep_bf16_copy(w.data(), static_cast<std::int64_t>(w.size()));
     product(copied);
     EXPECT_EQ(copied, y);
+    Floats by_rows(m * n);
+    linear_rows(Tensor::of(x.data(), {m, k}), Tensor::of(w.data(), {n, k}), Tensor::of(by_rows.data(), {m, n}));
+    EXPECT_LT(error_over_rms(by_rows, expected()), tolerance);
     // The copy is what the product takes: it follows the weights when it is told to, and when AdamW writes them.
     const Floats other = normal(n * k, 3);
     std::copy(other.begin(), other.end(), w.begin());

@@ -3,7 +3,7 @@
 #include "core/device.hpp"
 #include "model/dit/dit.hpp"
 
-// What goes in and out of passes may lie elsewhere than they run.
+// What goes in and out of passes may lie elsewhere than they run (core/device.hpp).
 namespace atelier::dit {
 
 /// The calling thread's operations run as the transformer says.
@@ -13,19 +13,8 @@ struct PassScope {
     ops::PrecisionScope precision;
 };
 
-/// The tensor itself where it is on the passes' device, else the head of `room`.
-inline Tensor there(const Dit& dit, const Tensor& tensor, const Tensor& room) {
-    if (tensor.empty() || tensor.device() == dit.device()) return tensor;
-    ATELIER_CHECK(tensor.elements() <= room.elements(), "{} numbers for a pass that planned {}", tensor.elements(), room.elements());
-    return Tensor(room.raw(), tensor.dtype(), tensor.shape(), room.device());
-}
-
-/// An input, brought there.
-inline Tensor bring(const Dit& dit, const Tensor& tensor, const Tensor& room) {
-    const Tensor at = there(dit, tensor, room);
-    if (at.raw() != tensor.raw()) transfer(tensor, at);
-    return at;
-}
+inline Tensor there(const Dit& dit, const Tensor& tensor, const Tensor& room) { return atelier::there(dit.device(), tensor, room); }
+inline Tensor bring(const Dit& dit, const Tensor& tensor, const Tensor& room) { return atelier::bring(dit.device(), tensor, room); }
 
 /// An input that products take, and round where it lies: a copy of the caller's numbers where they do.
 inline Tensor bring_operand(const Dit& dit, const Tensor& tensor, const Tensor& room) {

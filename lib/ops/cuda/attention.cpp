@@ -6,11 +6,12 @@
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/plain_attention.hpp"
 #include "ops/cuda/products.hpp"
+#include "ops/cuda/wide_attention.hpp"
 #include "ops/cuda/workspaces.hpp"
 
 // bf16 attention as dense calls of the library: runs of queries that see the same keys (a picture, the target) or one more each
 // (text), over [shared, own] keys packed side by side. What the library has nothing for (fp32, padding masks, odd heads) goes to
-// the plain kernels.
+// the plain kernels, and heads too wide for these to products.
 namespace atelier::ops::cuda {
 namespace {
 
@@ -81,6 +82,7 @@ void check_workspace(const AttentionShape& s, const Tensor& workspace) {
 void attention(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, float* out, float* log_sum_exp,
                const Tensor& workspace) {
     check_workspace(s, workspace);
+    if (s.head_dim > plain_attention_max_head) return wide_attention(s, q, own, out, log_sum_exp, workspace.f32());
     if (!is_dense(s)) return plain_attention(s, q, shared, own, out, log_sum_exp, workspace.f32());
     const Packed p(s, workspace.f32());
     pack(s, p, q, shared, own);

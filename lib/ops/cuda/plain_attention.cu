@@ -11,7 +11,7 @@ namespace {
 
 constexpr int warps = 8;            // queries (or keys) of a block
 constexpr int tile = warp_size;     // keys (or queries) that the block sees at a time, one a lane
-constexpr int max_head = 128;
+constexpr int max_head = plain_attention_max_head;
 constexpr int lane_channels = max_head / warp_size;
 
 /// What the kernels read of an AttentionShape, masks in device memory.

@@ -8,9 +8,13 @@ namespace atelier::ops::cuda {
 
 inline constexpr std::int64_t rope_chunk_rows = 8;  ///< rows of a block of the backward pass of norm and rotation
 
+inline constexpr int plain_attention_max_head = 128;          ///< channels; wider heads go to wide_attention
+inline constexpr std::int64_t wide_attention_queries = 1024;  ///< of a block: 16 MB of scores beside 4,096 keys
+
 /// Of the masks at the front of plain attention's workspace.
 std::int64_t masks_floats(const AttentionShape& shape);
 std::int64_t plain_attention_workspace(const AttentionShape& shape);
+std::int64_t wide_attention_workspace(const AttentionShape& shape);
 std::int64_t attention_workspace(const AttentionShape& shape);
 std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& shape);
 
