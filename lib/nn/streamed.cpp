@@ -5,7 +5,8 @@
 
 namespace atelier::nn {
 
-StreamedWeights::StreamedWeights(const ParameterTable& table, const Tensor& host, Arena& arena) : table_(&table), host_(host) {
+StreamedWeights::StreamedWeights(const ParameterTable& table, const Tensor& host, int blocks, Arena& arena)
+    : table_(&table), blocks_(blocks), host_(host) {
     std::int64_t largest = 0;
     for (int row = 0; row < table.size(); ++row) {
         const int block = table.spec(row).block;
@@ -14,7 +15,7 @@ StreamedWeights::StreamedWeights(const ParameterTable& table, const Tensor& host
     }
     for (const Segment& s : segments_) {
         resident_.push_back(s.block < 0 ? arena.take_f32({s.end - s.begin}, Device::cuda) : Tensor());
-        if (s.block >= 0) largest = std::max(largest, s.end - s.begin);
+        if (s.block >= 0 && s.block < blocks) largest = std::max(largest, s.end - s.begin);
     }
     for (Slot& slot : slots_) slot.memory = arena.take_f32({largest}, Device::cuda);
 }
@@ -51,6 +52,7 @@ StreamedWeights::Slot* StreamedWeights::find(int block) {
 }
 
 void StreamedWeights::acquire(int block) {
+    ATELIER_CHECK(block < blocks_, "block {} of {} was asked for", block, blocks_);
     ATELIER_CHECK(used_ < 0, "block {} was acquired while block {} was in use", block, used_);
     used_ = block;
     Slot* slot = find(block);
@@ -60,7 +62,7 @@ void StreamedWeights::acquire(int block) {
         upload(of_block(block), slot->memory);
     }
     device_memory().compute_after_uploads();
-    const int last = table_->blocks() - 1;
+    const int last = blocks_ - 1;
     const int next = last == 0 ? 0 : previous_ >= 0 && block < previous_ && block > 0 ? block - 1 : block == last ? 0 : block + 1;
     previous_ = block;
     if (find(next) != nullptr) return;

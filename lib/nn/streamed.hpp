@@ -10,8 +10,8 @@ namespace atelier::nn {
 class StreamedWeights final : public Residence {
   public:
     /// Takes two blocks of the device's memory, and that of the rows of no block, from the arena. `host`: all numbers [flat_size] in
-    /// host memory, which must outlive this; they are pinned, where the arena is a real one, by refresh().
-    StreamedWeights(const ParameterTable& table, const Tensor& host, Arena& arena);
+    /// host memory, which must outlive this; refresh() pins them. Blocks from `blocks` on are never asked for.
+    StreamedWeights(const ParameterTable& table, const Tensor& host, int blocks, Arena& arena);
     ~StreamedWeights() override;
     StreamedWeights(const StreamedWeights&) = delete;
     StreamedWeights& operator=(const StreamedWeights&) = delete;
@@ -37,6 +37,7 @@ class StreamedWeights final : public Residence {
     Slot* find(int block);
 
     const ParameterTable* table_;
+    int blocks_;
     Tensor host_;
     std::vector<Segment> segments_;
     std::vector<Tensor> resident_;  ///< by segment; empty for blocks

@@ -47,8 +47,7 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks,
-                   ops::ProductPrecision precision)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const Placement& placement)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -56,7 +55,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
                   ProcessorConfig::load(directory / "processor"))),
       tokenizer_(Tokenizer::load(tokenizer_directory(directory))),
       arena_("weights", 0),
-      ranks_(ranks) {
+      ranks_(placement.ranks) {
     const auto json = read_index(directory);
     const JsonNode index(json, (directory / "model_index.json").string() + ": ");
     ATELIER_CHECK_INPUT(index.at("_class_name").text() == "QwenImage21Pipeline", "{} must be QwenImage21Pipeline, found {}",
@@ -70,8 +69,9 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    if (device == Device::cuda) ops::load_backend().set_product_precision(precision);
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
+    const Device device = placement.device;
+    if (device == Device::cuda) ops::load_backend().set_product_precision(placement.precision);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, placement.precision);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device);
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -84,20 +84,26 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
                         "{}: the pipeline needs a VAE of {} pixels per latent, found {}", directory.string(),
                         model::pixels_per_latent, vae_->config().factor());
 
-    partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks == nullptr ? 1 : ranks->size());
+    partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks_ == nullptr ? 1 : ranks_->size());
     const auto stores = [&](Arena& arena) {
-        if (ranks != nullptr) {
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, dit_->device());
+        if (ranks_ != nullptr) {
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks_, Tensor(), arena, dit_->device());
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         }
-        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, device);
+        const bool streams = placement.text_encoder_on_host && device != Device::cpu;
+        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, streams ? Device::cpu : device);
+        if (streams) streamed_ = std::make_unique<nn::StreamedWeights>(vlm_->table(), vlm_weights_->flat(), vlm_->encoding_blocks(), arena);
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena, device);
     };
     arena_ = Arena::of("weights", stores);
     load_transformer(transformer_directory_);
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
+    if (streamed_) {
+        streamed_->refresh();
+        *vlm_weights_ = nn::ParameterStore(vlm_->table(), *streamed_);
+    }
     vae::load(*vae_weights_, directory / "vae");
     codec_ = std::make_unique<vae::Codec>(*vae_, *vae_weights_);
 }
@@ -128,22 +134,25 @@ Pipeline::~Pipeline() { forget_copies(); }
 
 void Pipeline::forget_copies() {
     if (arena_.capacity(Device::cuda) == 0) return;
-    ops::backend().keep_bf16_copy(vlm_weights_->data(), 0);
+    if (!streamed_) ops::backend().keep_bf16_copy(vlm_weights_->data(), 0);
     if (!sharded_) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
 }
 
 Bytes Pipeline::weight_bytes() const {
-    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes()) + copy_bytes(vlm_->device(), vlm_->table());
+    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes());
+    if (!streamed_) bytes += copy_bytes(vlm_->device(), vlm_->table());
     if (!sharded_) bytes += copy_bytes(dit_->device(), dit_->table());
     return bytes;
 }
 
-Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder) {
-    return Workspace::measure([&](Arena& arena) {
-               nn::ParameterStore(text_encoder.table(), arena, text_encoder.device());
-               nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
-           }) +
-           copy_bytes(text_encoder.device(), text_encoder.table());
+Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bool text_encoder_on_host) {
+    const bool streams = text_encoder_on_host && text_encoder.device() != Device::cpu;
+    const Bytes bytes = Workspace::measure([&](Arena& arena) {
+        const nn::ParameterStore weights(text_encoder.table(), arena, streams ? Device::cpu : text_encoder.device());
+        if (streams) nn::StreamedWeights(text_encoder.table(), weights.flat(), text_encoder.encoding_blocks(), arena);
+        nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
+    });
+    return streams ? bytes : bytes + copy_bytes(text_encoder.device(), text_encoder.table());
 }
 
 Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit_weights_->flat(); }

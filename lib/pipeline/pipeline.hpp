@@ -20,6 +20,7 @@
 #include "model/vlm/vlm.hpp"
 #include "nn/lora_file.hpp"
 #include "nn/sharded.hpp"
+#include "nn/streamed.hpp"
 
 namespace atelier::pipeline {
 
@@ -42,21 +43,29 @@ struct EncodedPrompt {
     }
 };
 
+/// Where a pipeline's weights lie and how it computes.
+struct Placement {
+    Placement(Device where = Device::cpu) : device(where) {}
+    Device device;
+    /// The transformer's weights are cut over them (nn/sharded.hpp); spans are of the device's memory (comm/on_device.hpp). Null: not.
+    comm::Communicator* ranks = nullptr;
+    /// As dit::Dit's; on the CPU in bf16 the transformer's weights are rounded as they are read.
+    ops::ProductPrecision precision = ops::ProductPrecision::fp32;
+    /// With a device: the text encoder's weights stay in pinned host memory and come block by block (nn/streamed.hpp).
+    bool text_encoder_on_host = false;
+};
+
 /// Bytes of the frozen parts' weights where these are, with the device's rounded copy of the text encoder's.
-Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder);
+Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bool text_encoder_on_host);
 
 /// A diffusers directory of class QwenImage21Pipeline, opened: configs, tokenizer, schedule, and the weights of the frozen
 /// parts and of the transformer in memory (fp32).
 class Pipeline {
   public:
     /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
-    /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where all weights lie and
-    /// everything runs; prompts' states, latents and pictures come and go through host memory. With `ranks` the transformer's weights are
-    /// cut over them (nn/sharded.hpp), whose spans are of the device's memory (comm/on_device.hpp): each rank reads its share alone, and
-    /// passes are collective. `precision`: as dit::Dit's; on the CPU in bf16 the transformer's weights are rounded as they are read.
-    explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
-                      Device device = Device::cpu, comm::Communicator* ranks = nullptr,
-                      ops::ProductPrecision precision = ops::ProductPrecision::fp32);
+    /// transformer is read from there instead (a teacher, a student), as by load_transformer(). Where the weights are cut over ranks each
+    /// reads its share alone, and passes are collective. Prompts' states, latents and pictures come and go through host memory.
+    explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {}, const Placement& placement = {});
     ~Pipeline();
     Pipeline(const Pipeline&) = delete;
     Pipeline& operator=(const Pipeline&) = delete;
@@ -90,7 +99,7 @@ class Pipeline {
     /// Bytes of all weights in memory (with the device's rounded copies of the transformer's and the text encoder's), and of those that are
     /// the text encoder's and the autoencoder's.
     Bytes weight_bytes() const;
-    Bytes frozen_bytes() const { return pipeline::frozen_bytes(*vlm_, *vae_); }
+    Bytes frozen_bytes() const { return pipeline::frozen_bytes(*vlm_, *vae_, streamed_ != nullptr); }
 
     /// The schedule of `steps` steps for a target of `tokens` latent tokens; the model's own sample_sigmas, if it has
     /// them and steps is 0. Throws Error(usage).
@@ -128,6 +137,7 @@ class Pipeline {
     comm::Communicator* ranks_ = nullptr;
     std::unique_ptr<nn::Partition> partition_;
     std::unique_ptr<nn::ShardedWeights> sharded_;
+    std::unique_ptr<nn::StreamedWeights> streamed_;  ///< the text encoder's; null: they are where it runs
     std::unique_ptr<nn::LoraAdapter> adapter_;
     std::filesystem::path loaded_;  ///< component directory that the weights are from; empty: none any more
     std::unique_ptr<vae::Codec> codec_;

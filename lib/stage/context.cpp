@@ -109,6 +109,14 @@ ops::ProductPrecision Context::product_precision() const {
     return ops::ProductPrecision::bf16;
 }
 
+pipeline::Placement Context::placement(comm::Communicator* ranks) const {
+    pipeline::Placement p(device());
+    p.ranks = ranks;
+    p.precision = product_precision();
+    p.text_encoder_on_host = config.text("compute.text_encoder") == "host";
+    return p;
+}
+
 nn::LoraConfig Context::lora() const {
     nn::LoraConfig l{config.integer("lora.rank"), config.number("lora.alpha"), config.list("lora.targets")};
     if (l.alpha == 0) l.alpha = static_cast<double>(l.rank);

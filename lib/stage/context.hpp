@@ -100,6 +100,8 @@ struct Context {
     /// Of the transformer's products. Throws Error(usage) where policies would be stored in more digits than they compute with (on CPUs: a
     /// device keeps a rounded copy beside the weights).
     ops::ProductPrecision product_precision() const;
+    /// Where the models lie and how they compute ([compute]); `ranks`: that the transformer is cut over.
+    pipeline::Placement placement(comm::Communicator* ranks = nullptr) const;
     /// How policies and students are stored ([checkpoint]).
     nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };

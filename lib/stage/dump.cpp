@@ -83,7 +83,7 @@ int run_teacher_dump(const Context& c) {
              c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round)))
         drawn.push_back(pool[i]);
     put_sizes_together(c, drawn);
-    pipeline::Pipeline model(c.model(), student_source(c, round), c.device(), nullptr, c.product_precision());
+    pipeline::Pipeline model(c.model(), student_source(c, round), c.placement());
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());
     const auto spec_of = [&](const Prompt& prompt) {
         return on_grid(spec, model.schedule_config(), target_grid(c, prompt));

@@ -259,7 +259,7 @@ class Planner {
         m.dit = &files_.dit;
         m.schedule = files_.schedule;
         m.groups = prompts.groups();
-        m.frozen = pipeline::frozen_bytes(files_.vlm, files_.vae);
+        m.frozen = pipeline::frozen_bytes(files_.vlm, files_.vae, c_.placement().text_encoder_on_host);
         const auto numbers = static_cast<std::size_t>(files_.dit.table().flat_size());
         const Device device = files_.dit.device();
         // On a device with the rounded copy that products take.

@@ -573,6 +573,11 @@ const std::vector<config::Key>& schema() {
              .fallback = Text("cpu"),
              .meaning = "where models run: cpu, or cuda, one NVIDIA GPU a rank",
              .choices = {"cpu", "cuda"}},
+            {.name = "compute.text_encoder",
+             .fallback = Text("device"),
+             .meaning = "where the text encoder's weights are: on the models' device, or in host memory and brought block by block when a "
+                        "prompt is encoded",
+             .choices = {"device", "host"}},
             {.name = "compute.optimizer",
              .fallback = Text("device"),
              .meaning = "where AdamW's memory is: on the model's device, or in host memory and brought piece by piece (the same bits)",

@@ -54,6 +54,11 @@ print(max(map(abs, map(float.__sub__, a, b))))')
 echo "latents of the CPU and the device differ by at most $d"
 within "$d" 1e-5 "latents of the device"
 
+# The text encoder's weights in host memory: the same states, so the same samples (its products round a block's weights each time).
+plan streamed --set compute.text_encoder=host
+code 0 iteration 1 rollout streamed
+same_shards one/t2i/iter-0001/rollout streamed/t2i/iter-0001/rollout
+
 # Everything that a state can have, stored as bf16, on either side.
 options=(--set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --set checkpoint.dtype=bf16 --set sampling.guidance_train=guided
     --set sampling.guidance_scale=1.5)

@@ -127,6 +127,7 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
 
     for (std::int64_t b = 0; b < v.depth; ++b) {
         const VisionBlock& p = vlm_.blocks[static_cast<std::size_t>(b)];
+        weights.acquire(b);
         norm(weights, p.norm1, x, y);
         apply(weights, p.qkv, y, qkv);
         float* q = qkv.f32();
@@ -153,6 +154,7 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
         apply(weights, p.fc1, y, act);
         ops::gelu_tanh(act.f32(), act.f32(), act.elements());
         apply(weights, p.fc2, act, y);
+        weights.release(b);
         ops::add(y.f32(), x.f32(), x.elements());
         show(fmt::format("block.{}", b), x);
         for (std::size_t i = 0; i < v.deepstack.size(); ++i)
@@ -246,6 +248,8 @@ Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, cons
     const Tensor image_rows = bring(vlm_.device(), Tensor::of(image_rows_.data(), {image_tokens}), image_rows_there_);
     for (std::size_t l = 0; l < vlm_.layers.size(); ++l) {
         const TextLayer& p = vlm_.layers[l];
+        const std::int64_t block = vlm_.config().vision.depth + static_cast<std::int64_t>(l);
+        weights.acquire(block);
         const Tensor all_keys = keys_[l].slice(0, max_tokens_), all_values = keys_[l].slice(max_tokens_, 2 * max_tokens_);
         const Tensor k = all_keys.slice(length_, length_ + n), v = all_values.slice(length_, length_ + n);
         ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.input_norm].f32(), y.f32(), nullptr);
@@ -266,6 +270,7 @@ Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, cons
         ops::linear(y, weights[p.up], {}, up);
         ops::swiglu(n, t.intermediate, gate.f32(), up.f32(), t.intermediate, act.f32());
         ops::linear(act, weights[p.down], {}, y);
+        weights.release(block);
         ops::add(y.f32(), x.f32(), x.elements());
         if (observe) observe(fmt::format("text.layer.{}", l), x);
         if (l < deepstack_.size() && image_tokens > 0)  // features of vision blocks are added at the pictures' tokens after the layer

@@ -12,11 +12,12 @@ namespace atelier::vlm {
 Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device) {
     const TextConfig& t = config.text;
     const VisionConfig& v = config.vision;
+    int part = -1;  // the block of the rows that come
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
-        return table_.add({name, {rows, cols}});
+        return table_.add({.name = name, .shape = {rows, cols}, .block = part});
     };
     const auto vector = [&](const std::string& name, std::int64_t n, nn::Init init) {
-        return table_.add({.name = name, .shape = {n}, .decay = false, .init = init});
+        return table_.add({.name = name, .shape = {n}, .decay = false, .init = init, .block = part});
     };
     const auto norm = [&](const std::string& name, std::int64_t n) {
         return Affine{vector(name + ".weight", n, nn::Init::ones), vector(name + ".bias", n, nn::Init::zeros)};
@@ -38,6 +39,7 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
     position_embedding = matrix(visual + "pos_embed.weight", v.positions, v.hidden);
     for (std::int64_t i = 0; i < v.depth; ++i) {
         const std::string block = fmt::format("{}blocks.{}.", visual, i);
+        part = static_cast<int>(i);
         VisionBlock b;
         b.norm1 = norm(block + "norm1", v.hidden);
         b.norm2 = norm(block + "norm2", v.hidden);
@@ -47,6 +49,7 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
         b.fc2 = affine(block + "mlp.linear_fc2", v.hidden, v.intermediate);
         blocks.push_back(b);
     }
+    part = -1;
     merger = make_merger(visual + "merger", false);
     for (std::size_t i = 0; i < v.deepstack.size(); ++i)
         deepstack_mergers.push_back(make_merger(fmt::format("{}deepstack_merger_list.{}", visual, i), true));
@@ -56,6 +59,7 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
     embedding = matrix(text + "embed_tokens.weight", t.vocabulary, t.hidden);
     for (std::int64_t i = 0; i < t.layers; ++i) {
         const std::string layer = fmt::format("{}layers.{}.", text, i);
+        part = static_cast<int>(v.depth + i);
         TextLayer l;
         l.input_norm = vector(layer + "input_layernorm.weight", t.hidden, nn::Init::ones);
         l.q = matrix(layer + "self_attn.q_proj.weight", q_width, t.hidden);
@@ -70,7 +74,9 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
         l.down = matrix(layer + "mlp.down_proj.weight", t.hidden, t.intermediate);
         layers.push_back(l);
     }
+    part = -1;
     final_norm = vector(text + "norm.weight", t.hidden, nn::Init::ones);
+    part = encoding_blocks();  // what encoding doesn't need
     head = config.tied_head ? embedding : matrix("lm_head.weight", t.vocabulary, t.hidden);
 }
 
@@ -78,7 +84,7 @@ void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesyst
     const std::vector<std::string> tied{"lm_head.weight"};
     nn::load_weights(weights, io::Safetensors::open_component(directory, "model"),
                      vlm.config().tied_head ? std::span<const std::string>(tied) : std::span<const std::string>());
-    if (vlm.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
+    if (weights.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
 }
 
 Positions make_positions(const Config& config, std::span<const std::int32_t> ids, std::span<const GridThw> grids) {

@@ -35,6 +35,8 @@ class Vlm {
     explicit Vlm(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
+    /// Blocks of the table that encoding passes through: vision blocks, then text layers.
+    int encoding_blocks() const { return static_cast<int>(config_.vision.depth + config_.text.layers); }
     const nn::ParameterTable& table() const { return table_; }
 
     int embedding = 0, final_norm = 0, head = 0;  ///< head == embedding when tied
