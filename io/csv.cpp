@@ -6,6 +6,8 @@
 namespace atelier::io {
 namespace {
 
+constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";  // sheets write it first
+
 char separator_of(const std::string& text) {
     int commas = 0, semicolons = 0;
     bool quoted = false;
@@ -27,7 +29,7 @@ std::string to_csv(const CsvRows& rows) {
         for (std::size_t i = 0; i < row.size(); ++i) {
             if (i > 0) text += ',';
             const std::string& field = row[i];
-            if (field.find_first_of(",;\"\r\n") == std::string::npos) {
+            if (field.find_first_of(",;\"\r\n") == std::string::npos && !field.starts_with(byte_order_mark)) {
                 text += field;
                 continue;
             }
@@ -41,7 +43,7 @@ std::string to_csv(const CsvRows& rows) {
 }
 
 CsvRows parse_csv(const std::string& given, const std::string& place) {
-    const std::string text = given.starts_with("\xef\xbb\xbf") ? given.substr(3) : given;
+    const std::string text = given.starts_with(byte_order_mark) ? given.substr(byte_order_mark.size()) : given;
     const char separator = separator_of(text);
     CsvRows rows;
     std::vector<std::string> row;

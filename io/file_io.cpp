@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "core/error.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::io {
 
@@ -46,7 +47,7 @@ std::string read_text(const std::filesystem::path& path) {
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     const int reason = errno;
     ATELIER_CHECK_INPUT(file >= 0 || (reason != ENOENT && reason != ENOTDIR), "{} is missing", path.string());
-    ATELIER_CHECK_IO(file >= 0, "cannot open {}: {}", path.string(), std::strerror(reason));
+    ATELIER_CHECK_KIND(kind_of_failed_open(reason), file >= 0, "cannot open {}: {}", path.string(), std::strerror(reason));
     std::string text;
     struct stat info {};
     if (fstat(file, &info) == 0 && info.st_size > 0) text.reserve(static_cast<std::size_t>(info.st_size));

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "io/fletcher32.hpp"
@@ -139,9 +140,9 @@ void check_link(hid_t file, const std::string& name, const std::filesystem::path
     check_neighbour(target_file, name, path);
 }
 
-/// Names of the files that a virtual dataset is put together from.
-std::vector<std::string> sources_of(hid_t creation) {
-    std::vector<std::string> files;
+/// Names of the files that a virtual dataset is put together from, each once.
+std::set<std::string> sources_of(hid_t creation) {
+    std::set<std::string> files;
     std::size_t count = 0;
     if (H5Pget_layout(creation) == H5D_VIRTUAL) H5Pget_virtual_count(creation, &count);
     for (std::size_t i = 0; i < count; ++i) {
@@ -149,7 +150,7 @@ std::vector<std::string> sources_of(hid_t creation) {
         std::string file(static_cast<std::size_t>(std::max<ssize_t>(length, 0)) + 1, '\0');
         H5Pget_virtual_filename(creation, i, file.data(), file.size());
         file.pop_back();
-        files.push_back(std::move(file));
+        files.insert(std::move(file));
     }
     return files;
 }
@@ -166,14 +167,18 @@ void check_storage(hid_t set, const std::string& name, const std::filesystem::pa
         ATELIER_CHECK_INPUT(filter == H5Z_FILTER_FLETCHER32, "{}: {} is compressed (filter {}), which no file of ours is", path.string(), name,
                             static_cast<int>(filter));
     }
-    hsize_t stored = H5Dget_storage_size(set);
+    // What the file says that it stores for the dataset, but no more than the file has.
+    const Handle file(H5Iget_file_id(set), H5Fclose);
+    hsize_t stored = 0;
+    ATELIER_CHECK_INPUT(H5Fget_filesize(file.id(), &stored) >= 0, "{}: {} is in no file", path.string(), name);
+    stored = std::min(stored, H5Dget_storage_size(set));
     if (H5Pget_layout(creation.id()) == H5D_VIRTUAL) {
         stored = 0;
-        for (const std::string& file : sources_of(creation.id())) {
-            check_neighbour(file, name, path);
+        for (const std::string& source : sources_of(creation.id())) {
+            check_neighbour(source, name, path);
             std::error_code missing;
-            const auto bytes = std::filesystem::file_size(path.parent_path() / file, missing);
-            ATELIER_CHECK_INPUT(!missing, "{}: {} lies in {}, which is missing", path.string(), name, file);
+            const auto bytes = std::filesystem::file_size(path.parent_path() / source, missing);
+            ATELIER_CHECK_INPUT(!missing, "{}: {} lies in {}, which is missing", path.string(), name, source);
             stored += bytes;
         }
     }
@@ -229,6 +234,8 @@ Handle open_attribute(hid_t file, const std::filesystem::path& path, const std::
     const Handle o(H5Oopen(file, object.c_str(), H5P_DEFAULT), H5Oclose);
     Handle a(o.valid() && H5Aexists(o.id(), name.c_str()) > 0 ? H5Aopen(o.id(), name.c_str(), H5P_DEFAULT) : -1, H5Aclose);
     ATELIER_CHECK_INPUT(a.valid(), "{}: {} has no attribute {}", path.string(), object, name);
+    const Handle space(H5Aget_space(a.id()), H5Sclose);
+    ATELIER_CHECK_INPUT(H5Sget_simple_extent_npoints(space.id()) == 1, "{}: attribute {} of {} is not one value", path.string(), name, object);
     return a;
 }
 }  // namespace

@@ -8,6 +8,7 @@
 #include "core/json.hpp"
 #include "core/process.hpp"
 #include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::io {
 namespace {
@@ -24,15 +25,15 @@ Json to_json(const std::map<std::string, FileDigest>& files) {
 std::map<std::string, FileDigest> files_from(const Json& json) {
     std::map<std::string, FileDigest> files;
     for (const auto& [name, entry] : json.items())
-        files[name] = {entry.at("size").get<std::uint64_t>(), entry.at("xxh3_128").get<std::string>()};
+        files[name] = {entry.at("size").get_ref<const Json::number_unsigned_t&>(), entry.at("xxh3_128").get<std::string>()};
     return files;
 }
 
 void check_outputs(const fs::path& directory, const Manifest& m) {
     for (const auto& [name, digest] : m.outputs) {
-        const fs::path inside = fs::path(name).lexically_normal();
-        ATELIER_CHECK_INPUT(!inside.empty() && inside.is_relative() && *inside.begin() != "..",
+        ATELIER_CHECK_INPUT(stays_inside(name),
                             "{}: output '{}' lies outside the directory", (directory / manifest_name).string(), name);
+        ATELIER_CHECK_INPUT(is_file(directory / name), "cannot open {}: no file stands there", (directory / name).string());
         const FileDigest found = digest_file(directory / name);
         ATELIER_CHECK_INPUT(found == digest, "{} does not match its manifest: {} bytes with hash {} expected, found {} with {}",
                             (directory / name).string(), digest.size, digest.hash, found.size, found.hash);
@@ -76,11 +77,13 @@ Manifest read_manifest(const fs::path& directory) {
         Manifest m;
         m.stage = json.at("stage");
         m.task = json.at("task");
-        m.iteration = json.at("iteration");
+        m.iteration = json.at("iteration").get_ref<const Json::number_unsigned_t&>();
         m.config_hash = json.at("config_hash");
         m.code_version = json.at("code_version");
         m.host = json.at("host");
-        m.world_size = json.at("world_size");
+        const auto& ranks = json.at("world_size").get_ref<const Json::number_unsigned_t&>();
+        ATELIER_CHECK_INPUT(ranks <= INT32_MAX, "{}: a world of {} ranks", path.string(), ranks);
+        m.world_size = static_cast<int>(ranks);
         m.started_utc = json.at("started_utc");
         m.finished_utc = json.at("finished_utc");
         m.inputs = files_from(json.at("inputs"));

@@ -6,7 +6,7 @@
 
 namespace atelier::io {
 
-/// A file mapped read-only for as long as the object lives; bytes are read from disk when touched.
+/// A file mapped read-only for as long as the object lives; bytes are read when touched. A page that cannot be read ends the process as Error(io).
 class MappedFile {
   public:
     /// Throws Error(input) that names the file if it is missing, Error(io) if it cannot be opened.

@@ -14,6 +14,7 @@
 #include "core/error.hpp"
 #include "core/process.hpp"
 #include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::io {
 namespace {
@@ -71,8 +72,7 @@ FileDigest digest_file(const fs::path& path) {
     // Read piece by piece: pages of a mapping would count as this process's memory.
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     const int reason = errno;
-    ATELIER_CHECK_KIND(reason == ENOENT || reason == ENOTDIR ? ErrorKind::input : ErrorKind::io, file >= 0, "cannot open {}: {}",
-                       path.string(), std::strerror(reason));
+    ATELIER_CHECK_KIND(kind_of_failed_open(reason), file >= 0, "cannot open {}: {}", path.string(), std::strerror(reason));
     const std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state(XXH3_createState(), XXH3_freeState);
     XXH3_128bits_reset(state.get());
     std::vector<char> piece(1 << 20);

@@ -9,6 +9,7 @@
 #include "core/convert.hpp"
 #include "core/json.hpp"
 #include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::io {
 namespace {
@@ -96,7 +97,7 @@ Safetensors Safetensors::open(const std::filesystem::path& path) {
     }
     for (const std::string& shard : shards) {
         const auto file_path = path.parent_path() / shard;
-        ATELIER_CHECK_INPUT(std::filesystem::exists(file_path), "{} names the shard {}, which is missing",
+        ATELIER_CHECK_INPUT(is_file(file_path), "{} names the shard {}, which is missing",
                             path.string(), file_path.string());
         result.add_file(file_path);
     }

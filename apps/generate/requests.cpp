@@ -1,10 +1,12 @@
 #include "requests.hpp"
 
-#include <fstream>
 #include <set>
+#include <sstream>
 
 #include "core/error.hpp"
 #include "core/json.hpp"
+#include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::generate {
 namespace {
@@ -37,8 +39,7 @@ std::pair<std::int64_t, std::int64_t> size_of(const Json& line, const Options& o
 
 std::vector<Request> make_requests(const Options& o) {
     if (!o.prompts) return {{o.prompt, o.negative, o.has_negative, o.images, o.output, o.height, o.width}};
-    std::ifstream in(*o.prompts);
-    ATELIER_CHECK_INPUT(in.good(), "cannot open {}", o.prompts->string());
+    std::istringstream in(io::read_text(*o.prompts));  // whole first: a read that fails must not end the list early
     std::vector<Request> requests;
     std::set<std::string> ids;
     std::string text;
@@ -61,9 +62,7 @@ std::vector<Request> make_requests(const Options& o) {
         for (const Json& image : line.value("images", Json::array())) {
             ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
             const std::filesystem::path relative = image.get<std::string>();
-            const auto inside = relative.lexically_normal();
-            ATELIER_CHECK_INPUT(relative.is_relative() && *inside.begin() != "..",
-                                "{}: picture {} lies outside the prompt file's directory", place, relative.string());
+            ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the prompt file's directory", place, relative.string());
             r.images.push_back(o.prompts->parent_path() / relative);
         }
         const auto [height, width] = size_of(line, o, place);

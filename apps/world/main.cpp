@@ -6,11 +6,11 @@
 #include <fmt/format.h>
 
 #include <boost/program_options.hpp>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <iostream>
 
+#include "comm/run_main.hpp"
+#include "config/command_line.hpp"
 #include "core/error.hpp"
 #include "identity_pairs.hpp"
 #include "labels.hpp"
@@ -29,7 +29,7 @@ void write_bytes(std::ofstream& out, const std::vector<std::uint8_t>& bytes) {
     out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
-void run(const std::string& task, std::uint64_t count, std::uint64_t seed, const std::filesystem::path& output) {
+void write_pictures(const std::string& task, std::uint64_t count, std::uint64_t seed, const std::filesystem::path& output) {
     ATELIER_CHECK_USAGE(task == "t2i" || task == "edit" || task == "identity", "--task must be t2i, edit or identity, found '{}'",
                         task);
     std::filesystem::create_directories(output);
@@ -61,42 +61,31 @@ void run(const std::string& task, std::uint64_t count, std::uint64_t seed, const
     ATELIER_CHECK_IO(pictures.good() && scenes.good(), "cannot write to {}", output.string());
 }
 
+int run(comm::Communicator&, int argc, char** argv) {
+    std::string task = "t2i", output, labels;
+    std::vector<std::string> samples;
+    LabelPlan plan;
+    po::options_description text("atelier-world: pictures and prompts of the procedural world");
+    text.add_options()("help", "this text")("task", po::value(&task)->default_value(task), "t2i, edit or identity")(
+        "count", po::value(&plan.t2i)->default_value(plan.t2i), "pictures")(
+        "seed", po::value(&plan.seed)->default_value(plan.seed), "seed")(
+        "output", po::value(&output), "directory to write to")(
+        "labels", po::value(&labels), "file of labels (*.h5) to write instead: --count and --edit-count pictures drawn whole and flawed")(
+        "edit-count", po::value(&plan.edit)->default_value(plan.edit), "with --labels: edits drawn")(
+        "samples", po::value(&samples)->composing(), "with --labels: directory of shards whose pictures are labelled too")(
+        "annotators", po::value(&plan.annotators)->default_value(plan.annotators),
+        "with --labels: who label, each in their own way; 0: the measures themselves");
+    if (!config::parse_command_line(text, argc, argv)) return 0;
+    if (!labels.empty()) {
+        plan.samples.assign(samples.begin(), samples.end());
+        write_world_labels(plan, labels);
+        return 0;
+    }
+    ATELIER_CHECK_USAGE(!output.empty(), "--output names the directory to write to, or --labels the file (see --help)");
+    write_pictures(task, plan.t2i, plan.seed, output);
+    return 0;
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-    try {
-        po::options_description options("atelier-world: pictures and prompts of the procedural world");
-        options.add_options()("help", "this text")("task", po::value<std::string>()->default_value("t2i"), "t2i, edit or identity")(
-            "count", po::value<std::uint64_t>()->default_value(0), "pictures")(
-            "seed", po::value<std::uint64_t>()->default_value(1), "seed")(
-            "output", po::value<std::string>(), "directory to write to")(
-            "labels", po::value<std::string>(), "file of labels (*.h5) to write instead: --count and --edit-count pictures drawn whole and flawed")(
-            "edit-count", po::value<std::uint64_t>()->default_value(0), "with --labels: edits drawn")(
-            "samples", po::value<std::vector<std::string>>()->composing(), "with --labels: directory of shards whose pictures are labelled too")(
-            "annotators", po::value<int>()->default_value(3), "with --labels: who label, each in their own way; 0: the measures themselves");
-        po::variables_map values;
-        po::store(po::parse_command_line(argc, argv, options), values);
-        if (values.count("help") != 0) {
-            std::cout << options << '\n';
-            return 0;
-        }
-        po::notify(values);
-        if (values.count("labels") != 0) {
-            LabelPlan plan{values["count"].as<std::uint64_t>(), values["edit-count"].as<std::uint64_t>(), {}, values["annotators"].as<int>(), values["seed"].as<std::uint64_t>()};
-            if (values.count("samples") != 0)
-                for (const std::string& directory : values["samples"].as<std::vector<std::string>>()) plan.samples.emplace_back(directory);
-            write_world_labels(plan, values["labels"].as<std::string>());
-            return 0;
-        }
-        ATELIER_CHECK_USAGE(values.count("output") != 0, "--output names the directory to write to, or --labels the file");
-        run(values["task"].as<std::string>(), values["count"].as<std::uint64_t>(), values["seed"].as<std::uint64_t>(),
-            values["output"].as<std::string>());
-        return 0;
-    } catch (const Error& e) {
-        std::cerr << "atelier-world: " << e.what() << '\n';
-        return e.exit_code();
-    } catch (const std::exception& e) {
-        std::cerr << "atelier-world: " << e.what() << '\n';
-        return static_cast<int>(ErrorKind::usage);
-    }
-}
+int main(int argc, char** argv) { return comm::run_main(argc, argv, "atelier-world", run); }

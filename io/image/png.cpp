@@ -10,6 +10,7 @@
 
 #include "core/error.hpp"
 #include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::io {
 
@@ -62,6 +63,7 @@ bool decode(Source source, Image& image, Message& message) {
     const std::size_t size = source.left;
     png_set_read_fn(png, &source, read_bytes);
     png_set_user_limits(png, max_png_side, max_png_side);
+    png_set_chunk_cache_max(png, 1);  // no texts, palettes, unknown chunks: libpng would unpack and keep up to 1000 of them
     png_read_info(png, info);
     const std::int64_t area =
         std::int64_t{png_get_image_width(png, info)} * png_get_image_height(png, info);
@@ -144,8 +146,7 @@ std::array<int, 2> read_png_size(const std::filesystem::path& path) {
 }
 
 Image read_png(const std::filesystem::path& path) {
-    ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(path),
-                        "{}: cannot be opened; expected a PNG picture", path.string());
+    ATELIER_CHECK_INPUT(is_file(path), "{}: cannot be opened; expected a PNG picture", path.string());
     const std::string bytes = read_text(path);
     return decode_png({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()},
                       path.string());

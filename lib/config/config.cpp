@@ -10,12 +10,15 @@
 
 #include "core/error.hpp"
 #include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::config {
 namespace {
 
 constexpr std::string_view task_prefix = "task.";
 constexpr int deepest_extends = 8;
+// Tasks name directories and jobs, and are bare keys of TOML.
+constexpr std::string_view letters_of_tasks = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
 
 /// "task.t2i.kind" -> "task.*.kind"; others as they are.
 std::string pattern_of(const std::string& name) {
@@ -162,6 +165,9 @@ void Config::set(const std::string& name, Value value, const std::string& origin
                             "{}: {} must be one of {}, found \"{}\"", origin, name, fmt::join(key->choices, ", "), *text);
     if (name.starts_with(task_prefix)) {  // a task mentioned for the first time gets all its keys
         const std::string section = name.substr(0, name.find('.', task_prefix.size()) + 1);
+        const std::string_view task = std::string_view(section).substr(task_prefix.size(), section.size() - task_prefix.size() - 1);
+        ATELIER_CHECK_USAGE(!task.empty() && task.find_first_not_of(letters_of_tasks) == task.npos,
+                            "{}: '{}' cannot name a task, which has letters, digits, _ and - alone", origin, task);
         for (const Key& k : schema_)
             if (k.name.starts_with("task.*."))
                 entries_.try_emplace(section + k.name.substr(7), Entry{k.fallback, "default"});
@@ -171,7 +177,7 @@ void Config::set(const std::string& name, Value value, const std::string& origin
 
 void Config::read_file(const std::filesystem::path& file, int depth) {
     ATELIER_CHECK_USAGE(depth < deepest_extends, "{}: `extends` goes {} files deep: does a file extend itself?", file.string(), depth);
-    ATELIER_CHECK_USAGE(std::filesystem::is_regular_file(file), "configuration file {} is missing", file.string());
+    ATELIER_CHECK_USAGE(io::is_file(file), "configuration file {} is missing", file.string());
     toml::table table;
     try {
         table = toml::parse(io::read_text(file), file.string());  // whole or not at all

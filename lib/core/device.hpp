@@ -35,6 +35,8 @@ class DeviceMemory {
     virtual void compute_after_uploads() = 0;
     /// Downloads from here on see what was computed so far.
     virtual void downloads_after_compute() = 0;
+    /// Uploads from here on may overwrite what the computation so far read.
+    virtual void uploads_after_compute() = 0;
     /// Uploads from here on may overwrite what downloads so far read.
     virtual void uploads_after_downloads() = 0;
     /// Waits for the downloads so far.

@@ -40,6 +40,7 @@ class HostVectors {
     void each_piece(Work work) {
         DeviceMemory& memory = device_memory();
         const std::int64_t size = vectors_[0].elements();
+        memory.uploads_after_compute();
         upload(0);
         for (std::int64_t at = 0; at < size; at += piece_) {
             memory.compute_after_uploads();

@@ -20,14 +20,20 @@ class SmallEmbedder final : public FaceEmbedder {
         try {
             ATELIER_CHECK_INPUT(json.at("model_type") == "atelier_face_embedding", "{}: model_type is {}, atelier_face_embedding was expected",
                                 config.string(), json.at("model_type").dump());
-            side_ = json.at("side").get<std::int64_t>();
-            width_ = json.at("width").get<std::int64_t>();
-            channels = json.at("channels").get<std::vector<std::int64_t>>();
+            const auto size = [&](const nlohmann::json& value) {
+                const std::uint64_t number = value.get_ref<const nlohmann::json::number_unsigned_t&>();
+                ATELIER_CHECK_INPUT(number >= 1 && number < 65536, "{}: {} is no size of a network for faces", config.string(), number);
+                return static_cast<std::int64_t>(number);
+            };
+            side_ = size(json.at("side"));
+            width_ = size(json.at("width"));
+            for (const auto& value : json.at("channels")) channels.push_back(size(value));
+            ATELIER_CHECK_INPUT(!channels.empty() && channels.size() < 10, "{}: {} convolutions, 1 to 9 were expected", config.string(), channels.size());
         } catch (const nlohmann::json::exception& e) {
             ATELIER_FAIL(ErrorKind::input, "{}: {}", config.string(), e.what());
         }
         const std::int64_t last = side_ >> channels.size();
-        ATELIER_CHECK_INPUT(!channels.empty() && channels.size() < 10 && width_ >= 1 && last >= 1 && last << channels.size() == side_,
+        ATELIER_CHECK_INPUT(last >= 1 && last << channels.size() == side_,
                             "{}: {} halvings of {} pixels", config.string(), channels.size(), side_);
         const auto weights = io::Safetensors::open(file_);
         std::int64_t in = 3, side = side_;

@@ -9,6 +9,7 @@
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -26,10 +27,8 @@ class PictureFiles {
     std::shared_ptr<const io::Image> at(const Json& name, const std::string& place) {
         ATELIER_CHECK_INPUT(name.is_string(), "{}: {} names no picture", place, name.dump());
         const fs::path relative = name.get<std::string>();
-        ATELIER_CHECK_INPUT(!relative.empty() && relative.is_relative() &&
-                                *relative.lexically_normal().begin() != "..",
-                            "{}: picture {} lies outside the file's directory", place,
-                            relative.string());
+        ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the file's directory",
+                            place, relative.string());
         auto& picture = pictures_[relative.lexically_normal().string()];
         if (!picture)
             picture = std::make_shared<const io::Image>(io::read_png(directory_ / relative));

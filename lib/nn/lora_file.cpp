@@ -106,7 +106,8 @@ LoraAdapter load_lora(const fs::path& path, const ParameterTable& model) {
     // Everything is checked before any memory is taken.
     for (const auto& [name, stored] : file.tensors()) {
         const bool is_up = name.ends_with(up);
-        ATELIER_CHECK_INPUT(is_up || name.ends_with(down), "{}: tensor {} is no part of a LoRA adapter", where, name);
+        ATELIER_CHECK_INPUT((is_up || name.ends_with(down)) && name.size() > prefix.size() + up.size(), "{}: tensor {} is no part of a LoRA adapter",
+                            where, name);
         const std::string stem = name.substr(0, name.size() - up.size()), module = stem.substr(prefix.size());
         const std::string partner = stem + std::string(is_up ? down : up);
         ATELIER_CHECK_INPUT(file.contains(partner), "{}: {} stands without {}", where, name, partner);

@@ -14,6 +14,7 @@
 #include "ops/modulation.hpp"
 #include "ops/norm.hpp"
 #include "ops/picture.hpp"
+#include "ops/precision.hpp"
 #include "ops/rope.hpp"
 #include "ops/rows.hpp"
 
@@ -43,9 +44,6 @@ struct Transition {
 struct AdamWFactors {
     float gradient_scale, one_minus_beta1, beta2, one_minus_beta2, step, inverse_root_correction, epsilon, keep;
 };
-
-/// Operands of products: fp32 as they are, or rounded to bf16 (sums and results are fp32 either way).
-enum class ProductPrecision { fp32, bf16 };
 
 /// What a backend brings. Pointers are device memory unless said otherwise; sums come in fp64, one a sample of n numbers, added in an
 /// order that depends on n alone.

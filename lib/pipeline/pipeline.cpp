@@ -32,6 +32,8 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
     return holds_adapter(transformer) ? model / "transformer" : transformer;
 }
 
+std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+
 /// Of the rounded copy of weights that products take on a device (ops/backend.hpp).
 Bytes copy_bytes(Device device, const nn::ParameterTable& table) {
     return device == Device::cpu ? Bytes() : Bytes(0, static_cast<std::size_t>(table.flat_size()) * sizeof(std::uint16_t));
@@ -45,7 +47,8 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks,
+                   ops::ProductPrecision precision)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -67,8 +70,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    if (device == Device::cuda) ops::load_backend();
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
+    if (device == Device::cuda) ops::load_backend().set_product_precision(precision);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device);
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -112,6 +115,7 @@ void Pipeline::load_transformer(const fs::path& directory) {
             weights_were_changed();
         } else {
             dit::load(*dit_weights_, component);
+            if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
         }
         loaded_ = component;
     }
@@ -146,10 +150,12 @@ Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit
 
 void Pipeline::read_own_weights(const fs::path& directory, const Tensor& own) const {
     nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own));
 }
 
 void Pipeline::weights_were_changed() {
     loaded_.clear();
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
     if (sharded_)
         sharded_->refresh();
     else if (dit_->device() == Device::cuda)

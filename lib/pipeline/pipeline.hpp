@@ -53,9 +53,10 @@ class Pipeline {
     /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where all weights lie and
     /// everything runs; prompts' states, latents and pictures come and go through host memory. With `ranks` the transformer's weights are
     /// cut over them (nn/sharded.hpp), whose spans are of the device's memory (comm/on_device.hpp): each rank reads its share alone, and
-    /// passes are collective.
+    /// passes are collective. `precision`: as dit::Dit's; on the CPU in bf16 the transformer's weights are rounded as they are read.
     explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
-                      Device device = Device::cpu, comm::Communicator* ranks = nullptr);
+                      Device device = Device::cpu, comm::Communicator* ranks = nullptr,
+                      ops::ProductPrecision precision = ops::ProductPrecision::fp32);
     ~Pipeline();
     Pipeline(const Pipeline&) = delete;
     Pipeline& operator=(const Pipeline&) = delete;

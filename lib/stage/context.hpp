@@ -97,6 +97,9 @@ struct Context {
     Device device() const { return config.text("compute.device") == "cuda" ? Device::cuda : Device::cpu; }
     /// Whether AdamW's memory stays in host memory while the model is on a device ([compute] optimizer).
     bool keeps_state_on_host() const { return config.text("compute.optimizer") == "host"; }
+    /// Of the transformer's products. Throws Error(usage) where policies would be stored in more digits than they compute with (on CPUs: a
+    /// device keeps a rounded copy beside the weights).
+    ops::ProductPrecision product_precision() const;
     /// How policies and students are stored ([checkpoint]).
     nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };

@@ -94,7 +94,7 @@ int run_distill(const Context& c) {
     }
     const auto source = student_source(c, round);
     const TrainingRanks training_ranks(c);
-    pipeline::Pipeline model(c.model(), source, c.device(), training_ranks.sharded());
+    pipeline::Pipeline model(c.model(), source, c.device(), training_ranks.sharded(), c.product_precision());
     load_start(c, round, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());

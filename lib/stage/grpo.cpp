@@ -358,7 +358,7 @@ int run_grpo(const Context& c) {
 
     const auto policy = c.starting_policy();
     const TrainingRanks ranks(c);
-    pipeline::Pipeline model(c.model(), policy, c.device(), ranks.sharded());
+    pipeline::Pipeline model(c.model(), policy, c.device(), ranks.sharded(), c.product_precision());
     prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);

@@ -144,17 +144,19 @@ GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::
     return {training.all, base.all};
 }
 
-Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t resident,
-                const Bytes& averaged) {
+Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
+                std::size_t resident, const Bytes& averaged) {
     const WorkspaceBytes group = student_bytes(model, spec, guided, dit::Keep::nothing);
-    group.hold(plan);
+    // The first start is made before the rest is taken, later ones when it is there.
+    const char* const phase = groups > resident ? nullptr : "sampling";
+    group.hold(plan, phase);
     const auto members = static_cast<std::size_t>(spec.members);
     const std::int64_t channels = model.dit->config().in_channels, steps = spec.schedule.steps();
     const dit::Grid largest = model.largest();
     // Trajectories wait for the teacher without pictures; a shard is copied from one of them.
-    plan.hold("resident groups", resident * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
-    plan.hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
-    // The start is made before the rest is taken; a teacher's mapped file stands in for that.
+    const auto hold = [&](const char* what, std::size_t bytes) { phase == nullptr ? plan.hold(what, bytes) : plan.hold_during(phase, what, bytes); };
+    hold("resident groups", std::min(groups, resident) * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
+    hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
     plan.hold_during("averaging", "a teacher's weights", averaged);
     return group.all;
 }

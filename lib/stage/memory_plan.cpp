@@ -28,8 +28,8 @@ constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens =
 
 /// A model's sizes, from its config files alone.
 struct ModelFiles {
-    ModelFiles(const fs::path& model, Device device)
-        : dit(dit::load_config(model / "transformer" / "config.json"), device),
+    ModelFiles(const fs::path& model, Device device, ops::ProductPrecision precision)
+        : dit(dit::load_config(model / "transformer" / "config.json"), device, precision),
           vlm(vlm::load_config(model / "text_encoder" / "config.json"), device),
           vae(vae::load_config(model / "vae" / "config.json"), device),
           schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
@@ -115,7 +115,7 @@ class TaskOutline {
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), files_(c.model(), c.device()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        : c_(c), q_(q), files_(c.model(), c.device(), c.product_precision()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
         if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(files_.dit.table(), c.lora());
         for (const std::string& task : c.config.tasks()) {
             training_[task] = outline_of(task, "train");
@@ -153,8 +153,8 @@ class Planner {
         const ModelOutline model = outline(training_.at(task), false, true);
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
-        const std::size_t resident = std::min(static_cast<std::size_t>(c_.config.integer("distill.resident_groups")), (prompts + ranks - 1) / ranks);
-        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
+        const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
         return plan;
     }
 

@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "io/file_io.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -62,9 +63,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
         for (const Json& image : line.value("images", Json::array())) {
             ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
             const std::filesystem::path relative = image.get<std::string>();
-            ATELIER_CHECK_INPUT(!relative.empty() && relative.is_relative() &&
-                                    *relative.lexically_normal().begin() != "..",
-                                "{}: picture {} lies outside the prompt file's directory", place,
+            ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the prompt file's directory", place,
                                 relative.string());
             p.images.push_back(file.parent_path() / relative);
         }

@@ -577,6 +577,11 @@ const std::vector<config::Key>& schema() {
              .fallback = Text("device"),
              .meaning = "where AdamW's memory is: on the model's device, or in host memory and brought piece by piece (the same bits)",
              .choices = {"device", "host"}},
+            {.name = "compute.dtype",
+             .fallback = Text("auto"),
+             .meaning = "operands of the transformer's matrix products; sums are fp32. auto: f32 on CPUs, bf16 on GPUs. bf16 on CPUs is "
+                        "for rehearsing a GPU's numerics, not for speed, and needs checkpoint.dtype = bf16",
+             .choices = {"auto", "f32", "bf16"}},
             {.name = "compute.threads",
              .fallback = Integer{1},
              .meaning = "threads of a rank",

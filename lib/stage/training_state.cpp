@@ -38,8 +38,8 @@ Stored open_stored(const fs::path& path, std::int64_t flat_size) {
     std::int64_t at = 0;
     for (std::size_t i = 0; i < pieces.size(); i += 2) {
         ATELIER_CHECK_INPUT(pieces[i] >= 0 && pieces[i + 1] >= 0 && pieces[i] <= flat_size - pieces[i + 1],
-                            "{}: it says that it holds numbers [{}, {}) of {}: it is of another model", path.string(), pieces[i],
-                            pieces[i] + pieces[i + 1], flat_size);
+                            "{}: it says that it holds {} numbers from {} on of {}: it is of another model", path.string(), pieces[i + 1],
+                            pieces[i], flat_size);
         s.runs.push_back({at, pieces[i], pieces[i + 1]});
         at += pieces[i + 1];
     }

@@ -13,6 +13,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::array<std::string_view, 4> count_words{"no", "one", "two", "three"};
+constexpr std::array<std::string_view, 2> relations{"left of", "above"};
 
 template <typename Table>
 std::string pick(const Table& table, Random& random) {
@@ -39,11 +40,15 @@ std::string one_of(const Json& json, const char* key, const Table& table) {
                         "scene attributes: {} = '{}' is not of this world", key, value);
     return value;
 }
-double number(const Json& json, const char* key) {
+double number(const Json& json, const char* key, double low, double high) {
     const auto found = json.find(key);
     ATELIER_CHECK_INPUT(found != json.end() && found->is_number(), "scene attributes: no number '{}'", key);
-    return found->get<double>();
+    const double value = found->get<double>();
+    ATELIER_CHECK_INPUT(value >= low && value <= high, "scene attributes: {} must lie in [{}, {}], found {}", key, low, high, value);
+    return value;
 }
+double place(const Json& json, const char* key) { return number(json, key, -side, 2 * side); }
+double length(const Json& json, const char* key) { return number(json, key, 2, side); }
 
 struct Place {
     double x, y;
@@ -220,28 +225,27 @@ Scene scene_from_json(const Json& json) {
         const auto glasses = json.find("glasses");
         ATELIER_CHECK_INPUT(glasses != json.end() && glasses->is_boolean(), "scene attributes: no truth value 'glasses'");
         s.glasses = glasses->get<bool>();
-        s.face = {number(json, "half_width"), number(json, "half_height"), number(json, "eye_distance"),
-                  number(json, "mouth_width"), one_of(json, "skin", skins), one_of(json, "hair_style", hair_styles)};
+        s.face = {length(json, "half_width"), length(json, "half_height"), length(json, "eye_distance"),
+                  length(json, "mouth_width"), one_of(json, "skin", skins), one_of(json, "hair_style", hair_styles)};
     } else if (s.category == "landscape") {
         s.time = one_of(json, "time", times);
         s.ground = one_of(json, "ground", grounds);
-        s.trees = static_cast<int>(number(json, "trees"));
-        ATELIER_CHECK_INPUT(s.trees >= 0 && s.trees <= 3, "scene attributes: trees must lie in [0, 3], found {}", s.trees);
-        s.sun_x = number(json, "sun_x");
-        s.horizon = number(json, "horizon");
+        s.trees = static_cast<int>(number(json, "trees", 0, 3));
+        s.sun_x = place(json, "sun_x");
+        s.horizon = place(json, "horizon");
     } else if (s.category == "typography") {
         s.background = one_of(json, "background", plain_backgrounds);
         s.word = one_of(json, "word", words);
         s.colour = one_of(json, "colour", colours);
     } else {
         s.background = one_of(json, "background", plain_backgrounds);
-        s.relation = json.value("relation", "");
+        if (json.contains("relation")) s.relation = one_of(json, "relation", relations);
         const auto objects = json.find("objects");
         ATELIER_CHECK_INPUT(objects != json.end() && objects->is_array() && objects->size() <= 3,
                             "scene attributes: 'objects' is not a list of at most three");
         for (const Json& o : *objects)
-            s.objects.push_back({one_of(o, "shape", shapes), one_of(o, "colour", colours), number(o, "x"),
-                                 number(o, "y"), number(o, "radius")});
+            s.objects.push_back({one_of(o, "shape", shapes), one_of(o, "colour", colours), place(o, "x"),
+                                 place(o, "y"), length(o, "radius")});
     }
     return s;
 }

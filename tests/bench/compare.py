@@ -27,7 +27,7 @@ try:
     import transformers.utils.logging
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
     from PIL import Image
-    from safetensors.torch import load_file, save_file
+    from engine import EDIT_IMAGE, MINI, Engine
 except ImportError as error:
     venv = BUILD / "bench-venv"
     if os.environ.get("ATELIER_BENCH_VENV"):
@@ -40,57 +40,8 @@ except ImportError as error:
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
-MINI = ROOT / "assets/mini/base"
 RESOLUTION, STEPS, GROUP = 128, 10, 8
 PROMPT, NEGATIVE, EDIT = "a blue star left of a green square on gray", "blurry", "add glasses"
-EDIT_IMAGE = ROOT / "assets/mini/prompts/images/edit-0001.png"
-
-
-class Engine:
-    """engine_bench with one piece of work."""
-
-    def __init__(self, work, model, threads, directory, inputs=None, **options):
-        self.outputs = directory / f"{work}-outputs.safetensors"
-        command = [BUILD / "bin/engine_bench", "--work", work, "--model", model, "--threads", threads, "--outputs", self.outputs]
-        if isinstance(inputs, dict):
-            file = directory / f"{work}-inputs.safetensors"
-            save_file(inputs, file)
-            command += ["--inputs", file]
-        elif inputs is not None:
-            file = directory / f"{work}-inputs.txt"
-            file.write_text("\n".join(inputs) + "\n")
-            command += ["--inputs", file]
-        for name, value in options.items():
-            command += [f"--{name}", value]
-        self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.expect("ready")
-
-    def answer(self):
-        line = self.process.stdout.readline().strip()
-        if not line:
-            sys.exit(f"engine_bench ended with {self.process.wait()}")
-        return line
-
-    def expect(self, word):
-        found = self.answer()
-        assert found == word, found
-
-    def ask(self, word):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-
-    def run(self):
-        self.ask("run")
-        return float(self.answer())
-
-    def result(self):
-        self.ask("write")
-        self.expect("written")
-        return load_file(self.outputs)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def timed(function):

@@ -8,7 +8,6 @@ matplotlib (those of tests/bench/compare.py's environment, and matplotlib). Rank
 """
 import argparse
 import math
-import os
 import subprocess
 import tempfile
 import time
@@ -19,25 +18,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = Path(os.environ.get("ATELIER_BUILD_DIR", ROOT / "build"))
-MINI = ROOT / "assets/mini/base"
-EDIT_IMAGE = ROOT / "assets/mini/prompts/images/edit-0001.png"
+from engine import BUILD, EDIT_IMAGE, MINI, ROOT, Engine
 
 
-def seconds_of(repeats, *options):
-    process = subprocess.Popen([str(BUILD / "bin/engine_bench")] + [str(o) for o in options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               text=True)
-    assert process.stdout.readline().strip() == "ready"
-    found = []
-    for _ in range(repeats + 1):
-        process.stdin.write("run\n")
-        process.stdin.flush()
-        found.append(float(process.stdout.readline()))
-    process.stdin.close()
-    process.wait()
+def seconds_of(engine, repeats):
+    found = [engine.run() for _ in range(repeats + 1)]
+    engine.close()
     return min(found[1:])
 
 
@@ -45,17 +32,15 @@ def step(directory, arguments, prompts, group, size):
     """A training step of the miniature's transformer."""
     g = torch.Generator().manual_seed(1)
     tokens = size * size
-    file = directory / "inputs.safetensors"
-    save_file({"states": torch.randn(prompts, 24, 96, generator=g), "latents": torch.randn(prompts, group, tokens, 16, generator=g),
-               "velocity": torch.randn(prompts, group, tokens, 16, generator=g), "time": torch.rand(prompts, group, generator=g),
-               "size": torch.tensor([size, size])}, file)
-    return seconds_of(arguments.repeats, "--work", "step", "--model", MINI, "--threads", arguments.threads, "--inputs", file)
+    inputs = {"states": torch.randn(prompts, 24, 96, generator=g), "latents": torch.randn(prompts, group, tokens, 16, generator=g),
+              "velocity": torch.randn(prompts, group, tokens, 16, generator=g), "time": torch.rand(prompts, group, generator=g),
+              "size": torch.tensor([size, size])}
+    return seconds_of(Engine("step", MINI, arguments.threads, directory, inputs), arguments.repeats)
 
 
-def update(arguments, references):
-    images = [o for _ in range(references) for o in ("--image", EDIT_IMAGE)]
-    return seconds_of(arguments.repeats, "--work", "update", "--model", MINI, "--threads", arguments.threads, "--prompt", "add glasses", "--group", 8,
-                      *images)
+def update(directory, arguments, references):
+    engine = Engine("update", MINI, arguments.threads, directory, prompt="add glasses", group=8, image=[EDIT_IMAGE] * references)
+    return seconds_of(engine, arguments.repeats)
 
 
 def rollout(directory, ranks):
@@ -90,7 +75,7 @@ def main():
             "latent tokens (one prompt, group 1)": ([64, 144, 256, 576, 1024], lambda n: step(directory, arguments, 1, 1, math.isqrt(n))),
             "prompts (group 1, 64 tokens)": ([1, 2, 4, 8, 16, 32], lambda n: step(directory, arguments, n, 1, 8)),
             "group size (one prompt, 64 tokens)": ([1, 2, 4, 8, 16, 32], lambda n: step(directory, arguments, 1, n, 8)),
-            "prefix: 1 + references (group 8)": ([1, 2, 3, 4], lambda n: update(arguments, n - 1)),
+            "prefix: 1 + references (group 8)": ([1, 2, 3, 4], lambda n: update(directory, arguments, n - 1)),
             "ranks (rollout of 16 groups of 8)": ([1, 2], lambda n: rollout(directory, n)),
         }
         figure, axes = plt.subplots(1, len(sweeps), figsize=(4 * len(sweeps), 3.6))

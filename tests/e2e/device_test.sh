@@ -40,6 +40,20 @@ same_shards one/t2i/iter-0001/rollout host/t2i/iter-0001/rollout
 code 0 iteration 1 grpo host
 same "$(policy one)" "$(policy host)" "AdamW's memory on the host changes the policy"
 
+# Products in fp32 there: the CPU's pictures to rounding.
+for where in cpu cuda; do
+    plan pictures-$where --set compute.device=$where --set compute.dtype=f32
+    code 0 iteration 1 rollout pictures-$where
+done
+latents() { h5dump -y -w 0 -m %.9g -d /shape-4x4/latents "$work/$1/t2i/iter-0001/rollout/shard-00000.h5" | grep '^ *[-0-9]'; }
+d=$(paste -d, <(latents pictures-cpu | tr -d ' \n') <(latents pictures-cuda | tr -d ' \n') | python3 -c 'import sys
+v = [float(x) for x in sys.stdin.read().split(",") if x.strip()]
+a, b = v[: len(v) // 2], v[len(v) // 2 :]
+assert len(a) == len(b) == 512
+print(max(map(abs, map(float.__sub__, a, b))))')
+echo "latents of the CPU and the device differ by at most $d"
+within "$d" 1e-5 "latents of the device"
+
 # Everything that a state can have, stored as bf16, on either side.
 options=(--set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --set checkpoint.dtype=bf16 --set sampling.guidance_train=guided
     --set sampling.guidance_scale=1.5)

@@ -1,20 +1,7 @@
 #!/usr/bin/env bash
 # A judge beside the truth: labels of the world; every sample scored by both; the truth changes nothing, whatever the ranks; the gap in the
 # metrics, its warning and its stop; the evaluation by both.   mini_judge_test.sh BIN_DIR MPIEXEC   (from the repository's root)
-set -euo pipefail
-bin=$1 mpiexec=$2
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
-export OMPI_MCA_mpi_yield_when_idle=1
-
-fail() { echo "FAILED: $*" >&2; exit 1; }
-code() {
-    local expected=$1 found=0
-    shift
-    "$@" >"$work/out" 2>&1 || found=$?
-    ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
-}
+source tests/e2e/common.sh
 ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" "${@:4}"; }
 
 # A tiny judge: the miniature's text encoder, which was never taught to judge. That is enough for what surrounds it.
@@ -32,10 +19,10 @@ plan() {
 for name in a b; do code 0 "$bin/atelier-world" --labels "$work/$name.h5" --count 8 --edit-count 4 --seed 5; done
 h5diff -q "$work/a.h5" "$work/b.h5" || fail "labels of one seed differ"
 code 0 "$bin/atelier-inspect" "$work/a.h5"
-grep -q "24 labelled samples, 72 scores" "$work/out" || { cat "$work/out" >&2; fail "labels"; }
+says "24 labelled samples, 72 scores"
 code 0 "$bin/atelier-world" --labels "$work/truth.h5" --count 8 --seed 5 --annotators 0
 code 0 "$bin/atelier-inspect" "$work/truth.h5"
-grep -q "18 labelled samples, 18 scores" "$work/out" || { cat "$work/out" >&2; fail "labels of the truth"; }
+says "18 labelled samples, 18 scores"
 code 2 "$bin/atelier-world" --labels "$work/none.h5"
 
 # The truth stands beside the scores and changes none of them.
@@ -85,17 +72,17 @@ json.dump(manifest, open(sys.argv[1], "w"))
 P
 done
 code 0 ranks 2 grpo with --policy edit --iteration 2
-grep -q "warning: edit 2: the judge lies .* above the truth" "$work/out" || { cat "$work/out" >&2; fail "no warning"; }
+says "warning: edit 2: the judge lies .* above the truth"
 code 9 ranks 1 grpo stops --policy edit --iteration 2
-grep -q "the policy of iteration 1 is the last" "$work/out" || { cat "$work/out" >&2; fail "the stop was not explained"; }
+says "the policy of iteration 1 is the last"
 [[ ! -e $work/stops/edit/iter-0002/policy ]] || fail "a policy was published"
 grep -q '"iteration":2' "$work/stops/metrics.jsonl" || fail "the stop is not in the metrics"
 code 0 "$bin/atelier-inspect" "$work/with"
-grep -q "edit 2: judge above truth by" "$work/out" || fail "inspect says nothing of the gap"
+says "edit 2: judge above truth by"
 
 # The evaluation by both, with the curve.
 code 0 ranks 1 evaluate with --limit 1
-grep -q "the same pictures by the truth" "$work/out" || { cat "$work/out" >&2; fail "no table of the truth"; }
+says "the same pictures by the truth"
 python3 - "$work/with/eval" <<'P'
 import json, sys
 summary = json.load(open(sys.argv[1] + "/summary.json"))

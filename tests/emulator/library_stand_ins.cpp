@@ -66,14 +66,21 @@ class Memory final : public DeviceMemory {
     // downloads when uploads do or they are waited for.
     void pin(void*, std::size_t) override {}
     void unpin(void*) override {}
-    void start_upload(void* device, const void* pinned, std::size_t bytes) override { uploads_.push_back({device, pinned, bytes}); }
+    void start_upload(void* device, const void* pinned, std::size_t bytes) override {
+        ATELIER_CHECK(uploads_ordered_ == emulator::launches(), "an upload that doesn't wait for what was computed");
+        uploads_.push_back({device, pinned, bytes});
+    }
     void start_download(void* pinned, const void* device, std::size_t bytes) override {
         ATELIER_CHECK(ordered_ == emulator::launches(), "a download that doesn't wait for what was computed");
         downloads_.push_back({pinned, device, bytes});
     }
     void compute_after_uploads() override { run(uploads_); }
     void downloads_after_compute() override { ordered_ = emulator::launches(); }
-    void uploads_after_downloads() override { run(downloads_); }
+    void uploads_after_compute() override { uploads_ordered_ = emulator::launches(); }
+    void uploads_after_downloads() override {
+        run(downloads_);
+        uploads_ordered_ = ordered_;
+    }
     void finish_downloads() override { run(downloads_); }
 
   private:
@@ -90,7 +97,7 @@ class Memory final : public DeviceMemory {
     std::map<void*, std::size_t> sizes_;
     std::size_t taken_ = 0, peak_ = 0;
     std::vector<Copy> uploads_, downloads_;
-    std::int64_t ordered_ = -1;
+    std::int64_t ordered_ = -1, uploads_ordered_ = -1;  ///< launches that downloads, and uploads, wait for
     static void move(void* to, const void* from, std::size_t bytes) {
         const emulator::Access access;
         std::memcpy(to, from, bytes);

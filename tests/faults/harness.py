@@ -1,4 +1,5 @@
 """A run of the miniature that takes half a minute, its stages, and what must be true of it after anything that happened."""
+import argparse
 import filecmp
 import json
 import os
@@ -25,6 +26,26 @@ DONE, INPUT, IO, BUSY, RANK, REQUEUE = 0, 3, 4, 7, 8, 75
 
 class Wrong(Exception):
     """Something that must hold doesn't."""
+
+
+def options(text, ranks):
+    """The parser of what every harness is told."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", required=True, type=lambda p: pathlib.Path(p).resolve())
+    parser.add_argument("--mpiexec", default="mpiexec")
+    parser.add_argument("--ranks", type=int, default=ranks)
+    return parser
+
+
+def random_options(text, kills, of):
+    """The same, for those that disturb at random moments; `of`: what has so many kills."""
+    parser = options(text, ranks=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=kills, help=f"of each {of}")
+    parser.add_argument("--calm", type=pathlib.Path, help="directory in which another harness has made its undisturbed run with as many ranks")
+    parser.add_argument("--record", help="file that the table is appended to")
+    return parser
 
 
 def environment(**more):

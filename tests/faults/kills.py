@@ -10,7 +10,6 @@ and metrics are compared bit for bit, and the lists of files. Kinds:
     rank      one rank only                      TERM      all ranks: publish what is complete, code 75
     USR1      the launcher, which passes it on   twice     TERM, and KILL a moment later
 """
-import argparse
 import collections
 import os
 import pathlib
@@ -127,20 +126,11 @@ def show(table, out=sys.stdout):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--programs", required=True)
-    options.add_argument("--mpiexec", default="mpiexec")
-    options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--runs", type=int, default=1)
-    options.add_argument("--kills", type=int, default=1, help="of each stage")
-    options.add_argument("--ranks", type=int, default=2)
-    options.add_argument("--calm", type=pathlib.Path, help="directory in which another harness has made its undisturbed run with as many ranks")
-    options.add_argument("--record", help="file that the table is appended to")
-    given = options.parse_args()
+    given = harness.random_options(__doc__, kills=1, of="stage").parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="atelier-kills."))
     table = collections.Counter()
     try:
-        pipeline = harness.Pipeline(pathlib.Path(given.programs).resolve(), given.mpiexec, given.calm or work, given.ranks)
+        pipeline = harness.Pipeline(given.programs, given.mpiexec, given.calm or work, given.ranks)
         calm = pipeline.work / "calm"
         if given.calm:
             seconds = {stage.name: 2.0 for stage in pipeline.stages(calm)}

@@ -7,7 +7,6 @@ A stage runs undisturbed once, its calls on the run's files are counted; then fo
 and the last) it starts from the same state, is struck there, and is run again. It must end with a documented code and name a file, nothing
 published may be wrong, and what the second run makes is what the undisturbed run has, without a temporary left.
 """
-import argparse
 import collections
 import os
 import pathlib
@@ -95,15 +94,12 @@ def strike(pipeline, given, before, calm, stage, point, fault, table):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--programs", required=True)
+    options = harness.options(__doc__, ranks=1)
     options.add_argument("--library", required=True)
-    options.add_argument("--mpiexec", default="mpiexec")
     options.add_argument("--stages", default="curate-t2i,rollout-edit-0001,grpo-t2i-0002,teacher-dump-t2i-02,distill-02,reward-train,evaluate")
     options.add_argument("--faults", default="kill,torn")
     options.add_argument("--every", type=int, default=1, help="of all points every N-th")
     options.add_argument("--first", type=int, default=0, help="from this one on")
-    options.add_argument("--ranks", type=int, default=1)
     options.add_argument("--rank", type=int, help="the rank that is struck")
     options.add_argument("--skew", type=int, help="then a whole run, the clock of each rank so many seconds ahead of the one before")
     options.add_argument("--verbose", action="store_true")
@@ -113,7 +109,7 @@ def main():
     work = pathlib.Path(tempfile.mkdtemp(prefix="atelier-points."))
     table = collections.Counter()
     try:
-        pipeline = harness.Pipeline(pathlib.Path(given.programs).resolve(), given.mpiexec, work, given.ranks)
+        pipeline = harness.Pipeline(given.programs, given.mpiexec, work, given.ranks)
         calm = work / "calm"
         last = max(i for i, s in enumerate(pipeline.plan(calm)) if s.name in wanted)
         points = []

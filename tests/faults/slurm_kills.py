@@ -10,7 +10,6 @@ Every stage runs on R ranks on R nodes (--ranks, default 2). K times a run, afte
 A run whose queue is empty before it is complete is submitted again with pipeline.sh --run, as a user would. (The undisturbed run is made
 without Slurm: it has the same bits.) Exit code 77: no Slurm is installed.
 """
-import argparse
 import collections
 import os
 import pathlib
@@ -153,24 +152,15 @@ def one_run(pipeline, cluster, run, calm, kills, draw, table):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--programs", required=True)
-    options.add_argument("--mpiexec", default="mpiexec")
-    options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--runs", type=int, default=1)
-    options.add_argument("--kills", type=int, default=12, help="of each run")
-    options.add_argument("--ranks", type=int, default=2)
-    options.add_argument("--calm", type=pathlib.Path, help="directory in which another harness has made its undisturbed run with as many ranks")
-    options.add_argument("--record", help="file that the table is appended to")
-    given = options.parse_args()
+    given = harness.random_options(__doc__, kills=12, of="run").parse_args()
     if not shutil.which("slurmctld", path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
         print("skipped: slurmctld is not installed (scripts/setup.sh slurm)")
         return 77
     work = pathlib.Path(tempfile.mkdtemp(prefix="atelier-slurm-kills.", dir="/tmp"))  # short: socket paths end at 107 characters
-    programs, table = pathlib.Path(given.programs).resolve(), collections.Counter()
-    cluster = Cluster(work, programs)
+    table = collections.Counter()
+    cluster = Cluster(work, given.programs)
     try:
-        pipeline = harness.Pipeline(programs, given.mpiexec, given.calm or work, given.ranks)
+        pipeline = harness.Pipeline(given.programs, given.mpiexec, given.calm or work, given.ranks)
         calm = pipeline.work / "calm"
         if not given.calm:
             print(f"undisturbed: {sum(undisturbed(pipeline, calm).values()):.1f} s", flush=True)

@@ -471,6 +471,23 @@ TEST_F(Files, PartsOfAShard) {
     EXPECT_TRUE(training.picture.empty());
 }
 
+TEST_F(Files, AnAttributeIsOneValue) {
+    const fs::path path = directory_ / "many.h5";
+    hdf5::File::create(path).close();
+    {
+        const hsize_t three = 3;
+        const hdf5::Handle file(H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose), space(H5Screate_simple(1, &three, nullptr), H5Sclose);
+        const hdf5::Handle text(H5Tcopy(H5T_C_S1), H5Tclose);
+        H5Tset_size(text.id(), H5T_VARIABLE);
+        for (const auto& [name, type] : {std::pair("number", H5T_STD_I64LE), std::pair("text", text.id())})
+            const hdf5::Handle attribute(H5Acreate2(file.id(), name, type, space.id(), H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
+    }
+    const auto file = hdf5::File::open(path);
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { (void)file.integer_attribute("/", "number"); }), HasSubstr("number of / is not one value"));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { (void)file.number_attribute("/", "number"); }), HasSubstr("number of / is not one value"));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { (void)file.text_attribute("/", "text"); }), HasSubstr("text of / is not one value"));
+}
+
 TEST_F(Files, MetricsOfAStageThatRanAgainReplaceTheirLine) {
     const auto path = directory_ / "metrics.jsonl";
     for (int loss : {1, 2, 3})

@@ -3,11 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmath>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <unistd.h>
 #include <limits>
 
 #include "core/convert.hpp"
@@ -238,6 +241,26 @@ TEST_F(SafetensorsFile, ReadingAPartTouchesThatPartAlone) {
 }
 
 // Every bf16 and half value survives the way up and down; rounding is to nearest even.
+TEST_F(SafetensorsFile, APageThatCannotBeReadEndsTheProgramAndNamesTheFile) {
+    const auto path = directory_ / "cut.safetensors";
+    const std::vector<float> values(1 << 16, 1);
+    write_safetensors(path, {{"w", Tensor::of(values.data(), {1 << 16}), DType::f32}});
+    const auto read_what_was_cut = [&] {
+        const auto file = Safetensors::open(path);
+        std::filesystem::resize_file(path, 8192);  // under the mapping
+        (void)file.floats("w");
+    };
+    EXPECT_EXIT(read_what_was_cut(), ::testing::ExitedWithCode(static_cast<int>(ErrorKind::io)), "cannot read .*cut.safetensors at byte 8192: ");
+    // Another SIGBUS is what it was before.
+    const auto another = [&] {
+        const auto file = Safetensors::open(path);
+        raise(SIGBUS);
+    };
+    write_safetensors(path, {{"w", Tensor::of(values.data(), {1 << 16}), DType::f32}});
+    const auto ended_otherwise = [](int status) { return WIFSIGNALED(status) || (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != 4); };  // a sanitizer exits
+    EXPECT_EXIT(another(), ended_otherwise, "");
+}
+
 TEST(Convert, HalvesAreExact) {
     for (std::uint32_t bits = 0; bits < 65536; ++bits) {
         const auto b = static_cast<std::uint16_t>(bits);

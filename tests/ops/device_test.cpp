@@ -9,6 +9,7 @@
 #include "flow/guidance.hpp"
 #include "flow/sampler.hpp"
 #include "harness.hpp"
+#include "nn/streamed.hpp"
 #include "ops/repeated.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
@@ -40,7 +41,7 @@ void compare(const char* name, const Case& run, double allowed = tolerance) {
     std::vector<std::vector<float>> expected;
     {
         // Memory is the device's: only where operations run changes.
-        detail::current_device = Device::cpu;
+        atelier::detail::current_device = Device::cpu;
         const std::vector<Floats> by_cpu = [&] {
             std::vector<Floats> kept;
             for (const Floats& f : run()) kept.push_back(f);
@@ -48,7 +49,7 @@ void compare(const char* name, const Case& run, double allowed = tolerance) {
         }();
         for (const Floats& f : by_cpu) expected.emplace_back(f.begin(), f.end());
     }
-    detail::current_device = Device::cuda;
+    atelier::detail::current_device = Device::cuda;
     ASSERT_EQ(found.size(), expected.size());
     for (std::size_t i = 0; i < found.size(); ++i) {
         EXPECT_EQ(found[i], again[i]) << name << " output " << i;
@@ -394,7 +395,7 @@ TEST(DeviceCast, RoundedToStoredTypes) {
     if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
     for (const std::int64_t n : {1, 7, 1024, 1031}) {
         Floats x = normal(n, 1), in_place, other(x.size());
-        const float odd[] = {0.0f, -0.0f, 1e-7f, -3e-8f, 6.1e-5f, 65504.0f, 65520.0f, -1e30f, INFINITY, 1.0f + 0x1p-11f, 1.0f + 0x1p-8f};
+        const float odd[] = {0.0f, -0.0f, 1e-7f, -3e-8f, 4e-5f, 6.1e-5f, 65504.0f, 65520.0f, -1e30f, INFINITY, 1.0f + 0x1p-11f, 1.0f + 0x1p-8f};
         std::copy_n(odd, std::min<std::size_t>(std::size(odd), x.size()), x.begin());
         for (const DType dtype : {DType::bf16, DType::f16}) {
             in_place = x;
@@ -506,6 +507,46 @@ TEST(DeviceHostVectors, PiecesComeAndGoInOrder) {
     }
 }
 
+TEST(DeviceStreamedWeights, BlocksComeWhenTheyAreAcquired) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const int blocks : {1, 2, 5}) {
+        nn::ParameterTable table;
+        table.add({"stem", {3, 5}});
+        for (int b = 0; b < blocks; ++b) {
+            table.add({.name = fmt::format("block.{}.matrix", b), .shape = {7, 9 + b}, .block = b});
+            table.add({.name = fmt::format("block.{}.norm", b), .shape = {9}, .block = b});
+        }
+        table.add({"head", {2, 3}});
+        const Numbers host(table.flat_size());
+        Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(table, host.tensor(), plan); }));
+        nn::StreamedWeights weights(table, host.tensor(), arena);
+        const nn::ParameterStore store(table, weights);
+        for (const float offset : {1.0f, 1000.0f}) {
+            for (std::int64_t i = 0; i < host.size(); ++i) host.data()[i] = offset + static_cast<float>(i);
+            weights.refresh();
+            const auto check = [&](int row) {
+                const Tensor there = store[row];
+                Floats copy(static_cast<std::size_t>(there.elements()), 0.0f);
+                add(there.f32(), copy.data(), there.elements());
+                device_memory().synchronise();
+                for (std::size_t i = 0; i < copy.size(); ++i)
+                    ASSERT_EQ(copy[i], offset + static_cast<float>(table.offset(row) + static_cast<std::int64_t>(i))) << table.spec(row).name;
+            };
+            std::vector<int> visits;
+            for (int round = 0; round < 2; ++round)
+                for (int b = 0; b < blocks; ++b) visits.push_back(b);
+            for (int b = blocks - 1; b >= 0; --b) visits.push_back(b);
+            for (const int b : visits) {
+                store.acquire(b);
+                for (int row = 0; row < table.size(); ++row)
+                    if (table.spec(row).block == b || table.spec(row).block < 0) check(row);
+                store.release(b);
+            }
+            EXPECT_THROW(store.at("block.0.norm"), Error) << "a block that isn't acquired";
+        }
+    }
+}
+
 using DeviceDoubles = std::vector<double, testing::SharedAllocator<double>>;
 
 TEST(DeviceSampler, StepLogProbabilityAndGradients) {
@@ -571,10 +612,10 @@ TEST(DeviceOptimizer, AdamWAndNormAsOnTheCpu) {
                          float(1 / std::sqrt(1 - std::pow(config.beta2, t))), float(config.epsilon), float(1 - rate * config.weight_decay)},
                         g.data(), p.data(), m.data(), v.data(), shadow.data());
         const optim::ParameterRange range{0, n, true};
-        detail::current_device = Device::cpu;
+        atelier::detail::current_device = Device::cpu;
         optim::adamw_step(config, rate, 3, 0.5, std::span(&range, 1), std::vector<float>(g.begin(), g.end()), pe, me, ve);
         const double expected = optim::GradientNorm(n).sum_of_squares(std::vector<float>(g.begin(), g.end()));
-        detail::current_device = Device::cuda;
+        atelier::detail::current_device = Device::cuda;
         for (std::int64_t i = 0; i < n; ++i) {
             EXPECT_NEAR(p[i], pe[i], 1e-6f * std::max(1.0f, std::abs(pe[i])));
             EXPECT_NEAR(m[i], me[i], 1e-6f * std::max(1.0f, std::abs(me[i])));

@@ -53,15 +53,16 @@ Config load_config(const std::filesystem::path& config_json) {
         for (std::size_t i = 0; i < 3; ++i) {
             ATELIER_CHECK_INPUT((*axes)[i].is_number_integer(), "{}: axes_dims_rope holds {}", path, (*axes)[i].dump());
             c.rope_dims[i] = (*axes)[i].get<std::int64_t>();
-            ATELIER_CHECK_INPUT(c.rope_dims[i] >= 0 && c.rope_dims[i] % 2 == 0,
-                                "{}: axes_dims_rope must be even, found {}", path, axes->dump());
+            ATELIER_CHECK_INPUT(c.rope_dims[i] >= 0 && c.rope_dims[i] <= c.head_dim && c.rope_dims[i] % 2 == 0,
+                                "{}: axes_dims_rope must be even and no more than attention_head_dim = {}, found {}", path, c.head_dim,
+                                axes->dump());
         }
     }
     ATELIER_CHECK_INPUT(c.rope_dims[0] + c.rope_dims[1] + c.rope_dims[2] == c.head_dim,
                         "{}: axes_dims_rope must add up to attention_head_dim = {}, found {} + {} + {}", path, c.head_dim,
                         c.rope_dims[0], c.rope_dims[1], c.rope_dims[2]);
     if (const auto eps = json.find("eps"); eps != json.end()) {
-        ATELIER_CHECK_INPUT(eps->is_number() && eps->get<double>() > 0, "{}: eps must be positive, found {}", path,
+        ATELIER_CHECK_INPUT(eps->is_number() && eps->get<double>() > 0 && eps->get<double>() < 1, "{}: eps must lie within 0 and 1, found {}", path,
                             eps->dump());
         c.eps = eps->get<float>();
     }

@@ -10,6 +10,7 @@
 #include "nn/checkpoint_weights.hpp"
 #include "nn/parameters.hpp"
 #include "ops/attention.hpp"
+#include "ops/precision.hpp"
 #include "ops/repeated.hpp"
 
 namespace atelier::dit {
@@ -30,10 +31,14 @@ struct BlockParameters {
 /// Weights live in a nn::ParameterStore made from `table()`.
 class Dit {
   public:
-    /// `device`: where its passes run; their weights and gradients must be there.
-    explicit Dit(const Config& config, Device device = Device::cpu);
+    /// `device`: where its passes run; their weights and gradients must be there. `precision`: of operands of matrix products, attention's
+    /// included, where passes run on the CPU; weights must hold bf16 numbers then (nn::round_to).
+    explicit Dit(const Config& config, Device device = Device::cpu, ops::ProductPrecision precision = ops::ProductPrecision::fp32);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
+    ops::ProductPrecision precision() const { return precision_; }
+    /// Whether operands are rounded here, and not by a device's backend.
+    bool rounds_operands() const { return device_ == Device::cpu && precision_ == ops::ProductPrecision::bf16; }
     const nn::ParameterTable& table() const { return table_; }
     const std::vector<BlockParameters>& blocks() const { return blocks_; }
 
@@ -43,6 +48,7 @@ class Dit {
   private:
     Config config_;
     Device device_;
+    ops::ProductPrecision precision_;
     nn::ParameterTable table_;
     std::vector<BlockParameters> blocks_;
 };

@@ -25,7 +25,7 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
                        Keep keep, Arena& arena)
     : dit_(dit), batch_(batch) {
     const Config& c = dit.config();
-    const DeviceScope scope(dit.device());
+    const PassScope scope(dit);
     const std::int64_t rows = batch * max_target_tokens;
     modulation_.plan(dit, batch, keep != Keep::nothing, arena);
     stream_.plan(dit, batch, rows, max_prefix_tokens + max_target_tokens, keep, true, arena);
@@ -33,13 +33,13 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
     final_mean_ = arena.take_f32({rows}, dit.device());
     final_inverse_ = arena.take_f32({rows}, dit.device());
     layout_there_.plan(dit, max_target_tokens, false, arena);
-    latents_there_ = plan_room(dit, {rows, c.in_channels}, arena);
-    velocity_there_ = plan_room(dit, {rows, c.out_channels}, arena);
+    latents_there_ = plan_operand(dit, {rows, c.in_channels}, arena);
+    velocity_there_ = plan_operand(dit, {rows, c.out_channels}, arena);
 }
 
 void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& latents,
                          std::span<const float> timesteps, const Tensor& velocity) {
-    const DeviceScope scope(dit_.device());
+    const PassScope scope(dit_);
     const Config& c = dit_.config();
     layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().target_tokens);
     const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
@@ -49,7 +49,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
                   "a target pass of {} x {} tokens was given latents {} and {} timesteps", batch_, s.rows,
                   latents.shape().str(), timesteps.size());
     load_timesteps(timesteps, modulation_);
-    const Tensor in = flat(bring(dit_, latents, latents_there_), rows), out = there(dit_, velocity, velocity_there_);
+    const Tensor in = flat(bring_operand(dit_, latents, latents_there_), rows), out = there(dit_, velocity, velocity_there_);
     // Inference repeats the same work for every step; a mask of keys would come from host memory.
     if (stream_.keep == Keep::nothing && weights.residence() == nullptr && s.shared_valid == nullptr)
         recorded(weights, prefix, in, out).run([&] { run(weights, prefix, s, in, out); });
@@ -92,13 +92,13 @@ void TargetPass::run(const nn::ParameterStore& weights, const PrefixPass& prefix
 
 void TargetPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, PrefixPass& prefix,
                           const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents) {
-    const DeviceScope scope(dit_.device());
+    const PassScope scope(dit_);
     const Config& c = dit_.config();
     layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().target_tokens);
     const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
-    const Tensor d_out = flat(bring(dit_, d_velocity, velocity_there_), rows);
+    const Tensor d_out = flat(bring_operand(dit_, d_velocity, velocity_there_), rows);
     zero_modulation_gradients(modulation_);
     const Tensor d_x = stream_.d_x.slice(0, rows), d_y = stream_.d_y.slice(0, rows);
     nn::project_backward(weights, gradients, dit_.proj_out, final_normed_.slice(0, rows), d_out, d_y);
@@ -122,7 +122,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         weights.release(i);
     }
     const Tensor d_in = there(dit_, d_latents, latents_there_);
-    nn::project_backward(weights, gradients, dit_.image_in, flat(bring(dit_, latents, latents_there_), rows), d_x,
+    nn::project_backward(weights, gradients, dit_.image_in, flat(bring_operand(dit_, latents, latents_there_), rows), d_x,
                          d_in.empty() ? Tensor() : flat(d_in, rows));
     if (!d_in.empty()) transfer(d_in, d_latents);
     modulation_backward(dit_, weights, gradients, modulation_);

@@ -45,7 +45,7 @@ SplitExpression::SplitExpression(const std::string& expression, std::string plac
     PCRE2_SIZE offset = 0;
     pcre2_code* code =
         pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                      PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
     ATELIER_CHECK_INPUT(code != nullptr,
                         "{}: expected a regular expression, found {} ({} at offset {})", place_,
                         expression, message_of(error), offset);

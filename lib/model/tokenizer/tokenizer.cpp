@@ -86,12 +86,7 @@ Tokenizer::Tokenizer(const TokenizerFile& file)
     : path_(file.path), nfc_(file.nfc), encoder_(byte_tokens(file)), ids_(file.vocabulary) {
     std::int32_t largest = 0;
     for (const auto& [spelling, id] : file.vocabulary) largest = std::max(largest, id);
-    for (const AddedToken& token : file.added_tokens) {
-        ATELIER_CHECK_INPUT(token.id >= 0,
-                            "{}: added_tokens: \"{}\": expected an id of at least 0, found {}",
-                            path_.string(), token.content, token.id);
-        largest = std::max(largest, token.id);
-    }
+    for (const AddedToken& token : file.added_tokens) largest = std::max(largest, token.id);
     const auto limit =
         static_cast<std::int64_t>(file.vocabulary.size() + file.added_tokens.size()) * 4 + 65536;
     ATELIER_CHECK_INPUT(largest < limit, "{}: expected ids below {}, found {}", path_.string(),

@@ -14,9 +14,10 @@ void read_added_tokens(const JsonNode& list, TokenizerFile& file) {
         node.only_known(
             {"id", "content", "special", "normalized", "single_word", "lstrip", "rstrip"});
         for (const char* key : {"single_word", "lstrip", "rstrip"}) node.require(key, {false});
-        AddedToken token{static_cast<std::int32_t>(node.at("id").integer()),
-                         node.at("content").text(), node.flag_or("special", false),
-                         node.flag_or("normalized", true)};
+        const std::int64_t id = node.at("id").integer();
+        ATELIER_CHECK_INPUT(id >= 0 && id <= INT32_MAX, "{}: expected an id, found {}", node.at("id").place(), id);
+        AddedToken token{static_cast<std::int32_t>(id), node.at("content").text(),
+                         node.flag_or("special", false), node.flag_or("normalized", true)};
         ATELIER_CHECK_INPUT(!token.content.empty(), "{}: an added token without content",
                             node.place());
         file.added_tokens.push_back(std::move(token));

@@ -1,14 +1,19 @@
 #include "model/vae/config.hpp"
 
+#include <cmath>
+#include <limits>
+
 #include "core/error.hpp"
 #include "model/tokenizer/json_file.hpp"
 
 namespace atelier::vae {
 namespace {
 
+constexpr std::int64_t largest_size = std::int64_t{1} << 31;
+
 std::int64_t size(const model::JsonNode& node, const char* key) {
     const auto value = node.at(key);
-    ATELIER_CHECK_INPUT(value.integer() > 0, "{} must be a positive size, found {}", value.place(), value.found());
+    ATELIER_CHECK_INPUT(value.integer() > 0 && value.integer() < largest_size, "{} must be a positive size, found {}", value.place(), value.found());
     return value.integer();
 }
 
@@ -17,7 +22,11 @@ std::vector<float> numbers(const model::JsonNode& node, const char* key, std::in
     ATELIER_CHECK_INPUT(list.value().is_array() && static_cast<std::int64_t>(list.size()) == count,
                         "{} must hold z_dim = {} numbers, found {}", list.place(), count, list.found());
     std::vector<float> values;
-    for (std::size_t i = 0; i < list.size(); ++i) values.push_back(static_cast<float>(list[i].number()));
+    for (std::size_t i = 0; i < list.size(); ++i) {
+        ATELIER_CHECK_INPUT(std::abs(list[i].number()) <= std::numeric_limits<float>::max(), "{} holds {}, which no float is", list.place(),
+                            list[i].found());
+        values.push_back(static_cast<float>(list[i].number()));
+    }
     return values;
 }
 
@@ -46,7 +55,7 @@ Config load_config(const std::filesystem::path& config_json) {
     c.residual_blocks = size(root, "num_res_blocks");
     const auto multipliers = root.at("dim_mult");
     for (std::size_t i = 0; i < multipliers.size(); ++i) {
-        ATELIER_CHECK_INPUT(multipliers[i].integer() > 0, "{} must hold positive sizes, found {}", multipliers.place(),
+        ATELIER_CHECK_INPUT(multipliers[i].integer() > 0 && multipliers[i].integer() < largest_size, "{} must hold positive sizes, found {}", multipliers.place(),
                             multipliers.found());
         c.multipliers.push_back(multipliers[i].integer());
     }

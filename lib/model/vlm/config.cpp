@@ -28,11 +28,17 @@ void read_rope(const JsonNode& text, TextConfig& c) {
     rope.require("rope_type", {"default"});
     rope.require("type", {"default", "mrope"});
     rope.require("mrope_interleaved", {true});
-    c.rope_theta = rope.has("rope_theta") ? rope.at("rope_theta").number() : text.at("rope_theta").number();
+    const JsonNode theta = rope.has("rope_theta") ? rope.at("rope_theta") : text.at("rope_theta");
+    c.rope_theta = theta.number();
+    ATELIER_CHECK_INPUT(c.rope_theta > 0, "{} must be positive, found {}", theta.place(), theta.found());
     const JsonNode section = rope.at("mrope_section");
     ATELIER_CHECK_INPUT(section.value().is_array() && section.size() == 3, "{} must be three sizes, found {}",
                         section.place(), section.found());
-    for (std::size_t i = 0; i < 3; ++i) c.mrope_section[i] = section[i].integer();
+    for (std::size_t i = 0; i < 3; ++i) {
+        c.mrope_section[i] = section[i].integer();
+        ATELIER_CHECK_INPUT(c.mrope_section[i] >= 0 && c.mrope_section[i] <= c.head_dim, "{} must hold sizes up to head_dim = {}, found {}",
+                            section.place(), c.head_dim, section.found());
+    }
     ATELIER_CHECK_INPUT(std::accumulate(c.mrope_section.begin(), c.mrope_section.end(), std::int64_t{0}) == c.head_dim / 2,
                         "{} must add up to head_dim / 2 = {}, found {}", section.place(), c.head_dim / 2, section.found());
 }
@@ -44,7 +50,10 @@ Config load_config(const std::filesystem::path& config_json) {
     const JsonNode root(json, config_json.string() + ": ");
     root.require("model_type", {"qwen3_vl"});
     Config c;
-    c.image_token = static_cast<std::int32_t>(root.at("image_token_id").integer());
+    const JsonNode image_token = root.at("image_token_id");
+    ATELIER_CHECK_INPUT(image_token.integer() >= 0 && image_token.integer() <= INT32_MAX, "{} must be a token, found {}", image_token.place(),
+                        image_token.found());
+    c.image_token = static_cast<std::int32_t>(image_token.integer());
     c.tied_head = root.flag_or("tie_word_embeddings", false);
 
     const JsonNode text = root.at("text_config");
@@ -57,7 +66,9 @@ Config load_config(const std::filesystem::path& config_json) {
     c.text.kv_heads = size(text, "num_key_value_heads");
     c.text.head_dim = text.has("head_dim") ? size(text, "head_dim") : c.text.hidden / c.text.heads;
     c.text.vocabulary = size(text, "vocab_size");
-    c.text.eps = static_cast<float>(number_or(text, "rms_norm_eps", 1e-6));
+    const double eps = number_or(text, "rms_norm_eps", 1e-6);
+    ATELIER_CHECK_INPUT(eps > 0 && eps < 1, "{}: rms_norm_eps must lie within 0 and 1, found {}", text.place(), eps);
+    c.text.eps = static_cast<float>(eps);
     ATELIER_CHECK_INPUT(c.text.heads % c.text.kv_heads == 0, "{}: {} heads cannot share {} key heads", text.place(),
                         c.text.heads, c.text.kv_heads);
     read_rope(text, c.text);

@@ -73,6 +73,7 @@ class Memory final : public DeviceMemory {
     }
     void compute_after_uploads() override { order(up().stream, stream()); }
     void downloads_after_compute() override { order(stream(), down().stream); }
+    void uploads_after_compute() override { order(stream(), up().stream); }
     void uploads_after_downloads() override { order(down().stream, up().stream); }
     void finish_downloads() override { check(cudaStreamSynchronize(down().stream), "waiting for downloads"); }
 
