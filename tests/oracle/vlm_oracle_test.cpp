@@ -354,7 +354,8 @@ TEST(vlm_oracle, BatchedDecodingWithASharedPrefix) {
     const auto length = static_cast<std::int64_t>(c.row(0, first).size());
     const auto alone = decode_in_company(c, model, length - 5, 1, steps, expected);
     EXPECT_LE(worst(alone.data(), logits.data(), static_cast<std::int64_t>(logits.size())), c.tolerance("logits"));
-    for (const int copies : {2, 3, 4, 5, 9}) EXPECT_EQ(decode_in_company(c, model, length - 5, copies, steps, expected), alone) << copies;
+    const bool emulated = model.vlm.device() != Device::cpu;  // and slow
+    for (const int copies : emulated ? std::vector{3, 9} : std::vector{2, 3, 4, 5, 9}) EXPECT_EQ(decode_in_company(c, model, length - 5, copies, steps, expected), alone) << copies;
     const auto elsewhere = decode_in_company(c, model, length - 1, 3, steps, expected);
     EXPECT_LE(worst(elsewhere.data(), logits.data(), static_cast<std::int64_t>(logits.size())), c.tolerance("logits"));
 }
