@@ -44,7 +44,10 @@ void check_finite(const io::Safetensors& file, const io::StoredTensor& stored, s
 }  // namespace
 
 NumbersLoader::NumbersLoader(const io::Safetensors& file, Device device)
-    : file_(file), room_(device == Device::cpu ? Numbers() : Numbers(room_numbers / 2, device)) {}
+    : file_(file) {
+    const auto is_narrow = [](const auto& entry) { return entry.second.dtype == DType::bf16; };
+    if (device != Device::cpu && std::any_of(file.tensors().begin(), file.tensors().end(), is_narrow)) room_ = Numbers(room_numbers / 2, device);
+}
 
 void NumbersLoader::load(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
     const std::int64_t count = to.elements();

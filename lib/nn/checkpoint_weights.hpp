@@ -28,13 +28,13 @@ void load_weights(const ParameterStore& store, const io::Safetensors& file,
 /// width, through pinned memory.
 class NumbersLoader {
   public:
-    /// Takes a buffer of the device's memory.
+    /// Takes a buffer of the device's memory for what is stored as bf16.
     NumbersLoader(const io::Safetensors& file, Device device);
     /// Elements [first, first + to.elements()) of a tensor.
     void load(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
 
   private:
-    static constexpr std::int64_t room_numbers = 1 << 24;  ///< at a time, as bf16
+    static constexpr std::int64_t room_numbers = 1 << 22;  ///< at a time, as bf16
     void to_device(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
     const io::Safetensors& file_;
     Numbers room_;
