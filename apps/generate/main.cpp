@@ -70,7 +70,8 @@ void run(const Options& o) {
     const auto requests = generate::make_requests(o);
     if (o.output_dir) std::filesystem::create_directories(*o.output_dir);
     ATELIER_CHECK_USAGE(o.loras.empty() || o.device == Device::cpu, "--lora goes with --device cpu; atelier-export merges an adapter for others");
-    pipeline::Pipeline model(o.model, o.transformer, o.device);
+    const auto precision = o.device == Device::cuda ? ops::ProductPrecision::bf16 : ops::ProductPrecision::fp32;
+    pipeline::Pipeline model(o.model, o.transformer, o.device, nullptr, precision);
     for (const nn::LoraRequest& lora : o.loras)
         nn::merge_lora(nn::load_lora(lora.path, model.dit().table()).store(), model.dit_weights(), lora.scale);
     const auto begin = std::chrono::steady_clock::now();

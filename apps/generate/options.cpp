@@ -16,7 +16,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
     std::vector<std::string> images, loras;
     po::options_description text("atelier-generate: pictures from a diffusers directory of class QwenImage21Pipeline");
     text.add_options()("help", "this text")("model", po::value(&model), "model directory (required)")(
-        "device", po::value(&device)->default_value("cpu"), "cpu or cuda: where the transformer runs")(
+        "device", po::value(&device)->default_value("cpu"), "cpu or cuda: where the model runs")(
         "transformer", po::value(&transformer), "transformer directory (weights, or an adapter) to use instead of the model's own")(
         "lora", po::value(&loras)->composing(), "FILE[:SCALE], an adapter in diffusers' or PEFT's layout to add; may be repeated")(
         "prompt", po::value(&o.prompt), "what to draw")("negative", po::value(&o.negative), "negative prompt, for guidance")(

@@ -48,6 +48,10 @@ class Communicator {
     virtual void finish_gather() = 0;
     /// mine[i] = sum over ranks 0, 1, … of their all[rank() * mine.size() + i]: each rank gets its share of the sum.
     virtual void sum_shares(std::span<const float> all, std::span<float> mine) = 0;
+    /// The same, begun here and over at finish_sum_shares(); where it cannot go on beside this rank's work it is over at once. Until then
+    /// nobody touches the spans. One at a time.
+    virtual void start_sum_shares(std::span<const float> all, std::span<float> mine) { sum_shares(all, mine); }
+    virtual void finish_sum_shares() {}
     virtual double max(double value) = 0;
     /// Every rank's bytes on every rank, in rank order.
     virtual std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) = 0;

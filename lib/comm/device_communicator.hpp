@@ -33,6 +33,9 @@ class DeviceCommunicator {
     virtual std::size_t bytes() const = 0;
 };
 
+/// Bytes of device memory that its sums take, whatever the number of ranks.
+inline constexpr std::size_t device_sum_bytes = std::size_t{1} << 26;
+
 /// `compute_stream`: the computation's stream of this process's device (a cudaStream_t). One rank a device. `world` carries the
 /// bootstrap. Loads ATELIER_NCCL_BACKEND if set, else ../lib/libatelier_nccl.so beside the program; throws Error(usage) where it is
 /// missing.

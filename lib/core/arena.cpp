@@ -18,14 +18,14 @@ Arena Arena::measuring(std::string name) {
     return arena;
 }
 
-Arena::Arena(std::string name, std::size_t bytes, std::size_t device_bytes) : name_(std::move(name)) {
-    if (bytes > 0) {
-        void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes, name_,
+Arena::Arena(std::string name, const Bytes& bytes) : name_(std::move(name)) {
+    if (bytes.host > 0) {
+        void* memory = mmap(nullptr, bytes.host, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes.host, name_,
                          std::strerror(errno));
-        host_ = {static_cast<std::byte*>(memory), bytes};
+        host_ = {static_cast<std::byte*>(memory), bytes.host};
     }
-    if (device_bytes > 0) device_ = {static_cast<std::byte*>(device_memory().allocate(device_bytes)), device_bytes};
+    if (bytes.device > 0) device_ = {static_cast<std::byte*>(device_memory().allocate(bytes.device)), bytes.device};
 }
 
 Arena::~Arena() {
@@ -58,10 +58,15 @@ Tensor Arena::take(DType dtype, Shape shape, Device device) {
     return Tensor(address, dtype, shape, device);
 }
 
+void Arena::release(std::size_t mark, Device device) {
+    Block& from = device == Device::cpu ? host_ : device_;
+    ATELIER_CHECK(mark <= from.used, "arena {} released to {} beyond its {} bytes in use", name_, mark, from.used);
+    from.used = mark;
+}
+
 void Arena::release(std::size_t mark) {
-    ATELIER_CHECK(mark <= host_.used, "arena {} released to {} beyond its {} bytes in use", name_, mark, host_.used);
-    host_.used = mark;
-    if (mark == 0) device_.used = 0;
+    release(mark, Device::cpu);
+    if (mark == 0) release(0, Device::cuda);
 }
 
 }  // namespace atelier

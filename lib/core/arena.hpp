@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 
+#include "core/bytes.hpp"
 #include "core/tensor.hpp"
 
 namespace atelier {
@@ -18,8 +19,17 @@ class Arena {
   public:
     static constexpr std::size_t alignment = 64, device_alignment = 256;
     static Arena measuring(std::string name);
-    /// Throws Error(io) if the system cannot give `bytes`, or the device `device_bytes`.
-    Arena(std::string name, std::size_t bytes, std::size_t device_bytes = 0);
+    /// Throws Error(io) if the system, or the device, cannot give so many.
+    Arena(std::string name, const Bytes& bytes);
+    /// One of the size that `build(arena)` takes, with that already taken of it.
+    template <typename Build>
+    static Arena of(std::string name, Build&& build) {
+        Arena plan = measuring(name);
+        build(plan);
+        Arena arena(std::move(name), {plan.used(), plan.used(Device::cuda)});
+        build(arena);
+        return arena;
+    }
     ~Arena();
     Arena(Arena&& other) noexcept;
     Arena& operator=(Arena&& other) noexcept;
@@ -30,9 +40,10 @@ class Arena {
     Tensor take(DType dtype, Shape shape, Device device = Device::cpu);
     Tensor take_f32(Shape shape, Device device = Device::cpu) { return take(DType::f32, shape, device); }
 
-    /// Position to go back to: everything taken after a mark is given back by `release(mark)`. Of a device's memory all is given
-    /// back by release(0), nothing by others.
-    std::size_t mark() const { return host_.used; }
+    /// Position to go back to in one of the memories: everything taken of it after a mark is given back by `release(mark, device)`.
+    std::size_t mark(Device device = Device::cpu) const { return block(device).used; }
+    void release(std::size_t mark, Device device);
+    /// Of host memory; release(0) gives back all of both.
     void release(std::size_t mark);
 
     const std::string& name() const { return name_; }
@@ -40,6 +51,8 @@ class Arena {
     std::size_t used(Device device = Device::cpu) const { return block(device).used; }
     std::size_t peak(Device device = Device::cpu) const { return block(device).peak; }
     std::size_t capacity(Device device = Device::cpu) const { return block(device).capacity; }
+    /// Of both kinds of memory.
+    Bytes bytes() const { return {host_.capacity, device_.capacity}; }
 
   private:
     struct Block {
@@ -60,30 +73,26 @@ class Workspace {
     explicit Workspace(std::string name) : arena_(std::move(name), 0) {}
     /// Bytes that `build(arena)` takes.
     template <typename Build>
-    static std::size_t measure(Build&& build) {
+    static Bytes measure(Build&& build) {
         Arena arena = Arena::measuring("plan");
         build(arena);
-        return arena.used();
+        return {arena.used(), arena.used(Device::cuda)};
     }
     /// What was built before is void afterwards.
-    void reserve(std::size_t bytes, std::size_t device_bytes = 0) {
+    void reserve(const Bytes& bytes) {
         arena_.release(0);
-        if (bytes <= arena_.capacity() && device_bytes <= arena_.capacity(Device::cuda)) return;
-        bytes = std::max(bytes, arena_.capacity());
-        device_bytes = std::max(device_bytes, arena_.capacity(Device::cuda));
+        const Bytes all = larger(bytes, arena_.bytes());
+        if (all == arena_.bytes()) return;
         std::string name = arena_.name();
         arena_ = Arena("", 0);  // given back before the larger one is taken
-        arena_ = Arena(std::move(name), bytes, device_bytes);
+        arena_ = Arena(std::move(name), all);
     }
     /// What `build` makes of the memory it asks for; what was built before is void.
     template <typename Build>
     auto build(Build&& build) {
-        Arena plan = Arena::measuring("plan");
-        build(plan);
-        reserve(plan.used(), plan.used(Device::cuda));
+        reserve(measure(build));
         return build(arena_);
     }
-    std::size_t capacity() const { return arena_.capacity(); }
     void give_back() { arena_ = Arena(arena_.name(), 0); }
 
   private:

@@ -38,4 +38,17 @@ void clear(const Tensor& tensor) {
         device_memory().zero(tensor.raw(), tensor.bytes());
 }
 
+Tensor there(Device device, const Tensor& tensor, const Tensor& room) {
+    if (tensor.empty() || tensor.device() == device) return tensor;
+    ATELIER_CHECK(tensor.elements() <= room.elements() && tensor.dtype() == room.dtype(), "{} numbers of {} where room for {} of {} was planned",
+                  tensor.elements(), name_of(tensor.dtype()), room.elements(), name_of(room.dtype()));
+    return Tensor(room.raw(), tensor.dtype(), tensor.shape(), room.device());
+}
+
+Tensor bring(Device device, const Tensor& tensor, const Tensor& room) {
+    const Tensor at = there(device, tensor, room);
+    if (at.raw() != tensor.raw()) transfer(tensor, at);
+    return at;
+}
+
 }  // namespace atelier

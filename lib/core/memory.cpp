@@ -16,18 +16,28 @@ std::size_t status_kib(const std::string& key) {
     return 0;
 }
 
-std::string list(const std::vector<std::pair<std::string, std::size_t>>& entries) {
+using Kind = std::size_t Bytes::*;
+
+std::string list(const MemoryPlan::Entries& entries, Kind kind) {
     std::string text;
     for (const auto& [what, bytes] : entries)
-        text += fmt::format("{}{} {:.1f}", text.empty() ? "" : ", ", what,
-                            static_cast<double>(bytes) / (1 << 20));
+        if (bytes.*kind > 0)
+            text += fmt::format("{}{} {:.1f}", text.empty() ? "" : ", ", what, static_cast<double>(bytes.*kind) / (1 << 20));
+    return text;
+}
+
+std::string describe(const MemoryPlan& plan, Kind kind) {
+    std::string text = fmt::format("{:.1f} MiB: {}", static_cast<double>(plan.total().*kind) / (1 << 20), list(plan.held(), kind));
+    for (const auto& [phase, entries] : plan.phases())
+        if (const std::string more = list(entries, kind); !more.empty()) text += fmt::format("; {}: {}", phase, more);
     return text;
 }
 
 // What oneDNN (its code, kernels generated at run time, packed operands), HDF5 (its code, caches) and
-// the allocator come to hold once they work, measured: docs/performance.md, "Memory". oneDNN's kernels for AVX-512 are the larger.
+// the allocator come to hold once they work, measured: docs/performance.md, "Memory" (AVX-512: before the writer's thread came in). oneDNN's
+// kernels for AVX-512 are the larger.
 std::size_t libraries_at_work() {
-    return std::size_t{__builtin_cpu_supports("avx512f") ? 38U : 25U} << 19;
+    return std::size_t{__builtin_cpu_supports("avx512f") ? 38U : 36U} << 19;
 }
 
 }  // namespace
@@ -47,35 +57,33 @@ MemoryPlan::MemoryPlan() {
     held_.emplace_back("libraries at work", libraries_at_work());
 }
 
-void MemoryPlan::hold(const std::string& what, std::size_t bytes) {
-    if (bytes > 0) held_.emplace_back(what, bytes);
+void MemoryPlan::hold(const std::string& what, const Bytes& bytes) {
+    if (bytes.all() > 0) held_.emplace_back(what, bytes);
 }
 
-void MemoryPlan::hold_during(const std::string& phase, const std::string& what, std::size_t bytes) {
-    if (bytes == 0) return;
+void MemoryPlan::hold_during(const std::string& phase, const std::string& what, const Bytes& bytes) {
+    if (bytes.all() == 0) return;
     auto found = std::find_if(phases_.begin(), phases_.end(),
                               [&](const auto& entry) { return entry.first == phase; });
     if (found == phases_.end()) found = phases_.insert(phases_.end(), {phase, {}});
     found->second.emplace_back(what, bytes);
 }
 
-std::size_t MemoryPlan::sum(const Entries& entries) {
-    std::size_t bytes = 0;
+Bytes MemoryPlan::sum(const Entries& entries) {
+    Bytes bytes;
     for (const auto& entry : entries) bytes += entry.second;
     return bytes;
 }
 
-std::size_t MemoryPlan::total() const {
-    std::size_t largest = 0;
-    for (const auto& [phase, entries] : phases_) largest = std::max(largest, sum(entries));
+Bytes MemoryPlan::total() const {
+    Bytes largest;
+    for (const auto& [phase, entries] : phases_) largest = larger(largest, sum(entries));
     return sum(held_) + largest;
 }
 
 std::string MemoryPlan::str() const {
-    std::string text =
-        fmt::format("{:.1f} MiB: {}", static_cast<double>(total()) / (1 << 20), list(held_));
-    for (const auto& [phase, entries] : phases_) text += fmt::format("; {}: {}", phase, list(entries));
-    return text;
+    const std::string host = describe(*this, &Bytes::host);
+    return total().device == 0 ? host : host + "; on the device " + describe(*this, &Bytes::device);
 }
 
 }  // namespace atelier

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/bytes.hpp"
+
 namespace atelier {
 
 /// Bytes of this process in physical memory, now and at most so far (Linux' VmRSS and VmHWM).
@@ -22,17 +24,18 @@ class MemoryPlan {
   public:
     /// Notes what the process holds already: program, libraries, transport.
     MemoryPlan();
-    void hold(const std::string& what, std::size_t bytes);
-    void hold_during(const std::string& phase, const std::string& what, std::size_t bytes);
-    std::size_t total() const;
-    using Entries = std::vector<std::pair<std::string, std::size_t>>;  ///< what, bytes
+    void hold(const std::string& what, const Bytes& bytes);
+    void hold_during(const std::string& phase, const std::string& what, const Bytes& bytes);
+    Bytes total() const;
+    using Entries = std::vector<std::pair<std::string, Bytes>>;  ///< what, how much
     const Entries& held() const { return held_; }
     const std::vector<std::pair<std::string, Entries>>& phases() const { return phases_; }
-    /// "143.2 MiB: program 31.0, weights 18.2, …; while updating: gradients 12.8, …"
+    /// "143.2 MiB: program 31.0, weights 18.2, …; while updating: gradients 12.8, …", and the same of the device's memory behind it where
+    /// there is any.
     std::string str() const;
 
   private:
-    static std::size_t sum(const Entries& entries);
+    static Bytes sum(const Entries& entries);
     Entries held_;
     std::vector<std::pair<std::string, Entries>> phases_;
 };

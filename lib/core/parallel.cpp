@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -17,40 +16,33 @@ namespace {
 thread_local int t_index = 0;
 thread_local bool t_inside = false;
 
-/// One job at a time: a count, a grain and a function; workers and the caller take ranges from a
-/// shared counter until none is left.
+/// One job at a time: a count, a grain and a function; workers and the caller take ranges from a shared counter until none is left. A
+/// worker that comes when nothing is left is not waited for: on a busy machine, and for short jobs, the caller does the work alone.
 class Pool {
   public:
     explicit Pool(int threads) {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
     }
     ~Pool() {
-        {
-            std::lock_guard lock(mutex_);
-            stop_ = true;
-            ++generation_;
-        }
-        wake_.notify_all();
+        stop_.store(true, std::memory_order_relaxed);
+        announce();
         for (auto& worker : workers_) worker.join();
     }
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
     void run(std::int64_t count, std::int64_t grain, detail::RangeFunction function, void* context) {
         std::lock_guard serial(callers_);
-        {
-            std::lock_guard lock(mutex_);
-            count_ = count;
-            grain_ = grain;
-            function_ = function;
-            context_ = context;
-            error_ = nullptr;
-            next_.store(0, std::memory_order_relaxed);
-            busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-            generation_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
+        count_ = count;
+        grain_ = grain;
+        function_ = function;
+        context_ = context;
+        error_ = nullptr;
+        next_.store(0, std::memory_order_relaxed);
+        inside_.store(open, std::memory_order_release);
+        announce();
         take_ranges();
-        for (int spin = 0; busy_.load(std::memory_order_acquire) != 0; ++spin) {
+        inside_.fetch_and(~open, std::memory_order_acq_rel);
+        for (int spin = 0; inside_.load(std::memory_order_acquire) != 0; ++spin) {
             if (spin > spins) std::this_thread::yield();
         }
         if (error_) std::rethrow_exception(error_);
@@ -59,7 +51,12 @@ class Pool {
   private:
     // About 20 µs of spinning before a worker sleeps: step loops fork again within that time.
     static constexpr int spins = 4000;
+    static constexpr std::uint32_t open = std::uint32_t{1} << 31;
 
+    void announce() {
+        jobs_.fetch_add(1, std::memory_order_release);
+        jobs_.notify_all();
+    }
     void take_ranges() {
         t_inside = true;
         try {
@@ -74,30 +71,34 @@ class Pool {
         }
         t_inside = false;
     }
+    /// One more inside, if the job is still open; only then may its fields be read.
+    bool enter() {
+        std::uint32_t found = inside_.load(std::memory_order_relaxed);
+        while ((found & open) != 0)
+            if (inside_.compare_exchange_weak(found, found + 1, std::memory_order_acquire, std::memory_order_relaxed)) return true;
+        return false;
+    }
     void work(int index) {
         t_index = index;
-        std::uint64_t seen = 0;
+        std::uint32_t seen = 0;
         for (;;) {
-            for (int spin = 0; generation_.load(std::memory_order_acquire) == seen && spin < spins; ++spin) {
+            for (int spin = 0; jobs_.load(std::memory_order_acquire) == seen && spin < spins; ++spin) {
             }
-            {
-                std::unique_lock lock(mutex_);
-                wake_.wait(lock, [&] { return generation_.load() != seen; });
-                seen = generation_.load();
-                if (stop_) return;
-            }
+            jobs_.wait(seen, std::memory_order_acquire);
+            seen = jobs_.load(std::memory_order_acquire);
+            if (stop_.load(std::memory_order_relaxed)) return;
+            if (!enter()) continue;
             take_ranges();
-            busy_.fetch_sub(1, std::memory_order_release);
+            inside_.fetch_sub(1, std::memory_order_release);
         }
     }
 
     std::vector<std::thread> workers_;
-    std::mutex callers_, mutex_, error_mutex_;
-    std::condition_variable wake_;
-    std::atomic<std::uint64_t> generation_{0};
+    std::mutex callers_, error_mutex_;
+    std::atomic<std::uint32_t> jobs_{0};    ///< announced so far
+    std::atomic<std::uint32_t> inside_{0};  ///< workers in the present job; `open` while others may come
     std::atomic<std::int64_t> next_{0};
-    std::atomic<int> busy_{0};
-    bool stop_ = false;
+    std::atomic<bool> stop_{false};
     std::int64_t count_ = 0, grain_ = 1;
     detail::RangeFunction function_ = nullptr;
     void* context_ = nullptr;

@@ -12,6 +12,12 @@ std::span<float> numbers(const Tensor& t) {
     return {t.f32(), static_cast<std::size_t>(t.elements())};
 }
 
+/// One member's numbers of a micro-batch, and stored ones at `at` of n each.
+Tensor member(const Tensor& t, std::int64_t b, std::int64_t n) { return t.slice(b, b + 1).reshaped({n}); }
+Tensor stored(std::span<const float> all, std::int64_t at, std::int64_t n) {
+    return Tensor::of(all.data() + at * n, {n});
+}
+
 }  // namespace
 
 StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weights,
@@ -39,11 +45,14 @@ StudentGroup::StudentGroup(const dit::Dit& dit, const nn::ParameterStore& weight
     pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, spec.target.tokens(), prefix,
                                               keep, arena);
     const Shape shape{spec.micro_batch, spec.target.tokens(), dit.config().out_channels};
-    x_ = arena.take_f32(shape);
-    v_ = arena.take_f32(shape);
-    if (unconditional_) u_ = arena.take_f32(shape);
-    if (keep != dit::Keep::nothing) d_v_ = arena.take_f32(shape);
-    noise_ = arena.take_f32({sample_size()});
+    const auto take = [&](Shape of) { return arena.take_f32(of, dit.device()); };
+    x_ = take(shape);
+    v_ = take(shape);
+    if (unconditional_) u_ = take(shape);
+    if (keep != dit::Keep::nothing) d_v_ = take(shape);
+    host_noise_ = arena.take_f32({sample_size()});
+    noise_ = dit.device() == Device::cpu ? host_noise_ : take({sample_size()});
+    other_ = take({sample_size()});
     times_.resize(static_cast<std::size_t>(spec.micro_batch));
 }
 
@@ -60,14 +69,19 @@ void StudentGroup::evaluate(int step) {
 void StudentGroup::load_states(std::span<const float> x, std::int64_t first, int step) {
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
     for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-        std::copy_n(x.data() + ((first + b) * steps + step) * n, n, x_.f32() + b * n);
+        transfer(stored(x, (first + b) * steps + step, n), member(x_, b, n));
+}
+
+void StudentGroup::draw(const RandomKey& key) {
+    fill_normal(key, numbers(host_noise_));
+    transfer(host_noise_, noise_);
 }
 
 StudentTrajectory StudentGroup::sample(std::span<const RandomKey> noise_keys) {
     ATELIER_CHECK(static_cast<int>(noise_keys.size()) == spec_.members,
                   "{} noise keys for {} members", noise_keys.size(), spec_.members);
+    const DeviceScope scope(dit_.device());
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
-    const auto size = static_cast<std::size_t>(n);
     StudentTrajectory out;
     out.noise_key.assign(noise_keys.begin(), noise_keys.end());
     out.x.resize(static_cast<std::size_t>(spec_.members * steps * n));
@@ -77,9 +91,10 @@ StudentTrajectory StudentGroup::sample(std::span<const RandomKey> noise_keys) {
     out.latents.resize(static_cast<std::size_t>(spec_.members * n));
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
-        for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-            fill_normal(flow::initial_noise_key(noise_keys[static_cast<std::size_t>(first + b)]),
-                        {x_.f32() + b * n, size});
+        for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
+            draw(flow::initial_noise_key(noise_keys[static_cast<std::size_t>(first + b)]));
+            transfer(noise_, member(x_, b, n));
+        }
         for (int step = 0; step < steps; ++step) {
             evaluate(step);
             const auto t = flow::transition(spec_.sampler,
@@ -87,25 +102,23 @@ StudentTrajectory StudentGroup::sample(std::span<const RandomKey> noise_keys) {
                                             spec_.schedule.sigmas, step);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::int64_t at = (first + b) * steps + step;
-                float *state = x_.f32() + b * n, *kept = out.x.data() + at * n,
-                      *next = out.x_next.data() + at * n;
-                std::copy_n(state, n, kept);
-                const std::span<const float> velocity(v_.f32() + b * n, size);
+                const Tensor state = member(x_, b, n);
+                const std::span<const float> x = numbers(state), velocity = numbers(member(v_, b, n));
                 if (t.has_log_prob())
-                    fill_normal(
-                        flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step),
-                        numbers(noise_));
-                flow::step<float>(t, {kept, size}, velocity,
+                    draw(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step));
+                flow::step<float>(t, x, velocity,
                                   t.has_log_prob() ? std::span<const float>(numbers(noise_))
                                                    : std::span<const float>(),
-                                  {next, size});
-                if (const auto p = flow::log_prob<float>(t, flow::LogProb::mean, {kept, size},
-                                                         velocity, {next, size}))
+                                  numbers(other_));
+                if (const auto p =
+                        flow::log_prob<float>(t, flow::LogProb::mean, x, velocity, numbers(other_)))
                     out.log_prob[static_cast<std::size_t>(at)] = static_cast<float>(*p);
-                std::copy_n(next, n, state);
+                transfer(state, stored(out.x, at, n));
+                transfer(other_, stored(out.x_next, at, n));
+                transfer(other_, state);
             }
         }
-        std::copy_n(x_.f32(), spec_.micro_batch * n, out.latents.data() + first * n);
+        transfer(x_, Tensor::of(out.latents.data() + first * n, x_.shape()));
     }
     return out;
 }
@@ -114,6 +127,7 @@ std::vector<float> StudentGroup::velocities(const flow::Guidance& guidance,
                                             std::span<const float> x) {
     ATELIER_CHECK(guidance.is_off() || unconditional_ != nullptr,
                   "guidance {} needs a negative prompt", guidance.scale);
+    const DeviceScope scope(dit_.device());
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
     ATELIER_CHECK(static_cast<std::int64_t>(x.size()) == spec_.members * steps * n,
                   "{} numbers for {} states", x.size(), spec_.members * steps);
@@ -129,7 +143,7 @@ std::vector<float> StudentGroup::velocities(const flow::Guidance& guidance,
                                    numbers(v_));
             }
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-                std::copy_n(v_.f32() + b * n, n, result.data() + ((first + b) * steps + step) * n);
+                transfer(member(v_, b, n), stored(result, (first + b) * steps + step, n));
         }
     return result;
 }
@@ -138,9 +152,9 @@ DistillStats StudentGroup::train(LossKind kind, std::span<const float> x,
                                  std::span<const float> teacher_velocity, double weight,
                                  const nn::ParameterStore& gradients) {
     ATELIER_CHECK(keep_ != dit::Keep::nothing, "this group was planned for sampling");
+    const DeviceScope scope(dit_.device());
     const dit::Config& c = dit_.config();
     const std::int64_t n = sample_size(), steps = spec_.schedule.steps();
-    const auto size = static_cast<std::size_t>(n);
     ATELIER_CHECK(static_cast<std::int64_t>(x.size()) == spec_.members * steps * n &&
                       teacher_velocity.size() == x.size(),
                   "{} and {} numbers for {} states", x.size(), teacher_velocity.size(),
@@ -158,12 +172,13 @@ DistillStats StudentGroup::train(LossKind kind, std::span<const float> x,
             if (kind == LossKind::kl && !t.has_log_prob()) continue;
             load_states(x, first, step);
             evaluate(step);
-            std::fill_n(d_v_.f32(), d_v_.elements(), 0.0f);
+            clear(d_v_);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
-                const std::size_t at = static_cast<std::size_t>(((first + b) * steps + step) * n);
-                stats.loss += loss<float>(kind, t, {v_.f32() + b * n, size},
-                                          teacher_velocity.subspan(at, size), weight,
-                                          {d_v_.f32() + b * n, size});
+                const Tensor teacher = stored(teacher_velocity, (first + b) * steps + step, n);
+                if (dit_.device() != Device::cpu) transfer(teacher, other_);
+                stats.loss += loss<float>(kind, t, numbers(member(v_, b, n)),
+                                          numbers(dit_.device() == Device::cpu ? teacher : other_),
+                                          weight, numbers(member(d_v_, b, n)));
                 ++stats.terms;
             }
             pass_->backward(weights_, gradients, conditional_.prefix(), x_, d_v_, {});

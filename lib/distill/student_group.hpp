@@ -68,6 +68,8 @@ class StudentGroup {
     void run_prefixes();
     /// Conditional velocities of the micro-batch in x_ at a step, in v_.
     void evaluate(int step);
+    /// One sample's noise, into noise_.
+    void draw(const RandomKey& key);
     void load_states(std::span<const float> x, std::int64_t first, int step);
 
     const dit::Dit& dit_;
@@ -78,7 +80,9 @@ class StudentGroup {
     pipeline::Branch conditional_;
     std::unique_ptr<pipeline::Branch> unconditional_;
     std::unique_ptr<dit::TargetPass> pass_;
-    Tensor x_, v_, u_, d_v_, noise_;
+    // Where the model runs: a micro-batch's, one sample's noise, its next state or its teacher's velocity.
+    Tensor x_, v_, u_, d_v_, noise_, other_;
+    Tensor host_noise_;
     std::vector<float> times_;
 };
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.hpp"
+#include "flow/on_device.hpp"
 #include "flow/reduce.hpp"
 
 namespace atelier::flow {
@@ -48,6 +49,10 @@ void guide(const Guidance& guidance, std::int64_t channels, std::span<const T> c
            std::span<const T> unconditional, std::span<T> out) {
     check_sizes(channels, out.size(), conditional, unconditional);
     const T scale = static_cast<T>(guidance.scale);
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::backend().guide(static_cast<std::int64_t>(out.size()) / channels, channels, scale, guidance.rescale, conditional.data(),
+                                        unconditional.data(), out.data());
     const auto width = static_cast<std::size_t>(channels);
     for (std::size_t begin = 0; begin < out.size(); begin += width) {
         const T* c = conditional.data() + begin;
@@ -73,6 +78,11 @@ void guide_backward(const Guidance& guidance, std::int64_t channels, std::span<c
                     std::span<T> d_conditional, std::span<T> d_unconditional) {
     check_sizes(channels, d_out.size(), conditional, unconditional, d_conditional, d_unconditional);
     const T scale = static_cast<T>(guidance.scale);
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::backend().guide_backward(static_cast<std::int64_t>(d_out.size()) / channels, channels, scale, guidance.rescale,
+                                                 conditional.data(), unconditional.data(), d_out.data(), d_conditional.data(),
+                                                 d_unconditional.data());
     const auto width = static_cast<std::size_t>(channels);
     for (std::size_t begin = 0; begin < d_out.size(); begin += width) {
         const T* c = conditional.data() + begin;

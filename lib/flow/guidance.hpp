@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 
+// Spans of fp32 numbers are of the device's memory where the calling thread's operations run on one.
 namespace atelier::flow {
 
 /// What is trained under classifier-free guidance. conditional: the conditional policy at

@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "core/error.hpp"
+#include "flow/on_device.hpp"
 
 namespace atelier::flow {
 namespace {
@@ -110,18 +111,31 @@ void step_mean(const Transition& transition, std::span<const T> x, std::span<con
     for (std::size_t i = 0; i < x.size(); ++i) mean[i] = mean_element(on_x, on_v, x[i], v[i]);
 }
 
+namespace {
+
+template <typename T>
+double squared_residuals(const Transition& transition, std::span<const T> x, std::span<const T> v, std::span<const T> x_next) {
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::sum_from_device([&](double* sum) {
+                ops::backend().squared_residuals(1, static_cast<std::int64_t>(x.size()), in_fp32(transition), x.data(), v.data(), x_next.data(), sum);
+            });
+    const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
+    return ordered_sum(x.size(), [&](std::size_t i) {
+        const double residual =
+            static_cast<double>(x_next[i] - mean_element(on_x, on_v, x[i], v[i]));
+        return residual * residual;
+    });
+}
+
+}  // namespace
+
 template <typename T>
 std::optional<double> log_prob(const Transition& transition, LogProb kind, std::span<const T> x,
                                std::span<const T> v, std::span<const T> x_next) {
     check_sizes(x.size(), v, x_next);
     if (!transition.has_log_prob()) return std::nullopt;
-    const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
-    const double squares = ordered_sum(x.size(), [&](std::size_t i) {
-        const double residual =
-            static_cast<double>(x_next[i] - mean_element(on_x, on_v, x[i], v[i]));
-        return residual * residual;
-    });
-    const double count = static_cast<double>(x.size());
+    const double squares = squared_residuals(transition, x, v, x_next), count = static_cast<double>(x.size());
     if (kind == LogProb::squared_error) return -squares / count;
     const double mean = -squares / count / (2.0 * transition.std * transition.std) -
                         std::log(transition.std) - half_log_two_pi;
@@ -132,12 +146,16 @@ template <typename T>
 void step(const Transition& transition, std::span<const T> x, std::span<const T> v,
           std::span<const T> noise, std::span<T> x_next) {
     check_sizes(x.size(), v, x_next);
+    if (transition.has_log_prob()) check_sizes(x.size(), noise);
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::backend().sampler_step(1, static_cast<std::int64_t>(x.size()), in_fp32(transition), x.data(), v.data(),
+                                               transition.has_log_prob() ? noise.data() : nullptr, x_next.data(), nullptr);
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     if (!transition.has_log_prob()) {
         for (std::size_t i = 0; i < x.size(); ++i) x_next[i] = mean_element(on_x, on_v, x[i], v[i]);
         return;
     }
-    check_sizes(x.size(), noise);
     const T std = static_cast<T>(transition.std);
     for (std::size_t i = 0; i < x.size(); ++i)
         x_next[i] = std::fma(std, noise[i], mean_element(on_x, on_v, x[i], v[i]));
@@ -163,6 +181,10 @@ void log_prob_backward(const Transition& transition, LogProb kind, std::span<con
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     const T factor =
         static_cast<T>(scale * residual_factor(transition, kind, x.size()) * transition.on_v);
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::backend().residual_gradient(static_cast<std::int64_t>(x.size()), in_fp32(transition), factor, x.data(), v.data(),
+                                                    x_next.data(), d_v.data());
     for (std::size_t i = 0; i < x.size(); ++i)
         d_v[i] = std::fma(factor, x_next[i] - mean_element(on_x, on_v, x[i], v[i]), d_v[i]);
 }
@@ -170,6 +192,12 @@ void log_prob_backward(const Transition& transition, LogProb kind, std::span<con
 template <typename T>
 double velocity_mse(std::span<const T> v, std::span<const T> v_ref) {
     check_sizes(v.size(), v_ref);
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::sum_from_device([&](double* sum) {
+                       ops::backend().squared_differences(1, static_cast<std::int64_t>(v.size()), v.data(), v_ref.data(), sum);
+                   }) /
+                   static_cast<double>(v.size());
     const double squares = ordered_sum(v.size(), [&](std::size_t i) {
         const double difference = static_cast<double>(v[i] - v_ref[i]);
         return difference * difference;
@@ -182,6 +210,9 @@ void velocity_mse_backward(std::span<const T> v, std::span<const T> v_ref, doubl
                            std::span<T> d_v) {
     check_sizes(v.size(), v_ref, d_v);
     const T factor = static_cast<T>(2.0 * scale / static_cast<double>(v.size()));
+    if constexpr (std::is_same_v<T, float>)
+        if (runs_on_device<T>())
+            return ops::backend().difference_gradient(static_cast<std::int64_t>(v.size()), factor, v.data(), v_ref.data(), d_v.data());
     for (std::size_t i = 0; i < v.size(); ++i) d_v[i] = std::fma(factor, v[i] - v_ref[i], d_v[i]);
 }
 

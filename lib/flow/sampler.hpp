@@ -37,6 +37,8 @@ struct Transition {
 /// out of range, sigmas that do not fall, eta < 0, or eta > 1 with cps (std would exceed sigma').
 Transition transition(Sampler sampler, double eta, std::span<const float> sigmas, int index);
 
+// What takes spans of fp32 numbers runs where the calling thread's operations run: on a device they are its memory.
+
 /// The mean of one element, in the precision of T; the only place where it is written.
 template <typename T>
 inline T mean_element(T on_x, T on_v, T x, T v) {

@@ -6,6 +6,7 @@
 #include "core/convert.hpp"
 #include "core/device.hpp"
 #include "core/parallel.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::nn {
 namespace {
@@ -33,26 +34,65 @@ void check_weights(const ParameterTable& table, const io::Safetensors& file, std
     }
 }
 
+namespace {
+
+void check_finite(const io::Safetensors& file, const io::StoredTensor& stored, std::int64_t first, std::int64_t count, const float* v) {
+    for (std::int64_t k = 0; k < count; ++k)
+        ATELIER_CHECK_INPUT(std::isfinite(v[k]), "{}: tensor {} holds {} at element {}", file.path().string(), stored.name, v[k], first + k);
+}
+
+}  // namespace
+
+NumbersLoader::NumbersLoader(const io::Safetensors& file, Device device)
+    : file_(file), room_(device == Device::cpu ? Numbers() : Numbers(room_numbers / 2, device)) {}
+
+void NumbersLoader::load(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
+    const std::int64_t count = to.elements();
+    if (to.device() == Device::cpu) {
+        io::to_f32(stored, first, count, to.f32());
+        check_finite(file_, stored, first, count, to.f32());
+    } else {
+        to_device(stored, first, to);
+    }
+    io::release_pages(stored);
+}
+
+void NumbersLoader::to_device(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
+    const DeviceScope scope(to.device());
+    const std::int64_t count = to.elements();
+    DeviceMemory& memory = device_memory();
+    if (stored.dtype == DType::f32) {
+        memory.to_device(to.raw(), stored.data + first * 4, to.bytes());
+    } else if (stored.dtype == DType::bf16) {
+        // In the file's width over the bus; widened there, in rows, so that the grid has many blocks.
+        constexpr std::int64_t width = 4096;
+        for (std::int64_t at = 0; at < count; at += room_numbers) {
+            const std::int64_t n = std::min(room_numbers, count - at), whole = n / width;
+            auto* bits = static_cast<std::uint16_t*>(room_.tensor().raw());
+            memory.to_device(bits, stored.data + (first + at) * 2, static_cast<std::size_t>(n) * 2);
+            float* out = to.f32() + at;
+            ops::backend().from_bf16(whole, width, bits, width, out, width, false);
+            if (whole * width < n) ops::backend().from_bf16(1, n - whole * width, bits + whole * width, width, out + whole * width, width, false);
+        }
+    } else {
+        std::vector<float> staged(static_cast<std::size_t>(count));
+        io::to_f32(stored, first, count, staged.data());
+        transfer(Tensor::of(staged.data(), {count}), to.reshaped({count}));
+    }
+    const double squares = ops::sum_from_device([&](double* sum) { ops::backend().sum_of_squares(count, to.f32(), sum); });
+    if (std::isfinite(squares)) return;
+    const Numbers host(to, Device::cpu);
+    check_finite(file_, stored, first, count, host.data());
+}
+
 void load_weights(const ParameterStore& store, const io::Safetensors& file, std::span<const std::string> ignorable) {
     const ParameterTable& table = store.table();
     check_weights(table, file, ignorable);
-    const std::string path = file.path().string();
-    // To a device one tensor goes after another, through host memory.
-    const bool there = store.flat().device() != Device::cpu;
-    parallel_for(table.size(), there ? table.size() : 1, [&](std::int64_t begin, std::int64_t end) {
-        std::vector<float> staged;
-        for (std::int64_t i = begin; i < end; ++i) {
-            const Tensor values = store[static_cast<int>(i)];
-            const io::StoredTensor& stored = file.at(table.spec(static_cast<int>(i)).name);
-            if (there) staged.resize(static_cast<std::size_t>(values.elements()));
-            float* v = there ? staged.data() : values.f32();
-            io::to_f32(stored, v);
-            for (std::int64_t k = 0; k < values.elements(); ++k)
-                ATELIER_CHECK_INPUT(std::isfinite(v[k]), "{}: tensor {} holds {} at element {}", path, stored.name,
-                                    v[k], k);
-            io::release_pages(stored);
-            if (there) transfer(Tensor::of(v, values.shape()), values);
-        }
+    const NumbersLoader loader(file, store.device());
+    // To a device one tensor goes after another.
+    parallel_for(table.size(), store.device() == Device::cpu ? 1 : table.size(), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i)
+            loader.load(file.at(table.spec(static_cast<int>(i)).name), 0, store[static_cast<int>(i)]);
     });
 }
 
@@ -79,6 +119,8 @@ std::optional<DType> parse_storage_dtype(const std::string& word) {
 
 void round_to(DType dtype, std::span<float> values) {
     if (dtype == DType::f32) return;
+    if (current_device() == Device::cuda)
+        return ops::backend().round_to(dtype, static_cast<std::int64_t>(values.size()), values.data(), values.data());
     parallel_for(static_cast<std::int64_t>(values.size()), 1 << 15, [&](std::int64_t begin, std::int64_t end) {
         float* v = values.data();
         if (dtype == DType::bf16)
@@ -103,21 +145,15 @@ void with_row(const ParameterStore& store, int row, Function f) {
 
 std::vector<std::string> save_weights(const ParameterStore& store, const std::filesystem::path& directory,
                                       const std::string& stem, const StorageFormat& format) {
-    if (store.residence() == nullptr && store.flat().device() != Device::cpu) {
-        Arena arena("weights to write", store.flat().bytes() + Arena::alignment);
-        const ParameterStore host(store.table(), arena);
-        transfer(store.flat(), host.flat());
-        return save_weights(host, directory, stem, format);
-    }
     std::vector<io::TensorToWrite> tensors;
     for (int i = 0; i < store.table().size(); ++i) {
         const ParameterSpec& spec = store.table().spec(i);
         io::TensorToWrite tensor{spec.name, Tensor(nullptr, DType::f32, spec.shape), format.dtypes[static_cast<std::size_t>(i)]};
-        if (store.residence() == nullptr)
+        if (store.residence() == nullptr && store.device() == Device::cpu)
             tensor.values = store[i];
         else
             tensor.make = [&store, i](float* out) {
-                with_row(store, i, [&] { std::copy_n(store[i].f32(), store[i].elements(), out); });
+                with_row(store, i, [&] { transfer(store[i], Tensor::of(out, store[i].shape())); });
             };
         tensors.push_back(std::move(tensor));
     }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/numbers.hpp"
 #include "io/safetensors.hpp"
 #include "nn/parameters.hpp"
 
@@ -22,6 +23,22 @@ void check_weights(const ParameterTable& table, const io::Safetensors& file, std
 /// of the file leave this process's memory as they are read.
 void load_weights(const ParameterStore& store, const io::Safetensors& file,
                   std::span<const std::string> ignorable = {});
+
+/// Numbers of a checkpoint on their way to where they are used; NaN and infinity are Error(input). To a device they go in the file's own
+/// width, through pinned memory.
+class NumbersLoader {
+  public:
+    /// Takes a buffer of the device's memory.
+    NumbersLoader(const io::Safetensors& file, Device device);
+    /// Elements [first, first + to.elements()) of a tensor.
+    void load(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
+
+  private:
+    static constexpr std::int64_t room_numbers = 1 << 24;  ///< at a time, as bf16
+    void to_device(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
+    const io::Safetensors& file_;
+    Numbers room_;
+};
 
 /// How a model's weights are stored.
 struct StorageFormat {

@@ -4,6 +4,7 @@
 
 #include "nn/lora.hpp"
 #include "ops/matmul.hpp"
+#include "ops/precision.hpp"
 
 namespace atelier::nn {
 namespace {
@@ -20,6 +21,8 @@ MatrixView columns(const Tensor& t, std::int64_t first, std::int64_t count, std:
 MatrixView rows_of(const MatrixView& m, std::int64_t first, std::int64_t count) {
     return {m.data + first * m.stride, count, m.cols, m.stride};
 }
+
+void round_operand(const Tensor& t) { ops::round_operand(t.size(0), t.size(1), t.size(1), t.f32()); }
 
 /// How many matrices from `at` on lie one behind the other.
 std::size_t run_length(const ParameterTable& table, std::span<const int> rows, std::size_t at) {
@@ -87,6 +90,7 @@ void add_lora_input_gradient(const LoraStore& adapter, int row, const MatrixView
 
 void project(const ParameterStore& weights, std::span<const int> rows, const Tensor& x, const Tensor& y) {
     const std::int64_t cols = weights.table().spec(rows[0]).shape[0];
+    round_operand(x);
     each_run(weights.table(), rows, [&](std::int64_t i, std::int64_t n, int row) {
         ops::matmul(false, true, 1.0f, view(x), stacked(weights, row, n), 0.0f, columns(y, i, n, cols));
     });
@@ -100,6 +104,8 @@ void project_backward(const ParameterStore& weights, const ParameterStore& gradi
                       const Tensor& dy, const Tensor& dx, bool accumulate) {
     const std::int64_t cols = weights.table().spec(rows[0]).shape[0];
     const LoraStore* adapter = weights.lora();
+    round_operand(x);  // where it is what the forward pass took, nothing changes
+    round_operand(dy);
     const auto each_adapted = [&](auto f) {
         for (std::size_t i = 0; adapter != nullptr && i < rows.size(); ++i)
             if (adapter->adapts(rows[i])) f(rows[i], columns(dy, static_cast<std::int64_t>(i), 1, cols));

@@ -7,6 +7,9 @@
 
 // Products with matrices of a parameter table, with the adapter's share where the weights have one:
 // y = x W^T + scale (x A^T) B^T. What is frozen gets no gradient.
+//
+// Where products take bf16 (ops/precision.hpp) x and dy are rounded in place; weights already are. An adapter's own matrices, and its
+// inner numbers, stay fp32.
 namespace atelier::nn {
 
 /// Several matrices [N, K] of one input, as one product where they follow one another in memory, else one by one.

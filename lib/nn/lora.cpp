@@ -57,13 +57,13 @@ std::vector<int> LoraTable::adapted() const {
     return rows;
 }
 
-LoraStore::LoraStore(const LoraTable& table, Arena& arena) : table_(&table), values_(table.table(), arena) {
-    down_ = arena.take_f32({chunk, table.rank()});
-    up_ = arena.take_f32({chunk, table.rank()});
+LoraStore::LoraStore(const LoraTable& table, Arena& arena, Device device) : table_(&table), values_(table.table(), arena, device) {
+    down_ = arena.take_f32({chunk, table.rank()}, device);
+    up_ = arena.take_f32({chunk, table.rank()}, device);
     std::int64_t longest = 1;
     for (const ParameterSpec& spec : table.model().specs())
         if (spec.shape.rank() == 1) longest = std::max(longest, spec.shape.elements());
-    discard_ = arena.take_f32({longest});
+    discard_ = arena.take_f32({longest}, device);
 }
 
 void initialise(const LoraStore& adapter, std::uint64_t seed) { initialise(adapter.values(), seed); }

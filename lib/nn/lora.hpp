@@ -42,8 +42,8 @@ class LoraTable {
 /// An adapter's numbers, or their gradients, laid out by its table.
 class LoraStore {
   public:
-    /// Takes its numbers and a workspace from the arena. The table must outlive the store.
-    LoraStore(const LoraTable& table, Arena& arena);
+    /// Takes its numbers and a workspace from the arena, of the device's memory if so. The table must outlive the store.
+    LoraStore(const LoraTable& table, Arena& arena, Device device = Device::cpu);
     const LoraTable& table() const { return *table_; }
     const ParameterStore& values() const { return values_; }
     bool adapts(int row) const { return table_->find(row) >= 0; }

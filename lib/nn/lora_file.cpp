@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 
+#include "core/device.hpp"
 #include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/safetensors.hpp"
@@ -87,12 +88,14 @@ Json settings_of(const LoraTable& table) {
 
 }  // namespace
 
-LoraAdapter::LoraAdapter(const ParameterTable& model, const LoraConfig& config)
-    : table_(std::make_unique<LoraTable>(model, config)), arena_("adapter", 0) {
-    Arena measure = Arena::measuring("adapter");
-    LoraStore(*table_, measure);
-    arena_ = Arena("adapter", measure.used());
-    store_ = std::make_unique<LoraStore>(*table_, arena_);
+LoraAdapter::LoraAdapter(const ParameterTable& model, const LoraConfig& config, Device device)
+    : table_(std::make_unique<LoraTable>(model, config)),
+      arena_(Arena::of("adapter", [&](Arena& arena) { store_ = std::make_unique<LoraStore>(*table_, arena, device); })) {}
+
+LoraAdapter LoraAdapter::copy_to(Device device) const {
+    LoraAdapter copy(table_->model(), table_->config(), device);
+    transfer(store_->values().flat(), copy.store().values().flat());
+    return copy;
 }
 
 LoraAdapter load_lora(const fs::path& path, const ParameterTable& model) {

@@ -12,15 +12,17 @@ namespace atelier::nn {
 /// An adapter with its own memory.
 class LoraAdapter {
   public:
-    LoraAdapter(const ParameterTable& model, const LoraConfig& config);
+    LoraAdapter(const ParameterTable& model, const LoraConfig& config, Device device = Device::cpu);
+    /// The same adapter on a device.
+    LoraAdapter copy_to(Device device) const;
     const LoraStore& store() const { return *store_; }
     const LoraTable& table() const { return *table_; }
-    std::size_t bytes() const { return arena_.capacity(); }
+    Bytes bytes() const { return arena_.bytes(); }
 
   private:
     std::unique_ptr<LoraTable> table_;
-    Arena arena_;
     std::unique_ptr<LoraStore> store_;
+    Arena arena_;
 };
 
 /// How an adapter's files are laid out:

@@ -44,7 +44,7 @@ ParameterStore ParameterStore::with_lora(const LoraStore* adapter) const {
 
 Tensor ParameterStore::operator[](int index) const {
     ATELIER_CHECK(has_values(), "parameter {} is frozen: this store holds an adapter's gradients alone", table_->spec(index).name);
-    if (residence_ != nullptr) return Tensor::of(residence_->row(index), table_->spec(index).shape);
+    if (residence_ != nullptr) return Tensor(residence_->row(index), DType::f32, table_->spec(index).shape, residence_->device());
     const std::int64_t offset = table_->offset(index);
     const Shape& shape = table_->spec(index).shape;
     return flat_.slice(offset, offset + shape.elements()).reshaped(shape);

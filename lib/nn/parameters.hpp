@@ -58,6 +58,8 @@ class LoraStore;
 class Residence {
   public:
     virtual ~Residence() = default;
+    /// Where rows are.
+    virtual Device device() const = 0;
     /// A row's numbers. Throws Error(internal) for a block that isn't acquired.
     virtual float* row(int index) = 0;
     virtual void acquire(int block) = 0;
@@ -73,9 +75,8 @@ class ParameterStore {
     ParameterStore() = default;
     /// Takes table.flat_size() numbers from the arena, of the device's memory if so. The table must outlive the store.
     ParameterStore(const ParameterTable& table, Arena& arena, Device device = Device::cpu);
-    /// Over numbers that somebody else holds.
-    ParameterStore(const ParameterTable& table, const float* values)
-        : table_(&table), flat_(Tensor::of(values, {table.flat_size()})) {}
+    /// Over numbers [flat_size] that somebody else holds.
+    ParameterStore(const ParameterTable& table, const Tensor& values) : table_(&table), flat_(values) {}
     /// Rows that are where the residence says.
     ParameterStore(const ParameterTable& table, Residence& residence) : table_(&table), residence_(&residence) {}
     /// Gradients of an adapter alone.
@@ -87,6 +88,8 @@ class ParameterStore {
     const ParameterTable& table() const { return *table_; }
     /// Whether rows of the table have numbers here; else only the adapter has.
     bool has_values() const { return !flat_.empty() || residence_ != nullptr; }
+    /// Where its numbers are.
+    Device device() const { return residence_ != nullptr ? residence_->device() : flat_.device(); }
     /// Null: everything is in memory.
     Residence* residence() const { return residence_; }
     /// Around every use of a block's rows.

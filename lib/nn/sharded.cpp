@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/device.hpp"
 #include "core/parallel.hpp"
+#include "ops/activation.hpp"
 
 namespace atelier::nn {
 namespace {
@@ -12,13 +14,13 @@ std::int64_t end_of(const ParameterTable& table, int row) {
     return row + 1 < table.size() ? table.offset(row + 1) : table.flat_size();
 }
 
-std::span<float> numbers(const Tensor& t, std::int64_t count) { return {t.f32(), static_cast<std::size_t>(count)}; }
+std::span<float> numbers(const Tensor& t, std::int64_t first, std::int64_t count) { return {t.f32() + first, static_cast<std::size_t>(count)}; }
 
 /// Memory of the segments that are no blocks, all ranks' shares of each.
-std::vector<Tensor> take_resident(const Partition& partition, Arena& arena) {
+std::vector<Tensor> take_resident(const Partition& partition, Arena& arena, Device device) {
     std::vector<Tensor> resident;
     for (const Partition::Segment& s : partition.segments())
-        resident.push_back(s.block < 0 ? arena.take_f32({s.share * partition.ranks()}) : Tensor());
+        resident.push_back(s.block < 0 ? arena.take_f32({s.share * partition.ranks()}, device) : Tensor());
     return resident;
 }
 
@@ -67,27 +69,24 @@ std::vector<Partition::Piece> Partition::pieces(int rank) const {
     return result;
 }
 
-void load_shard(const Partition& partition, int rank, const io::Safetensors& file, std::span<float> shard) {
+void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard) {
     check_weights(partition.table(), file);
     const auto pieces = partition.pieces(rank);
-    parallel_for(static_cast<std::int64_t>(pieces.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    const NumbersLoader loader(file, shard.device());
+    // To a device one piece goes after another.
+    const auto count = static_cast<std::int64_t>(pieces.size());
+    parallel_for(count, shard.device() == Device::cpu ? 1 : count, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             const Partition::Piece& p = pieces[static_cast<std::size_t>(i)];
-            const io::StoredTensor& stored = file.at(partition.table().spec(p.row).name);
-            float* to = shard.data() + p.local;
-            io::to_f32(stored, p.first, p.count, to);
-            for (std::int64_t k = 0; k < p.count; ++k)
-                ATELIER_CHECK_INPUT(std::isfinite(to[k]), "{}: tensor {} holds {} at element {}", file.path().string(), stored.name, to[k],
-                                    p.first + k);
-            io::release_pages(stored);
+            loader.load(file.at(partition.table().spec(p.row).name), p.first, shard.slice(p.local, p.local + p.count));
         }
     });
 }
 
-ShardedWeights::ShardedWeights(const Partition& partition, comm::Communicator& world, std::span<float> shard, Arena& arena)
-    : partition_(&partition), world_(&world), shard_(shard), resident_(take_resident(partition, arena)) {
-    if (shard.empty()) shard_ = numbers(arena.take_f32({partition.shard_size()}), partition.shard_size());
-    for (Slot& slot : slots_) slot.memory = arena.take_f32({partition.largest_block()});
+ShardedWeights::ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device)
+    : partition_(&partition), world_(&world), shard_(shard), resident_(take_resident(partition, arena, device)) {
+    if (shard.empty()) shard_ = arena.take_f32({partition.shard_size()}, device);
+    for (Slot& slot : slots_) slot.memory = arena.take_f32({partition.largest_block()}, device);
 }
 
 ShardedWeights::~ShardedWeights() {
@@ -99,8 +98,7 @@ ShardedWeights::~ShardedWeights() {
 }
 
 void ShardedWeights::gather(const Partition::Segment& s, float* to) {
-    world_->start_gather_shares(shard_.subspan(static_cast<std::size_t>(s.local), static_cast<std::size_t>(s.share)),
-                                {to, static_cast<std::size_t>(s.share * partition_->ranks())});
+    world_->start_gather_shares(numbers(shard_, s.local, s.share), {to, static_cast<std::size_t>(s.share * partition_->ranks())});
 }
 
 void ShardedWeights::finish() {
@@ -159,45 +157,57 @@ float* ShardedWeights::row(int index) {
     return find(block)->memory.f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
 }
 
-ShardedGradients::ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena)
-    : partition_(&partition), world_(&world), resident_(take_resident(partition, arena)) {
-    shard_ = arena.take_f32({partition.shard_size()});
-    slot_ = arena.take_f32({partition.largest_block()});
-    share_ = arena.take_f32({partition.largest_segment() / partition.ranks()});
+ShardedGradients::ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena, Device device)
+    : partition_(&partition), world_(&world), resident_(take_resident(partition, arena, device)) {
+    shard_ = arena.take_f32({partition.shard_size()}, device);
+    slots_[0] = arena.take_f32({partition.largest_block()}, device);
+    if (device != Device::cpu) slots_[1] = arena.take_f32({partition.largest_block()}, device);
+    share_ = arena.take_f32({partition.largest_segment() / partition.ranks()}, device);
 }
 
 void ShardedGradients::zero() {
-    std::fill_n(shard_.f32(), shard_.elements(), 0.0f);
+    clear(shard_);
     for (const Tensor& t : resident_)
-        if (!t.empty()) std::fill_n(t.f32(), t.elements(), 0.0f);
+        if (!t.empty()) clear(t);
 }
 
-void ShardedGradients::add_share(const Partition::Segment& s, const Tensor& all) {
-    world_->sum_shares(numbers(all, s.share * partition_->ranks()), numbers(share_, s.share));
-    float* to = shard_.f32() + s.local;
-    const float* from = share_.f32();
-    parallel_for(s.share, 1 << 15, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
-    });
+void ShardedGradients::start_share(const Partition::Segment& s, const Tensor& all) {
+    finish_share();
+    pending_ = &s;
+    world_->start_sum_shares(numbers(all, 0, s.share * partition_->ranks()), numbers(share_, 0, s.share));
+}
+
+void ShardedGradients::finish_share() {
+    if (pending_ == nullptr) return;
+    const DeviceScope scope(device());
+    world_->finish_sum_shares();
+    ops::add(share_.f32(), shard_.f32() + pending_->local, pending_->share);
+    pending_ = nullptr;
 }
 
 void ShardedGradients::reduce() {
+    finish_share();
     for (std::size_t i = 0; i < resident_.size(); ++i) {
         if (resident_[i].empty()) continue;
-        add_share(partition_->segments()[i], resident_[i]);
-        std::fill_n(resident_[i].f32(), resident_[i].elements(), 0.0f);
+        start_share(partition_->segments()[i], resident_[i]);
+        finish_share();
+        clear(resident_[i]);
     }
 }
 
 void ShardedGradients::acquire(int block) {
     ATELIER_CHECK(used_ < 0, "gradients of block {} were acquired while those of block {} were in use", block, used_);
     used_ = block;
-    std::fill_n(slot_.f32(), slot_.elements(), 0.0f);
+    clear(slots_[turn_]);
 }
 
 void ShardedGradients::release(int block) {
     ATELIER_CHECK(used_ == block, "gradients of block {} were released, those of block {} are in use", block, used_);
-    add_share(partition_->of_block(block), slot_);
+    start_share(partition_->of_block(block), slots_[turn_]);
+    if (slots_[1].empty())
+        finish_share();
+    else
+        turn_ ^= 1;
     used_ = -1;
 }
 
@@ -206,7 +216,7 @@ float* ShardedGradients::row(int index) {
     if (block < 0) return resident_row(*partition_, resident_, index);
     ATELIER_CHECK(block == used_, "the gradient of {} of block {} is wanted, block {} is in use", partition_->table().spec(index).name, block,
                   used_);
-    return slot_.f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
+    return slots_[turn_].f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
 }
 
 }  // namespace atelier::nn

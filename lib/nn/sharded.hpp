@@ -50,19 +50,22 @@ class Partition {
     std::int64_t shard_size_ = 0, largest_ = 0, largest_block_ = 0;
 };
 
-/// Reads a rank's shard of a checkpoint: no other byte of its tensors is touched. Errors as load_weights.
-void load_shard(const Partition& partition, int rank, const io::Safetensors& file, std::span<float> shard);
+/// Reads a rank's shard [shard_size] of a checkpoint, to wherever it lies: no other byte of its tensors is touched. Errors as
+/// load_weights.
+void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard);
 
 /// Weights of which each rank holds its shard: blocks are gathered when they are acquired, and the next one, in the direction that the
 /// last two went, ahead of use. Two blocks are in memory at a time.
 class ShardedWeights final : public Residence {
   public:
-    /// Takes its memory from the arena. `shard`: numbers that somebody else holds; empty: its own.
-    ShardedWeights(const Partition& partition, comm::Communicator& world, std::span<float> shard, Arena& arena);
+    /// Takes its memory from the arena. `shard`: numbers that somebody else holds; empty: its own, on `device`. `world` takes spans
+    /// of the same memory (comm/on_device.hpp).
+    ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device = Device::cpu);
     ~ShardedWeights() override;
     ShardedWeights(const ShardedWeights&) = delete;
     ShardedWeights& operator=(const ShardedWeights&) = delete;
-    std::span<float> shard() const { return shard_; }
+    const Tensor& shard() const { return shard_; }
+    Device device() const override { return shard_.device(); }
     const Partition& partition() const { return *partition_; }
     /// After the shard changed: gathers what is there all the time. Collective.
     void refresh();
@@ -80,18 +83,19 @@ class ShardedWeights final : public Residence {
     Slot* find(int block);
     const Partition* partition_;
     comm::Communicator* world_;
-    std::span<float> shard_;
+    Tensor shard_;
     std::vector<Tensor> resident_;  ///< by segment; empty for blocks
     Slot slots_[2];
     int used_ = -1, previous_ = -1, pending_ = -1;  ///< blocks
 };
 
 /// Gradients of which each rank keeps its shard: a block's are summed over the ranks and cut when the block is released, so that one
-/// block's are in memory at a time.
+/// block's are in memory at a time; on a device two, since the sum goes on beside the next block's computation.
 class ShardedGradients final : public Residence {
   public:
-    ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena);
-    std::span<float> shard() const { return {shard_.f32(), static_cast<std::size_t>(shard_.elements())}; }
+    ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena, Device device = Device::cpu);
+    const Tensor& shard() const { return shard_; }
+    Device device() const override { return shard_.device(); }
     void zero();
     /// Before the shard is read: what is there all the time is summed too. Collective.
     void reduce();
@@ -100,10 +104,13 @@ class ShardedGradients final : public Residence {
     void release(int block) override;
 
   private:
-    void add_share(const Partition::Segment& segment, const Tensor& all);
+    void start_share(const Partition::Segment& segment, const Tensor& all);
+    void finish_share();
     const Partition* partition_;
     comm::Communicator* world_;
-    Tensor shard_, slot_, share_;
+    Tensor shard_, slots_[2], share_;
+    int turn_ = 0;                                ///< the slot of the block in use
+    const Partition::Segment* pending_ = nullptr;  ///< whose sum is under way, into share_
     std::vector<Tensor> resident_;
     int used_ = -1;
 };

@@ -47,6 +47,9 @@ namespace cpu {
 /// Floats of workspace that the calls below need, for `threads()` threads.
 std::int64_t attention_workspace(const AttentionShape& shape);
 
+/// Where products take bf16 (ops/precision.hpp) probabilities, and gradients of scores, are rounded here, after the softmax and its
+/// backward in fp32; q, k, v and dout by the caller.
+///
 /// out [batch, queries, heads * head_dim] by out_stride; log_sum_exp [batch, heads, queries] for the
 /// backward pass (nullptr: not kept; the same bits of `out` either way).
 void attention(const AttentionShape& shape, const float* q, AttentionKeys shared, AttentionKeys own, float* out,

@@ -1,11 +1,19 @@
 #include "ops/backend.hpp"
 
 #include "core/library.hpp"
+#include "ops/cuda/workspaces.hpp"
 
 namespace atelier::ops {
 namespace {
 
 const Backend* loaded = nullptr;
+
+// Plans of what runs on a device need no device.
+[[maybe_unused]] const bool planned = [] {
+    Op<&cpu::attention_workspace>::on_cuda = &cuda::attention_workspace;
+    Op<&cpu::qk_norm_rope_workspace>::on_cuda = &cuda::qk_norm_rope_workspace;
+    return true;
+}();
 
 }  // namespace
 
@@ -24,6 +32,11 @@ const Backend& load_backend() {
 const Backend& backend() {
     ATELIER_CHECK(loaded != nullptr, "no backend is loaded");
     return *loaded;
+}
+
+double* device_sum() {
+    static double* const taken = static_cast<double*>(device_memory().allocate(sizeof(double)));
+    return taken;
 }
 
 }  // namespace atelier::ops

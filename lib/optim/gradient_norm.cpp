@@ -35,14 +35,8 @@ GradientNorm::GradientNorm(std::int64_t capacity)
 
 double GradientNorm::sum_of_squares(std::span<const float> gradient) {
     const auto size = static_cast<std::int64_t>(gradient.size());
-    if (current_device() == Device::cuda) {
-        if (!on_device_)
-            on_device_ = {static_cast<double*>(device_memory().allocate(sizeof(double))), [](double* taken) { device_memory().release(taken); }};
-        ops::backend().sum_of_squares(size, gradient.data(), on_device_.get());
-        double sum = 0;
-        device_memory().to_host(&sum, on_device_.get(), sizeof(sum));
-        return sum;
-    }
+    if (current_device() == Device::cuda)
+        return ops::sum_from_device([&](double* sum) { ops::backend().sum_of_squares(size, gradient.data(), sum); });
     const std::int64_t blocks = (size + block_size - 1) / block_size;
     ATELIER_CHECK(blocks <= static_cast<std::int64_t>(blocks_.size()),
                   "{} numbers, room for {} blocks of {}", size, blocks_.size(), block_size);

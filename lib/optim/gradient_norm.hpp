@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -20,7 +19,6 @@ class GradientNorm {
 
   private:
     std::vector<double> blocks_;
-    std::shared_ptr<double> on_device_;  ///< one number of device memory, taken at the first use
 };
 
 /// min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; 1 for max_norm <= 0 (no

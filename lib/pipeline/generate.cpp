@@ -32,7 +32,7 @@ std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::si
 
 }  // namespace
 
-std::size_t generation_bytes(const dit::Dit& dit, const GenerateRequest& request) {
+Bytes generation_bytes(const dit::Dit& dit, const GenerateRequest& request) {
     return Workspace::measure([&](Arena& arena) { Buffers(dit, request, arena); });
 }
 

@@ -27,6 +27,6 @@ using StepCallback = std::function<void(int step, std::span<const float> latents
 void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& request,
                       std::span<float> latents, Workspace& workspace, const StepCallback& callback = {});
 /// Bytes that it takes of the workspace.
-std::size_t generation_bytes(const dit::Dit& dit, const GenerateRequest& request);
+Bytes generation_bytes(const dit::Dit& dit, const GenerateRequest& request);
 
 }  // namespace atelier::pipeline

@@ -32,6 +32,13 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
     return holds_adapter(transformer) ? model / "transformer" : transformer;
 }
 
+std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+
+/// Of the rounded copy of weights that products take on a device (ops/backend.hpp).
+Bytes copy_bytes(Device device, const nn::ParameterTable& table) {
+    return device == Device::cpu ? Bytes() : Bytes(0, static_cast<std::size_t>(table.flat_size()) * sizeof(std::uint16_t));
+}
+
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
@@ -40,7 +47,8 @@ nlohmann::json read_index(const fs::path& directory) {
 
 }  // namespace
 
-Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks)
+Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Device device, comm::Communicator* ranks,
+                   ops::ProductPrecision precision)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
       processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
@@ -62,11 +70,10 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());
     }
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
-    ATELIER_CHECK_USAGE(device == Device::cpu || ranks == nullptr, "weights that are cut over ranks run on the CPU");
-    if (device == Device::cuda) ops::load_backend();
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device);
-    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"));
-    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"));
+    if (device == Device::cuda) ops::load_backend().set_product_precision(precision);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, precision);
+    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device);
+    vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
                         "{}: the text encoder gives states of width {}, the transformer takes context_in_dim {}",
                         directory.string(), vlm_->config().text.hidden, dit_->config().context_dim);
@@ -80,18 +87,15 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, Devic
     partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks == nullptr ? 1 : ranks->size());
     const auto stores = [&](Arena& arena) {
         if (ranks != nullptr) {
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, std::span<float>(), arena);
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, dit_->device());
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         }
-        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena);
-        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena);
+        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, device);
+        vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena, device);
     };
-    Arena measure = Arena::measuring("weights");
-    stores(measure);
-    arena_ = Arena("weights", measure.used(), measure.used(Device::cuda));
-    stores(arena_);
+    arena_ = Arena::of("weights", stores);
     load_transformer(transformer_directory_);
     vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
     vae::load(*vae_weights_, directory / "vae");
@@ -103,7 +107,6 @@ void Pipeline::load_transformer(const fs::path& directory) {
     // Checked before the weights change.
     std::unique_ptr<nn::LoraAdapter> adapter;
     ATELIER_CHECK_USAGE(!sharded_ || !holds_adapter(directory), "{} is an adapter: weights that are cut over ranks take none", directory.string());
-    ATELIER_CHECK_USAGE(dit_->device() == Device::cpu || !holds_adapter(directory), "{} is an adapter: these run on the CPU; atelier-export merges it", directory.string());
     if (holds_adapter(directory)) adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(directory / nn::lora_file_name, dit_->table()));
     if (component != loaded_) {
         loaded_.clear();
@@ -112,6 +115,7 @@ void Pipeline::load_transformer(const fs::path& directory) {
             weights_were_changed();
         } else {
             dit::load(*dit_weights_, component);
+            if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
         }
         loaded_ = component;
     }
@@ -120,23 +124,48 @@ void Pipeline::load_transformer(const fs::path& directory) {
     transformer_directory_ = directory;
 }
 
-std::span<float> Pipeline::own_weights() const {
-    if (sharded_) return sharded_->shard();
-    return {dit_weights_->data(), static_cast<std::size_t>(dit_weights_->flat().elements())};
+Pipeline::~Pipeline() { forget_copies(); }
+
+void Pipeline::forget_copies() {
+    if (arena_.capacity(Device::cuda) == 0) return;
+    ops::backend().keep_bf16_copy(vlm_weights_->data(), 0);
+    if (!sharded_) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
 }
 
-void Pipeline::read_own_weights(const fs::path& directory, std::span<float> own) const {
+Bytes Pipeline::weight_bytes() const {
+    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes()) + copy_bytes(vlm_->device(), vlm_->table());
+    if (!sharded_) bytes += copy_bytes(dit_->device(), dit_->table());
+    return bytes;
+}
+
+Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder) {
+    return Workspace::measure([&](Arena& arena) {
+               nn::ParameterStore(text_encoder.table(), arena, text_encoder.device());
+               nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
+           }) +
+           copy_bytes(text_encoder.device(), text_encoder.table());
+}
+
+Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit_weights_->flat(); }
+
+void Pipeline::read_own_weights(const fs::path& directory, const Tensor& own) const {
     nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own));
 }
 
 void Pipeline::weights_were_changed() {
     loaded_.clear();
-    if (sharded_) sharded_->refresh();
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
+    if (sharded_)
+        sharded_->refresh();
+    else if (dit_->device() == Device::cuda)
+        ops::backend().refresh_bf16_copy(dit_weights_->data());
 }
 
 void Pipeline::set_adapter(nn::LoraAdapter adapter) {
     drop_adapter();
-    adapter_ = std::make_unique<nn::LoraAdapter>(std::move(adapter));
+    const bool is_there = adapter.store().values().device() == dit_->device();
+    adapter_ = std::make_unique<nn::LoraAdapter>(is_there ? std::move(adapter) : adapter.copy_to(dit_->device()));
     *dit_weights_ = dit_weights_->with_lora(&adapter_->store());
 }
 
@@ -160,11 +189,11 @@ void Pipeline::reserve_session(std::int64_t tokens, std::int64_t patches) {
     if (session_ && tokens <= session_tokens_ && patches <= session_patches_) return;
     session_tokens_ = std::max(session_tokens_, tokens);
     session_patches_ = std::max(session_patches_, patches);
-    Arena measure = Arena::measuring("text encoder");
-    vlm::Session(*vlm_, session_tokens_, session_patches_, measure);
     session_.reset();
-    session_arena_ = std::make_unique<Arena>("text encoder", measure.used());
-    session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, *session_arena_);
+    session_arena_.reset();  // given back before the larger one is taken
+    session_arena_ = std::make_unique<Arena>(Arena::of("text encoder", [&](Arena& arena) {
+        session_ = std::make_unique<vlm::Session>(*vlm_, session_tokens_, session_patches_, arena);
+    }));
 }
 
 EncodedPrompt Pipeline::reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
@@ -194,8 +223,8 @@ EncodedPrompt Pipeline::encode(const std::string& prompt, std::shared_ptr<const 
     EncodedPrompt out;
     out.tokens = inputs.tokens() - inputs.drop_idx;
     const std::int64_t width = dit_->config().context_dim;
-    const float* kept = states.f32() + inputs.drop_idx * width;
-    out.states.assign(kept, kept + out.tokens * width);
+    out.states.resize(static_cast<std::size_t>(out.tokens * width));
+    transfer(states.slice(inputs.drop_idx, inputs.tokens()), Tensor::of(out.states.data(), {out.tokens, width}));
     out.image_slot.assign(inputs.image_mask.begin() + inputs.drop_idx, inputs.image_mask.end());
     if (!references) return out;
     const std::int64_t z = vae_->config().z;

@@ -42,16 +42,24 @@ struct EncodedPrompt {
     }
 };
 
+/// Bytes of the frozen parts' weights where these are, with the device's rounded copy of the text encoder's.
+Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder);
+
 /// A diffusers directory of class QwenImage21Pipeline, opened: configs, tokenizer, schedule, and the weights of the frozen
 /// parts and of the transformer in memory (fp32).
 class Pipeline {
   public:
     /// Throws Error(input) naming the file, the key or tensor, the expected and the found. With `transformer` the
-    /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where the transformer's weights
-    /// lie and its passes run; the frozen parts run on the CPU. With `ranks` the transformer's weights are cut over them
-    /// (nn/sharded.hpp): each rank reads its share alone, and passes are collective.
+    /// transformer is read from there instead (a teacher, a student), as by load_transformer(). `device`: where all weights lie and
+    /// everything runs; prompts' states, latents and pictures come and go through host memory. With `ranks` the transformer's weights are
+    /// cut over them (nn/sharded.hpp), whose spans are of the device's memory (comm/on_device.hpp): each rank reads its share alone, and
+    /// passes are collective. `precision`: as dit::Dit's; on the CPU in bf16 the transformer's weights are rounded as they are read.
     explicit Pipeline(const std::filesystem::path& directory, const std::filesystem::path& transformer = {},
-                      Device device = Device::cpu, comm::Communicator* ranks = nullptr);
+                      Device device = Device::cpu, comm::Communicator* ranks = nullptr,
+                      ops::ProductPrecision precision = ops::ProductPrecision::fp32);
+    ~Pipeline();
+    Pipeline(const Pipeline&) = delete;
+    Pipeline& operator=(const Pipeline&) = delete;
 
     const dit::Dit& dit() const { return *dit_; }
     const nn::ParameterStore& dit_weights() const { return *dit_weights_; }
@@ -64,25 +72,25 @@ class Pipeline {
     /// adapter (pytorch_lora_weights.safetensors), by this model's own with that adapter beside them. Weights that are there already
     /// aren't read again.
     void load_transformer(const std::filesystem::path& directory);
-    /// The adapter beside the weights; null: none.
+    /// The adapter beside the weights, where they are; null: none.
     const nn::LoraAdapter* adapter() const { return adapter_.get(); }
+    /// Takes it to where the weights are.
     void set_adapter(nn::LoraAdapter adapter);
     /// Null: all weights are in memory.
     nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }
-    /// The transformer's numbers that this rank holds: its shard, or all of them.
-    std::span<float> own_weights() const;
-    /// Reads the same numbers of a component directory into `own`.
-    void read_own_weights(const std::filesystem::path& directory, std::span<float> own) const;
+    /// The transformer's numbers that this rank holds, where they are: its shard, or all of them.
+    Tensor own_weights() const;
+    /// Reads the same numbers of a component directory into `own`, wherever that is.
+    void read_own_weights(const std::filesystem::path& directory, const Tensor& own) const;
     /// To be said by whoever writes into own_weights(): they are no directory's any more. Collective.
     void weights_were_changed();
     /// sample_sigmas of model_index.json; empty: none.
     const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
     const ProcessorConfig& processor() const { return processor_; }
-    /// Bytes of all weights in memory, and of those that are the text encoder's and the autoencoder's.
-    std::size_t weight_bytes() const { return arena_.used() + (adapter_ ? adapter_->bytes() : 0); }
-    std::size_t frozen_bytes() const {
-        return static_cast<std::size_t>(vlm_->table().flat_size() + vae_->table().flat_size()) * sizeof(float);
-    }
+    /// Bytes of all weights in memory (with the device's rounded copies of the transformer's and the text encoder's), and of those that are
+    /// the text encoder's and the autoencoder's.
+    Bytes weight_bytes() const;
+    Bytes frozen_bytes() const { return pipeline::frozen_bytes(*vlm_, *vae_); }
 
     /// The schedule of `steps` steps for a target of `tokens` latent tokens; the model's own sample_sigmas, if it has
     /// them and steps is 0. Throws Error(usage).
@@ -95,13 +103,15 @@ class Pipeline {
     /// prompt's size.
     EncodedPrompt reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
     /// Bytes of the text encoder's buffers.
-    std::size_t encoder_bytes() const { return session_arena_ ? session_arena_->capacity() : 0; }
+    Bytes encoder_bytes() const { return session_arena_ ? session_arena_->bytes() : Bytes(); }
 
     /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
     EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
 
   private:
     void drop_adapter();
+    /// The device's rounded copies of weights (ops/backend.hpp) go with them.
+    void forget_copies();
     /// A session for prompts of this size at least.
     void reserve_session(std::int64_t tokens, std::int64_t patches);
 

@@ -4,6 +4,7 @@
 
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::rl {
 
@@ -18,6 +19,8 @@ void ema_update(std::span<float> average, std::span<const float> weights, double
     ATELIER_CHECK(average.size() == weights.size(), "an average of {} numbers, {} weights",
                   average.size(), weights.size());
     const float share = static_cast<float>(1.0 - decay);
+    if (current_device() == Device::cuda)
+        return ops::backend().difference_gradient(static_cast<std::int64_t>(average.size()), share, weights.data(), average.data(), average.data());
     parallel_for(static_cast<std::int64_t>(average.size()), 1 << 15,
                  [&](std::int64_t begin, std::int64_t end) {
                      float* a = average.data();

@@ -10,7 +10,8 @@ namespace atelier::rl {
 /// 1).
 double ema_decay(double decay, std::int64_t updates, bool warm_up);
 
-/// average = average + (1 - decay) (weights - average), element by element, fp32, in parallel.
+/// average = average + (1 - decay) (weights - average), element by element, fp32, in parallel,
+/// where the calling thread's operations run.
 void ema_update(std::span<float> average, std::span<const float> weights, double decay);
 
 }  // namespace atelier::rl

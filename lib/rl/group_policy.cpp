@@ -9,6 +9,10 @@ namespace {
 
 std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
 
+/// One member's numbers of a micro-batch [members, ...], or of stored ones at `at` of n each.
+Tensor member(const Tensor& t, std::int64_t b) { return t.slice(b, b + 1); }
+Tensor stored(std::span<const float> all, std::int64_t at, std::int64_t n) { return Tensor::of(all.data() + at * n, {n}); }
+
 }  // namespace
 
 GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
@@ -37,20 +41,24 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
     conditional_pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, tokens, prefix, keep, arena);
     if (trains_both) unconditional_pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, tokens, prefix, keep, arena);
     const Shape shape{spec.micro_batch, tokens, dit.config().out_channels};
-    x_ = arena.take_f32(shape);
-    v_ = arena.take_f32(shape);
+    const auto take = [&](Shape of) { return arena.take_f32(of, dit.device()); };
+    x_ = take(shape);
+    v_ = take(shape);
     guided_ = v_;
     if (guided) {
-        u_ = arena.take_f32(shape);
-        guided_ = arena.take_f32(shape);
+        u_ = take(shape);
+        guided_ = take(shape);
     }
-    noise_ = arena.take_f32({sample_size()});
+    host_noise_ = arena.take_f32({sample_size()});
+    noise_ = dit.device() == Device::cpu ? host_noise_ : take({sample_size()});
+    next_ = take({sample_size()});
     if (keep != dit::Keep::nothing) {
-        d_v_ = arena.take_f32(shape);
+        d_v_ = take(shape);
         if (trains_both) {
-            d_u_ = arena.take_f32(shape);
-            d_guided_ = arena.take_f32(shape);
+            d_u_ = take(shape);
+            d_guided_ = take(shape);
         }
+        if (dit.device() != Device::cpu) base_ = take({sample_size()});
     }
     times_.resize(static_cast<std::size_t>(spec.micro_batch));
 }
@@ -69,30 +77,39 @@ void GroupPolicy::load_states(const GroupTrajectory& trajectory, std::int64_t fi
     const std::int64_t n = sample_size();
     const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
     for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-        std::copy_n(trajectory.x.data() + ((first + b) * trained + k) * n, n, x_.f32() + b * n);
+        transfer(stored(trajectory.x, (first + b) * trained + k, n), member(x_, b).reshaped({n}));
 }
 
-void GroupPolicy::evaluate(const float* x, int step, bool needs_guidance) {
+void GroupPolicy::evaluate(int step, bool needs_guidance) {
     // The model's time is the stored sigma itself.
     std::fill(times_.begin(), times_.end(), spec_.schedule.sigmas[static_cast<std::size_t>(step)]);
-    const Tensor latents = Tensor::of(x, x_.shape());
-    conditional_pass_->forward(weights_, conditional_.prefix(), latents, times_, v_);
+    conditional_pass_->forward(weights_, conditional_.prefix(), x_, times_, v_);
     if (!needs_guidance) return;
     dit::TargetPass& pass = unconditional_pass_ ? *unconditional_pass_ : *conditional_pass_;
-    pass.forward(weights_, unconditional_->prefix(), latents, times_, u_);
+    pass.forward(weights_, unconditional_->prefix(), x_, times_, u_);
     flow::guide<float>(spec_.guidance, dit_.config().out_channels, numbers(v_), numbers(u_), numbers(guided_));
 }
 
-const float* GroupPolicy::trained_velocity(std::int64_t member) const {
-    const Tensor& v = spec_.guidance_train == flow::GuidanceTrain::guided ? guided_ : v_;
-    return v.f32() + member * sample_size();
+Tensor GroupPolicy::trained_velocity(std::int64_t b) const {
+    return member(spec_.guidance_train == flow::GuidanceTrain::guided ? guided_ : v_, b);
+}
+
+void GroupPolicy::draw(const RandomKey& key) {
+    fill_normal(key, numbers(host_noise_));
+    transfer(host_noise_, noise_);
+}
+
+std::span<const float> GroupPolicy::bring(const Tensor& from, const Tensor& room) const {
+    if (dit_.device() == Device::cpu) return numbers(from);
+    transfer(from, room);
+    return numbers(room);
 }
 
 GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
     ATELIER_CHECK(static_cast<int>(noise_keys.size()) == spec_.members, "{} noise keys for {} members", noise_keys.size(),
                   spec_.members);
+    const DeviceScope scope(dit_.device());
     const std::int64_t n = sample_size();
-    const auto size = static_cast<std::size_t>(n);
     const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
     GroupTrajectory out;
     out.noise_key.assign(noise_keys.begin(), noise_keys.end());
@@ -102,38 +119,41 @@ GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
     out.latents.resize(static_cast<std::size_t>(spec_.members * n));
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
-        for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-            fill_normal(flow::initial_noise_key(noise_keys[spec_.shared_noise ? 0 : static_cast<std::size_t>(first + b)]), {x_.f32() + b * n, size});
+        for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
+            draw(flow::initial_noise_key(noise_keys[spec_.shared_noise ? 0 : static_cast<std::size_t>(first + b)]));
+            transfer(noise_, member(x_, b).reshaped({n}));
+        }
         std::int64_t k = 0;
         for (int step = 0; step < spec_.schedule.steps(); ++step) {
-            evaluate(x_.f32(), step, spec_.uses_guidance());
+            evaluate(step, spec_.uses_guidance());
             const flow::Transition t = transition(step);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
-                float* x = x_.f32() + b * n;
-                const std::span<const float> velocity(guided_.f32() + b * n, size);
+                const Tensor state = member(x_, b).reshaped({n});
+                const std::span<const float> x = numbers(state), velocity = numbers(member(guided_, b));
                 if (!t.has_log_prob()) {
-                    flow::step<float>(t, {x, size}, velocity, {}, {x, size});
+                    flow::step<float>(t, x, velocity, {}, numbers(state));
                     continue;
                 }
                 const std::int64_t at = (first + b) * trained + k;
-                float *kept = out.x.data() + at * n, *next = out.x_next.data() + at * n;
-                std::copy_n(x, n, kept);
-                fill_normal(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step), numbers(noise_));
-                flow::step<float>(t, {kept, size}, velocity, numbers(noise_), {next, size});
-                out.log_prob[static_cast<std::size_t>(at)] = static_cast<float>(
-                    *flow::log_prob<float>(t, spec_.log_prob, {kept, size}, {trained_velocity(b), size}, {next, size}));
-                std::copy_n(next, n, x);
+                // On a device the noise is drawn while it computes the velocities.
+                draw(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step));
+                flow::step<float>(t, x, velocity, numbers(noise_), numbers(next_));
+                out.log_prob[static_cast<std::size_t>(at)] =
+                    static_cast<float>(*flow::log_prob<float>(t, spec_.log_prob, x, numbers(trained_velocity(b)), numbers(next_)));
+                transfer(state, stored(out.x, at, n));
+                transfer(next_, stored(out.x_next, at, n));
+                transfer(next_, state);
             }
             if (t.has_log_prob()) ++k;
         }
-        std::copy_n(x_.f32(), spec_.micro_batch * n, out.latents.data() + first * n);
+        transfer(x_, Tensor::of(out.latents.data() + first * n, x_.shape()));
     }
     return out;
 }
 
 std::vector<float> GroupPolicy::replay(const GroupTrajectory& trajectory) {
+    const DeviceScope scope(dit_.device());
     const std::int64_t n = sample_size();
-    const auto size = static_cast<std::size_t>(n);
     const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
     std::vector<float> result(trajectory.log_prob.size());
     run_prefixes();
@@ -142,18 +162,18 @@ std::vector<float> GroupPolicy::replay(const GroupTrajectory& trajectory) {
             const int step = spec_.trained_steps[static_cast<std::size_t>(k)];
             const flow::Transition t = transition(step);
             load_states(trajectory, first, k);
-            evaluate(x_.f32(), step, spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
+            evaluate(step, spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::int64_t at = (first + b) * trained + k;
-                result[static_cast<std::size_t>(at)] = static_cast<float>(
-                    *flow::log_prob<float>(t, spec_.log_prob, {x_.f32() + b * n, size}, {trained_velocity(b), size},
-                                           {trajectory.x_next.data() + at * n, size}));
+                result[static_cast<std::size_t>(at)] = static_cast<float>(*flow::log_prob<float>(
+                    t, spec_.log_prob, numbers(member(x_, b)), numbers(trained_velocity(b)), bring(stored(trajectory.x_next, at, n), next_)));
             }
         }
     return result;
 }
 
 std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
+    const DeviceScope scope(dit_.device());
     const std::int64_t n = sample_size();
     const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
     std::vector<float> result(trajectory.x.size());
@@ -161,10 +181,10 @@ std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
         for (std::int64_t k = 0; k < trained; ++k) {
             load_states(trajectory, first, k);
-            evaluate(x_.f32(), spec_.trained_steps[static_cast<std::size_t>(k)],
+            evaluate(spec_.trained_steps[static_cast<std::size_t>(k)],
                      spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
-                std::copy_n(trained_velocity(b), n, result.data() + ((first + b) * trained + k) * n);
+                transfer(trained_velocity(b).reshaped({n}), stored(result, (first + b) * trained + k, n));
         }
     return result;
 }
@@ -177,9 +197,9 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
     ATELIER_CHECK_USAGE(!objective.ratio_norm || !spec_.uses_guidance() || spec_.guidance_train == flow::GuidanceTrain::guided,
                         "the normalised ratio needs the trained policy's own mean, which sampling with guidance_train = conditional does not give");
     ATELIER_CHECK_USAGE(!objective.ratio_norm || spec_.log_prob == flow::LogProb::mean, "the normalised ratio is defined for log_prob = mean");
+    const DeviceScope scope(dit_.device());
     const dit::Config& c = dit_.config();
     const std::int64_t n = sample_size();
-    const auto size = static_cast<std::size_t>(n);
     const auto trained = static_cast<std::int64_t>(spec_.trained_steps.size());
     const bool both = unconditional_pass_ != nullptr;
     ObjectiveStats stats;
@@ -191,19 +211,19 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
             const int step = spec_.trained_steps[static_cast<std::size_t>(k)];
             const flow::Transition t = transition(step);
             load_states(trajectory, first, k);
-            evaluate(x_.f32(), step, both);
+            evaluate(step, both);
             const Tensor& d_trained = both ? d_guided_ : d_v_;
-            std::fill_n(d_trained.f32(), d_trained.elements(), 0.0f);
+            clear(d_trained);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const double a = advantage[static_cast<std::size_t>(first + b)];
                 if (a == 0.0 && !has_kl) continue;
                 const std::int64_t at = (first + b) * trained + k;
-                const std::span<const float> x(x_.f32() + b * n, size), v(trained_velocity(b), size);
-                const std::span<const float> next(trajectory.x_next.data() + at * n, size);
-                const std::span<float> d_v(d_trained.f32() + b * n, size);
+                const std::span<const float> x = numbers(member(x_, b)), v = numbers(trained_velocity(b));
+                const std::span<const float> next = bring(stored(trajectory.x_next, at, n), next_);
+                const std::span<float> d_v = numbers(member(d_trained, b));
                 Surrogate term;
                 if (objective.ratio_norm) {
-                    fill_normal(flow::step_noise_key(trajectory.noise_key[static_cast<std::size_t>(first + b)], step), numbers(noise_));
+                    draw(flow::step_noise_key(trajectory.noise_key[static_cast<std::size_t>(first + b)], step));
                     const std::span<const float> noise = numbers(noise_);
                     term = clipped_surrogate<double>(guard_log_ratio<float>(t, x, v, next, noise), a, objective.clip);
                     guard_log_ratio_backward<float>(t, noise, weight * guard_weight(t) * term.d_log_ratio, d_v);
@@ -215,7 +235,7 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
                 }
                 double kl = 0;
                 if (has_kl) {
-                    const std::span<const float> base = base_velocity.subspan(static_cast<std::size_t>(at * n), size);
+                    const std::span<const float> base = bring(stored(base_velocity, at, n), base_);
                     const double scale = weight * objective.beta;
                     if (objective.kl == KlKind::gaussian) {
                         kl = flow::gaussian_kl<float>(t, v, base);
@@ -228,8 +248,8 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
                 stats.add(term, kl);
             }
             if (both) {
-                std::fill_n(d_v_.f32(), d_v_.elements(), 0.0f);
-                std::fill_n(d_u_.f32(), d_u_.elements(), 0.0f);
+                clear(d_v_);
+                clear(d_u_);
                 flow::guide_backward<float>(spec_.guidance, c.out_channels, numbers(v_), numbers(u_), numbers(d_guided_),
                                             numbers(d_v_), numbers(d_u_));
                 unconditional_pass_->backward(weights_, gradients, unconditional_->prefix(), x_, d_u_, {});

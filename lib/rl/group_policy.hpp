@@ -77,10 +77,14 @@ class GroupPolicy {
   private:
     std::int64_t sample_size() const { return spec_.target.tokens() * dit_.config().out_channels; }
     flow::Transition transition(int step) const;
-    /// Velocities of a micro-batch at a step: conditional in v_, the sampler's in guided_ (the same memory without guidance).
-    void evaluate(const float* x, int step, bool needs_guidance);
-    /// The velocity whose log-probability is trained.
-    const float* trained_velocity(std::int64_t member) const;
+    /// Velocities of the micro-batch in x_ at a step: conditional in v_, the sampler's in guided_ (the same memory without guidance).
+    void evaluate(int step, bool needs_guidance);
+    /// The velocity whose log-probability is trained, of one of the micro-batch.
+    Tensor trained_velocity(std::int64_t b) const;
+    /// One sample's noise, into noise_.
+    void draw(const RandomKey& key);
+    /// Numbers in host memory where the model runs: themselves, or a copy in `room`.
+    std::span<const float> bring(const Tensor& from, const Tensor& room) const;
     void run_prefixes();
     /// The micro-batch's stored states before trained step number k, into x_.
     void load_states(const GroupTrajectory& trajectory, std::int64_t first, std::int64_t k);
@@ -94,7 +98,9 @@ class GroupPolicy {
     pipeline::Branch conditional_;
     std::unique_ptr<pipeline::Branch> unconditional_;
     std::unique_ptr<dit::TargetPass> conditional_pass_, unconditional_pass_;
-    Tensor x_, v_, u_, guided_, noise_, d_v_, d_u_, d_guided_;
+    // Where the model runs: a micro-batch's, and one sample's noise, next state and base velocity.
+    Tensor x_, v_, u_, guided_, d_v_, d_u_, d_guided_, noise_, next_, base_;
+    Tensor host_noise_;
     std::vector<float> times_;
 };
 

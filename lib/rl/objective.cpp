@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.hpp"
+#include "flow/on_device.hpp"
 #include "flow/reduce.hpp"
 
 namespace atelier::rl {
@@ -24,6 +25,13 @@ double guard_log_ratio(const flow::Transition& transition, std::span<const T> x,
         x_next.size(), noise.size());
     const T on_x = static_cast<T>(transition.on_x), on_v = static_cast<T>(transition.on_v);
     const T std = static_cast<T>(transition.std);
+    if constexpr (std::is_same_v<T, float>)
+        if (flow::runs_on_device<T>())
+            return ops::sum_from_device([&](double* sum) {
+                       ops::backend().guard_sums(1, static_cast<std::int64_t>(x.size()), flow::in_fp32(transition), x.data(), v.data(),
+                                                 x_next.data(), noise.data(), sum);
+                   }) /
+                   static_cast<double>(x.size());
     // x' - mu_old = std noise, so mu - mu_old = std noise - (x' - mu).
     const double sum = flow::ordered_sum(x.size(), [&](std::size_t i) {
         const T residual = x_next[i] - flow::mean_element(on_x, on_v, x[i], v[i]);
@@ -39,6 +47,9 @@ void guard_log_ratio_backward(const flow::Transition& transition, std::span<cons
     ATELIER_CHECK(noise.size() == d_v.size() && !noise.empty(), "noise {} and d_v {} elements",
                   noise.size(), d_v.size());
     const T factor = static_cast<T>(scale * transition.on_v / static_cast<double>(noise.size()));
+    if constexpr (std::is_same_v<T, float>)
+        if (flow::runs_on_device<T>())
+            return ops::backend().difference_gradient(static_cast<std::int64_t>(noise.size()), factor, noise.data(), nullptr, d_v.data());
     for (std::size_t i = 0; i < noise.size(); ++i) d_v[i] = std::fma(factor, noise[i], d_v[i]);
 }
 

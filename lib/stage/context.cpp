@@ -99,6 +99,16 @@ nn::StorageFormat Context::storage(const nn::ParameterTable& table) const {
         static_cast<std::uint64_t>(config.integer("checkpoint.shard_size")) * 1'000'000);
 }
 
+ops::ProductPrecision Context::product_precision() const {
+    const std::string& dtype = config.text("compute.dtype");
+    if (device() == Device::cuda) return dtype == "f32" ? ops::ProductPrecision::fp32 : ops::ProductPrecision::bf16;
+    if (dtype != "bf16") return ops::ProductPrecision::fp32;
+    ATELIER_CHECK_USAGE(config.text("checkpoint.dtype") == "bf16",
+                        "compute.dtype = bf16 needs checkpoint.dtype = bf16 (found {}): a policy computes with what is stored, and the "
+                        "optimizer keeps fp32 weights of its own", config.text("checkpoint.dtype"));
+    return ops::ProductPrecision::bf16;
+}
+
 nn::LoraConfig Context::lora() const {
     nn::LoraConfig l{config.integer("lora.rank"), config.number("lora.alpha"), config.list("lora.targets")};
     if (l.alpha == 0) l.alpha = static_cast<double>(l.rank);

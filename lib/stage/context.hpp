@@ -93,8 +93,13 @@ struct Context {
     io::Manifest new_manifest(const std::string& stage) const;
     /// The adapter that is trained ([lora]); rank 0: all weights are.
     nn::LoraConfig lora() const;
-    /// The ranks that a trained transformer's weights are cut over; null: each has all (compute.zero below 3).
-    comm::Communicator* sharded_ranks() const { return config.integer("compute.zero") == 3 ? world : nullptr; }
+    /// Where the models run ([compute] device).
+    Device device() const { return config.text("compute.device") == "cuda" ? Device::cuda : Device::cpu; }
+    /// Whether AdamW's memory stays in host memory while the model is on a device ([compute] optimizer).
+    bool keeps_state_on_host() const { return config.text("compute.optimizer") == "host"; }
+    /// Of the transformer's products. Throws Error(usage) where policies would be stored in more digits than they compute with (on CPUs: a
+    /// device keeps a rounded copy beside the weights).
+    ops::ProductPrecision product_precision() const;
     /// How policies and students are stored ([checkpoint]).
     nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };

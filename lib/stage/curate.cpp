@@ -130,7 +130,7 @@ int run_curate(const Context& given) {
     if (stage.is_complete) return 0;
     io::Manifest manifest = c.new_manifest("curate");
     StageMemory memory;
-    pipeline::Pipeline model(c.model());
+    pipeline::Pipeline model(c.model(), {}, c.device(), nullptr, c.product_precision());
     rl::SamplingSpec spec = c.sampling(model);
     // What the policy will see: the same sampler, noise included.
     spec.members = static_cast<int>(c.config.integer("curate.group_size"));

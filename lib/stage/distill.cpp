@@ -93,7 +93,8 @@ int run_distill(const Context& c) {
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const auto source = student_source(c, round);
-    pipeline::Pipeline model(c.model(), source, Device::cpu, c.sharded_ranks());
+    const TrainingRanks training_ranks(c);
+    pipeline::Pipeline model(c.model(), source, c.device(), training_ranks.sharded(), c.product_precision());
     load_start(c, round, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());
@@ -106,8 +107,9 @@ int run_distill(const Context& c) {
                      c.config.number("distill.max_grad_norm"),
                      0.0,
                      c.storage(model.dit().table()),
-                     static_cast<int>(c.config.integer("compute.zero"))},
-                    *c.world);
+                     static_cast<int>(c.config.integer("compute.zero")),
+                     c.keeps_state_on_host()},
+                    training_ranks.all());
     const dit::Keep keep =
         c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 

@@ -83,7 +83,7 @@ int run_teacher_dump(const Context& c) {
              c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round)))
         drawn.push_back(pool[i]);
     put_sizes_together(c, drawn);
-    pipeline::Pipeline model(c.model(), student_source(c, round));
+    pipeline::Pipeline model(c.model(), student_source(c, round), c.device(), nullptr, c.product_precision());
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());
     const auto spec_of = [&](const Prompt& prompt) {
         return on_grid(spec, model.schedule_config(), target_grid(c, prompt));
@@ -119,7 +119,7 @@ int run_teacher_dump(const Context& c) {
         for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
         const bool averages = starts_from_average(c, round);
         workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
-                                    std::min(resident, units.size()), averages ? model.own_weights().size_bytes() : 0));
+                                    units.size(), resident, averages ? Bytes(model.own_weights().bytes()) : Bytes()));
         memory.say(c);
     }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);

@@ -123,7 +123,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     for (std::size_t i = 0; i < candidates.size(); ++i) {
         const Candidate& candidate = candidates[i];
         const std::string& model_hash = hashes[i];
-        pipeline::Pipeline model(c.model(), candidate.transformer);  // one at a time in memory
+        pipeline::Pipeline model(c.model(), candidate.transformer, c.device(), nullptr, c.product_precision());  // one at a time in memory
         if (i == 0)
             reserve(c, model, candidates, tasks, scoring, memory, workspace);
         for (const auto& [name, task] : tasks) {

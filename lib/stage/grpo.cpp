@@ -157,21 +157,19 @@ Json describe_columns(const std::vector<GroupScoresOf>& groups,
 
 /// The base's weights beside the policy's, for KL terms: cut over the ranks where the policy's are.
 struct Reference {
-    Reference(const pipeline::Pipeline& model, comm::Communicator& world, const std::filesystem::path& directory)
+    Reference(const pipeline::Pipeline& model, const TrainingRanks& ranks, const std::filesystem::path& directory)
         : arena("base policy", 0) {
         const nn::ShardedWeights* cut = model.sharded_weights();
-        const auto plan = [&](Arena& taken) {
+        const Device device = model.dit().device();
+        arena = Arena::of("base policy", [&](Arena& taken) {
             if (cut != nullptr) {
-                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), world, std::span<float>(), taken);
+                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), ranks.all(), Tensor(), taken, device);
                 weights = nn::ParameterStore(model.dit().table(), *sharded);
             } else {
-                weights = nn::ParameterStore(model.dit().table(), taken);
+                weights = nn::ParameterStore(model.dit().table(), taken, device);
             }
-        };
-        arena = Arena("base policy", Workspace::measure(plan));
-        plan(arena);
-        model.read_own_weights(directory, cut != nullptr ? sharded->shard()
-                                                         : std::span<float>(weights.data(), static_cast<std::size_t>(weights.flat().elements())));
+        });
+        model.read_own_weights(directory, cut != nullptr ? sharded->shard() : weights.flat());
         if (cut != nullptr) sharded->refresh();
     }
     Arena arena;
@@ -182,7 +180,7 @@ struct Reference {
 /// One policy's update from one rollout.
 class Update {
   public:
-    Update(const Context& c, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
+    Update(const Context& c, const TrainingRanks& ranks, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
            const std::filesystem::path& rollout, const std::vector<std::string>& shards,
            const std::vector<GroupScoresOf>& groups)
         : c_(c),
@@ -200,7 +198,7 @@ class Update {
         if (objective_.kl == rl::KlKind::none || objective_.beta <= 0) return;
         // With its adapter off the policy is the base.
         if (model.adapter() == nullptr)
-            reference_ = std::make_unique<Reference>(model, *c.world, c.base_transformer());
+            reference_ = std::make_unique<Reference>(model, ranks, c.base_transformer());
         base_weights_ = reference_ ? reference_->weights : model.dit_weights().with_lora(nullptr);
     }
 
@@ -215,7 +213,7 @@ class Update {
         for (const std::size_t unit : units) prompts.push_back(&prompt_of(unit));
         const auto [training, base] = hold_grpo(
             memory.plan, memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0), spec_, keep_,
-            {base_weights_.has_value(), reference_ ? reference_->arena.capacity() : 0, trainer.planned(), snapshots});
+            {base_weights_.has_value(), reference_ ? reference_->arena.bytes() : Bytes(), trainer.planned(), snapshots});
         workspace_.reserve(training);
         base_workspace_.reserve(base);
     }
@@ -359,7 +357,8 @@ int run_grpo(const Context& c) {
         if (name.starts_with("shard-")) shards.push_back(name);
 
     const auto policy = c.starting_policy();
-    pipeline::Pipeline model(c.model(), policy, Device::cpu, c.sharded_ranks());
+    const TrainingRanks ranks(c);
+    pipeline::Pipeline model(c.model(), policy, c.device(), ranks.sharded(), c.product_precision());
     prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);
@@ -369,11 +368,12 @@ int run_grpo(const Context& c) {
                      c.config.number("grpo.max_grad_norm"),
                      c.config.number("grpo.ema"),
                      c.storage(model.dit().table()),
-                     static_cast<int>(c.config.integer("compute.zero"))},
-                    *c.world);
+                     static_cast<int>(c.config.integer("compute.zero")),
+                     c.keeps_state_on_host()},
+                    ranks.all());
     const optim::LearningRate rate{c.learning_rate(), optim::RateShape::constant,
                                    c.config.integer("grpo.warm_up"), 0, 0.0};
-    Update update(c, model, spec, rollout, shards, groups);
+    Update update(c, ranks, model, spec, rollout, shards, groups);
 
     Json metrics = describe_rewards(groups);
     metrics.update({{"stage", "grpo"}, {"policy", c.policy}, {"iteration", c.iteration}});

@@ -11,15 +11,15 @@ namespace {
 
 /// Bytes of a workspace that serves one group after another, and what of them the prefixes' keys and values are in the largest.
 struct WorkspaceBytes {
-    std::size_t all = 0, cache = 0;
-    void cover(std::size_t bytes, std::size_t cached) {
-        if (bytes <= all) return;
-        all = bytes;
+    Bytes all, cache;
+    void cover(const Bytes& bytes, const Bytes& cached) {
+        if (larger(all, bytes) == all) return;
+        all = larger(all, bytes);
         cache = cached;
     }
     /// As entries: kept to the end, or during a phase.
     void hold(MemoryPlan& plan, const char* phase = nullptr) const {
-        const auto add = [&](const char* what, std::size_t bytes) {
+        const auto add = [&](const char* what, const Bytes& bytes) {
             if (phase == nullptr)
                 plan.hold(what, bytes);
             else
@@ -30,12 +30,15 @@ struct WorkspaceBytes {
     }
 };
 
+/// Bytes of what is with the transformer.
+Bytes where(const dit::Dit& dit, std::size_t bytes) { return dit.device() == Device::cpu ? Bytes(bytes) : Bytes(0, bytes); }
+
 /// Keys and values of a prefix in all layers, with their gradients where they are trained.
-std::size_t cache_bytes(const dit::Dit& dit, const pipeline::EncodedPrompt& p, bool trains) {
+Bytes cache_bytes(const dit::Dit& dit, const pipeline::EncodedPrompt& p, bool trains) {
     const dit::Config& c = dit.config();
     std::int64_t tokens = p.tokens;
     for (const dit::Grid& grid : p.references) tokens += grid.tokens() - grid.tokens() / 4;
-    return static_cast<std::size_t>(c.layers * tokens * 2 * c.width()) * sizeof(float) * (trains ? 2 : 1);
+    return where(dit, static_cast<std::size_t>(c.layers * tokens * 2 * c.width()) * sizeof(float) * (trains ? 2 : 1));
 }
 
 WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep) {
@@ -49,7 +52,7 @@ WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& sp
                         rl::GroupPolicy(*model.dit, none, g.prompt.conditional, guided ? &g.prompt.unconditional : nullptr, own, keep, arena);
                     }),
                     cache_bytes(*model.dit, g.prompt.conditional, trains) +
-                        (guided ? cache_bytes(*model.dit, g.prompt.unconditional, trains_both) : 0));
+                        (guided ? cache_bytes(*model.dit, g.prompt.unconditional, trains_both) : Bytes()));
     }
     return bytes;
 }
@@ -63,7 +66,7 @@ WorkspaceBytes student_bytes(const ModelOutline& model, const distill::StudentSp
                         distill::StudentGroup(*model.dit, none, g.prompt.conditional, guided ? &g.prompt.unconditional : nullptr, own, keep, arena);
                     }),
                     cache_bytes(*model.dit, g.prompt.conditional, keep != dit::Keep::nothing) +
-                        (guided ? cache_bytes(*model.dit, g.prompt.unconditional, false) : 0));
+                        (guided ? cache_bytes(*model.dit, g.prompt.unconditional, false) : Bytes()));
     }
     return bytes;
 }
@@ -111,7 +114,7 @@ std::size_t most_pending(std::size_t in_work, int members) {
     return std::max<std::size_t>(1, in_work / static_cast<std::size_t>(members));
 }
 
-std::size_t hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
+Bytes hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
                          const ScoringMemory& scoring) {
     const WorkspaceBytes group = group_bytes(model, spec, dit::Keep::nothing);
     group.hold(plan);
@@ -141,22 +144,24 @@ GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::
     return {training.all, base.all};
 }
 
-std::size_t hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t resident,
-                      std::size_t averaged) {
+Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
+                std::size_t resident, const Bytes& averaged) {
     const WorkspaceBytes group = student_bytes(model, spec, guided, dit::Keep::nothing);
-    group.hold(plan);
+    // The first start is made before the rest is taken, later ones when it is there.
+    const char* const phase = groups > resident ? nullptr : "sampling";
+    group.hold(plan, phase);
     const auto members = static_cast<std::size_t>(spec.members);
     const std::int64_t channels = model.dit->config().in_channels, steps = spec.schedule.steps();
     const dit::Grid largest = model.largest();
     // Trajectories wait for the teacher without pictures; a shard is copied from one of them.
-    plan.hold("resident groups", resident * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
-    plan.hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
-    // The start is made before the rest is taken; a teacher's mapped file stands in for that.
+    const auto hold = [&](const char* what, std::size_t bytes) { phase == nullptr ? plan.hold(what, bytes) : plan.hold_during(phase, what, bytes); };
+    hold("resident groups", std::min(groups, resident) * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
+    hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
     plan.hold_during("averaging", "a teacher's weights", averaged);
     return group.all;
 }
 
-std::size_t hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
+Bytes hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
                          const TrainerBytes& trainer, bool has_snapshots) {
     const WorkspaceBytes group = student_bytes(model, spec, false, keep);
     hold_trainer(plan, trainer, has_snapshots);
@@ -167,15 +172,15 @@ std::size_t hold_distill(MemoryPlan& plan, const ModelOutline& model, const dist
     return group.all;
 }
 
-std::size_t hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& m) {
-    std::size_t sampling = 0;
+Bytes hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& m) {
+    Bytes sampling;
     for (const GroupOutline& g : model.groups) {
         pipeline::GenerateRequest r;
         r.conditional = &g.prompt.conditional;
         r.unconditional = m.guided ? &g.prompt.unconditional : nullptr;
         r.target = g.target;
         r.batch = static_cast<std::int64_t>(m.pictures);
-        sampling = std::max(sampling, pipeline::generation_bytes(*model.dit, r));
+        sampling = larger(sampling, pipeline::generation_bytes(*model.dit, r));
     }
     const dit::Grid largest = model.largest();
     const std::size_t picture = picture_bytes(largest);

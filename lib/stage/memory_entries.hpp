@@ -21,7 +21,7 @@ struct ModelOutline {
     const dit::Dit* dit = nullptr;
     flow::ScheduleConfig schedule;
     /// Bytes: of the transformer's weights, of the frozen parts' weights, of these parts' buffers.
-    std::size_t parameters = 0, frozen = 0, text_encoder = 0, autoencoder = 0;
+    Bytes parameters, frozen, text_encoder, autoencoder;
     std::vector<GroupOutline> groups;
     /// The largest grid of all groups; 0 x 0 where there are none.
     dit::Grid largest() const;
@@ -47,28 +47,28 @@ struct ScoringMemory {
 std::size_t most_pending(std::size_t in_work, int members);
 
 /// Sampling of groups, their scores, their shards. Returns the bytes of a group's workspace.
-std::size_t hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
+Bytes hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
                          const ScoringMemory& scoring);
 
 /// Updates from groups. `base_weights`: bytes of the base's own weights beside the policy's, where a KL term needs them.
 struct GrpoMemory {
     bool has_kl = false;
-    std::size_t base_weights = 0;
+    Bytes base_weights;
     TrainerBytes trainer;
     bool has_snapshots = false;
 };
 struct GrpoWorkspaces {
-    std::size_t training = 0, base = 0;  ///< bytes
+    Bytes training, base;
 };
 GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep, const GrpoMemory& memory);
 
-/// The student's trajectories and the teacher's velocities: `resident` groups at a time. `averaged`: bytes of a teacher's weights beside
-/// the mean of all. Returns the bytes of the trajectories' workspace.
-std::size_t hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t resident,
-                      std::size_t averaged);
+/// The student's trajectories and the teacher's velocities of `groups` groups, `resident` at a time. `averaged`: bytes of a teacher's weights
+/// beside the mean of all. Returns the bytes of the trajectories' workspace.
+Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
+                std::size_t resident, const Bytes& averaged);
 
 /// Training on dumps. Returns the bytes of the trajectories' workspace.
-std::size_t hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
+Bytes hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
                          const TrainerBytes& trainer, bool has_snapshots);
 
 /// Pictures of held-out prompts: `pictures` of each, shards of `shard_pictures`, sheets of `rows` by task. Returns the bytes of the
@@ -79,6 +79,6 @@ struct EvaluationMemory {
     bool guided = false;
     ScoringMemory scoring;
 };
-std::size_t hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& memory);
+Bytes hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const EvaluationMemory& memory);
 
 }  // namespace atelier::stage

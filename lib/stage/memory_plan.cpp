@@ -28,10 +28,10 @@ constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens =
 
 /// A model's sizes, from its config files alone.
 struct ModelFiles {
-    explicit ModelFiles(const fs::path& model)
-        : dit(dit::load_config(model / "transformer" / "config.json")),
-          vlm(vlm::load_config(model / "text_encoder" / "config.json")),
-          vae(vae::load_config(model / "vae" / "config.json")),
+    ModelFiles(const fs::path& model, Device device, ops::ProductPrecision precision)
+        : dit(dit::load_config(model / "transformer" / "config.json"), device, precision),
+          vlm(vlm::load_config(model / "text_encoder" / "config.json"), device),
+          vae(vae::load_config(model / "vae" / "config.json"), device),
           schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
         for (const char* name : {"processor", "tokenizer"})
             if (!tokenizer && fs::exists(model / name / "tokenizer.json")) tokenizer = model::Tokenizer::load(model / name);
@@ -115,7 +115,7 @@ class TaskOutline {
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), files_(c.model()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        : c_(c), q_(q), files_(c.model(), c.device(), c.product_precision()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
         if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(files_.dit.table(), c.lora());
         for (const std::string& task : c.config.tasks()) {
             training_[task] = outline_of(task, "train");
@@ -153,8 +153,8 @@ class Planner {
         const ModelOutline model = outline(training_.at(task), false, true);
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
-        const std::size_t resident = std::min(static_cast<std::size_t>(c_.config.integer("distill.resident_groups")), (prompts + ranks - 1) / ranks);
-        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), resident, c_.config.text("distill.start") == "average" ? model.parameters : 0);
+        const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
         return plan;
     }
 
@@ -199,7 +199,8 @@ class Planner {
         if (lora_)
             text += fmt::format("; trained: an adapter of rank {} for {} matrices, {:.2f} M ({:.2f} %)", lora_->rank(), lora_->adapted().size(),
                                 count(lora_->table()), 100 * count(lora_->table()) / count(files_.dit.table()));
-        text += fmt::format("\n{} rank{}, compute.zero = {}, fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_);
+        text += fmt::format("\n{} rank{}, compute.zero = {}, compute.device = {}, numbers in fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_,
+                            c_.config.text("compute.device"));
         if (c_.config.text("reward.scorer") == "judge") text += "the judge's own memory is not in these figures\n";
         return text;
     }
@@ -214,7 +215,8 @@ class Planner {
 
     TrainerBytes trainer(bool averages) const {
         const bool has_master = !lora_ && c_.config.text("checkpoint.dtype") != "f32";
-        return trainer_bytes(files_.dit.table(), lora_.get(), zero_, q_.ranks, averages, has_master);
+        return trainer_bytes(files_.dit.table(), lora_.get(), zero_, q_.ranks, averages, has_master, c_.device(),
+                             c_.keeps_state_on_host());
     }
 
     /// A task's prompts as its file has them, or as the question says.
@@ -257,21 +259,24 @@ class Planner {
         m.dit = &files_.dit;
         m.schedule = files_.schedule;
         m.groups = prompts.groups();
-        m.frozen = static_cast<std::size_t>(files_.vlm.table().flat_size() + files_.vae.table().flat_size()) * sizeof(float);
-        m.parameters = static_cast<std::size_t>(files_.dit.table().flat_size()) * sizeof(float);
+        m.frozen = pipeline::frozen_bytes(files_.vlm, files_.vae);
+        const auto numbers = static_cast<std::size_t>(files_.dit.table().flat_size());
+        const Device device = files_.dit.device();
+        // On a device with the rounded copy that products take.
+        m.parameters = device == Device::cpu ? Bytes(numbers * sizeof(float)) : Bytes(0, numbers * (sizeof(float) + sizeof(std::uint16_t)));
         if (trains && zero_ == 3) {
             const nn::Partition partition(files_.dit.table(), q_.ranks);
             const auto self = comm::make_self();
-            m.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self, {}, arena); });
+            m.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self, Tensor(), arena, device); });
         }
-        if (lora_) m.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena); });
+        if (lora_) m.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena, device); });
         m.text_encoder = Workspace::measure([&](Arena& arena) { vlm::Session(files_.vlm, prompts.tokens(), prompts.patches(), arena); });
         m.autoencoder = codec_bytes(prompts.uses(decodes));
         return m;
     }
 
     /// Asked for again with every micro-batch, and slow to answer.
-    std::size_t codec_bytes(const std::vector<vae::PictureUse>& uses) const {
+    Bytes codec_bytes(const std::vector<vae::PictureUse>& uses) const {
         std::string key;
         for (const vae::PictureUse& use : uses) key += fmt::format("{}x{}{} ", use.height, use.width, use.decodes ? "d" : "e");
         const auto found = codec_.find(key);
@@ -300,43 +305,51 @@ class Planner {
     std::unique_ptr<nn::LoraTable> lora_;
     std::map<std::string, TaskOutline> training_, heldout_;
     TaskOutline all_training_, all_heldout_;
-    mutable std::map<std::string, std::size_t> codec_;
+    mutable std::map<std::string, Bytes> codec_;
 };
 
 using StagePlan = std::function<MemoryPlan(int micro_batch, bool recomputes)>;
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
+/// What a plan's figures are of: the device's memory where there is one.
+std::size_t counted(const Bytes& bytes, Device device) { return device == Device::cpu ? bytes.host : bytes.device; }
+
 /// Largest divisor of the group that fits; 0: none.
-int largest_micro_batch(const StagePlan& plan, int members, bool recomputes, std::size_t device) {
+int largest_micro_batch(const StagePlan& plan, int members, bool recomputes, Device where, std::size_t device) {
     for (int m = members; m >= 1; --m)
-        if (members % m == 0 && plan(m, recomputes).total() <= device) return m;
+        if (members % m == 0 && counted(plan(m, recomputes).total(), where) <= device) return m;
     return 0;
 }
 
-std::string table(const std::string& title, const StagePlan& plan, int members, int micro_batch, bool trains, std::size_t device) {
+std::string table(const std::string& title, const StagePlan& plan, int members, int micro_batch, bool trains, Device where,
+                  std::size_t device) {
     const MemoryPlan kept = plan(micro_batch, false), again = trains ? plan(micro_batch, true) : kept;
     std::string text = fmt::format("\n{}{}\n{:<34} {:>9}{}\n", title, members > 0 ? fmt::format(", micro-batch {} of {}", micro_batch, members) : "", "",
                                    "GiB", trains ? "  with recompute" : "");
-    const auto row = [&](const std::string& what, std::size_t a, std::size_t b) {
+    const auto print = [&](const std::string& what, std::size_t a, std::size_t b) {
         text += fmt::format("  {:<32} {:>9.3f}", what, gib(a));
         if (trains) text += fmt::format(" {:>15.3f}", gib(b));
         text += '\n';
     };
+    const auto row = [&](const std::string& what, const Bytes& a, const Bytes& b) {
+        if (counted(a, where) > 0) print(what, counted(a, where), counted(b, where));
+    };
     const auto bytes_of = [](const MemoryPlan::Entries& entries, const std::string& what) {
         for (const auto& [name, bytes] : entries)
             if (name == what) return bytes;
-        return std::size_t{0};
+        return Bytes();
     };
     for (const auto& [what, bytes] : kept.held()) row(what, bytes, bytes_of(again.held(), what));
     for (std::size_t i = 0; i < kept.phases().size(); ++i)
         for (const auto& [what, bytes] : kept.phases()[i].second)
             row(fmt::format("{}: {}", kept.phases()[i].first, what), bytes, bytes_of(again.phases()[i].second, what));
     row("at once", kept.total(), again.total());
+    if (where != Device::cpu) print("host memory beside it", kept.total().host, again.total().host);
     if (device == 0) return text;
     const auto verdict = [&](bool recomputes) {
-        if (members == 0) return std::string(plan(micro_batch, recomputes).total() <= device ? "yes" : "no");
-        const int m = largest_micro_batch(plan, members, recomputes, device);
+        if (members == 0) return std::string(counted(plan(micro_batch, recomputes).total(), where) <= device ? "yes" : "no");
+        const int m = largest_micro_batch(plan, members, recomputes, where, device);
         return m == 0 ? std::string("none fits") : fmt::format("{}", m);
     };
     text += fmt::format("  {:<32} {:>9}", fmt::format("{} {:.1f} GiB", members == 0 ? "fits in" : "largest micro-batch in", gib(device)), verdict(false));
@@ -370,14 +383,14 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     const int members = static_cast<int>(c.config.integer("rollout.group_size")), micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
     const int drawn = static_cast<int>(c.config.integer("distill.group_size")), dumped = std::gcd(drawn, micro_batch);
     for (const std::string& task : c.config.tasks()) {
-        text += table("curate, rollout " + task, [&](int m, bool) { return planner.rollout(task, m); }, members, micro_batch, false, q.device_memory);
-        text += table("grpo " + task, [&](int m, bool again) { return planner.grpo(task, m, again); }, members, micro_batch, true, q.device_memory);
-        text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, drawn, dumped, false, q.device_memory);
+        text += table("curate, rollout " + task, [&](int m, bool) { return planner.rollout(task, m); }, members, micro_batch, false, c.device(), q.device_memory);
+        text += table("grpo " + task, [&](int m, bool again) { return planner.grpo(task, m, again); }, members, micro_batch, true, c.device(), q.device_memory);
+        text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, drawn, dumped, false, c.device(), q.device_memory);
     }
-    text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, drawn, dumped, true, q.device_memory);
-    text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, q.device_memory);
+    text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, drawn, dumped, true, c.device(), q.device_memory);
+    text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, c.device(), q.device_memory);
     if (c.config.integer("reward.ranks") > 0)
-        text += table("a judge of curate, rollout, evaluate, without its answers' caches", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false,
+        text += table("a judge of curate, rollout, evaluate, without its answers' caches", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false, Device::cpu,
                       q.device_memory);
     return text;
 }

@@ -37,7 +37,7 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
     const auto policy = c.starting_policy();
     ATELIER_CHECK_INPUT(weights_hash(policy) == first.header.model_hash,
                         "{} is not the policy that sampled {}", policy.string(), files[0].string());
-    pipeline::Pipeline model(c.model(), policy);
+    pipeline::Pipeline model(c.model(), policy, c.device(), nullptr, c.product_precision());
     const rl::SamplingSpec sampling = c.sampling(model);
     const PromptIndex prompts(c, c.tasks());
     Workspace workspace("group");

@@ -35,7 +35,7 @@ int run_rollout(const Context& c) {
     io::Manifest manifest = c.new_manifest("rollout");
     StageMemory memory;
     const auto policy = c.starting_policy();
-    pipeline::Pipeline model(c.model(), policy);
+    pipeline::Pipeline model(c.model(), policy, c.device(), nullptr, c.product_precision());
     const rl::SamplingSpec spec = c.sampling(model);
     const auto drawn = draw_iteration(c);
     std::map<std::string, CategoryWeights> weights;

@@ -1,5 +1,6 @@
 #include "stage/stage_memory.hpp"
 
+#include "core/device.hpp"
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
 #include "stage/picture_sizes.hpp"
@@ -39,11 +40,17 @@ void StageMemory::compare(const Context& c, const std::string& whose) const {
     if (!c.world->is_root()) return;
     const auto peak = static_cast<double>(peak_resident_bytes());
     log_line(fmt::format("{}memory: the peak was {:.1f} MiB, {:.0f} % of the plan", whose,
-                         peak / (1 << 20), 100 * peak / static_cast<double>(plan.total())));
+                         peak / (1 << 20), 100 * peak / static_cast<double>(plan.total().host)));
+    if (c.device() == Device::cpu) return;
+    const auto taken = static_cast<double>(device_memory().peak_bytes());
+    log_line(fmt::format("{}device memory: the peak was {:.1f} MiB, {:.0f} % of the plan", whose, taken / (1 << 20),
+                         100 * taken / static_cast<double>(plan.total().device)));
 }
 
 void StageMemory::finish(const Context& c, io::Manifest& manifest) const {
-    manifest.planned_bytes = plan.total();
+    manifest.planned_bytes = plan.total().host;
+    if (c.device() != Device::cpu)
+        manifest.facts["device_memory"] = {{"planned", plan.total().device}, {"peak", device_memory().peak_bytes()}};
     compare(c);
 }
 

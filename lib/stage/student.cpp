@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "core/numbers.hpp"
+
 namespace atelier::stage {
 
 distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& schedule) {
@@ -38,16 +40,18 @@ std::string load_start(const Context& c, std::int64_t round, pipeline::Pipeline&
     // Before the room for a teacher is taken: hashing maps a whole file.
     std::string hashes;
     for (const std::string& task : tasks) hashes += weights_hash(c.final_policy(task));
-    const std::span<float> mean = model.own_weights();
-    Arena arena("teacher", mean.size() * sizeof(float) + Arena::alignment);
-    const Tensor taken = arena.take_f32({static_cast<std::int64_t>(mean.size())});
-    const std::span<float> teacher(taken.f32(), mean.size());
+    const Tensor own = model.own_weights();
+    const Numbers teacher(own.elements());
+    // The mean is made in host memory, so that it has the same bits wherever the model is.
+    const Numbers room = own.device() == Device::cpu ? Numbers() : Numbers(own.elements());
+    const std::span<float> mean(room.empty() ? own.f32() : room.data(), static_cast<std::size_t>(own.elements()));
     const float share = 1.0f / static_cast<float>(tasks.size());
     for (std::size_t t = 0; t < tasks.size(); ++t) {
-        model.read_own_weights(c.final_policy(tasks[t]), teacher);
+        model.read_own_weights(c.final_policy(tasks[t]), teacher.tensor());
         for (std::size_t i = 0; i < mean.size(); ++i)
-            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher[i];
+            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher.span()[i];
     }
+    if (!room.empty()) transfer(room.tensor(), own);
     model.weights_were_changed();
     return io::digest_bytes(hashes.data(), hashes.size());
 }

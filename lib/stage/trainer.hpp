@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "comm/on_device.hpp"
+#include "core/host_vectors.hpp"
 #include "nn/lora.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
@@ -14,13 +16,29 @@ namespace atelier::stage {
 
 /// What a trainer holds on each of `ranks`, and what publishing takes beside it.
 struct TrainerBytes {
-    std::size_t gradients = 0;  ///< with what cuts and sums them
-    std::size_t optimizer = 0;
-    std::size_t publishing = 0;  ///< the state's way to its file
-    std::size_t snapshot = 0;    ///< a copy of state and weights that is written beside the next updates
+    Bytes gradients;  ///< with what cuts and sums them
+    Bytes optimizer;
+    Bytes publishing;  ///< the state's way to its file
+    Bytes snapshot;    ///< a copy of state and weights that is written beside the next updates
 };
+/// `device`: the model's; `state_on_host`: as Trainer::Settings.
 TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable* adapter, int zero, int ranks, bool averages,
-                           bool has_master);
+                           bool has_master, Device device, bool state_on_host);
+
+/// The ranks that train one policy: a communicator for numbers where compute.device says that they are.
+class TrainingRanks {
+  public:
+    /// Throws Error(usage) where there is no such device. Collective.
+    explicit TrainingRanks(const Context& context);
+    comm::Communicator& all() const { return on_device_ ? *on_device_ : world_; }
+    /// The ranks that a trained transformer's weights are cut over; null: each has all (compute.zero below 3).
+    comm::Communicator* sharded() const { return is_sharded_ ? &all() : nullptr; }
+
+  private:
+    comm::Communicator& world_;
+    std::unique_ptr<comm::Communicator> on_device_;
+    bool is_sharded_;
+};
 
 /// Gradients, their norm and AdamW over one flat vector, that of all weights or of their adapter: what GRPO and distillation share.
 ///
@@ -34,10 +52,13 @@ class Trainer {
         double ema = 0;  ///< decay; 0: no moving average
         nn::StorageFormat storage;
         int zero = 0;
+        /// Where AdamW's memory (and the moving average, and the weights before they are rounded) is: with the model, or, for a model
+        /// on a device, in host memory; updates are made on the device either way and have the same bits.
+        bool state_on_host = false;
     };
     /// Continues from the state kept beside `policy`. Trains the model's adapter where it has one. With zero = 3 the model was opened
-    /// sharded. Throws Error(usage) for an adapter with zero above 1.
-    Trainer(pipeline::Pipeline& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& world);
+    /// sharded. `ranks`: of numbers where the model is. Throws Error(usage) for an adapter with zero above 1.
+    Trainer(pipeline::Pipeline& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& ranks);
     /// As the passes take them.
     const nn::ParameterStore& gradients() const { return gradients_; }
     /// Parameters that are trained.
@@ -64,7 +85,14 @@ class Trainer {
     void restore(const std::filesystem::path& directory);
 
   private:
-    std::span<float> own_weights();  ///< the shard that AdamW's result goes to
+    Device device() const { return model_.dit().device(); }
+    Tensor own_weights() const;  ///< the shard that AdamW's result goes to
+    /// Updates numbers [first, first + count) of the shard, all of it on the model's device.
+    void update_piece(std::int64_t first, const std::vector<optim::ParameterRange>& ranges, double rate, double scale, const Tensor& m,
+                      const Tensor& v, const Tensor& ema, const Tensor& master);
+    void round_weights();
+    /// The copy of the weights that products take (ops/backend.hpp) follows what AdamW itself didn't write.
+    void refresh_copy();
     void reduce_gradients();
     double gradient_norm();
     void spread_weights();
@@ -88,7 +116,9 @@ class Trainer {
     Tensor own_gradient_;         ///< this rank's shard of the sum
     Tensor own_weights_;          ///< zero 1 and 2: this rank's shard
     Tensor bounce_;               ///< zero 1 and 2: all ranks' shares of a segment
-    std::vector<optim::ParameterRange> ranges_;
+    /// The state's vectors where they are in host memory and the model isn't, and what of `ranges_` lies in each piece of them.
+    std::unique_ptr<HostVectors> host_state_;
+    std::vector<std::vector<optim::ParameterRange>> ranges_;  ///< decay or not, of each piece; one piece without host_state_
     optim::GradientNorm norm_;
 };
 

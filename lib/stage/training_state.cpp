@@ -49,7 +49,7 @@ Stored open_stored(const fs::path& path, std::int64_t flat_size) {
 }
 
 /// Fills a shard's vector from all files; what no file holds, or two hold, is an error.
-void gather(const std::vector<Stored>& files, const std::string& name, const std::vector<Run>& wanted, std::span<float> shard,
+void gather(const std::vector<Stored>& files, const std::string& name, const std::vector<Run>& wanted, const Tensor& shard,
             const fs::path& policy) {
     for (const Run& w : wanted) {
         std::vector<std::pair<std::int64_t, std::int64_t>> found;
@@ -59,7 +59,8 @@ void gather(const std::vector<Stored>& files, const std::string& name, const std
                 if (from >= to) continue;
                 for (std::int64_t at = from; at < to; at += piece_numbers) {
                     const auto part = s.file.read_rows<float>("/" + name, r.local + (at - r.global), std::min(piece_numbers, to - at));
-                    std::copy(part.begin(), part.end(), shard.begin() + static_cast<std::ptrdiff_t>(w.local + (at - w.global)));
+                    const auto count = static_cast<std::int64_t>(part.size()), to_place = w.local + (at - w.global);
+                    transfer(Tensor::of(part.data(), {count}), shard.slice(to_place, to_place + count));
                 }
                 found.emplace_back(from, to);
             }
@@ -97,11 +98,11 @@ std::vector<fs::path> TrainingState::files(const fs::path& policy) {
     return found;
 }
 
-TrainingState TrainingState::load(const fs::path& policy, const nn::Partition& partition, int rank) {
-    const auto size = static_cast<std::size_t>(partition.shard_size());
+TrainingState TrainingState::load(const fs::path& policy, const nn::Partition& partition, int rank, Device device) {
+    const std::int64_t size = partition.shard_size();
     TrainingState s;
-    s.m.resize(size);
-    s.v.resize(size);
+    s.m = Numbers(size, device);
+    s.v = Numbers(size, device);
     std::vector<Stored> stored;
     for (const fs::path& path : files(policy)) stored.push_back(open_stored(path, partition.table().flat_size()));
     if (stored.empty()) return s;
@@ -110,29 +111,35 @@ TrainingState TrainingState::load(const fs::path& policy, const nn::Partition& p
         ATELIER_CHECK_INPUT(other.file.integer_attribute("/", "update") == s.update, "{} is of update {}, {} of update {}",
                             other.file.path().string(), other.file.integer_attribute("/", "update"), stored[0].file.path().string(), s.update);
     const auto wanted = runs_of(partition, rank);
-    gather(stored, "m", wanted, s.m, policy);
-    gather(stored, "v", wanted, s.v, policy);
+    gather(stored, "m", wanted, s.m.tensor(), policy);
+    gather(stored, "v", wanted, s.v.tensor(), policy);
     if (stored[0].file.exists("/ema")) {
-        s.ema.resize(size);
-        gather(stored, "ema", wanted, s.ema, policy);
+        s.ema = Numbers(size, device);
+        gather(stored, "ema", wanted, s.ema.tensor(), policy);
     }
     if (stored[0].file.exists("/master")) {
-        s.master.resize(size);
-        gather(stored, "master", wanted, s.master, policy);
+        s.master = Numbers(size, device);
+        gather(stored, "master", wanted, s.master.tensor(), policy);
     }
     return s;
 }
 
-std::vector<float> TrainingState::load_weights(const fs::path& directory, const nn::Partition& partition, int rank) {
+TrainingState TrainingState::copy_to(Device device) const {
+    TrainingState copy;
+    copy.update = update;
+    for (const auto member : {&TrainingState::m, &TrainingState::v, &TrainingState::ema, &TrainingState::master})
+        if (!(this->*member).empty()) copy.*member = Numbers((this->*member).tensor(), device);
+    return copy;
+}
+
+void TrainingState::load_weights(const fs::path& directory, const nn::Partition& partition, int rank, const Tensor& weights) {
     std::vector<Stored> stored;
     for (const fs::path& path : files(directory)) stored.push_back(open_stored(path, partition.table().flat_size()));
-    std::vector<float> weights(static_cast<std::size_t>(partition.shard_size()));
     gather(stored, "weights", runs_of(partition, rank), weights, directory);
-    return weights;
 }
 
 std::string TrainingState::save(const fs::path& directory, const nn::Partition& partition, int rank, const Context& c,
-                                std::span<const float> weights) const {
+                                const Tensor& weights) const {
     auto file = io::hdf5::File::create(directory / name_of_shard(rank, partition.ranks()));
     file.set_attribute("/", "schema", std::string("atelier.training"));
     file.set_attribute("/", "schema_version", std::int64_t{2});
@@ -149,7 +156,7 @@ std::string TrainingState::save(const fs::path& directory, const nn::Partition& 
     }
     file.write("/piece", Tensor::of(pieces.data(), {static_cast<std::int64_t>(runs.size()), 2}));
     std::vector<float> piece(static_cast<std::size_t>(std::min(count, piece_numbers)));
-    const auto write = [&](const std::string& what, std::span<const float> values) {
+    const auto write = [&](const std::string& what, const Tensor& values) {
         if (values.empty()) return;
         file.make_dataset(what, DType::f32, {count});
         std::int64_t written = 0, filled = 0;
@@ -161,17 +168,17 @@ std::string TrainingState::save(const fs::path& directory, const nn::Partition& 
         for (const Run& r : runs)
             for (std::int64_t at = 0; at < r.count;) {
                 const std::int64_t n = std::min(r.count - at, piece_numbers - filled);
-                std::copy_n(values.data() + r.local + at, n, piece.data() + filled);
+                transfer(values.slice(r.local + at, r.local + at + n), Tensor::of(piece.data() + filled, {n}));
                 at += n;
                 filled += n;
                 if (filled == piece_numbers) put();
             }
         put();
     };
-    write("/m", m);
-    write("/v", v);
-    write("/ema", ema);
-    write("/master", master);
+    write("/m", m.tensor());
+    write("/v", v.tensor());
+    write("/ema", ema.tensor());
+    write("/master", master.tensor());
     write("/weights", weights);
     file.close();
     return name_of_shard(rank, partition.ranks());

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <filesystem>
-#include <span>
 #include <vector>
 
+#include "core/numbers.hpp"
 #include "nn/sharded.hpp"
 #include "stage/context.hpp"
 
@@ -17,22 +17,25 @@ namespace atelier::stage {
 struct TrainingState {
     static constexpr const char* file_name = "training.h5";
     std::int64_t update = 0;  ///< optimizer steps made
-    std::vector<float> m, v;  ///< a rank's shard
-    std::vector<float> ema;   ///< the same, or empty without moving average
+    Numbers m, v;  ///< a rank's shard
+    Numbers ema;   ///< the same, or empty without moving average
     /// Weights before they are rounded to what is stored, or empty where they are stored as fp32.
-    std::vector<float> master;
+    Numbers master;
 
-    /// Reads a rank's shard from a policy's directory, whatever number of ranks wrote it; the base has none: nothing learnt yet.
+    /// Reads, to a device or not, a rank's shard from a policy's directory, whatever number of ranks wrote it; the base has none: nothing learnt yet.
     /// Throws Error(input) naming the file or the numbers that are in none.
-    static TrainingState load(const std::filesystem::path& policy, const nn::Partition& partition, int rank);
+    static TrainingState load(const std::filesystem::path& policy, const nn::Partition& partition, int rank, Device device = Device::cpu);
+    /// Where it is.
+    Device device() const { return m.tensor().device(); }
+    TrainingState copy_to(Device device) const;
     /// Writes a rank's shard, with the rank's weights where they are given; takes piece_bytes beside it. Returns the file's name. Throws
     /// Error(io).
     std::string save(const std::filesystem::path& directory, const nn::Partition& partition, int rank, const Context& context,
-                     std::span<const float> weights = {}) const;
+                     const Tensor& weights = {}) const;
     /// Numbers go to the file, and come from it, through a buffer of this size.
     static constexpr std::size_t piece_bytes = 16 << 20;
-    /// The weights of such files.
-    static std::vector<float> load_weights(const std::filesystem::path& directory, const nn::Partition& partition, int rank);
+    /// The weights of such files, to wherever `weights` [shard] is.
+    static void load_weights(const std::filesystem::path& directory, const nn::Partition& partition, int rank, const Tensor& weights);
     /// The name under which a rank's shard is written.
     static std::string name_of_shard(int rank, int ranks);
     /// The directory's files: none, or a complete set. Throws Error(input) naming a missing one.

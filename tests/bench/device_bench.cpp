@@ -1,5 +1,6 @@
 // Times of the device's kernels, of products and of the transformer, as lines "result: NAME = VALUE UNIT". By tests/gpu/run.sh.
-//   device_bench kernels ROWS WIDTH | products | copy MIB | dit LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH forward|train
+//   device_bench kernels ROWS WIDTH | products | copy MIB | dit LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH forward|train |
+//   group LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE MEMBERS MICRO_BATCH STEPS TRAINED REFERENCE_SIDE(0: none) ALL_LAYERS
 #include <fmt/format.h>
 
 #include <chrono>
@@ -7,9 +8,14 @@
 #include <functional>
 
 #include "comm/run_main.hpp"
+#include "core/host_vectors.hpp"
 #include "core/philox.hpp"
+#include "flow/noise.hpp"
 #include "model/dit/dit.hpp"
 #include "ops/backend.hpp"
+#include "optim/adamw.hpp"
+#include "optim/gradient_norm.hpp"
+#include "rl/group_policy.hpp"
 
 namespace {
 
@@ -133,13 +139,29 @@ void bench_copy(std::int64_t mib) {
     result("pageable memory to the device", 4.0 * static_cast<double>(count) / seconds([&] { transfer(host, there); }, 0.1) / 1e9, "GB/s");
 }
 
-void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, bool trains) {
+dit::Config sizes(std::int64_t layers, std::int64_t heads, std::int64_t head_dim) {
     dit::Config config;
     config.layers = layers;
     config.heads = heads;
     config.head_dim = head_dim;
     config.rope_dims = {head_dim / 8, head_dim / 16 * 7, head_dim / 16 * 7};
     config.context_dim = config.width();
+    return config;
+}
+
+/// Small numbers in all of `tensors`.
+void fill(std::initializer_list<Tensor> tensors) {
+    Workspace series("series");
+    const Tensor some = series.build([&](Arena& arena) { return numbers(arena, 1 << 22); });
+    for (const Tensor& t : tensors)
+        for (std::int64_t at = 0; at < t.elements(); at += some.elements()) {
+            const std::int64_t n = std::min(some.elements(), t.elements() - at);
+            transfer(some.slice(0, n), t.slice(at, at + n));
+        }
+}
+
+void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, bool trains) {
+    const dit::Config config = sizes(layers, heads, head_dim);
     const dit::Dit model(config, Device::cuda);
     constexpr std::int64_t text = 128;
     const std::vector<std::uint8_t> slots(text, 0);
@@ -164,13 +186,7 @@ void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, d
         run.velocity = arena.take_f32({batch, tokens, config.out_channels}, Device::cuda);
         return run;
     });
-    Workspace series("series");
-    const Tensor some = series.build([&](Arena& arena) { return numbers(arena, 1 << 22); });
-    for (const Tensor& t : {r.weights.flat(), r.states.reshaped({r.states.elements()}), r.latents.reshaped({r.latents.elements()})})
-        for (std::int64_t at = 0; at < t.elements(); at += some.elements()) {
-            const std::int64_t n = std::min(some.elements(), t.elements() - at);
-            transfer(some.slice(0, n), t.slice(at, at + n));
-        }
+    fill({r.weights.flat(), r.states.reshaped({r.states.elements()}), r.latents.reshaped({r.latents.elements()})});
     ops::backend().keep_bf16_copy(r.weights.data(), r.weights.flat().elements());
     const std::vector<float> times(static_cast<std::size_t>(batch), 0.5f);
     // Products of a token in a block, forward: 4 + 3 mlp_ratio matrices of width^2; attention: two products with every key.
@@ -190,18 +206,124 @@ void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, d
     ops::backend().keep_bf16_copy(r.weights.data(), 0);
 }
 
+struct GroupSizes {
+    std::int64_t members, micro_batch, steps, trained, reference_side, all_layers;
+};
+
+/// One group's part of a GRPO iteration, without guidance: sampled, trained on some of its steps (block inputs kept, forward passes
+/// repeated), and an update of all weights with AdamW's memory in host memory. `all_layers`: what times are scaled to.
+void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, const GroupSizes& g) {
+    const dit::Config config = sizes(layers, heads, head_dim);
+    const dit::Dit model(config, Device::cuda);
+    pipeline::EncodedPrompt prompt;
+    const std::int64_t slots = g.reference_side * g.reference_side / 4;
+    prompt.image_slot.resize(static_cast<std::size_t>(128 + slots));
+    std::fill_n(prompt.image_slot.begin() + 1, slots, std::uint8_t{1});
+    if (g.reference_side > 0) {
+        prompt.references = {{g.reference_side, g.reference_side}};
+        prompt.reference_latents.assign(static_cast<std::size_t>(g.reference_side * g.reference_side * config.in_channels), 0.02f);
+    }
+    prompt.tokens = static_cast<std::int64_t>(prompt.image_slot.size());
+    prompt.states.assign(static_cast<std::size_t>(prompt.tokens * config.context_dim), 0.02f);
+
+    Workspace workspace("weights");
+    const std::int64_t size = model.table().flat_size();
+    const auto [weights, gradients] = workspace.build([&](Arena& arena) {
+        return std::pair(nn::ParameterStore(model.table(), arena, Device::cuda), nn::ParameterStore(model.table(), arena, Device::cuda));
+    });
+    fill({weights.flat()});
+    ops::backend().keep_bf16_copy(weights.data(), size);
+    const Numbers m(size), v(size);
+    HostVectors state({m.tensor(), v.tensor()}, 1 << 24);
+    optim::GradientNorm norm(size);
+
+    rl::SamplingSpec spec;
+    spec.target = grid;
+    for (std::int64_t i = 0; i <= g.steps; ++i) spec.schedule.sigmas.push_back(1.0f - static_cast<float>(i) / static_cast<float>(g.steps));
+    spec.schedule.timesteps.assign(static_cast<std::size_t>(g.steps), 0.0f);
+    for (std::int64_t k = 0; k < g.trained; ++k) spec.trained_steps.push_back(static_cast<int>(k));
+    Workspace room("group");
+    const auto timed = [](const auto& call) {
+        device_memory().synchronise();
+        const auto begin = std::chrono::steady_clock::now();
+        call();
+        device_memory().synchronise();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
+    struct Seconds {
+        double sampling = 1e30, training = 1e30;
+    };
+    /// Groups that make `members` together, each with a prefix of its own; the faster of two runs behind a first one.
+    const auto measure = [&](std::int64_t groups) {
+        spec.members = static_cast<int>(g.members / groups);
+        spec.micro_batch = static_cast<int>(std::min(g.micro_batch, g.members / groups));
+        std::vector<RandomKey> keys;
+        for (int i = 0; i < spec.members; ++i) keys.push_back(flow::sample_noise_key(1, 2, 3, static_cast<std::uint64_t>(i)));
+        std::vector<double> advantage(keys.size());
+        for (std::size_t i = 0; i < advantage.size(); ++i) advantage[i] = i % 2 == 0 ? 1.0 : -1.0;
+        Seconds best;
+        for (int run = 0; run < 3; ++run) {
+            rl::GroupTrajectory t;
+            const double sampling = timed([&] {
+                for (std::int64_t i = 0; i < groups; ++i)
+                    t = room.build([&](Arena& arena) { return rl::GroupPolicy(model, weights, prompt, nullptr, spec, dit::Keep::nothing, arena); })
+                            .sample(keys);
+            });
+            const double training = timed([&] {
+                for (std::int64_t i = 0; i < groups; ++i)
+                    room.build([&](Arena& arena) { return rl::GroupPolicy(model, weights, prompt, nullptr, spec, dit::Keep::inputs, arena); })
+                        .train({}, t, advantage, 1.0, gradients);
+            });
+            if (run > 0) best = {std::min(best.sampling, sampling), std::min(best.training, training)};
+        }
+        return best;
+    };
+    const Seconds shared = measure(1);
+    const auto update = [&] {
+        const DeviceScope scope(Device::cuda);
+        const double squares = norm.sum_of_squares({gradients.data(), static_cast<std::size_t>(size)});
+        state.each_piece([&](std::int64_t first, const std::vector<Tensor>& there) {
+            const std::int64_t count = there[0].elements();
+            const auto part = [&](const Tensor& t, std::int64_t at) { return std::span(t.f32() + at, static_cast<std::size_t>(count)); };
+            const optim::ParameterRange all{0, count, true};
+            optim::adamw_step({}, 1e-9, 1, optim::clip_scale(std::sqrt(squares), 1.0), {&all, 1}, part(gradients.flat(), first),
+                              part(weights.flat(), first), part(there[0], 0), part(there[1], 0));
+        });
+    };
+    timed(update);
+    const double updating = std::min(timed(update), timed(update));
+    const std::string name = fmt::format("group of {} at {} x {} tokens{}, {} blocks of width {}", g.members, grid.height, grid.width,
+                                         g.reference_side > 0 ? fmt::format(" with a reference of {} x {}", g.reference_side, g.reference_side) : "",
+                                         layers, config.width());
+    result(fmt::format("{}: sampling {} steps", name, g.steps), shared.sampling, "s");
+    result(fmt::format("{}: training {} steps", name, g.trained), shared.training, "s");
+    result(name + ": update, AdamW's memory on the host", updating, "s");
+    const double scale = static_cast<double>(g.all_layers) / static_cast<double>(layers);
+    result(fmt::format("{}: images a second of sampling, training and update, {}", name,
+                       scale == 1 ? "measured" : fmt::format("scaled to {} blocks", g.all_layers)),
+           static_cast<double>(g.members) / (scale * (shared.sampling + shared.training + updating)), "1/s");
+    if (g.reference_side > 0) {
+        const Seconds alone = measure(g.members);
+        result(name + ": training with a prefix a member over training with one", alone.training / shared.training, "times");
+        result(name + ": sampling with a prefix a member over sampling with one", alone.sampling / shared.sampling, "times");
+    }
+    ops::backend().keep_bf16_copy(weights.data(), 0);
+}
+
 int run(comm::Communicator&, int argc, char** argv) {
     const std::vector<std::string> words(argv + 1, argv + argc);
     const auto number = [&](std::size_t i) {
         ATELIER_CHECK_USAGE(i < words.size(), "too few arguments");
         return static_cast<std::int64_t>(std::atoll(words[i].c_str()));
     };
-    ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy or dit");
+    ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy, dit or group");
     fmt::print("device: {}\n", ops::load_backend().device_name);
     if (words[0] == "kernels") bench_kernels(number(1), number(2));
     else if (words[0] == "products") bench_products();
     else if (words[0] == "copy") bench_copy(number(1));
     else if (words[0] == "dit") bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), words.back() == "train");
+    else if (words[0] == "group")
+        bench_group(number(1), number(2), number(3), {number(4), number(5)}, {number(6), number(7), number(8), number(9), number(10), number(11)});
     else ATELIER_FAIL(ErrorKind::usage, "nothing to time is called {}", words[0]);
     return 0;
 }

@@ -48,7 +48,7 @@ struct Training {
           gradients_memory(static_cast<std::size_t>(dit.table().flat_size())),
           m(gradients_memory.size()),
           v(gradients_memory.size()),
-          gradients(dit.table(), gradients_memory.data()),
+          gradients(dit.table(), Tensor::of(gradients_memory.data(), {dit.table().flat_size()})),
           norm(dit.table().flat_size()) {}
     void clear() { std::fill(gradients_memory.begin(), gradients_memory.end(), 0.0f); }
     double step(const nn::ParameterStore& weights) {

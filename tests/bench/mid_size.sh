@@ -2,12 +2,13 @@
 # A model of the real architecture with random weights, as large as this machine holds, through rollout, grpo (an adapter; all weights cut
 # over two ranks), teacher-dump and distill: one prompt group each of text to image and of an edit with two references. Seconds, planned and
 # peak memory of a rank; the plan that reads no weight beside them.
-#   tests/bench/mid_size.sh BIN_DIR WORK [LAYERS] [HEADS]     (from the repository's root; 8 layers of 16 heads without)
+#   tests/bench/mid_size.sh BIN_DIR WORK [LAYERS] [HEADS] [PARTS] [STEPS]
+# From the repository's root; 8 layers of 16 heads (0.46 B parameters; 18: 1.0 B), parts "adapter full", 4 sampling steps without.
 # Real: head size 128, mlp ratio 3, rotary axes, vocabulary 151936, the autoencoder's widths, 512 x 512 pictures. Smaller: layers, heads, the
 # text encoder (width 128 * HEADS, 3 layers, 4 of its vision tower).
 # With ATELIER_PYTHON (diffusers) the forward pass of the policy is compared with diffusers' at the same weights.
 set -euo pipefail
-bin=$1 work=$2 layers=${3:-8} heads=${4:-16}
+bin=$1 work=$2 layers=${3:-8} heads=${4:-16} parts=${5:-adapter full} steps=${6:-4}
 here=$(dirname "$0")
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
 export OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
@@ -54,7 +55,7 @@ done
 plan() {
     rm -rf "$work/$1"
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model="$model" --set sampling.height=512 --set sampling.width=512 \
-        --set sampling.output_resolution=512 --set sampling.steps=4 --set sampling.guidance_scale=1 --set sampling.guidance_train=none \
+        --set sampling.output_resolution=512 --set sampling.steps="$steps" --set sampling.guidance_scale=1 --set sampling.guidance_train=none \
         --set steps.count=1 --set curate.enabled=false --set rollout.prompts_per_iteration=1 --set rollout.group_size=2 --set rollout.micro_batch=1 \
         --set reward.min_spread=0 --set reward.gate=0 --set grpo.iterations=1 --set grpo.minibatches=1 --set distill.rounds=1 --set distill.prompts=1 \
         --set distill.group_size=1 --set distill.batch=2 --set distill.epochs=1 --set distill.start=base --set compute.recompute=true \
@@ -75,22 +76,25 @@ stage() {  # RANKS RUN PRODUCT PROGRAM ARGUMENTS...
 }
 outline() { "$bin/atelier-plan" --run "$work/$1" --memory --ranks "$2" | awk -v want="$3" '$0 ~ "^" want { on = 1 } on && /at once/ { print; exit }' | sed "s/^/    without weights, $3:/"; }
 
-plan adapter --set lora.rank=16
-for task in t2i edit; do
-    stage 1 adapter $task/iter-0001/rollout rollout --policy $task --iteration 1
-    outline adapter 1 "curate, rollout $task"
-    stage 1 adapter $task/iter-0001/policy grpo --policy $task --iteration 1
-    outline adapter 1 "grpo $task"
-done
-for task in t2i edit; do stage 1 adapter opd/round-01/teacher-$task teacher-dump --task $task --round 1; done
-outline adapter 1 "teacher-dump edit"
-stage 1 adapter opd/round-01/student distill --round 1
-outline adapter 1 distill
-
-plan full --set compute.zero=3
-stage 2 full edit/iter-0001/rollout rollout --policy edit --iteration 1
-stage 2 full edit/iter-0001/policy grpo --policy edit --iteration 1
-outline full 2 "grpo edit"
+if [[ $parts == *adapter* ]]; then
+    plan adapter --set lora.rank=16 --set compute.threads=2
+    for task in t2i edit; do
+        stage 1 adapter $task/iter-0001/rollout rollout --policy $task --iteration 1
+        outline adapter 1 "curate, rollout $task"
+        stage 1 adapter $task/iter-0001/policy grpo --policy $task --iteration 1
+        outline adapter 1 "grpo $task"
+    done
+    for task in t2i edit; do stage 1 adapter opd/round-01/teacher-$task teacher-dump --task $task --round 1; done
+    outline adapter 1 "teacher-dump edit"
+    stage 1 adapter opd/round-01/student distill --round 1
+    outline adapter 1 distill
+fi
+if [[ $parts == *full* ]]; then
+    plan full --set compute.zero=3
+    stage 2 full edit/iter-0001/rollout rollout --policy edit --iteration 1
+    stage 2 full edit/iter-0001/policy grpo --policy edit --iteration 1
+    outline full 2 "grpo edit"
+fi
 
 if [[ -n ${ATELIER_PYTHON:-} ]]; then
     "$ATELIER_PYTHON" "$here/mid_size.py" "$bin" "$model" "$work" "$work/prompts/1.png" "$work/prompts/2.png"

@@ -28,11 +28,11 @@ float gradient(int rank, std::int64_t global, int pass) {
 
 void check_weights(comm::Communicator& world, const nn::Partition& partition) {
     const nn::ParameterTable& t = partition.table();
-    const auto plan = [&](Arena& arena) { return nn::ShardedWeights(partition, world, {}, arena); };
+    const auto plan = [&](Arena& arena) { return nn::ShardedWeights(partition, world, Tensor(), arena); };
     Arena arena("weights", Workspace::measure(plan));
     nn::ShardedWeights weights = plan(arena);
     for (const auto& p : partition.pieces(world.rank()))
-        for (std::int64_t i = 0; i < p.count; ++i) weights.shard()[static_cast<std::size_t>(p.local + i)] = weight(p.global + i);
+        for (std::int64_t i = 0; i < p.count; ++i) weights.shard().f32()[p.local + i] = weight(p.global + i);
     weights.refresh();
     const nn::ParameterStore store(t, weights);
     const auto check = [&](int row) {
@@ -48,7 +48,7 @@ void check_weights(comm::Communicator& world, const nn::Partition& partition) {
     // A forward and a backward pass, two forward passes, jumps.
     for (const int block : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 2, 0, 4, 1}) visit(block);
     // After an update nothing old is left.
-    for (float& w : weights.shard()) w += 1000;
+    for (std::int64_t i = 0; i < weights.shard().elements(); ++i) weights.shard().f32()[i] += 1000;
     weights.refresh();
     store.acquire(3);
     const int row = t.find("block.3.norm");
@@ -91,13 +91,13 @@ void check_gradients(comm::Communicator& world, const nn::Partition& partition) 
                 double expected = 0;
                 for (int pass = 0; pass < 3; ++pass)
                     for (int rank = 0; rank < world.size(); ++rank) expected += double(gradient(rank, p.global + i, pass));
-                const float found = gradients.shard()[static_cast<std::size_t>(p.local + i)];
+                const float found = gradients.shard().f32()[p.local + i];
                 ATELIER_CHECK(std::abs(found - expected) < 1e-6 * expected, "gradient {}: {} expected, found {}", p.global + i, expected, found);
             }
         double padding = 0, pieces = 0;
-        for (const float g : gradients.shard()) padding += double(g) * g;
+        for (std::int64_t i = 0; i < gradients.shard().elements(); ++i) padding += double(gradients.shard().f32()[i]) * gradients.shard().f32()[i];
         for (const auto& p : partition.pieces(world.rank()))
-            for (std::int64_t i = 0; i < p.count; ++i) pieces += double(gradients.shard()[static_cast<std::size_t>(p.local + i)]) * gradients.shard()[static_cast<std::size_t>(p.local + i)];
+            for (std::int64_t i = 0; i < p.count; ++i) pieces += double(gradients.shard().f32()[p.local + i]) * gradients.shard().f32()[p.local + i];
         ATELIER_CHECK(padding == pieces, "padding holds gradients");
     }
 }

@@ -17,3 +17,42 @@ code() {
     ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
 }
 says() { grep -q "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
+# distance A B: largest difference of all numbers of two directories' weights
+distance() {
+    python3 - "$@" <<'P'
+import array, glob, json, struct, sys
+def numbers(folder):
+    out = {}
+    for name in sorted(glob.glob(folder + "/*.safetensors")):
+        data = open(name, "rb").read()
+        (n,) = struct.unpack("<Q", data[:8])
+        for key, t in json.loads(data[8:8 + n]).items():
+            if key != "__metadata__":
+                out[key] = array.array("f", data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
+    return out
+a, b = numbers(sys.argv[1]), numbers(sys.argv[2])
+assert a and a.keys() == b.keys(), "other tensors"
+print(max(max(map(abs, map(float.__sub__, a[k], b[k]))) if a[k] != b[k] else 0.0 for k in a))
+P
+}
+# trained RUN: the last update of a run had groups that train, and moved something
+trained() {
+    python3 - "$work/$1/metrics.jsonl" <<'P' || fail "nothing was trained in $1"
+import json, sys
+m = json.loads(open(sys.argv[1]).readlines()[-1])
+sys.exit(not (m["updates"] > 0 and m["gradient_norm"] > 0))
+P
+}
+within() { python3 -c "import sys; sys.exit(not float('$1') <= float('$2'))" || fail "$3: $1 is above $2"; }
+same() { [[ $(distance "$1" "$2") == 0.0 ]] || fail "$3"; }
+# Every dataset of every shard but the seconds that judging took.
+same_shards() {  # DIRECTORY DIRECTORY
+    local shard other datasets
+    for shard in "$work/$1"/shard-*.h5; do
+        other=$work/$2/$(basename "$shard")
+        mapfile -t datasets < <(h5ls -r "$shard" | awk '$2 == "Dataset" && $1 !~ /\/seconds$/ {print "-d"; print $1}')
+        ((${#datasets[@]} > 40)) || fail "only ${#datasets[@]} / 2 datasets in $shard"
+        cmp <(h5dump -m %.9g "${datasets[@]}" "$shard" | tail -n +2) <(h5dump -m %.9g "${datasets[@]}" "$other" | tail -n +2) ||
+            fail "$shard differs from $other"
+    done
+}

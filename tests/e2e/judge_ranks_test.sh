@@ -12,17 +12,6 @@ plan() {  # RUN SETTING...
         --set rollout.micro_batch=2 --set steps.count=1 --set reward.min_spread=0 --set reward.gate=0 "${@:2}"
 }
 ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" "${@:4}"; }
-# Every dataset of every shard but the seconds that judging took.
-same_shards() {  # DIRECTORY DIRECTORY
-    local shard other datasets
-    for shard in "$work/$1"/shard-*.h5; do
-        other=$work/$2/$(basename "$shard")
-        mapfile -t datasets < <(h5ls -r "$shard" | awk '$2 == "Dataset" && $1 !~ /\/seconds$/ {print "-d"; print $1}')
-        ((${#datasets[@]} > 40)) || fail "only ${#datasets[@]} / 2 datasets in $shard"
-        cmp <(h5dump -m %.9g "${datasets[@]}" "$shard" | tail -n +2) <(h5dump -m %.9g "${datasets[@]}" "$other" | tail -n +2) ||
-            fail "$shard differs from $other"
-    done
-}
 rollout() { echo "$1/$2/iter-0001/rollout"; }
 
 # The measures, made slow and unreliable.

@@ -22,35 +22,6 @@ on() {
 }
 iteration() { on "$1" "$2" "$3" --policy t2i --iteration "$4"; }
 policy() { echo "$work/$1/t2i/iter-000$2/policy"; }
-# distance A B: largest difference of all numbers of two directories' weights
-distance() {
-    python3 - "$@" <<'P'
-import array, glob, json, struct, sys
-def numbers(folder):
-    out = {}
-    for name in sorted(glob.glob(folder + "/*.safetensors")):
-        data = open(name, "rb").read()
-        (n,) = struct.unpack("<Q", data[:8])
-        for key, t in json.loads(data[8:8 + n]).items():
-            if key != "__metadata__":
-                out[key] = array.array("f", data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
-    return out
-a, b = numbers(sys.argv[1]), numbers(sys.argv[2])
-assert a and a.keys() == b.keys(), "other tensors"
-print(max(max(map(abs, map(float.__sub__, a[k], b[k]))) if a[k] != b[k] else 0.0 for k in a))
-P
-}
-# trained RUN: the last update of a run had groups that train, and moved something
-trained() {
-    python3 - "$work/$1/metrics.jsonl" <<'P' || fail "nothing was trained in $1"
-import json, sys
-m = json.loads(open(sys.argv[1]).readlines()[-1])
-sys.exit(not (m["updates"] > 0 and m["gradient_norm"] > 0))
-P
-}
-within() { python3 -c "import sys; sys.exit(not float('$1') <= float('$2'))" || fail "$3: $1 is above $2"; }
-same() { [[ $(distance "$1" "$2") == 0.0 ]] || fail "$3"; }
-
 plan one
 code 0 iteration 1 rollout one 1
 code 0 iteration 1 grpo one 1

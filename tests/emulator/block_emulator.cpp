@@ -167,7 +167,9 @@ SharedBlock::SharedBlock(void* data, std::size_t bytes) {
 }
 }  // namespace detail
 
-void run(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, int thread_count, std::size_t shared_bytes,
+namespace {
+
+void run_now(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, int thread_count, std::size_t shared_bytes,
          const std::function<void()>& body) {
     const std::scoped_lock lock(launch_mutex);
     ATELIER_CHECK(thread_count > 0 && thread_count <= 1024 && shared_bytes <= (48u << 10), "{} threads with {} bytes of shared memory",
@@ -193,6 +195,33 @@ void run(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, in
                 run_block(body);
             }
 }
+
+bool recording = false;
+std::vector<std::function<void()>> recorded;
+
+}  // namespace
+
+void run(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, int thread_count, std::size_t shared_bytes,
+         const std::function<void()>& body) {
+    queue([=] { run_now(blocks_x, blocks_y, blocks_z, thread_count, shared_bytes, body); });
+}
+
+void queue(std::function<void()> work) {
+    if (!recording) return work();
+    recorded.push_back(std::move(work));
+}
+
+Recording::Recording() {
+    ATELIER_CHECK(!recording, "a recording within a recording");
+    recorded.clear();
+    recording = true;
+}
+Recording::~Recording() { recording = false; }
+std::vector<std::function<void()>> Recording::take() {
+    recording = false;
+    return std::move(recorded);
+}
+bool is_recording() { return recording; }
 
 void barrier() { switch_away(State::at_barrier); }
 
@@ -223,11 +252,46 @@ std::map<void*, Allocation>& allocations() {
     return all;
 }
 std::recursive_mutex allocation_mutex;
-int access_depth = 0;
 
-void protect(int flags) {
-    for (const auto& [address, a] : allocations())
-        if (!a.host_may_touch) mprotect(a.base, a.mapped, flags);
+/// Locks device memory: by a protection key, which costs an instruction to turn and is each thread's own, or where the processor has none by
+/// the protection of every page.
+class MemoryLock {
+  public:
+    void add(void* base, std::size_t bytes) {
+        if (key_ >= 0)
+            ATELIER_CHECK(pkey_mprotect(base, bytes, PROT_READ | PROT_WRITE, key_) == 0, "a protection key was refused");
+        else if (depth_ == 0)
+            mprotect(base, bytes, PROT_NONE);
+    }
+    void open() {
+        if (key_ >= 0) {
+            if (own_depth_++ == 0) pkey_set(key_, 0);
+        } else if (depth_++ == 0) {
+            protect(PROT_READ | PROT_WRITE);
+        }
+    }
+    void close() {
+        if (key_ >= 0) {
+            if (--own_depth_ == 0) pkey_set(key_, PKEY_DISABLE_ACCESS);
+        } else if (--depth_ == 0) {
+            protect(PROT_NONE);
+        }
+    }
+
+  private:
+    static void protect(int flags) {
+        for (const auto& [address, a] : allocations())
+            if (!a.host_may_touch) mprotect(a.base, a.mapped, flags);
+    }
+    const int key_ = pkey_alloc(0, PKEY_DISABLE_ACCESS);
+    int depth_ = 0;
+    static thread_local int own_depth_;
+};
+thread_local int MemoryLock::own_depth_ = 0;
+
+MemoryLock& memory_lock() {
+    static MemoryLock instance;
+    return instance;
 }
 
 }  // namespace
@@ -243,7 +307,7 @@ void* allocate(std::size_t bytes, bool host_may_touch) {
     void* address = base + mapped - padded;
     std::memset(address, 0xff, padded);
     allocations()[address] = {base, mapped, host_may_touch};
-    if (!host_may_touch && access_depth == 0) mprotect(base, mapped, PROT_NONE);
+    if (!host_may_touch) memory_lock().add(base, mapped);
     return address;
 }
 
@@ -258,11 +322,11 @@ void release(void* memory) {
 
 Access::Access() {
     const std::scoped_lock lock(allocation_mutex);
-    if (access_depth++ == 0) protect(PROT_READ | PROT_WRITE);
+    memory_lock().open();
 }
 Access::~Access() {
     const std::scoped_lock lock(allocation_mutex);
-    if (--access_depth == 0) protect(PROT_NONE);
+    memory_lock().close();
 }
 
 }  // namespace emulator

@@ -14,6 +14,9 @@
 #include <functional>
 #include <limits>
 #include <type_traits>
+#include <vector>
+
+#include "emulator/locked_memory.hpp"
 
 #define __global__
 #define __device__ inline
@@ -40,6 +43,18 @@ std::int64_t launches();
 void run(std::int64_t blocks_x, std::int64_t blocks_y, std::int64_t blocks_z, int threads, std::size_t shared_bytes,
          const std::function<void()>& body);
 
+/// Runs `work` now, or keeps it for the recording that is on. Launches and what the libraries' stand-ins do go through it.
+void queue(std::function<void()> work);
+/// From construction on, until it is taken or gone, what is queued is kept instead of being run.
+class Recording {
+  public:
+    Recording();
+    ~Recording();
+    Recording(const Recording&) = delete;
+    std::vector<std::function<void()>> take();
+};
+bool is_recording();
+
 void barrier();
 /// `bytes` of another lane's value (xor_mask from this lane's index).
 void exchange(const void* mine, void* theirs, std::size_t bytes, unsigned mask, int xor_mask);
@@ -60,17 +75,6 @@ class Shared {
   private:
     T values_[count];
     detail::SharedBlock registered_{values_, sizeof(values_)};
-};
-
-/// Device memory that only kernels may touch while it is locked: a plain read or write by the host faults.
-void* allocate(std::size_t bytes, bool host_may_touch);
-void release(void* memory);
-/// Lets the calling scope touch device memory as a copy engine or a library does.
-class Access {
-  public:
-    Access();
-    ~Access();
-    Access(const Access&) = delete;
 };
 
 }  // namespace emulator

@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,6 +17,7 @@
 #include "ops/cuda/cudnn_convolution.hpp"
 #include "ops/cuda/dense_attention.hpp"
 #include "ops/cuda/device_memory.hpp"
+#include "ops/cuda/functions.hpp"
 #include "ops/cuda/open_device.hpp"
 #include "ops/cuda/products.hpp"
 
@@ -23,22 +27,77 @@ namespace {
 class Memory final : public DeviceMemory {
   public:
     void* allocate(std::size_t bytes) override {
+        not_recorded("an allocation");
         void* taken = emulator::allocate(bytes, false);
         zero(taken, bytes);
+        taken_ += sizes_[taken] = bytes;
+        peak_ = std::max(peak_, taken_);
         return taken;
     }
+    std::size_t peak_bytes() const override { return peak_; }
     void* allocate_shared(std::size_t bytes) override { return emulator::allocate(bytes, true); }
-    void release(void* memory) override { emulator::release(memory); }
-    void to_device(void* device, const void* host, std::size_t bytes) override { move(device, host, bytes); }
-    void to_host(void* host, const void* device, std::size_t bytes) override { move(host, device, bytes); }
-    void within(void* to, const void* from, std::size_t bytes) override { move(to, from, bytes); }
-    void zero(void* device, std::size_t bytes) override {
-        const emulator::Access access;
-        std::memset(device, 0, bytes);
+    void release(void* memory) override {
+        emulator::release(memory);
+        if (const auto found = sizes_.find(memory); found != sizes_.end()) {
+            taken_ -= found->second;
+            sizes_.erase(found);
+        }
     }
-    void synchronise() override {}
+    void to_device(void* device, const void* host, std::size_t bytes) override {
+        not_recorded("a copy from host memory");
+        move(device, host, bytes);
+    }
+    void to_host(void* host, const void* device, std::size_t bytes) override {
+        not_recorded("a copy to host memory");
+        move(host, device, bytes);
+    }
+    void within(void* to, const void* from, std::size_t bytes) override {
+        emulator::queue([=] { move(to, from, bytes); });
+    }
+    void zero(void* device, std::size_t bytes) override {
+        emulator::queue([=] {
+            const emulator::Access access;
+            std::memset(device, 0, bytes);
+        });
+    }
+    void synchronise() override { not_recorded("waiting"); }
+
+    // Copies beside the computation come as late as the calls that order them allow: uploads when the computation waits for them,
+    // downloads when uploads do or they are waited for.
+    void pin(void*, std::size_t) override {}
+    void unpin(void*) override {}
+    void start_upload(void* device, const void* pinned, std::size_t bytes) override {
+        ATELIER_CHECK(uploads_ordered_ == emulator::launches(), "an upload that doesn't wait for what was computed");
+        uploads_.push_back({device, pinned, bytes});
+    }
+    void start_download(void* pinned, const void* device, std::size_t bytes) override {
+        ATELIER_CHECK(ordered_ == emulator::launches(), "a download that doesn't wait for what was computed");
+        downloads_.push_back({pinned, device, bytes});
+    }
+    void compute_after_uploads() override { run(uploads_); }
+    void downloads_after_compute() override { ordered_ = emulator::launches(); }
+    void uploads_after_compute() override { uploads_ordered_ = emulator::launches(); }
+    void uploads_after_downloads() override {
+        run(downloads_);
+        uploads_ordered_ = ordered_;
+    }
+    void finish_downloads() override { run(downloads_); }
 
   private:
+    struct Copy {
+        void* to;
+        const void* from;
+        std::size_t bytes;
+    };
+    static void not_recorded(const char* what) { ATELIER_CHECK(!emulator::is_recording(), "{} while a graph is recorded", what); }
+    static void run(std::vector<Copy>& copies) {
+        for (const Copy& c : copies) move(c.to, c.from, c.bytes);
+        copies.clear();
+    }
+    std::map<void*, std::size_t> sizes_;
+    std::size_t taken_ = 0, peak_ = 0;
+    std::vector<Copy> uploads_, downloads_;
+    std::int64_t ordered_ = -1, uploads_ordered_ = -1;  ///< launches that downloads, and uploads, wait for
     static void move(void* to, const void* from, std::size_t bytes) {
         const emulator::Access access;
         std::memcpy(to, from, bytes);
@@ -88,12 +147,44 @@ const char* open_device() {
     return "emulator";
 }
 
+void* compute_stream() { return nullptr; }
+
 DeviceMemory& memory() {
     static Memory instance;
     return instance;
 }
 
+namespace {
+
+/// Work and the scratch memory that it was given.
+struct Graph {
+    std::vector<std::function<void()>> work;
+    std::vector<void*> scratch;
+};
+std::vector<void*> recorded_scratch;
+
+}  // namespace
+
+void* record_graph(const std::function<void()>& work) {
+    recorded_scratch.clear();
+    emulator::Recording recording;
+    work();
+    auto graph = std::make_unique<Graph>();
+    graph->work = recording.take();
+    graph->scratch = std::move(recorded_scratch);
+    return graph.release();
+}
+bool launch_graph(void* graph) {
+    for (const auto& work : static_cast<Graph*>(graph)->work) work();
+    return true;
+}
+void release_graph(void* graph) {
+    const std::unique_ptr<Graph> g(static_cast<Graph*>(graph));
+    for (void* taken : g->scratch) emulator::release(taken);
+}
+
 void* scratch(std::size_t bytes) {
+    if (emulator::is_recording()) return recorded_scratch.emplace_back(emulator::allocate(bytes, false));
     static void* taken = nullptr;
     if (taken != nullptr) emulator::release(taken);
     return taken = emulator::allocate(bytes, false);  // poisoned each time: what an earlier operation left must not be used
@@ -101,7 +192,9 @@ void* scratch(std::size_t bytes) {
 
 void* library_scratch(std::size_t bytes) { return scratch(bytes); }
 
-void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+namespace {
+
+void product_now(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
     const emulator::Access access;
     const Matrix x{a, p.lda, p.transpose_a, p.bf16}, y{b, p.ldb, p.transpose_b, p.bf16};
     std::vector<float> row(static_cast<std::size_t>(p.k));
@@ -116,8 +209,8 @@ void run_product(const Product& p, float alpha, const void* a, const void* b, fl
     }
 }
 
-void dense_attention(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
-                     float* stats) {
+void dense_attention_now(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
+                         float* stats) {
     const emulator::Access access;
     std::vector<double> weights(static_cast<std::size_t>(s.keys));
     for (std::int64_t b = 0; b < s.batch; ++b)
@@ -138,6 +231,17 @@ void dense_attention(const DenseAttention& s, const std::uint16_t* q, const std:
                     out[q_at(s, b, i, h) + c] = rounded(total);
                 }
             }
+}
+
+}  // namespace
+
+void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+    emulator::queue([=] { product_now(p, alpha, a, b, beta, d, bias); });
+}
+
+void dense_attention(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
+                     float* stats) {
+    emulator::queue([=] { dense_attention_now(s, q, k, v, out, stats); });
 }
 
 void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,

@@ -1,4 +1,5 @@
-// NCCL's calls over MPI and the few of CUDA's that its communicator makes, on host memory: everything is done when a call returns.
+// NCCL's calls over MPI and the few of CUDA's that its communicator makes, on the emulator's device memory or the host's: everything is
+// done when a call returns.
 // ordered_sum is a plain loop here.
 #include <cuda_runtime_api.h>
 #include <mpi.h>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "comm/nccl/ordered_sum.hpp"
+#include "emulator/locked_memory.hpp"
 
 namespace {
 
@@ -45,12 +47,15 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t* error) { return *er
 const char* ncclGetErrorString(ncclResult_t) { return "an error of the stand-ins"; }
 ncclResult_t ncclGroupStart() { return ncclSuccess; }
 ncclResult_t ncclSend(const void* data, size_t count, ncclDataType_t, int peer, ncclComm_t, cudaStream_t) {
+    const emulator::Access access;
     return of(MPI_Isend(data, static_cast<int>(count), MPI_FLOAT, peer, 0, MPI_COMM_WORLD, &under_way.emplace_back()));
 }
 ncclResult_t ncclRecv(void* data, size_t count, ncclDataType_t, int peer, ncclComm_t, cudaStream_t) {
+    const emulator::Access access;
     return of(MPI_Irecv(data, static_cast<int>(count), MPI_FLOAT, peer, 0, MPI_COMM_WORLD, &under_way.emplace_back()));
 }
 ncclResult_t ncclGroupEnd() {
+    const emulator::Access access;
     const int status = MPI_Waitall(static_cast<int>(under_way.size()), under_way.data(), MPI_STATUSES_IGNORE);
     under_way.clear();
     return of(status);
@@ -58,6 +63,7 @@ ncclResult_t ncclGroupEnd() {
 ncclResult_t ncclAllGather(const void* mine, void* all, size_t count, ncclDataType_t, ncclComm_t, cudaStream_t) {
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    const emulator::Access access;
     const bool in_place = mine == static_cast<char*>(all) + static_cast<size_t>(rank) * count;
     return of(MPI_Allgather(in_place ? MPI_IN_PLACE : mine, static_cast<int>(count), MPI_BYTE, all, static_cast<int>(count), MPI_BYTE,
                             MPI_COMM_WORLD));
@@ -68,6 +74,7 @@ ncclResult_t ncclAllGather(const void* mine, void* all, size_t count, ncclDataTy
 namespace atelier::comm {
 
 void ordered_sum(int parts_count, std::int64_t share, const float* parts, float* out, cudaStream_t) {
+    const emulator::Access access;
     for (std::int64_t i = 0; i < share; ++i) {
         float sum = parts[i];
         for (int r = 1; r < parts_count; ++r) sum += parts[r * share + i];

@@ -10,7 +10,8 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-programs=(ops_test device_test dit_oracle_test group_policy_test device_bench)
+programs=(ops_test device_test dit_oracle_test vae_oracle_test vlm_oracle_test pipeline_oracle_test group_policy_test student_group_test device_bench
+    atelier-plan atelier-curate atelier-rollout atelier-grpo atelier-teacher-dump atelier-distill atelier-evaluate atelier-inspect)
 
 # Programs, what they link (but not CUDA's libraries, which are there), oracle data, scripts.
 fill_bundle() {
@@ -19,9 +20,14 @@ fill_bundle() {
     mkdir -p "$bundle"/{bin,lib,libraries,glibc,wheels}
     for program in "${programs[@]}"; do cp "$build/bin/$program" "$bundle/bin/"; done
     cp "$backend" "$bundle/lib/libatelier_cuda.so"
-    cp "$here/run.sh" "$here/diffusers_baseline.py" "$bundle/"
+    cp "$here/run.sh" "$here/stages.sh" "$here/diffusers_baseline.py" "$bundle/"
+    mkdir -p "$bundle/assets/mini"
+    cp -r "$source/configs" "$bundle/"
+    cp -r "$source"/assets/mini/{base,prompts} "$bundle/assets/mini/"
     mkdir -p "$bundle/oracle"
     cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
+    mkdir -p "$bundle/oracle/parts"
+    cp -r "$source"/tests/oracle/data/parts/{model,case}-v* "$bundle/oracle/parts/"
     ldd "$bundle"/bin/* "$bundle/lib/libatelier_cuda.so" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
         case $(basename "$library") in
             libcu* | libnv* | libnccl*) ;;
@@ -90,17 +96,26 @@ run_steps() {
     fi
     export ATELIER_TEST_DEVICE=cuda ATELIER_CUDA_BACKEND=$bundle/lib/libatelier_cuda.so ATELIER_ORACLE_DIR=$bundle/oracle
     local blocking=(env CUDA_LAUNCH_BLOCKING=1) replay='*' dit=(32 32 128) sizes="32 32 1:64 64 1:64 64 8" trained=(8 32 128)
+    local groups="8 32 128 32 32 8 8 10 2 0 32:8 32 128 64 64 8 4 3 3 64 32"
+    # All blocks at once take about 75 GiB of weights, gradients and rounded weights.
+    (($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1 || echo 0) > 100000)) && groups+=":32 32 128 32 32 8 8 10 2 0 32"
     local kernels=(32768 4096) trained_sizes="32 32 4:64 64 1" mib=8192
     if [[ $mode == emulate ]]; then
         replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" kernels=(4 256) mib=1
+        groups="2 2 32 4 4 2 2 3 2 4 32"
     fi
 
     # In order of value: what fails first says most.
-    step smoke "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test" --gtest_filter='DeviceActivation.*:DeviceProducts.*'
-    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*:Picture.*'
+    step smoke "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test" --gtest_filter='DeviceActivation.*:DeviceProducts.*:DeviceGraph.*'
+    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Matmul.BitsDoNot*:Convolution.*'
     step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
     step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
+    step oracles-autoencoder "${loader[@]}" "$bundle/bin/vae_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
+    step stages env LOADER="${loader[*]}" "$bundle/stages.sh" "$bundle" $mode
     step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
+    step distillation "${loader[@]}" "$bundle/bin/student_group_test"
     step time-kernels "${loader[@]}" "$bundle/bin/device_bench" kernels "${kernels[@]}"
     [[ $mode == emulate ]] || step time-products "${loader[@]}" "$bundle/bin/device_bench" products
     step time-copy "${loader[@]}" "$bundle/bin/device_bench" copy "$mib"
@@ -124,6 +139,11 @@ run_steps() {
         # Eight blocks: weights, gradients and their bf16 copies of all 32 do not fit beside activations everywhere.
         # shellcheck disable=SC2086
         step "time-dit-train-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" dit "${trained[@]}" $size train
+    done
+    IFS=: read -r -a sizes <<<"$groups"
+    for size in "${sizes[@]}"; do
+        # shellcheck disable=SC2086
+        step "time-group-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" group $size
     done
     summary | tee "$out/summary.txt"
     ((failed == 0))

@@ -5,9 +5,12 @@
 #include <functional>
 
 #include "core/convert.hpp"
+#include "core/host_vectors.hpp"
+#include "flow/guidance.hpp"
 #include "flow/sampler.hpp"
 #include "harness.hpp"
-#include "ops/backend.hpp"
+#include "nn/streamed.hpp"
+#include "ops/repeated.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
 
@@ -24,6 +27,8 @@ Floats normal(std::int64_t n, std::uint64_t which) {
     return v;
 }
 
+using Numbers = std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>>;
+
 /// Outputs of one operation where the calling thread's operations run.
 using Case = std::function<std::vector<Floats>()>;
 
@@ -36,7 +41,7 @@ void compare(const char* name, const Case& run, double allowed = tolerance) {
     std::vector<std::vector<float>> expected;
     {
         // Memory is the device's: only where operations run changes.
-        detail::current_device = Device::cpu;
+        atelier::detail::current_device = Device::cpu;
         const std::vector<Floats> by_cpu = [&] {
             std::vector<Floats> kept;
             for (const Floats& f : run()) kept.push_back(f);
@@ -44,7 +49,7 @@ void compare(const char* name, const Case& run, double allowed = tolerance) {
         }();
         for (const Floats& f : by_cpu) expected.emplace_back(f.begin(), f.end());
     }
-    detail::current_device = Device::cuda;
+    atelier::detail::current_device = Device::cuda;
     ASSERT_EQ(found.size(), expected.size());
     for (std::size_t i = 0; i < found.size(); ++i) {
         EXPECT_EQ(found[i], again[i]) << name << " output " << i;
@@ -161,7 +166,7 @@ TEST(DeviceRows, AsOnTheCpu) {
         for (const std::int64_t gap : {0, 3}) {
             const std::int64_t n = size.rows * size.width, stride = size.width + gap;
             const Floats x = normal(n, 1), before = normal(size.rows * stride, 2), b = normal(n, 3);
-            std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>> source;
+            Numbers source;
             for (std::int64_t i = 0; i < size.rows; ++i) source.push_back(static_cast<std::int32_t>(i % 3 == 1 ? -1 - i / 2 : size.rows - 1 - i));
             compare("rows", [&] {
                 Floats copied = before, added = before, gathered(n), a_out(n), b_out(n), zeros = x;
@@ -173,6 +178,62 @@ TEST(DeviceRows, AsOnTheCpu) {
                 return std::vector<Floats>{copied, added, gathered, a_out, b_out, zeros};
             });
         }
+}
+
+TEST(DeviceRows, AddedWhereTheyAreNamed) {
+    for (const Size size : sizes) {
+        const std::int64_t n = size.rows * size.width, table_rows = size.rows + 2;
+        const Floats x = normal(n, 1), before = normal(table_rows * size.width, 2), share = normal(4 * size.rows, 3);
+        Numbers target, source;
+        for (std::int64_t i = 0; i < size.rows; ++i) {
+            target.push_back(static_cast<std::int32_t>((i * 3 + 1) % table_rows));
+            if (table_rows % 3 == 0) target.back() = static_cast<std::int32_t>(table_rows - 1 - i);
+            for (std::int64_t k = 0; k < 4; ++k) source.push_back(static_cast<std::int32_t>((i + k * k) % table_rows));
+        }
+        compare("add_to_rows", [&] {
+            Floats added = before, blended = x;
+            add_to_rows(size.rows, size.width, target.data(), x.data(), added.data());
+            add_blend_of_rows(size.rows, size.width, source.data(), share.data(), before.data(), blended.data());
+            return std::vector<Floats>{added, blended};
+        });
+    }
+}
+
+TEST(DevicePicture, AsOnTheCpu) {
+    // Height and width, channels in and out: one and odd ones, less and more than a warp's, the autoencoder's ratios.
+    for (auto [h, w, in, out] : {std::tuple{1, 1, 1, 1}, {2, 2, 4, 4}, {6, 4, 5, 10}, {4, 6, 12, 24}, {2, 10, 160, 160}, {4, 2, 33, 66}, {2, 2, 1152, 1152}}) {
+        const std::int64_t n = std::int64_t{h} * w * in, larger = 4 * std::int64_t{h} * w * out;
+        Floats x = normal(n, 1);
+        const Floats gamma = normal(in, 2), before = normal(larger, 3);
+        if (h * w > 1) std::fill_n(x.begin(), in, 0.0f);  // a pixel of zeros stays one
+        compare("channel_norm", [&, h = h, w = w, in = in] {
+            Floats y(n), plain = x;
+            channel_norm(h * w, in, x.data(), gamma.data(), true, y.data());
+            channel_norm(h * w, in, plain.data(), gamma.data(), false, plain.data());  // in place
+            return std::vector<Floats>{y, plain};
+        });
+        compare("upsample_nearest", [&, h = h, w = w, in = in] {
+            Floats y(4 * n);
+            upsample_nearest(h, w, in, x.data(), y.data());
+            return std::vector<Floats>{y};
+        });
+        for (const std::int64_t frames : {1, 2}) {
+            for (const std::int64_t space : {1, 2}) {
+                if (h % space != 0 || in * frames * space * space % out != 0) continue;
+                compare("add_average_down", [&, h = h, w = w, in = in, out = out] {
+                    Floats y(before.begin(), before.begin() + h / space * (w / space) * out);
+                    add_average_down(h, w, in, out, frames, space, x.data(), y.data());
+                    return std::vector<Floats>{y};
+                });
+            }
+            for (const auto& [from, to] : {std::pair{in, out}, {out, in}})  // a wider picture is narrowed as well
+                compare("add_duplicate_up", [&, h = h, w = w, from = from, to = to] {
+                    Floats y(before.begin(), before.begin() + 4 * h * w * to);
+                    add_duplicate_up(h, w, from, to, frames, before.data(), y.data());
+                    return std::vector<Floats>{y};
+                });
+        }
+    }
 }
 
 struct AttentionSize {
@@ -229,6 +290,20 @@ TEST(DeviceAttention, DenseCallsAsOnTheCpu) {
     backend().set_product_precision(ProductPrecision::fp32);
 }
 
+// Heads wider than the plain kernels take: one of all channels, and two that share a key head. Scores up to a hundred and more.
+TEST(DeviceAttention, WideHeadsAsOnTheCpu) {
+    for (auto [batch, tokens, heads, dim] : {std::tuple{1, 4, 1, 132}, {2, 36, 2, 160}, {1, 1032, 1, 136}})
+        compare("attention", [=] {
+            AttentionShape s;
+            s.batch = batch, s.queries = s.own_keys = tokens, s.heads = heads, s.kv_heads = 1, s.head_dim = dim;
+            s.q_stride = s.out_stride = heads * dim, s.own_stride = 2 * dim, s.scale = 3.0f;
+            const Floats q = normal(s.batch * tokens * s.q_stride, 1), kv = normal(s.batch * tokens * s.own_stride, 2);
+            Floats y(q.size()), room(attention_workspace(s));
+            attention(s, q.data(), {}, {kv.data(), kv.data() + dim}, y.data(), nullptr, Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())}));
+            return std::vector<Floats>{y};
+        }, 1e-4);
+}
+
 TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
     const std::int64_t m = 37, n = 24, k = 40;
@@ -252,6 +327,9 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     backend().keep_bf16_copy(w.data(), static_cast<std::int64_t>(w.size()));
     product(copied);
     EXPECT_EQ(copied, y);
+    Floats by_rows(m * n);
+    linear_rows(Tensor::of(x.data(), {m, k}), Tensor::of(w.data(), {n, k}), Tensor::of(by_rows.data(), {m, n}));
+    EXPECT_LT(error_over_rms(by_rows, expected()), tolerance);
     // The copy is what the product takes: it follows the weights when it is told to, and when AdamW writes them.
     const Floats other = normal(n * k, 3);
     std::copy(other.begin(), other.end(), w.begin());
@@ -310,6 +388,162 @@ TEST(DeviceConvolution, AsOnTheCpu) {
         EXPECT_LT(error_over_rms(dx, Doubles(dxe.begin(), dxe.end())), tolerance);
         EXPECT_LT(error_over_rms(dw, Doubles(dwe.begin(), dwe.end())), tolerance);
         EXPECT_LT(error_over_rms(db, Doubles(dbe.begin(), dbe.end())), tolerance);
+    }
+}
+
+TEST(DeviceCast, RoundedToStoredTypes) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const std::int64_t n : {1, 7, 1024, 1031}) {
+        Floats x = normal(n, 1), in_place, other(x.size());
+        const float odd[] = {0.0f, -0.0f, 1e-7f, -3e-8f, 4e-5f, 6.1e-5f, 65504.0f, 65520.0f, -1e30f, INFINITY, 1.0f + 0x1p-11f, 1.0f + 0x1p-8f};
+        std::copy_n(odd, std::min<std::size_t>(std::size(odd), x.size()), x.begin());
+        for (const DType dtype : {DType::bf16, DType::f16}) {
+            in_place = x;
+            backend().round_to(dtype, n, in_place.data(), in_place.data());
+            backend().round_to(dtype, n, x.data(), other.data());
+            EXPECT_EQ(in_place, other);
+            for (std::size_t i = 0; i < x.size(); ++i)
+                EXPECT_EQ(other[i], dtype == DType::bf16 ? bf16_to_f32(f32_to_bf16(x[i])) : f16_to_f32(f32_to_f16(x[i]))) << x[i];
+        }
+        EXPECT_THROW(backend().round_to(DType::i32, n, x.data(), x.data()), Error);
+    }
+}
+
+TEST(DeviceGuidance, ForwardAndBackwardAsOnTheCpu) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const auto& [tokens, channels] : {std::pair{1, 1}, {5, 7}, {3, 64}, {2, 300}})
+        for (const bool rescale : {false, true}) {
+            const auto n = static_cast<std::size_t>(tokens * channels);
+            Floats c = normal(tokens * channels, 1), u = normal(tokens * channels, 2), g = normal(tokens * channels, 3);
+            std::fill_n(c.begin(), channels, 0.0f), std::fill_n(u.begin(), channels, 0.0f);  // a token whose combination has norm 0
+            Floats out(n), dc(n, 0.5f), du(n, 0.25f);
+            const flow::Guidance guidance{3.5, rescale};
+            std::vector<float> e_out(n), e_dc(n, 0.5f), e_du(n, 0.25f);
+            {
+                const DeviceScope host(Device::cpu);
+                flow::guide<float>(guidance, channels, c, u, e_out);
+                flow::guide_backward<float>(guidance, channels, c, u, g, e_dc, e_du);
+            }
+            flow::guide<float>(guidance, channels, c, u, out);
+            flow::guide_backward<float>(guidance, channels, c, u, g, dc, du);
+            EXPECT_LT(error_over_rms(dc, Doubles(e_dc.begin(), e_dc.end())), tolerance);
+            EXPECT_LT(error_over_rms(du, Doubles(e_du.begin(), e_du.end())), tolerance);
+            for (std::size_t i = 0; i < n; ++i) EXPECT_NEAR(out[i], e_out[i], 1e-5 * (1 + std::abs(e_out[i])));
+            // The result may lie where an input is.
+            Floats over = c;
+            flow::guide<float>(guidance, channels, over, u, over);
+            EXPECT_EQ(over, out);
+        }
+}
+
+TEST(DeviceGraph, RepeatedWorkIsRecordedAndFollowsItsInputs) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const std::int64_t rows = 5, in = 24, n = 40;
+    Floats x = normal(rows * in, 1), y(rows * n), z(rows * n), expected(rows * n);
+    const Floats w = normal(n * in, 2);
+    const auto work = [&](Floats& product, Floats& result) {
+        linear(Tensor::of(x.data(), {rows, in}), Tensor::of(w.data(), {n, in}), {}, Tensor::of(product.data(), {rows, n}));
+        silu(product.data(), result.data(), rows * n);
+    };
+    Repeated repeated;
+    for (int i = 0; i < 4; ++i) {
+        const Floats other = normal(rows * in, static_cast<unsigned>(10 + i));
+        std::copy(other.begin(), other.end(), x.begin());
+        repeated.run([&] { work(y, z); });
+        device_memory().synchronise();
+        Floats product(rows * n);
+        work(product, expected);
+        device_memory().synchronise();
+        EXPECT_EQ(z, expected) << "run " << i;
+        if (i == 2) {
+            // Scratch memory moves when something larger comes; what was recorded must not go on in the old one.
+            Floats wide(512 * 512), sums(512);
+            linear_backward_weight(Tensor::of(wide.data(), {512, 512}), Tensor::of(wide.data(), {512, 512}), Tensor::of(wide.data(), {512, 512}),
+                                   Tensor::of(sums.data(), {512}));
+        }
+    }
+    bool threw = false;
+    Repeated broken;
+    for (int i = 0; i < 2; ++i) {
+        try {
+            broken.run([&] {
+                work(y, z);
+                if (i == 1) ATELIER_FAIL(ErrorKind::internal, "in the middle of a recording");
+            });
+        } catch (const Error&) {
+            threw = true;
+        }
+    }
+    EXPECT_TRUE(threw);
+    repeated.run([&] { work(y, z); });
+    device_memory().synchronise();
+    EXPECT_EQ(z, expected) << "after a recording that failed";
+}
+
+TEST(DeviceHostVectors, PiecesComeAndGoInOrder) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const auto& [size, piece] : {std::pair{1, 4}, {64, 64}, {1000, 64}, {1000, 999}, {257, 32}}) {
+        std::vector<float> a(static_cast<std::size_t>(size)), b(a.size());
+        for (std::size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i), b[i] = 0.5f * static_cast<float>(i);
+        {
+            HostVectors vectors({Tensor::of(a.data(), {size}), Tensor::of(b.data(), {size})}, piece);
+            for (int round = 0; round < 3; ++round) {
+                std::int64_t at = 0;
+                vectors.each_piece([&](std::int64_t first, const std::vector<Tensor>& there) {
+                    EXPECT_EQ(first, at);
+                    at += there[0].elements();
+                    add(there[0].f32(), there[1].f32(), there[0].elements());  // b += a
+                    add(there[1].f32(), there[0].f32(), there[0].elements());  // a += b
+                });
+                EXPECT_EQ(at, size);
+            }
+        }
+        for (std::size_t i = 0; i < a.size(); ++i) {
+            float ea = static_cast<float>(i), eb = 0.5f * static_cast<float>(i);
+            for (int round = 0; round < 3; ++round) eb += ea, ea += eb;
+            EXPECT_EQ(a[i], ea) << i << " of " << size;
+            EXPECT_EQ(b[i], eb) << i << " of " << size;
+        }
+    }
+}
+
+TEST(DeviceStreamedWeights, BlocksComeWhenTheyAreAcquired) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const int blocks : {1, 2, 5}) {
+        nn::ParameterTable table;
+        table.add({"stem", {3, 5}});
+        for (int b = 0; b < blocks; ++b) {
+            table.add({.name = fmt::format("block.{}.matrix", b), .shape = {7, 9 + b}, .block = b});
+            table.add({.name = fmt::format("block.{}.norm", b), .shape = {9}, .block = b});
+        }
+        table.add({"head", {2, 3}});
+        const Numbers host(table.flat_size());
+        Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(table, host.tensor(), plan); }));
+        nn::StreamedWeights weights(table, host.tensor(), arena);
+        const nn::ParameterStore store(table, weights);
+        for (const float offset : {1.0f, 1000.0f}) {
+            for (std::int64_t i = 0; i < host.size(); ++i) host.data()[i] = offset + static_cast<float>(i);
+            weights.refresh();
+            const auto check = [&](int row) {
+                const Tensor there = store[row];
+                Floats copy(static_cast<std::size_t>(there.elements()), 0.0f);
+                add(there.f32(), copy.data(), there.elements());
+                device_memory().synchronise();
+                for (std::size_t i = 0; i < copy.size(); ++i)
+                    ASSERT_EQ(copy[i], offset + static_cast<float>(table.offset(row) + static_cast<std::int64_t>(i))) << table.spec(row).name;
+            };
+            std::vector<int> visits;
+            for (int round = 0; round < 2; ++round)
+                for (int b = 0; b < blocks; ++b) visits.push_back(b);
+            for (int b = blocks - 1; b >= 0; --b) visits.push_back(b);
+            for (const int b : visits) {
+                store.acquire(b);
+                for (int row = 0; row < table.size(); ++row)
+                    if (table.spec(row).block == b || table.spec(row).block < 0) check(row);
+                store.release(b);
+            }
+            EXPECT_THROW(store.at("block.0.norm"), Error) << "a block that isn't acquired";
+        }
     }
 }
 
@@ -378,10 +612,10 @@ TEST(DeviceOptimizer, AdamWAndNormAsOnTheCpu) {
                          float(1 / std::sqrt(1 - std::pow(config.beta2, t))), float(config.epsilon), float(1 - rate * config.weight_decay)},
                         g.data(), p.data(), m.data(), v.data(), shadow.data());
         const optim::ParameterRange range{0, n, true};
-        detail::current_device = Device::cpu;
+        atelier::detail::current_device = Device::cpu;
         optim::adamw_step(config, rate, 3, 0.5, std::span(&range, 1), std::vector<float>(g.begin(), g.end()), pe, me, ve);
         const double expected = optim::GradientNorm(n).sum_of_squares(std::vector<float>(g.begin(), g.end()));
-        detail::current_device = Device::cuda;
+        atelier::detail::current_device = Device::cuda;
         for (std::int64_t i = 0; i < n; ++i) {
             EXPECT_NEAR(p[i], pe[i], 1e-6f * std::max(1.0f, std::abs(pe[i])));
             EXPECT_NEAR(m[i], me[i], 1e-6f * std::max(1.0f, std::abs(me[i])));

@@ -48,14 +48,15 @@ TEST(Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
 }
 
 TEST(Matmul, BitsDoNotDependOnThreads) {
-    const std::int64_t m = 515, n = 577, k = 193;
-    Floats a = normal(m * k, 1), b = normal(n * k, 2), first(m * n);
-    for (int t : {1, 2, 3, 4}) {
-        set_threads(t);
-        Floats c(m * n);
-        matmul(false, true, 1, {a.data(), m, k, k}, {b.data(), n, k, k}, 0, {c.data(), m, n, n});
-        if (t == 1) first = c;
-        EXPECT_EQ(c, first) << t;
+    for (auto [m, n, k] : {std::tuple{515, 577, 193}, {24, 577, 193}, {1100, 800, 800}}) {
+        Floats a = normal(m * k, 1), b = normal(n * k, 2), first(m * n);
+        for (int t : {1, 2, 3, 4}) {
+            set_threads(t);
+            Floats c(m * n);
+            matmul(false, true, 1, {a.data(), m, k, k}, {b.data(), n, k, k}, 0, {c.data(), m, n, n});
+            if (t == 1) first = c;
+            EXPECT_EQ(c, first) << t;
+        }
     }
     set_threads(1);
 }
@@ -66,7 +67,7 @@ TEST(Matmul, ARowsBitsDoNotDependOnItsPlace) {
     for (const bool tb : {false, true})
         for (const float beta : {0.0f, 1.0f})
             for (const std::int64_t k : {16, 192})
-                for (const std::int64_t n : {8, 20, 192, 800}) {
+                for (const std::int64_t n : {8, 20, 192, 576, 800}) {
                     std::vector<float> row(static_cast<std::size_t>(k)), b(static_cast<std::size_t>(k * n)), one;
                     fill_normal(random_key(3, RandomUse::test, 1), row);
                     fill_normal(random_key(3, RandomUse::test, 2), b);
@@ -80,6 +81,54 @@ TEST(Matmul, ARowsBitsDoNotDependOnItsPlace) {
                             ASSERT_TRUE(std::equal(one.begin(), one.end(), c.begin() + i * n))
                                 << "row " << i << " of " << m << ", n " << n << ", k " << k << (tb ? ", B^T" : "") << ", beta " << beta;
                     }
+                }
+}
+
+TEST(Matmul, ARowsBitsDoNotDependOnItsPlaceInALargeProduct) {
+    if (__builtin_cpu_supports("avx512f")) GTEST_SKIP() << "of AVX-512's kernels only the groups' shapes are tested (group_policy_test)";
+    for (const bool tb : {false, true})
+        for (auto [m, n, k] : {std::tuple{1024, 768, 768}, {509, 1600, 1000}, {1531, 900, 780}, {503, 1536, 1536}, {600, 767, 800}}) {
+            const Floats row = normal(static_cast<std::size_t>(k), 1), b = normal(static_cast<std::size_t>(k * n), 2);
+            Floats a, c(static_cast<std::size_t>(m * n));
+            for (int i = 0; i < m; ++i) a.insert(a.end(), row.begin(), row.end());
+            cpu::matmul(false, tb, 0.7f, {a.data(), m, k, k}, {const_cast<float*>(b.data()), tb ? n : k, tb ? k : n, tb ? k : n}, 0.0f,
+                        {c.data(), m, n, n});
+            for (int i = 0; i < m; ++i)
+                ASSERT_TRUE(std::equal(c.begin(), c.begin() + n, c.begin() + i * n)) << "row " << i << " of " << m << ", n " << n << ", k " << k;
+            for (int j = 0; j < n; j += 17) {
+                double sum = 0, squares = 0;
+                for (int l = 0; l < k; ++l) {
+                    const double term = double(row[l]) * (tb ? b[j * k + l] : b[l * n + j]);
+                    sum += term, squares += term * term;
+                }
+                EXPECT_LT(std::abs(c[j] - 0.7 * sum), rounding(k) * std::sqrt(squares)) << j;
+            }
+        }
+}
+
+TEST(Matmul, AnElementsBitsDoNotDependOnItsTile) {
+    if (__builtin_cpu_supports("avx512f")) GTEST_SKIP() << "of AVX-512's kernels only the groups' shapes are tested (group_policy_test)";
+    // The columns of a product, a piece at a time: other tiles, the same numbers.
+    const std::int64_t n = 1152;
+    for (const bool ta : {false, true})
+        for (const bool tb : {false, true})
+            for (const std::int64_t m : {1, 24, 64, 130})
+                for (const std::int64_t k : {7, 192, 400}) {
+                    const Floats a = normal(static_cast<std::size_t>(m * k), 1), b = normal(static_cast<std::size_t>(n * k), 2);
+                    const Floats before = normal(static_cast<std::size_t>(m * n), 3);
+                    const auto product = [&](std::int64_t piece) {
+                        Floats c = before;
+                        for (std::int64_t j = 0; j < n; j += piece) {
+                            const std::int64_t wide = std::min(piece, n - j);
+                            float* from = const_cast<float*>(b.data()) + (tb ? j * k : j);
+                            cpu::matmul(ta, tb, 0.7f, {const_cast<float*>(a.data()), ta ? k : m, ta ? m : k, ta ? m : k},
+                                        {from, tb ? wide : k, tb ? k : wide, tb ? k : n}, 1.0f, {c.data() + j, m, wide, n});
+                        }
+                        return c;
+                    };
+                    const Floats whole = product(n);
+                    for (const std::int64_t piece : {96, 336, 480})
+                        EXPECT_EQ(product(piece), whole) << piece << " columns, m " << m << ", k " << k << (ta ? ", A^T" : "") << (tb ? ", B^T" : "");
                 }
 }
 

@@ -7,6 +7,7 @@
 
 #include "io/image/png.hpp"
 #include "io/safetensors.hpp"
+#include "../ops/test_device.hpp"
 #include "oracle_folder.hpp"
 #include "pipeline/generate.hpp"
 
@@ -79,7 +80,7 @@ void check_case(Pipeline& model, const fs::path& folder) {
 }
 
 TEST(pipeline_oracle, EndToEnd) {
-    Pipeline model(testing::oracle_folder() / "pipeline" / "pipeline");
+    Pipeline model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device());
     const auto cases = testing::oracle_cases("pipeline", "case-e2e-");
     ASSERT_GE(cases.size(), 6u);
     for (const auto& folder : cases) check_case(model, folder);

@@ -10,6 +10,7 @@
 #include "model/vlm/decoder.hpp"
 #include "model/vlm/training.hpp"
 #include "model/vlm/vlm.hpp"
+#include "../ops/test_device.hpp"
 #include "oracle_folder.hpp"
 
 namespace atelier::vlm {
@@ -17,18 +18,44 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// On the device that is tested, or on the CPU where something else is tested.
 struct Model {
-    explicit Model(const fs::path& directory) : vlm(load_config(directory / "config.json")), arena("vlm", plan()), weights(vlm.table(), arena) {
-        load(vlm, weights, directory);
+    explicit Model(const std::string& name, Device device = testing::test_device())
+        : vlm(load_config(testing::oracle_folder() / "parts" / name / "config.json"), device),
+          weights(workspace.build([&](Arena& arena) { return nn::ParameterStore(vlm.table(), arena, device); })) {
+        load(vlm, weights, testing::oracle_folder() / "parts" / name);
     }
-    std::size_t plan() const {
-        Arena measure = Arena::measuring("vlm");
-        nn::ParameterStore(vlm.table(), measure);
-        return measure.used();
+    ~Model() {
+        if (vlm.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), 0);
     }
     Vlm vlm;
-    Arena arena;
+    Workspace workspace{"vlm"};
     nn::ParameterStore weights;
+};
+
+/// A session and its memory; states and logits come to host memory.
+struct Encoder {
+    Encoder(const Model& used, std::int64_t tokens, std::int64_t patches) : model(used) {
+        workspace.build([&](Arena& arena) {
+            session.emplace(model.vlm, tokens, patches, arena);
+            logits_there = arena.take_f32({tokens, model.vlm.config().text.vocabulary}, model.vlm.device());
+            return 0;
+        });
+    }
+    std::vector<float> logits(const Tensor& states) {
+        const Tensor there = logits_there.slice(0, states.size(0));
+        session->logits(model.weights, states, there);
+        return fetch(there);
+    }
+    static std::vector<float> fetch(const Tensor& value) {
+        std::vector<float> here(static_cast<std::size_t>(value.elements()));
+        transfer(value, Tensor::of(here.data(), value.shape()));
+        return here;
+    }
+    const Model& model;
+    Workspace workspace{"session"};
+    std::optional<Session> session;
+    Tensor logits_there;
 };
 
 struct Case {
@@ -56,6 +83,7 @@ struct Case {
             }
         return found;
     }
+    std::int64_t patches() const { return patch_elements == 0 ? 0 : static_cast<std::int64_t>(pixels.size()) / patch_elements; }
     double tolerance(const std::string& name) const { return info["tolerance"][name]["atol"].get<double>(); }
 
     fs::path folder;
@@ -77,12 +105,10 @@ double worst(const float* a, const float* b, std::int64_t n) {
 void check_layers(const std::string& name, const std::string& model_name) {
     SCOPED_TRACE(name + " with " + model_name);
     const Case c(name);
-    Model model(testing::oracle_folder() / "parts" / model_name);
+    const Model model(model_name);
     const Config& config = model.vlm.config();
-    Arena measure = Arena::measuring("session");
-    Session(model.vlm, c.length, 4096, measure);
-    Arena arena("session", measure.used());
-    Session session(model.vlm, c.length, 4096, arena);
+    Encoder encoder(model, c.length, c.patches());
+    Session& session = *encoder.session;
     std::size_t picture = 0;
     std::int64_t patch = 0, seen = 0;
     for (std::int64_t r = 0; r < c.batch; ++r) {
@@ -104,21 +130,22 @@ void check_layers(const std::string& name, const std::string& model_name) {
             EXPECT_LE(worst(found, expected.data() + (r * c.length + first) * width, n * width), c.tolerance(what)) << what;
             ++seen;
         };
-        const Tensor states = session.encode(model.weights, ids, pixels, grids, [&](const std::string& what, const Tensor& value) {
-            if (what.starts_with("text.")) return compare_text(what, value.f32(), value.size(1));
+        const Tensor there = session.encode(model.weights, ids, pixels, grids, [&](const std::string& what, const Tensor& value) {
+            const auto found = Encoder::fetch(value);
+            if (what.starts_with("text.")) return compare_text(what, found.data(), value.size(1));
             const auto expected = c.out.floats(what);
             const std::int64_t per = what == "vision.merger" || what.starts_with("vision.deepstack") ? config.vision.merge * config.vision.merge : 1;
-            EXPECT_LE(worst(value.f32(), expected.data() + patch / per * value.size(1), value.elements()), c.tolerance(what)) << what;
+            EXPECT_LE(worst(found.data(), expected.data() + patch / per * value.size(1), value.elements()), c.tolerance(what)) << what;
             ++seen;
         });
-        compare_text("hidden_pre_norm", states.f32(), config.text.hidden);
-        std::vector<float> logits(n * config.text.vocabulary);
-        session.logits(model.weights, states, Tensor::of(logits.data(), {n, config.text.vocabulary}));
-        compare_text("logits", logits.data(), config.text.vocabulary);
+        const auto states = Encoder::fetch(there);
+        compare_text("hidden_pre_norm", states.data(), config.text.hidden);
+        compare_text("logits", encoder.logits(there).data(), config.text.vocabulary);
+        EXPECT_EQ(Encoder::fetch(session.encode(model.weights, ids, pixels, grids)), states) << "the same bits twice";
         if (c.out.contains("pipeline.prompt_embeds")) {
             const std::int64_t drop = c.info["drop_idx"].get<std::int64_t>(), kept = c.out.at("pipeline.prompt_embeds").shape[1];
             const auto expected = c.out.floats("pipeline.prompt_embeds");
-            EXPECT_LE(worst(states.f32() + drop * config.text.hidden, expected.data() + r * kept * config.text.hidden,
+            EXPECT_LE(worst(states.data() + drop * config.text.hidden, expected.data() + r * kept * config.text.hidden,
                             (n - drop) * config.text.hidden),
                       c.tolerance("pipeline.prompt_embeds"));
         }
@@ -140,6 +167,32 @@ TEST(vlm_oracle, PictureInThePrompt) { check_layers("case-vlm-image", "model-vlm
 TEST(vlm_oracle, TwoPicturesLeftPadded) { check_layers("case-vlm-two-images", "model-vlm"); }
 TEST(vlm_oracle, ShardedBf16Checkpoint) { check_layers("case-vlm-image", "model-vlm-sharded-bf16"); }
 
+// Operands of products and attention rounded to bf16, by up to 2^-9 of each: errors of a dozen roundings a layer add like a random walk.
+TEST(vlm_oracle, ProductsInBf16) {
+    if (testing::test_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const Case c("case-vlm-image");
+    const Model model("model-vlm");
+    Encoder encoder(model, c.length, c.patches());
+    std::int64_t first = 0;
+    const auto ids = c.row(0, first);
+    const Tensor pixels = Tensor::of(c.pixels.data(), {c.patches(), c.patch_elements});
+    const auto run = [&] { return Encoder::fetch(encoder.session->encode(model.weights, ids, pixels, c.grids)); };
+    ops::backend().set_product_precision(ops::ProductPrecision::bf16);
+    const auto found = run(), again = run();
+    ops::backend().set_product_precision(ops::ProductPrecision::fp32);
+    EXPECT_EQ(again, found);
+    const auto all = c.out.floats("hidden_pre_norm");
+    double square = 0, error = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        const double expected = all[static_cast<std::size_t>(first) * static_cast<std::size_t>(model.vlm.config().text.hidden) + i];
+        square += expected * expected;
+        error += (found[i] - expected) * (found[i] - expected);
+    }
+    const double layers = static_cast<double>(model.vlm.config().text.layers + model.vlm.config().vision.depth);
+    EXPECT_LT(std::sqrt(error / square), 0x1p-8 * std::sqrt(12 * layers));
+    EXPECT_GT(std::sqrt(error / square), 0x1p-12) << "products were not in bf16";
+}
+
 /// How many tensors' gradients of the case's loss are off, and how many there are. `broken` changes the gradients before they are
 /// compared.
 struct GradientVerdict {
@@ -147,7 +200,7 @@ struct GradientVerdict {
 };
 GradientVerdict check_gradients(const std::string& name, const std::function<void(const nn::ParameterStore&)>& broken = {}) {
     const Case c(name);
-    Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const Model model("model-vlm", Device::cpu);
     const auto labels = c.in.integers("labels");
     const std::int64_t labelled = c.batch * c.length - std::count(labels.begin(), labels.end(), -100), vocabulary = model.vlm.config().text.vocabulary;
     const auto plan = [&](Arena& arena) {
@@ -216,21 +269,18 @@ TEST(vlm_oracle, SeesAChangedGradient) {
 
 TEST(vlm_oracle, GreedyDecoding) {
     const Case c("case-vlm-generate");
-    Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const Model model("model-vlm");
     const auto expected = c.out.integers("ids");
     const auto logits = c.out.floats("logits");
     const std::int64_t vocabulary = model.vlm.config().text.vocabulary, steps = static_cast<std::int64_t>(expected.size());
-    Arena measure = Arena::measuring("session");
-    Session(model.vlm, c.length + steps, 4096, measure);
-    Arena arena("session", measure.used());
-    Session session(model.vlm, c.length + steps, 4096, arena);
+    Encoder encoder(model, c.length + steps, c.patches());
+    Session& session = *encoder.session;
     std::int64_t first = 0;
     const auto ids = c.row(0, first);
     const Tensor states = session.encode(model.weights, ids, Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements}), c.grids);
     Tensor last = states.slice(states.size(0) - 1, states.size(0));
-    std::vector<float> found(vocabulary);
     for (std::int64_t k = 0; k < steps; ++k) {
-        session.logits(model.weights, last, Tensor::of(found.data(), {1, vocabulary}));
+        const auto found = encoder.logits(last);
         EXPECT_LE(worst(found.data(), logits.data() + k * vocabulary, vocabulary), c.tolerance("logits")) << k;
         const auto id = std::max_element(found.begin(), found.end()) - found.begin();
         ASSERT_EQ(id, expected[k]) << k;
@@ -245,12 +295,19 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
     const std::int64_t vocabulary = model.vlm.config().text.vocabulary;
     std::optional<Session> session;
     std::optional<Decoder> decoder;
-    const auto plan = [&](Arena& arena) {
-        session.emplace(model.vlm, c.length + 1, 4096, arena);
+    Tensor logits_there;
+    Workspace workspace("decoder");
+    workspace.build([&](Arena& arena) {
+        session.emplace(model.vlm, c.length + 1, c.patches(), arena);
         decoder.emplace(model.vlm, DecoderSize{copies, 2, c.length, c.length + steps + 1}, arena);
+        logits_there = arena.take_f32({copies, vocabulary}, model.vlm.device());
+        return 0;
+    });
+    const auto logits_of = [&](const Tensor& states) {
+        const Tensor there = logits_there.slice(0, states.size(0));
+        decoder->logits(model.weights, states, there);
+        return Encoder::fetch(there);
     };
-    Arena arena("decoder", Workspace::measure(plan));
-    plan(arena);
     std::int64_t first = 0;
     const auto ids = c.row(0, first);
     const Tensor pixels = Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements});
@@ -265,11 +322,11 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
         session->rewind(prefix, position);
         const Tensor states = session->extend(model.weights, std::span(ids).subspan(prefix));
         decoder->set_sequence(i, 1, *session);
-        decoder->logits(model.weights, states.slice(states.size(0) - 1, states.size(0)), Tensor::of(one.data(), {1, vocabulary}));
+        one = logits_of(states.slice(states.size(0) - 1, states.size(0)));
         sequences.push_back(i);
         next.push_back(likeliest());
     }
-    std::vector<float> all = one, logits(copies * vocabulary);
+    std::vector<float> all = one;
     if (copies > 1) {  // out of step with the others
         const int zero = 0;
         const std::int32_t other = 5;
@@ -277,8 +334,7 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
     }
     for (std::int64_t k = 1; k < steps; ++k) {
         EXPECT_EQ(next.back(), expected[k - 1]) << k;
-        const Tensor states = decoder->step(model.weights, sequences, next);
-        decoder->logits(model.weights, states, Tensor::of(logits.data(), {copies, vocabulary}));
+        const auto logits = logits_of(decoder->step(model.weights, sequences, next));
         for (int i = 0; i < copies; ++i) {
             one.assign(logits.begin() + i * vocabulary, logits.begin() + (i + 1) * vocabulary);
             next[i] = likeliest();
@@ -290,7 +346,7 @@ std::vector<float> decode_in_company(const Case& c, const Model& model, std::int
 
 TEST(vlm_oracle, BatchedDecodingWithASharedPrefix) {
     const Case c("case-vlm-generate");
-    const Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const Model model("model-vlm");
     const auto expected = c.out.integers("ids");
     const auto logits = c.out.floats("logits");
     const auto steps = static_cast<std::int64_t>(expected.size());
@@ -305,7 +361,7 @@ TEST(vlm_oracle, BatchedDecodingWithASharedPrefix) {
 
 TEST(vlm_oracle, ExpectedScoreAfterASharedPrefix) {
     const Case c("case-vlm-judge");
-    const Model model(testing::oracle_folder() / "parts" / "model-vlm");
+    const Model model("model-vlm");
     std::int64_t first = 0;
     const auto length = static_cast<std::int64_t>(c.row(0, first).size());
     const auto logits = decode_in_company(c, model, length - 4, 3, 1, {});
@@ -316,17 +372,13 @@ TEST(vlm_oracle, ExpectedScoreAfterASharedPrefix) {
 
 TEST(vlm_oracle, ExpectedScoreOfTheJudge) {
     const Case c("case-vlm-judge");
-    Model model(testing::oracle_folder() / "parts" / "model-vlm");
-    const std::int64_t vocabulary = model.vlm.config().text.vocabulary;
-    Arena measure = Arena::measuring("session");
-    Session(model.vlm, c.length, 4096, measure);
-    Arena arena("session", measure.used());
-    Session session(model.vlm, c.length, 4096, arena);
+    const Model model("model-vlm");
+    Encoder encoder(model, c.length, c.patches());
+    Session& session = *encoder.session;
     std::int64_t first = 0;
     const auto ids = c.row(0, first);
     const Tensor states = session.encode(model.weights, ids, Tensor::of(c.pixels.data(), {static_cast<std::int64_t>(c.pixels.size()) / c.patch_elements, c.patch_elements}), c.grids);
-    std::vector<float> logits(vocabulary);
-    session.logits(model.weights, states.slice(states.size(0) - 1, states.size(0)), Tensor::of(logits.data(), {1, vocabulary}));
+    const auto logits = encoder.logits(states.slice(states.size(0) - 1, states.size(0)));
     std::vector<std::int32_t> candidates;
     for (auto id : c.in.integers("candidate_ids")) candidates.push_back(static_cast<std::int32_t>(id));
     const ScoreReading r = read_score(logits, candidates);

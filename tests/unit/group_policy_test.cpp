@@ -37,7 +37,8 @@ struct Store {
 };
 
 struct Fixture {
-    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device()) {
+    explicit Fixture(ops::ProductPrecision precision = ops::ProductPrecision::fp32)
+        : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device(), nullptr, precision) {
         spec.target = {4, 4};
         spec.schedule = model.schedule(6, spec.target.tokens());
         spec.trained_steps = {0, 2, 3};
@@ -111,6 +112,28 @@ TEST(GroupPolicy, ReplayOfGroupsOfAnySize) {
             const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
             EXPECT_EQ(f.with_policy(dit::Keep::inputs, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << members << edit;
         }
+}
+
+TEST(GroupPolicy, ReplayWithOperandsInBf16) {
+    if (testing::test_device() != Device::cpu) GTEST_SKIP() << "a device's backend has its own setting (dit_oracle_test)";
+    for (const bool edit : {false, true}) {
+        Fixture exact, f(ops::ProductPrecision::bf16);
+        for (Fixture* one : {&exact, &f}) edit ? one->edit_prompt() : one->text_prompt();
+        const pipeline::EncodedPrompt before = f.conditional;
+        const auto sample = [](Fixture& one) {
+            return one.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(one.keys); });
+        };
+        const GroupTrajectory t = sample(f);
+        EXPECT_NE(t.latents, sample(exact).latents) << "products were not in bf16";
+        for (int n : {1, 2})
+            for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::inputs}) {
+                set_threads(n);
+                EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << edit;
+            }
+        set_threads(1);
+        EXPECT_EQ(f.conditional.states, before.states);  // what the caller holds is not rounded
+        EXPECT_EQ(f.conditional.reference_latents, before.reference_latents);
+    }
 }
 
 TEST(GroupPolicy, EverySizeReplaysByItsOwnSchedule) {

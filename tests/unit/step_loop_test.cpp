@@ -151,7 +151,7 @@ TEST_F(StepLoop, SamplingTakesNothingAStep) {
 
 TEST_F(StepLoop, TrainingTakesNothingAStep) {
     std::vector<float> numbers(static_cast<std::size_t>(model.dit().table().flat_size()));
-    const nn::ParameterStore gradients(model.dit().table(), numbers.data());
+    const nn::ParameterStore gradients(model.dit().table(), Tensor::of(numbers.data(), {model.dit().table().flat_size()}));
     const std::vector<double> advantage{1.0, -0.5};
     const auto work = [&](GroupPolicy& p, const GroupTrajectory& t) { p.train({}, t, advantage, 0.1, gradients); };
     for (const auto keep : {dit::Keep::activations, dit::Keep::inputs}) {

@@ -6,14 +6,16 @@
 
 #include <cmath>
 
+#include "../ops/test_device.hpp"
 #include "../oracle/oracle_folder.hpp"
+#include "core/numbers.hpp"
 #include "flow/noise.hpp"
 
 namespace atelier::distill {
 namespace {
 
 struct Fixture {
-    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline") {
+    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device()) {
         spec.target = {4, 4};
         spec.schedule = model.schedule(5, spec.target.tokens());
         spec.members = 4;
@@ -24,12 +26,10 @@ struct Fixture {
     }
     template <typename Function>
     auto with_group(dit::Keep keep, Function f) {
-        Arena measure = Arena::measuring("group");
-        StudentGroup(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep,
-                     measure);
-        Arena arena("group", measure.used());
-        StudentGroup group(model.dit(), model.dit_weights(), conditional, &unconditional, spec,
-                           keep, arena);
+        Workspace workspace("group");
+        StudentGroup group = workspace.build([&](Arena& arena) {
+            return StudentGroup(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+        });
         return f(group);
     }
     pipeline::Pipeline model;
@@ -95,12 +95,15 @@ TEST_P(Loss, GradientIsThatOfCentralDifferences) {
     const std::int64_t size = weights.flat().elements();
     const double weight = 1.0 / (4 * 5);
     const auto loss = [&](std::vector<float>* gradient) {
-        Arena arena("gradients", static_cast<std::size_t>(size) * sizeof(float) + Arena::alignment);
-        const nn::ParameterStore gradients(weights.table(), arena);
+        const Numbers there(size, f.model.dit().device());
+        const nn::ParameterStore gradients(weights.table(), there.tensor());
         const auto stats = f.with_group(dit::Keep::activations, [&](StudentGroup& g) {
             return g.train(GetParam(), t.x, teacher, weight, gradients);
         });
-        if (gradient != nullptr) gradient->assign(gradients.data(), gradients.data() + size);
+        if (gradient != nullptr) {
+            gradient->resize(static_cast<std::size_t>(size));
+            transfer(there.tensor(), Tensor::of(gradient->data(), {size}));
+        }
         EXPECT_GT(stats.terms, 0);
         return stats.loss * weight;
     };
@@ -111,10 +114,11 @@ TEST_P(Loss, GradientIsThatOfCentralDifferences) {
     double square = 0;
     for (const float g : gradient) square += double(g) * g;
     const double step = 2e-3 / std::sqrt(square);
-    const std::vector<float> before(weights.data(), weights.data() + size);
+    const Numbers before(weights.flat(), Device::cpu), changed(size);
     const auto moved = [&](double by) {
         for (std::int64_t i = 0; i < size; ++i)
-            weights.data()[i] = static_cast<float>(before[i] + by * gradient[i]);
+            changed.data()[i] = static_cast<float>(before.data()[i] + by * gradient[static_cast<std::size_t>(i)]);
+        transfer(changed.tensor(), weights.flat());
         return loss(nullptr);
     };
     const double slope = (moved(step) - moved(-step)) / (2 * step);

@@ -14,7 +14,7 @@ namespace atelier::comm {
 namespace {
 
 // Numbers of all ranks' parts that are added at a time.
-constexpr std::int64_t room_numbers = std::int64_t{1} << 24;
+constexpr auto room_numbers = static_cast<std::int64_t>(device_sum_bytes / sizeof(float));
 constexpr auto poll = std::chrono::microseconds(50);
 
 void check_cuda(cudaError_t status, const char* what) {

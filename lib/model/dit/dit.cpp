@@ -12,7 +12,8 @@ constexpr std::int64_t sinusoid_width = 256;
 
 }  // namespace
 
-Dit::Dit(const Config& config, Device device) : config_(config), device_(device) {
+Dit::Dit(const Config& config, Device device, ops::ProductPrecision precision)
+    : config_(config), device_(device), precision_(precision) {
     const std::int64_t w = config.width(), m = config.mlp_width();
     int layer = -1;
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {

@@ -10,6 +10,8 @@
 #include "nn/checkpoint_weights.hpp"
 #include "nn/parameters.hpp"
 #include "ops/attention.hpp"
+#include "ops/precision.hpp"
+#include "ops/repeated.hpp"
 
 namespace atelier::dit {
 
@@ -29,10 +31,14 @@ struct BlockParameters {
 /// Weights live in a nn::ParameterStore made from `table()`.
 class Dit {
   public:
-    /// `device`: where its passes run; their weights and gradients must be there.
-    explicit Dit(const Config& config, Device device = Device::cpu);
+    /// `device`: where its passes run; their weights and gradients must be there. `precision`: of operands of matrix products, attention's
+    /// included, where passes run on the CPU; weights must hold bf16 numbers then (nn::round_to).
+    explicit Dit(const Config& config, Device device = Device::cpu, ops::ProductPrecision precision = ops::ProductPrecision::fp32);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
+    ops::ProductPrecision precision() const { return precision_; }
+    /// Whether operands are rounded here, and not by a device's backend.
+    bool rounds_operands() const { return device_ == Device::cpu && precision_ == ops::ProductPrecision::bf16; }
     const nn::ParameterTable& table() const { return table_; }
     const std::vector<BlockParameters>& blocks() const { return blocks_; }
 
@@ -42,12 +48,14 @@ class Dit {
   private:
     Config config_;
     Device device_;
+    ops::ProductPrecision precision_;
     nn::ParameterTable table_;
     std::vector<BlockParameters> blocks_;
 };
 
 /// Buffers of a run of tokens through all blocks; shapes with R = groups * rows tokens. Internal to the passes.
 struct StreamBuffers;
+struct StreamShape;
 
 /// Modulation of G timesteps, forward and backward; shared by both passes.
 struct ModulationBuffers {
@@ -112,6 +120,8 @@ class PrefixPass {
                   const Tensor& reference_latents, const Tensor& d_encoder_states, const Tensor& d_reference_latents);
 
     const Layout& layout() const { return *layout_; }
+    /// Of the forward pass that made the present keys and values, among all of the process; 0: none has.
+    std::uint64_t run_number() const { return run_number_; }
     /// [prefix_tokens, 2 W]: keys, then values, of a layer.
     Tensor keys(std::int64_t layer) const;
     Tensor key_gradients(std::int64_t layer) const;
@@ -119,6 +129,7 @@ class PrefixPass {
   private:
     const Dit& dit_;
     const Layout* layout_ = nullptr;
+    std::uint64_t run_number_ = 0;
     bool full_last_block_ = false;
     ModulationBuffers modulation_;
     StreamBuffers stream_;
@@ -146,8 +157,23 @@ class TargetPass {
                   const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents);
 
   private:
+    /// The forward pass with everything where it runs.
+    void run(const nn::ParameterStore& weights, const PrefixPass& prefix, const StreamShape& shape, const Tensor& in, const Tensor& out);
+    /// A forward pass that comes again with the same addresses, and by what it is known.
+    struct Recorded {
+        struct Work {
+            const void *weights = nullptr, *adapter = nullptr;
+            std::uint64_t prefix = 0;
+            const void *in = nullptr, *out = nullptr;
+            bool operator==(const Work&) const = default;
+        } work;
+        ops::Repeated graph;
+    };
+    ops::Repeated& recorded(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& in, const Tensor& out);
+
     const Dit& dit_;
     std::int64_t batch_;
+    Recorded recorded_[2];
     ModulationBuffers modulation_;
     StreamBuffers stream_;
     Tensor final_normed_, final_mean_, final_inverse_;

@@ -36,12 +36,14 @@ void ModulationBuffers::plan(const Dit& dit, std::int64_t groups, bool training,
     d_blocks = arena.take_f32({groups, 4 * w}, there);
 }
 
-void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::span<const float> timesteps,
-                        ModulationBuffers& m) {
-    const std::int64_t w = dit.config().width(), groups = m.temb.size(0);
-    for (std::int64_t g = 0; g < groups; ++g)
+void load_timesteps(std::span<const float> timesteps, ModulationBuffers& m) {
+    for (std::int64_t g = 0; g < m.temb.size(0); ++g)
         embed_timestep(timesteps[static_cast<std::size_t>(g)], m.host_sinusoid.f32() + g * sinusoid_width);
     transfer(m.host_sinusoid, m.sinusoid);
+}
+
+void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, ModulationBuffers& m) {
+    const std::int64_t w = dit.config().width(), groups = m.temb.size(0);
     nn::project(weights, dit.time_in, m.sinusoid, m.hidden);
     ops::silu(m.hidden.f32(), m.hidden_act.f32(), groups * w);
     nn::project(weights, dit.time_out, m.hidden_act, m.temb);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 
 #include "model/dit/staging.hpp"
 #include "model/dit/stream.hpp"
@@ -25,7 +26,7 @@ StreamShape prefix_shape(const Layout& layout, const PassLayout& there) {
 
 PrefixPass::PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max_encoder_tokens, Keep keep, Arena& arena)
     : dit_(dit) {
-    const DeviceScope scope(dit.device());
+    const PassScope scope(dit);
     const Config& c = dit.config();
     const Device device = dit.device();
     const std::int64_t w = c.width();
@@ -42,7 +43,7 @@ PrefixPass::PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max
     latent_rows_ = arena.take_f32({max_tokens, w}, device);
     layout_there_.plan(dit, max_tokens, true, arena);
     states_there_ = plan_room(dit, {max_encoder_tokens, c.context_dim}, arena);
-    references_there_ = plan_room(dit, {max_tokens, c.in_channels}, arena);
+    references_there_ = plan_operand(dit, {max_tokens, c.in_channels}, arena);
     outputs_there_ = plan_room(dit, {max_tokens, c.out_channels}, arena);
     if (!training) return;
     for (Tensor* t : {&d_text_rows_, &d_text_act_}) *t = arena.take_f32({max_encoder_tokens, w}, device);
@@ -63,7 +64,7 @@ void PrefixPass::zero_key_gradients() {
 
 void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout, const Tensor& encoder_states,
                          const Tensor& reference_latents, float timestep, const Tensor& outputs) {
-    const DeviceScope scope(dit_.device());
+    const PassScope scope(dit_);
     const Config& c = dit_.config();
     const std::int64_t w = c.width(), text = layout.encoder_tokens, rows = layout.prefix_tokens();
     ATELIER_CHECK(rows <= stream_.max_rows && text <= text_rows_.size(0),
@@ -74,11 +75,14 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     ATELIER_CHECK(layout.reference_tokens == 0 ||
                       reference_latents.shape() == (Shape{layout.reference_tokens, c.in_channels}),
                   "reference latents must be [{}, {}]", layout.reference_tokens, c.in_channels);
+    static std::atomic<std::uint64_t> runs{0};
+    run_number_ = ++runs;
     layout_ = &layout;
     layout_there_.load(dit_, layout, 0, rows);
     full_last_block_ = !outputs.empty();
     const StreamShape s = prefix_shape(layout, layout_there_);
-    modulation_forward(dit_, weights, std::span(&timestep, 1), modulation_);
+    load_timesteps(std::span(&timestep, 1), modulation_);
+    modulation_forward(dit_, weights, modulation_);
 
     const Tensor normed = text_normed_.slice(0, text), hidden = text_hidden_.slice(0, text), act = text_act_.slice(0, text);
     ops::rms_norm({text, c.context_dim, 0, 0, c.eps, 1.0f}, bring(dit_, encoder_states, states_there_).f32(), weights[dit_.text_norm].f32(), normed.f32(),
@@ -87,7 +91,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     ops::gelu_tanh(hidden.f32(), act.f32(), text * w);
     nn::project(weights, dit_.text_out, act, text_rows_.slice(0, text));
     if (layout.reference_tokens > 0)
-        nn::project(weights, dit_.image_in, bring(dit_, reference_latents, references_there_), latent_rows_.slice(0, layout.reference_tokens));
+        nn::project(weights, dit_.image_in, bring_operand(dit_, reference_latents, references_there_), latent_rows_.slice(0, layout.reference_tokens));
 
     const bool saves = stream_.keep != Keep::nothing;
     const auto state = [&](std::int64_t i) {
@@ -120,7 +124,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
 void PrefixPass::backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
                           const Tensor& encoder_states, const Tensor& reference_latents, const Tensor& d_encoder_states,
                           const Tensor& d_reference_latents) {
-    const DeviceScope scope(dit_.device());
+    const PassScope scope(dit_);
     const Config& c = dit_.config();
     const Layout& layout = *layout_;
     ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
@@ -150,7 +154,7 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     if (layout.reference_tokens > 0) {
         const Tensor d_latents = d_latent_rows_.slice(0, layout.reference_tokens);
         const Tensor d_in = there(dit_, d_reference_latents, references_there_);
-        nn::project_backward(weights, gradients, dit_.image_in, bring(dit_, reference_latents, references_there_), d_latents, d_in);
+        nn::project_backward(weights, gradients, dit_.image_in, bring_operand(dit_, reference_latents, references_there_), d_latents, d_in);
         if (!d_in.empty()) transfer(d_in, d_reference_latents);
     }
     const Tensor d_act = d_text_act_.slice(0, text), hidden = text_hidden_.slice(0, text);

@@ -110,6 +110,7 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64
     nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
     ops::qk_norm_rope(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine, s.sine,
                       a.qkv.f32(), a.inverse_rms.f32());
+    ops::round_operand(rows, 3 * w, 3 * w, a.qkv.f32());
     if (keys_only) return;
     const float* qkv = a.qkv.f32();
     ops::attention(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w}, a.attended.f32(),
@@ -155,6 +156,7 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
         ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_y.f32(), d_gate1);
         const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
         nn::project_backward(weights, gradients, p.out, a.attended, d_y, d_attended);
+        ops::round_operand(rows, w, w, d_attended.f32());
         const float* qkv = a.qkv.f32();
         const ops::AttentionKeys shared = keys_of(shared_key_gradients, w);
         ops::attention_backward(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w},

@@ -7,8 +7,9 @@
 // The parts that prefix and target passes share: modulation, and a run of tokens through one block.
 namespace atelier::dit {
 
-void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, std::span<const float> timesteps,
-                        ModulationBuffers& m);
+/// The timesteps' sinusoids, to where the passes run.
+void load_timesteps(std::span<const float> timesteps, ModulationBuffers& m);
+void modulation_forward(const Dit& dit, const nn::ParameterStore& weights, ModulationBuffers& m);
 void zero_modulation_gradients(ModulationBuffers& m);
 /// From m.d_blocks (of the gates past their tanh) and m.d_final to the parameters' gradients.
 void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,

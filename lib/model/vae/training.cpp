@@ -30,6 +30,7 @@ TrainingPass::TrainingPass(const Vae& vae, std::int64_t height, std::int64_t wid
     : vae_(vae), height_(height), width_(width), encoder_arena_(Arena::measuring("vae encoder")),
       decoder_arena_(Arena::measuring("vae decoder")), gradient_arena_(Arena::measuring("vae gradients")) {
     const Config& c = vae.config();
+    ATELIER_CHECK(vae.device() == Device::cpu, "an autoencoder is trained on the CPU");
     ATELIER_CHECK(height % c.factor() == 0 && width % c.factor() == 0, "a picture of {} x {} pixels, multiples of {} needed", height,
                   width, c.factor());
     const std::int64_t h = height / c.factor(), w = width / c.factor();

@@ -45,7 +45,7 @@ class Builder {
 
 }  // namespace
 
-Vae::Vae(const Config& config) : config_(config) {
+Vae::Vae(const Config& config, Device device) : config_(config), device_(device) {
     Builder build(table_);
     const std::size_t levels = config.multipliers.size();
 

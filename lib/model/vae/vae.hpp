@@ -51,14 +51,17 @@ struct HalfRows {
 /// Architecture and parameter table (diffusers' names).
 class Vae {
   public:
-    explicit Vae(const Config& config);
+    /// `device`: where a codec runs, its weights must be there (training: the CPU alone).
+    explicit Vae(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
+    Device device() const { return device_; }
     const nn::ParameterTable& table() const { return table_; }
     HalfRows encoder, decoder;
     ConvRows quant, post_quant;
 
   private:
     Config config_;
+    Device device_;
     nn::ParameterTable table_;
 };
 
@@ -74,8 +77,10 @@ struct PictureUse {
     bool decodes = false;                ///< else encodes
 };
 
-/// A frozen autoencoder ready to run: convolutions prepared per picture size on first use of the size (their weights once for all
-/// sizes, where these are laid out alike), pictures of a batch side by side on the pool's threads. Results depend neither on threads nor on the batch.
+/// A frozen autoencoder ready to run, where its Vae says; latents and pictures come and go through host memory. On the CPU convolutions
+/// are prepared per picture size on first use of the size (their weights once for all sizes, where these are laid out alike) and pictures
+/// of a batch run side by side on the pool's threads; on a device one after another. Results depend neither on threads nor on the batch.
+/// Numbers are fp32, on a device too (there but for the attention of at most 128 channels, which follows ops::ProductPrecision).
 class Codec {
   public:
     /// The weights must outlive the codec and not change.
@@ -97,7 +102,7 @@ class Codec {
     void reserve_decoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, true); }
     void reserve_encoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, false); }
     /// Bytes held: prepared convolutions and every thread's scratch memory.
-    std::size_t bytes() const;
+    Bytes bytes() const;
 
   private:
     struct Image {
@@ -105,26 +110,34 @@ class Codec {
         std::int64_t height = 0, width = 0, channels = 0;
         std::int64_t pixels() const { return height * width; }
     };
-    Image convolve(Arena& arena, const ConvRows& rows, const Image& x, std::int64_t out_channels, std::int64_t stride);
+    /// The next picture of the arena.
+    Image take(Arena& arena, std::int64_t height, std::int64_t width, std::int64_t channels) const;
+    void convolve(Arena& arena, const ConvRows& rows, const Image& x, std::int64_t stride, const Image& y);
+    Image convolve(Arena& arena, const ConvRows& rows, const Image& x, std::int64_t stride);
     Image residual(Arena& arena, const ResidualRows& rows, const Image& x);
     Image attention(Arena& arena, const AttentionRows& rows, const Image& x);
     Image middle(Arena& arena, const MidRows& rows, const Image& x);
     Image run_decoder(Arena& arena, const Image& latents, const Observer& observe);
     Image run_encoder(Arena& arena, const Image& picture, const Observer& observe);
-    Image head(Arena& arena, const HalfRows& rows, const Image& x, std::int64_t out_channels);
+    Image head(Arena& arena, const HalfRows& rows, const Image& x);
+    ops::ConvolutionShape shape_of(const ConvRows& rows, const Image& x, std::int64_t stride) const;
+    /// Shows what a step gave, by a copy in host memory where it is elsewhere.
+    void show(const Arena& arena, const Observer& observe, const std::string& name, const Image& x) const;
     const ops::Convolution& prepared(const ConvRows& rows, const ops::ConvolutionShape& shape);
     /// Numbers of scratch memory of a convolution; it is prepared unless this codec only plans.
     std::int64_t scratch(const ConvRows& rows, const ops::ConvolutionShape& shape);
-    friend std::size_t planned_bytes(const Vae&, std::span<const PictureUse>);
+    friend Bytes planned_bytes(const Vae&, std::span<const PictureUse>);
     /// Bytes that a picture of the size takes of an arena.
-    std::size_t measure(std::int64_t height, std::int64_t width, bool decoder);
+    Bytes measure(std::int64_t height, std::int64_t width, bool decoder);
     /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
     void prepare(std::int64_t height, std::int64_t width, bool decoder);
+    /// Pictures that run at once.
+    int lanes() const;
 
     const Vae& vae_;
     const nn::ParameterStore& weights_;
     std::map<std::tuple<int, std::int64_t, std::int64_t>, ops::Convolution> convolutions_;
-    std::map<std::tuple<std::int64_t, std::int64_t, bool>, std::size_t> planned_;
+    std::map<std::tuple<std::int64_t, std::int64_t, bool>, Bytes> planned_;
     std::vector<Arena> arenas_;
     bool plans_only_ = false;
     struct ConvolutionOutline {
@@ -135,8 +148,8 @@ class Codec {
     std::map<std::tuple<int, std::int64_t, std::int64_t>, ConvolutionOutline> outlines_;
 };
 
-/// What a codec's bytes() come to, of weights that aren't there, after all these uses, on this process's threads.
-std::size_t planned_bytes(const Vae& vae, std::span<const PictureUse> uses);
+/// What a codec's bytes() come to, of weights that aren't there, after all these uses, on this process's threads or the Vae's device.
+Bytes planned_bytes(const Vae& vae, std::span<const PictureUse> uses);
 
 /// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even.
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes);

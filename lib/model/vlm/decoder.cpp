@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/device.hpp"
 #include "model/vlm/geometry.hpp"
 #include "ops/activation.hpp"
 #include "ops/decode.hpp"
 #include "ops/norm.hpp"
 #include "ops/rope.hpp"
+#include "ops/rows.hpp"
 
 namespace atelier::vlm {
 
@@ -19,19 +21,26 @@ Decoder::Decoder(const Vlm& vlm, const DecoderSize& size, Arena& arena)
       sequences_(static_cast<std::size_t>(size.sequences)) {
     const TextConfig& t = vlm.config().text;
     const std::int64_t n = size.sequences, q_width = t.heads * t.head_dim;
-    prefix_caches_ = arena.take_f32({size.prefixes, t.layers, 2, size.prefix_tokens, kv_width_});
-    own_caches_ = arena.take_f32({n, t.layers, 2, size.own_tokens, kv_width_});
-    hidden_ = arena.take_f32({n, t.hidden});
-    normed_ = arena.take_f32({n, t.hidden});
-    q_ = arena.take_f32({n, q_width});
-    kv_ = arena.take_f32({2 * n, kv_width_});
-    attended_ = arena.take_f32({n, q_width});
-    gate_up_ = arena.take_f32({2 * n, t.intermediate});
-    act_ = arena.take_f32({n, t.intermediate});
-    cosine_ = arena.take_f32({n, t.head_dim / 2});
-    sine_ = arena.take_f32({n, t.head_dim / 2});
-    scores_ = arena.take_f32({n, t.heads, size.prefix_tokens + size.own_tokens});
+    const auto take = [&](Shape shape) { return arena.take_f32(shape, vlm.device()); };
+    prefix_caches_ = take({size.prefixes, t.layers, 2, size.prefix_tokens, kv_width_});
+    own_caches_ = take({n, t.layers, 2, size.own_tokens, kv_width_});
+    hidden_ = take({n, t.hidden});
+    normed_ = take({n, t.hidden});
+    q_ = take({n, q_width});
+    kv_ = take({2 * n, kv_width_});
+    attended_ = take({n, q_width});
+    gate_up_ = take({2 * n, t.intermediate});
+    act_ = take({n, t.intermediate});
+    cosine_ = take({n, t.head_dim / 2});
+    sine_ = take({n, t.head_dim / 2});
+    scores_ = take({n, t.heads, size.prefix_tokens + size.own_tokens});
+    if (vlm.device() == Device::cpu) return;
+    embedding_rows_ = arena.take(DType::i32, {n}, vlm.device());
+    host_cosine_ = arena.take_f32({n, t.head_dim / 2});
+    host_sine_ = arena.take_f32({n, t.head_dim / 2});
 }
+
+Tensor Decoder::cache(float* begin, std::int64_t tokens) const { return Tensor(begin, DType::f32, {tokens, kv_width_}, vlm_.device()); }
 
 float* Decoder::prefix_cache(int prefix, std::size_t layer, int part) const {
     const auto place = (prefix * vlm_.config().text.layers + static_cast<std::int64_t>(layer)) * 2 + part;
@@ -49,8 +58,8 @@ void Decoder::set_prefix(int prefix, const Session& session) {
     prefix_length_[static_cast<std::size_t>(prefix)] = session.length();
     for (std::size_t l = 0; l < vlm_.layers.size(); ++l) {
         const Tensor k = session.keys(l, 0), v = session.values(l, 0);
-        std::copy_n(k.f32(), k.elements(), prefix_cache(prefix, l, 0));
-        std::copy_n(v.f32(), v.elements(), prefix_cache(prefix, l, 1));
+        transfer(k, cache(prefix_cache(prefix, l, 0), k.size(0)));
+        transfer(v, cache(prefix_cache(prefix, l, 1), v.size(0)));
     }
 }
 
@@ -61,13 +70,14 @@ void Decoder::set_sequence(int sequence, int prefix, const Session& session) {
     sequences_[static_cast<std::size_t>(sequence)] = {prefix, n, session.next_position()};
     for (std::size_t l = 0; l < vlm_.layers.size(); ++l) {
         const Tensor k = session.keys(l, begin), v = session.values(l, begin);
-        std::copy_n(k.f32(), k.elements(), own_cache(sequence, l, 0));
-        std::copy_n(v.f32(), v.elements(), own_cache(sequence, l, 1));
+        transfer(k, cache(own_cache(sequence, l, 0), k.size(0)));
+        transfer(v, cache(own_cache(sequence, l, 1), v.size(0)));
     }
 }
 
 Tensor Decoder::step(const nn::ParameterStore& weights, std::span<const int> sequences,
                      std::span<const std::int32_t> ids) {
+    const DeviceScope scope(vlm_.device());
     const TextConfig& t = vlm_.config().text;
     const auto n = static_cast<std::int64_t>(sequences.size());
     ATELIER_CHECK(n >= 1 && n <= size_.sequences && ids.size() == sequences.size(), "{} tokens for {} of {} sequences",
@@ -81,12 +91,17 @@ Tensor Decoder::step(const nn::ParameterStore& weights, std::span<const int> seq
         positions.push_back({s.next_position, s.next_position, s.next_position});
         ++s.next_position;
         ++s.length;
-        std::copy_n(weights[vlm_.embedding].f32() + ids[i] * t.hidden, t.hidden,
-                    hidden_.f32() + static_cast<std::int64_t>(i) * t.hidden);
         first.push_back({nullptr, nullptr, prefix_length_[static_cast<std::size_t>(s.prefix)]});
         second.push_back({nullptr, nullptr, s.length});
     }
-    text_rotation(t, positions, cosine_.f32(), sine_.f32());
+    const Tensor rows = bring(vlm_.device(), Tensor::of(ids.data(), {n}), embedding_rows_);
+    ops::gather_rows(n, t.hidden, rows.as<std::int32_t>(), weights[vlm_.embedding].f32(), nullptr, hidden_.f32());
+    const bool here = vlm_.device() == Device::cpu;
+    const Tensor cosine = (here ? cosine_ : host_cosine_).slice(0, n), sine = (here ? sine_ : host_sine_).slice(0, n);
+    text_rotation(t, positions, cosine.f32(), sine.f32());
+    transfer(cosine, cosine_.slice(0, n));
+    transfer(sine, sine_.slice(0, n));
+    std::vector<float*> new_keys(sequences.size()), new_values(sequences.size());
     const std::int64_t q_width = t.heads * t.head_dim;
     const Tensor x = hidden_.slice(0, n), y = normed_.slice(0, n), q = q_.slice(0, n), attended = attended_.slice(0, n);
     const Tensor k = kv_.slice(0, n), v = kv_.slice(n, 2 * n);
@@ -104,16 +119,18 @@ Tensor Decoder::step(const nn::ParameterStore& weights, std::span<const int> seq
         ops::rope_half(n, t.kv_heads, t.head_dim, kv_width_, cosine_.f32(), sine_.f32(), k.f32());
         for (std::size_t i = 0; i < sequences.size(); ++i) {
             const int sequence = sequences[i], prefix = sequences_[static_cast<std::size_t>(sequence)].prefix;
-            const auto row = static_cast<std::int64_t>(i) * kv_width_, at = (second[i].length - 1) * kv_width_;
+            const std::int64_t at = (second[i].length - 1) * kv_width_;
             first[i].k = prefix_cache(prefix, l, 0);
             first[i].v = prefix_cache(prefix, l, 1);
             float* const own_k = own_cache(sequence, l, 0);
             float* const own_v = own_cache(sequence, l, 1);
-            std::copy_n(k.f32() + row, kv_width_, own_k + at);
-            std::copy_n(v.f32() + row, kv_width_, own_v + at);
+            new_keys[i] = own_k + at;
+            new_values[i] = own_v + at;
             second[i].k = own_k;
             second[i].v = own_v;
         }
+        ops::append_rows(k, new_keys);
+        ops::append_rows(v, new_values);
         ops::decode_attention(shape, q, first, second, attended, scores_);
         ops::linear_rows(attended, weights[p.out], y);
         ops::add(y.f32(), x.f32(), x.elements());
@@ -129,6 +146,7 @@ Tensor Decoder::step(const nn::ParameterStore& weights, std::span<const int> seq
 }
 
 void Decoder::logits(const nn::ParameterStore& weights, const Tensor& states, const Tensor& out) {
+    const DeviceScope scope(vlm_.device());
     const TextConfig& t = vlm_.config().text;
     const Tensor y = normed_.slice(0, states.size(0));
     ops::rms_norm({states.size(0), t.hidden, 0, 0, t.eps, 0.0f}, states.f32(), weights[vlm_.final_norm].f32(), y.f32(), nullptr);

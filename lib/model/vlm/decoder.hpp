@@ -15,7 +15,7 @@ struct DecoderSize {
 };
 
 /// Continues many sequences at once, a token each a step. A sequence's numbers have the same bits in any company. Sequences that
-/// begin alike share a prefix, which is held once.
+/// begin alike share a prefix, which is held once. Everything is where the Vlm says; states and logits stay there.
 class Decoder {
   public:
     Decoder(const Vlm& vlm, const DecoderSize& size, Arena& arena);
@@ -40,6 +40,8 @@ class Decoder {
     /// Keys (part 0) or values (part 1) of a layer.
     float* prefix_cache(int prefix, std::size_t layer, int part) const;
     float* own_cache(int sequence, std::size_t layer, int part) const;
+    /// The first tokens of one of them.
+    Tensor cache(float* begin, std::int64_t tokens) const;
 
     const Vlm& vlm_;
     DecoderSize size_;
@@ -48,6 +50,7 @@ class Decoder {
     std::vector<Sequence> sequences_;
     Tensor prefix_caches_, own_caches_;  ///< [prefixes or sequences, layers, 2, tokens, kv_width]
     Tensor hidden_, normed_, q_, kv_, attended_, gate_up_, act_, cosine_, sine_, scores_;
+    Tensor embedding_rows_, host_cosine_, host_sine_;  ///< on a device: i32 [sequences] there; tables in host memory before they go there
 };
 
 }  // namespace atelier::vlm

@@ -71,12 +71,15 @@ PositionCorners position_corners(const VisionConfig& config, const GridThw& grid
             {(1 - part[0]) * (1 - part[1]), (1 - part[0]) * part[1], part[0] * (1 - part[1]), part[0] * part[1]}};
 }
 
-void add_position(const VisionConfig& config, const GridThw& grid, std::int64_t k, const float* table, float* x) {
-    const PositionCorners c = position_corners(config, grid, k);
-    const float *a = table + c.row[0] * config.hidden, *b = table + c.row[1] * config.hidden;
-    const float *d = table + c.row[2] * config.hidden, *e = table + c.row[3] * config.hidden;
-    for (std::int64_t j = 0; j < config.hidden; ++j)
-        x[j] += c.share[0] * a[j] + c.share[1] * b[j] + c.share[2] * d[j] + c.share[3] * e[j];
+PositionBlend position_blend(const VisionConfig& config, std::span<const GridThw> grids) {
+    PositionBlend blend;
+    for (const GridThw& grid : grids)
+        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k) {
+            const PositionCorners c = position_corners(config, grid, k);
+            for (const std::int64_t row : c.row) blend.row.push_back(static_cast<std::int32_t>(row));
+            blend.share.insert(blend.share.end(), c.share.begin(), c.share.end());
+        }
+    return blend;
 }
 
 void check_patches(const VisionConfig& config, const Tensor& pixel_values, std::span<const GridThw> grids, std::int64_t max_patches) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "core/tensor.hpp"
 #include "model/vlm/config.hpp"
@@ -26,8 +27,12 @@ struct PositionCorners {
 };
 /// Of patch k in merge order (block row, block column, row in block, column in block).
 PositionCorners position_corners(const VisionConfig& config, const GridThw& grid, std::int64_t k);
-/// x [hidden] += the table's value at patch k.
-void add_position(const VisionConfig& config, const GridThw& grid, std::int64_t k, const float* table, float* x);
+/// The same of the patches of all pictures in merge order, as ops::add_blend_of_rows takes it.
+struct PositionBlend {
+    std::vector<std::int32_t> row;  ///< [patches, 4]
+    std::vector<float> share;       ///< [patches, 4]
+};
+PositionBlend position_blend(const VisionConfig& config, std::span<const GridThw> grids);
 
 /// Throws Error(input) when pixel values and grids disagree, or hold more than `max_patches`.
 void check_patches(const VisionConfig& config, const Tensor& pixel_values, std::span<const GridThw> grids, std::int64_t max_patches);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/device.hpp"
 #include "model/vlm/geometry.hpp"
 #include "model/vlm/vlm.hpp"
 #include "ops/activation.hpp"
@@ -10,6 +11,7 @@
 #include "ops/linear.hpp"
 #include "ops/norm.hpp"
 #include "ops/rope.hpp"
+#include "ops/rows.hpp"
 
 namespace atelier::vlm {
 namespace {
@@ -27,35 +29,64 @@ void norm(const nn::ParameterStore& weights, const Affine& n, const Tensor& x, c
 
 Session::Session(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, Arena& arena)
     : vlm_(vlm), max_tokens_(max_tokens), max_patches_(max_patches) {
+    const Device device = vlm.device();
+    const DeviceScope scope(device);
     const TextConfig& t = vlm.config().text;
     const VisionConfig& v = vlm.config().vision;
     const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
-    hidden_ = arena.take_f32({max_tokens, t.hidden});
-    normed_ = arena.take_f32({max_tokens, t.hidden});
-    q_ = arena.take_f32({max_tokens, q_width});
-    attended_ = arena.take_f32({max_tokens, q_width});
-    gate_up_ = arena.take_f32({2 * max_tokens, t.intermediate});
-    act_ = arena.take_f32({max_tokens, t.intermediate});
-    cosine_ = arena.take_f32({max_tokens, t.head_dim / 2});
-    sine_ = arena.take_f32({max_tokens, t.head_dim / 2});
+    const auto take = [&](Shape shape) { return arena.take_f32(shape, device); };
+    hidden_ = take({max_tokens, t.hidden});
+    normed_ = take({max_tokens, t.hidden});
+    q_ = take({max_tokens, q_width});
+    attended_ = take({max_tokens, q_width});
+    gate_up_ = take({2 * max_tokens, t.intermediate});
+    act_ = take({max_tokens, t.intermediate});
+    cosine_ = take({max_tokens, t.head_dim / 2});
+    sine_ = take({max_tokens, t.head_dim / 2});
     // Keys, then values, of a layer: two blocks of [max_tokens, kv_width].
-    for (std::int64_t i = 0; i < t.layers; ++i) keys_.push_back(arena.take_f32({2 * max_tokens, kv_width}));
-    ops::AttentionShape attention;
-    attention.own_keys = std::max(max_tokens, max_patches);
-    attention_workspace_ = arena.take_f32({ops::attention_workspace(attention)});
+    for (std::int64_t i = 0; i < t.layers; ++i) keys_.push_back(take({2 * max_tokens, kv_width}));
+    ops::AttentionShape text, picture;
+    text.queries = text.own_keys = max_tokens;
+    text.heads = t.heads, text.kv_heads = t.kv_heads, text.head_dim = t.head_dim;
+    picture.queries = picture.own_keys = max_patches;
+    picture.heads = picture.kv_heads = v.heads, picture.head_dim = v.head_dim();
+    attention_workspace_ = take({std::max(ops::attention_workspace(text), ops::attention_workspace(picture))});
+    if (device != Device::cpu) {
+        embedding_rows_ = arena.take(DType::i32, {max_tokens}, device);
+        const std::int64_t most = std::max(cosine_.elements(), max_patches * v.head_dim() / 2);
+        host_cosine_ = arena.take_f32({most});
+        host_sine_ = arena.take_f32({most});
+    }
     if (max_patches == 0) return;
     const std::int64_t tokens = max_patches / (v.merge * v.merge);
-    patches_ = arena.take_f32({max_patches, v.hidden});
-    vision_normed_ = arena.take_f32({max_patches, v.hidden});
-    vision_qkv_ = arena.take_f32({max_patches, 3 * v.hidden});
-    vision_attended_ = arena.take_f32({max_patches, v.hidden});
-    vision_act_ = arena.take_f32({max_patches, std::max(v.intermediate, v.hidden)});
-    vision_cosine_ = arena.take_f32({max_patches, v.head_dim() / 2});
-    vision_sine_ = arena.take_f32({max_patches, v.head_dim() / 2});
-    merged_ = arena.take_f32({tokens, v.merged()});
-    merged_act_ = arena.take_f32({tokens, v.merged()});
-    picture_tokens_ = arena.take_f32({tokens, v.out_hidden});
-    for (std::size_t i = 0; i < v.deepstack.size(); ++i) deepstack_.push_back(arena.take_f32({tokens, v.out_hidden}));
+    if (device != Device::cpu) {
+        pixels_ = take({max_patches, v.patch_elements()});
+        corners_ = arena.take(DType::i32, {max_patches, 4}, device);
+        shares_ = take({max_patches, 4});
+        image_rows_there_ = arena.take(DType::i32, {tokens}, device);
+    }
+    patches_ = take({max_patches, v.hidden});
+    vision_normed_ = take({max_patches, v.hidden});
+    vision_qkv_ = take({max_patches, 3 * v.hidden});
+    vision_attended_ = take({max_patches, v.hidden});
+    vision_act_ = take({max_patches, std::max(v.intermediate, v.hidden)});
+    vision_cosine_ = take({max_patches, v.head_dim() / 2});
+    vision_sine_ = take({max_patches, v.head_dim() / 2});
+    merged_ = take({tokens, v.merged()});
+    merged_act_ = take({tokens, v.merged()});
+    picture_tokens_ = take({tokens, v.out_hidden});
+    for (std::size_t i = 0; i < v.deepstack.size(); ++i) deepstack_.push_back(take({tokens, v.out_hidden}));
+}
+
+template <typename Fill>
+void Session::fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const {
+    const Shape shape{rows, cosine.size(1)};
+    const bool here = vlm_.device() == Device::cpu;
+    const Tensor c = here ? cosine.slice(0, rows) : Tensor::of(host_cosine_.f32(), shape);
+    const Tensor s = here ? sine.slice(0, rows) : Tensor::of(host_sine_.f32(), shape);
+    fill(c.f32(), s.f32());
+    transfer(c, cosine.slice(0, rows));
+    transfer(s, sine.slice(0, rows));
 }
 
 void Session::run_merger(const nn::ParameterStore& weights, const Merger& m, bool norm_after_merge, const Tensor& x,
@@ -84,14 +115,14 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
     const Tensor x = patches_.slice(0, n), y = vision_normed_.slice(0, n), qkv = vision_qkv_.slice(0, n);
     const Tensor attended = vision_attended_.slice(0, n);
     const Tensor weight = weights[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
-    ops::linear(pixel_values, weight, weights[vlm_.patch.bias], x);
+    ops::linear(bring(vlm_.device(), pixel_values, pixels_), weight, weights[vlm_.patch.bias], x);
     show("patch_embed", x);
 
-    std::int64_t first = 0;
-    for (const GridThw& grid : grids)
-        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++first)
-            add_position(v, grid, k, weights[vlm_.position_embedding].f32(), x.f32() + first * v.hidden);
-    vision_rotation(v, grids, vision_cosine_.f32(), vision_sine_.f32());
+    const PositionBlend blend = position_blend(v, grids);
+    const Tensor corners = bring(vlm_.device(), Tensor::of(blend.row.data(), {n, 4}), corners_);
+    const Tensor shares = bring(vlm_.device(), Tensor::of(blend.share.data(), {n, 4}), shares_);
+    ops::add_blend_of_rows(n, v.hidden, corners.as<std::int32_t>(), shares.f32(), weights[vlm_.position_embedding].f32(), x.f32());
+    fill_tables(n, vision_cosine_, vision_sine_, [&](float* cosine, float* sine) { vision_rotation(v, grids, cosine, sine); });
     show("block_in", x);
 
     for (std::int64_t b = 0; b < v.depth; ++b) {
@@ -101,7 +132,7 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
         float* q = qkv.f32();
         for (std::int64_t part = 0; part < 2; ++part)
             ops::rope_half(n, v.heads, v.head_dim(), 3 * v.hidden, vision_cosine_.f32(), vision_sine_.f32(), q + part * v.hidden);
-        first = 0;
+        std::int64_t first = 0;
         for (const GridThw& grid : grids) {  // attention never crosses pictures
             ops::AttentionShape s;
             s.queries = s.own_keys = grid[1] * grid[2];
@@ -118,7 +149,7 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
         apply(weights, p.proj, attended, y);
         ops::add(y.f32(), x.f32(), x.elements());
         norm(weights, p.norm2, x, y);
-        const Tensor act(vision_act_.raw(), DType::f32, {n, v.intermediate});
+        const Tensor act(vision_act_.raw(), DType::f32, {n, v.intermediate}, vlm_.device());
         apply(weights, p.fc1, y, act);
         ops::gelu_tanh(act.f32(), act.f32(), act.elements());
         apply(weights, p.fc2, act, y);
@@ -136,47 +167,55 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
 
 Tensor Session::encode(const nn::ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
                        std::span<const GridThw> grids, const Observer& observe) {
+    const DeviceScope scope(vlm_.device());
     const Config& c = vlm_.config();
     const auto n = static_cast<std::int64_t>(ids.size());
     ATELIER_CHECK(n >= 1 && n <= max_tokens_, "a prompt of {} tokens, planned for {}", n, max_tokens_);
     const Positions positions = make_positions(c, ids, grids);
-    text_rotation(c.text, positions.token, cosine_.f32(), sine_.f32());
+    rotate(positions.token);
     length_ = 0;
     next_position_ = positions.next;
-    image_rows_.clear();
     if (!grids.empty()) run_vision(weights, pixel_values, grids, observe);
-    const float* table = weights[vlm_.embedding].f32();
-    for (std::int64_t i = 0; i < n; ++i) {
-        const std::int32_t id = ids[static_cast<std::size_t>(i)];
-        ATELIER_CHECK_INPUT(id >= 0 && id < c.text.vocabulary, "token {} of a vocabulary of {}", id, c.text.vocabulary);
-        const float* from = table + id * c.text.hidden;
-        if (id == c.image_token) {
-            from = picture_tokens_.f32() + static_cast<std::int64_t>(image_rows_.size()) * c.text.hidden;
-            image_rows_.push_back(i);
-        }
-        std::copy_n(from, c.text.hidden, hidden_.f32() + i * c.text.hidden);
-    }
+    embed(weights, ids);
     if (observe) observe("text.inputs_embeds", hidden_.slice(0, n));
     const Tensor result = run_text(weights, n, observe);
     image_rows_.clear();
     return result;
 }
 
+void Session::rotate(std::span<const std::array<std::int64_t, 3>> positions) {
+    fill_tables(static_cast<std::int64_t>(positions.size()), cosine_, sine_,
+                [&](float* cosine, float* sine) { text_rotation(vlm_.config().text, positions, cosine, sine); });
+}
+
+void Session::embed(const nn::ParameterStore& weights, std::span<const std::int32_t> ids) {
+    const Config& c = vlm_.config();
+    const auto n = static_cast<std::int64_t>(ids.size());
+    std::vector<std::int32_t> rows(ids.begin(), ids.end());
+    image_rows_.clear();
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        ATELIER_CHECK_INPUT(rows[i] >= 0 && rows[i] < c.text.vocabulary, "token {} of a vocabulary of {}", rows[i], c.text.vocabulary);
+        if (rows[i] != c.image_token) continue;
+        rows[i] = -1 - static_cast<std::int32_t>(image_rows_.size());
+        image_rows_.push_back(static_cast<std::int32_t>(i));
+    }
+    const Tensor source = bring(vlm_.device(), Tensor::of(rows.data(), {n}), embedding_rows_);
+    ops::gather_rows(n, c.text.hidden, source.as<std::int32_t>(), weights[vlm_.embedding].f32(), picture_tokens_.f32(), hidden_.f32());
+}
+
 Tensor Session::extend(const nn::ParameterStore& weights, std::span<const std::int32_t> ids) {
-    const TextConfig& t = vlm_.config().text;
+    const DeviceScope scope(vlm_.device());
     const auto n = static_cast<std::int64_t>(ids.size());
     ATELIER_CHECK(length_ > 0 && n >= 1 && length_ + n <= max_tokens_, "{} tokens after {} of at most {}", n, length_,
                   max_tokens_);
     std::vector<std::array<std::int64_t, 3>> positions;
-    for (std::int64_t i = 0; i < n; ++i) {
-        const std::int32_t id = ids[static_cast<std::size_t>(i)];
-        ATELIER_CHECK_INPUT(id >= 0 && id < t.vocabulary, "token {} of a vocabulary of {}", id, t.vocabulary);
+    for (const std::int32_t id : ids) {
         ATELIER_CHECK(id != vlm_.config().image_token, "a picture after the prompt");
         positions.push_back({next_position_, next_position_, next_position_});
         ++next_position_;
-        std::copy_n(weights[vlm_.embedding].f32() + id * t.hidden, t.hidden, hidden_.f32() + i * t.hidden);
     }
-    text_rotation(t, positions, cosine_.f32(), sine_.f32());
+    embed(weights, ids);
+    rotate(positions);
     return run_text(weights, n, {});
 }
 
@@ -203,6 +242,8 @@ Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, cons
     s.own_stride = s.shared_stride = kv_width;
     s.scale = 1.0f / std::sqrt(static_cast<float>(t.head_dim));
     s.own_limit = limits.data();
+    const auto image_tokens = static_cast<std::int64_t>(image_rows_.size());
+    const Tensor image_rows = bring(vlm_.device(), Tensor::of(image_rows_.data(), {image_tokens}), image_rows_there_);
     for (std::size_t l = 0; l < vlm_.layers.size(); ++l) {
         const TextLayer& p = vlm_.layers[l];
         const Tensor all_keys = keys_[l].slice(0, max_tokens_), all_values = keys_[l].slice(max_tokens_, 2 * max_tokens_);
@@ -227,16 +268,15 @@ Tensor Session::run_text(const nn::ParameterStore& weights, std::int64_t n, cons
         ops::linear(act, weights[p.down], {}, y);
         ops::add(y.f32(), x.f32(), x.elements());
         if (observe) observe(fmt::format("text.layer.{}", l), x);
-        if (l < deepstack_.size())  // features of vision blocks are added at the pictures' tokens after the layer
-            for (std::size_t k_row = 0; k_row < image_rows_.size(); ++k_row)
-                ops::add(deepstack_[l].f32() + static_cast<std::int64_t>(k_row) * t.hidden,
-                         x.f32() + image_rows_[k_row] * t.hidden, t.hidden);
+        if (l < deepstack_.size() && image_tokens > 0)  // features of vision blocks are added at the pictures' tokens after the layer
+            ops::add_to_rows(image_tokens, t.hidden, image_rows.as<std::int32_t>(), deepstack_[l].f32(), x.f32());
     }
     length_ += n;
     return x;
 }
 
 void Session::logits(const nn::ParameterStore& weights, const Tensor& states, const Tensor& out) {
+    const DeviceScope scope(vlm_.device());
     const TextConfig& t = vlm_.config().text;
     const Tensor y = normed_.slice(0, states.size(0));
     ops::rms_norm({states.size(0), t.hidden, 0, 0, t.eps, 0.0f}, states.f32(), weights[vlm_.final_norm].f32(), y.f32(), nullptr);

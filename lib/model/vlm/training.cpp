@@ -11,6 +11,7 @@
 #include "ops/linear.hpp"
 #include "ops/norm.hpp"
 #include "ops/rope.hpp"
+#include "ops/rows.hpp"
 
 namespace atelier::vlm {
 namespace {
@@ -71,6 +72,7 @@ ops::AttentionShape text_attention(const TextConfig& t, const std::vector<std::i
 
 TrainingPass::TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, std::int64_t max_rows, Arena& arena)
     : vlm_(vlm), max_tokens_(max_tokens), max_patches_(max_patches), max_rows_(max_rows) {
+    ATELIER_CHECK(vlm.device() == Device::cpu, "a judge is trained on the CPU");
     const TextConfig& t = vlm.config().text;
     const VisionConfig& v = vlm.config().vision;
     const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
@@ -183,10 +185,8 @@ void TrainingPass::forward_vision(const ParameterStore& weights) {
     const Tensor patch_weight = weights[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
     Tensor x = v.depth > 0 ? vision_[0].x.slice(0, n) : patches_.slice(0, n);
     ops::linear(pixel_values_, patch_weight, weights[vlm_.patch.bias], x);
-    std::int64_t row = 0;
-    for (const GridThw& grid : grids_)
-        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row)
-            add_position(v, grid, k, weights[vlm_.position_embedding].f32(), x.f32() + row * v.hidden);
+    const PositionBlend blend = position_blend(v, grids_);
+    ops::add_blend_of_rows(n, v.hidden, blend.row.data(), blend.share.data(), weights[vlm_.position_embedding].f32(), x.f32());
     vision_rotation(v, grids_, vision_cosine_.f32(), vision_sine_.f32());
     for (std::size_t b = 0; b < vision_.size(); ++b) {
         const VisionBlock& p = vlm_.blocks[b];

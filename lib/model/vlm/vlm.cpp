@@ -5,10 +5,11 @@
 #include <cmath>
 
 #include "nn/checkpoint_weights.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::vlm {
 
-Vlm::Vlm(const Config& config) : config_(config) {
+Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device) {
     const TextConfig& t = config.text;
     const VisionConfig& v = config.vision;
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -77,6 +78,7 @@ void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesyst
     const std::vector<std::string> tied{"lm_head.weight"};
     nn::load_weights(weights, io::Safetensors::open_component(directory, "model"),
                      vlm.config().tied_head ? std::span<const std::string>(tied) : std::span<const std::string>());
+    if (vlm.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
 }
 
 Positions make_positions(const Config& config, std::span<const std::int32_t> ids, std::span<const GridThw> grids) {

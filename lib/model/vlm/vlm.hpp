@@ -31,8 +31,10 @@ struct Merger {
 /// Qwen3-VL: config and parameter table under transformers' names.
 class Vlm {
   public:
-    explicit Vlm(const Config& config);
+    /// `device`: where its sessions run, weights must be there (training: the CPU alone).
+    explicit Vlm(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
+    Device device() const { return device_; }
     const nn::ParameterTable& table() const { return table_; }
 
     int embedding = 0, final_norm = 0, head = 0;  ///< head == embedding when tied
@@ -45,10 +47,12 @@ class Vlm {
 
   private:
     Config config_;
+    Device device_;
     nn::ParameterTable table_;
 };
 
-/// Loads a transformers directory (model.safetensors or its index). A tied head may be stored or not.
+/// Loads a transformers directory (model.safetensors or its index). A tied head may be stored or not. On a device products take a rounded
+/// copy that is kept beside the weights (ops/backend.hpp).
 void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory);
 
 /// Positions of a sequence's tokens on the axes t, h, w, and where the next token stands.
@@ -61,11 +65,12 @@ struct Positions {
 /// Throws Error(input) when image tokens and grids disagree.
 Positions make_positions(const Config& config, std::span<const std::int32_t> ids, std::span<const GridThw> grids);
 
-/// Sees intermediate values by name ("vision.block.0", "text.layer.1", …): for comparisons.
+/// Sees intermediate values by name ("vision.block.0", "text.layer.1", …), where the session runs: for comparisons.
 using Observer = std::function<void(const std::string& name, const Tensor& value)>;
 
 /// Buffers for prompts of up to `max_tokens` tokens and `max_patches` patches, one sequence at a time, with keys and values
-/// of all layers kept, so that decoding goes on where the prompt ended.
+/// of all layers kept, so that decoding goes on where the prompt ended. Everything is where the Vlm says; pixel values may lie in host
+/// memory, states and logits stay there.
 class Session {
   public:
     Session(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, Arena& arena);
@@ -99,16 +104,26 @@ class Session {
                     const Observer& observe);
     void run_merger(const nn::ParameterStore& weights, const Merger& merger, bool norm_after_merge, const Tensor& x,
                     const Tensor& out);
+    /// Rotation tables that `fill(cosine, sine)` computes in host memory, to where the session runs.
+    template <typename Fill>
+    void fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const;
+    /// Embeddings of the ids to hidden_; at image tokens, which are noted in image_rows_, the pictures' tokens in order.
+    void embed(const nn::ParameterStore& weights, std::span<const std::int32_t> ids);
+    /// Rotation tables of the next tokens.
+    void rotate(std::span<const std::array<std::int64_t, 3>> positions);
     /// Tokens [length_, length_ + n) whose embeddings are in hidden_.
     Tensor run_text(const nn::ParameterStore& weights, std::int64_t n, const Observer& observe);
 
     const Vlm& vlm_;
     std::int64_t max_tokens_, max_patches_, length_ = 0, next_position_ = 0;
-    std::vector<std::int64_t> image_rows_;
+    std::vector<std::int32_t> image_rows_;
     Tensor hidden_, normed_, q_, attended_, gate_up_, act_, cosine_, sine_, attention_workspace_;
     std::vector<Tensor> keys_;  ///< per layer [max_tokens, 2 * kv_width]: keys, then values
     Tensor patches_, vision_normed_, vision_qkv_, vision_attended_, vision_act_, vision_cosine_, vision_sine_, merged_,
         merged_act_, picture_tokens_;
+    // On a device alone: room for what comes from the host (i32 [tokens]; [patches, patch_elements]; i32 and f32 [patches, 4]), and
+    // rotation tables of tokens or patches in host memory before they go there.
+    Tensor embedding_rows_, image_rows_there_, pixels_, corners_, shares_, host_cosine_, host_sine_;
     std::vector<Tensor> deepstack_;
 };
 

@@ -12,12 +12,10 @@
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
 
-namespace atelier::ops {
+namespace atelier::ops::cpu {
 namespace {
 
-using cpu::lanes;
-
-// Blocks of results: each a sum in `lanes` interleaved parts, as in cpu::lane_sum, kept in registers. A result's bits depend neither on
+// Blocks of results: each a sum in `lanes` interleaved parts, as in lane_sum, kept in registers. A result's bits depend neither on
 // the block's size nor on whether the compiler or intrinsics made it.
 #ifdef ATELIER_AVX2_ROWS
 
@@ -117,6 +115,11 @@ void linear_rows(const Tensor& x, const Tensor& weight, const Tensor& y) {
     });
 }
 
+void append_rows(const Tensor& in, std::span<float* const> to) {
+    ATELIER_CHECK(static_cast<std::int64_t>(to.size()) == in.size(0), "{} rows to {} places", in.size(0), to.size());
+    for (std::size_t i = 0; i < to.size(); ++i) std::copy_n(in.f32() + static_cast<std::int64_t>(i) * in.size(1), in.size(1), to[i]);
+}
+
 void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<const CachedTokens> first,
                       std::span<const CachedTokens> second, const Tensor& out, const Tensor& scores) {
     const std::int64_t rows = q.size(0), d = s.head_dim, width = s.kv_heads * d;
@@ -133,11 +136,11 @@ void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<
             for (const CachedTokens* part : parts)
                 for (std::int64_t j = 0; j < part->length; ++j) {
                     const float* key = part->k + j * width + key_head * d;
-                    p[keys++] = s.scale * cpu::lane_sum(d, [=](std::int64_t i) { return query[i] * key[i]; });
+                    p[keys++] = s.scale * lane_sum(d, [=](std::int64_t i) { return query[i] * key[i]; });
                 }
-            const float top = cpu::lane_max(keys, -INFINITY, [=](std::int64_t j) { return p[j]; });
-            for (std::int64_t j = 0; j < keys; ++j) p[j] = cpu::exp_f32(p[j] - top);
-            const float inverse = 1.0f / cpu::lane_sum(keys, [=](std::int64_t j) { return p[j]; });
+            const float top = lane_max(keys, -INFINITY, [=](std::int64_t j) { return p[j]; });
+            for (std::int64_t j = 0; j < keys; ++j) p[j] = exp_f32(p[j] - top);
+            const float inverse = 1.0f / lane_sum(keys, [=](std::int64_t j) { return p[j]; });
             float* sum = out.f32() + t * d;
             std::fill_n(sum, d, 0.0f);
             std::int64_t at = 0;
@@ -151,4 +154,4 @@ void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<
     });
 }
 
-}  // namespace atelier::ops
+}  // namespace atelier::ops::cpu

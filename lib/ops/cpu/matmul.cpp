@@ -9,20 +9,49 @@
 namespace atelier::ops::cpu {
 namespace {
 
-constexpr std::int64_t tile_cols = 768;
+/// One side of the output, cut into pieces.
+struct Cut {
+    std::int64_t n, size, longer, pieces;  ///< the first `longer` pieces have one more
+    std::int64_t begin(std::int64_t i) const { return i * size + std::min(i, longer); }
+    std::int64_t length(std::int64_t i) const { return std::min(begin(i + 1), n) - begin(i); }
+};
+Cut pieces_of(std::int64_t n, std::int64_t size) { return {n, size, 0, (n + size - 1) / size}; }
+/// Equal pieces of at least `least`.
+Cut equal_pieces(std::int64_t n, std::int64_t least) { return {n, n / (n / least), n % (n / least), n / least}; }
 
-/// Rows of an output tile, fixed so that the bits don't depend on the number of threads: large enough for the product's own blocking,
-/// small enough to share 512 rows between two threads.
+/// Rows of an output tile.
 ///
-/// A row's bits must not depend on its place either: members of a group have the same results wherever they stand. oneDNN's AVX2
+/// A row's bits must not depend on its place: members of a group have the same results wherever they stand. oneDNN's AVX2
 /// kernels take six rows at a time and add up one to three left-over rows in another order (and, with B not transposed, cut from 76 rows
 /// on at other places): tiles are whole sixes there, and few left-over rows go through the kernel as six.
 struct Tiling {
     std::int64_t rows, rows_transposed_b, step, fewest;
 };
+bool avx512() { return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core; }
 const Tiling& tiling() {
-    static const Tiling instance = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core ? Tiling{128, 128, 1, 0} : Tiling{72, 126, 6, 3};
+    static const Tiling instance = avx512() ? Tiling{128, 128, 1, 0} : Tiling{72, 126, 6, 3};
     return instance;
+}
+
+/// From this size on oneDNN's AVX2 products copy both operands into the order in which they are used, which is faster, and treat all rows
+/// alike: all tiles are that large then.
+constexpr std::int64_t copied_rows = 504, copied_cols = 768, copied_depth = 768, copied_depth_transposed_a = 192;
+
+struct Tiles {
+    Cut rows, cols;
+    bool copied;
+};
+/// By the shape alone, so that no bit depends on the number of threads.
+Tiles tiles_of(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k) {
+    if (m >= copied_rows && n >= copied_cols && k >= (ta ? copied_depth_transposed_a : copied_depth) && (ta || !avx512()))
+        return {equal_pieces(m, copied_rows), equal_pieces(n, copied_cols), true};
+    // Rows of A^T are no samples' rows: these are gradients of weights.
+    if (ta) return {pieces_of(m, 96), pieces_of(n, copied_cols), false};
+    // A product of few rows is one tile high: its columns are what threads share. By n alone, so that a row's bits don't depend on how
+    // many rows there are; whole multiples of the kernels' own 16 and 48 columns.
+    constexpr std::int64_t step = 48;
+    const std::int64_t wide = std::clamp((n / 4 + step - 1) / step * step, 2 * step, 8 * step);
+    return {pieces_of(m, tb ? tiling().rows_transposed_b : tiling().rows), pieces_of(n, wide), false};
 }
 
 void tile(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
@@ -59,15 +88,14 @@ void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView
                   "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows, a.cols, ta ? "^T" : "", b.rows, b.cols,
                   tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
-    const std::int64_t tile_rows = tb ? tiling().rows_transposed_b : tiling().rows;
-    const std::int64_t rows = (m + tile_rows - 1) / tile_rows, cols = (n + tile_cols - 1) / tile_cols;
-    parallel_for(rows * cols, 1, [&](std::int64_t begin, std::int64_t end) {
+    const Tiles tiles = tiles_of(ta, tb, m, n, k);
+    parallel_for(tiles.rows.pieces * tiles.cols.pieces, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t t = begin; t < end; ++t) {
-            const std::int64_t i = t / cols * tile_rows, j = t % cols * tile_cols, here = std::min(tile_rows, m - i),
-                               wide = std::min(tile_cols, n - j), left = here % tiling().step;
+            const std::int64_t row = t / tiles.cols.pieces, col = t % tiles.cols.pieces, i = tiles.rows.begin(row), j = tiles.cols.begin(col),
+                               here = tiles.rows.length(row), wide = tiles.cols.length(col), left = here % tiling().step;
             const float *from = a.data + (ta ? i : i * a.stride), *by = b.data + (tb ? j * b.stride : j);
             float* to = c.data + i * c.stride + j;
-            if (ta || left == 0 || left > tiling().fewest) {
+            if (ta || tiles.copied || left == 0 || left > tiling().fewest) {
                 tile(ta, tb, here, wide, k, alpha, from, a.stride, by, b.stride, beta, to, c.stride);
                 continue;
             }

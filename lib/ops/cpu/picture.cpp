@@ -7,7 +7,7 @@
 
 namespace atelier::ops {
 
-void channel_norm(std::int64_t pixels, std::int64_t channels, const float* x, const float* gamma, bool silu, float* y) {
+void cpu::channel_norm(std::int64_t pixels, std::int64_t channels, const float* x, const float* gamma, bool silu, float* y) {
     const float root = std::sqrt(static_cast<float>(channels));
     for (std::int64_t p = 0; p < pixels; ++p) {
         const float* in = x + p * channels;
@@ -41,7 +41,7 @@ void channel_norm_backward(std::int64_t pixels, std::int64_t channels, const flo
     }
 }
 
-void upsample_nearest(std::int64_t height, std::int64_t width, std::int64_t channels, const float* x, float* y) {
+void cpu::upsample_nearest(std::int64_t height, std::int64_t width, std::int64_t channels, const float* x, float* y) {
     for (std::int64_t r = 0; r < 2 * height; ++r)
         for (std::int64_t c = 0; c < 2 * width; ++c)
             std::copy_n(x + (r / 2 * width + c / 2) * channels, channels, y + (r * 2 * width + c) * channels);
@@ -56,7 +56,7 @@ void upsample_nearest_backward(std::int64_t height, std::int64_t width, std::int
         }
 }
 
-void add_average_down(std::int64_t height, std::int64_t width, std::int64_t in_channels, std::int64_t out_channels,
+void cpu::add_average_down(std::int64_t height, std::int64_t width, std::int64_t in_channels, std::int64_t out_channels,
                       std::int64_t frames, std::int64_t space, const float* x, float* y) {
     const std::int64_t square = space * space, group = in_channels * frames * square / out_channels;
     for (std::int64_t r = 0; r < height / space; ++r)
@@ -89,7 +89,7 @@ void add_average_down_backward(std::int64_t height, std::int64_t width, std::int
         }
 }
 
-void add_duplicate_up(std::int64_t height, std::int64_t width, std::int64_t in_channels, std::int64_t out_channels,
+void cpu::add_duplicate_up(std::int64_t height, std::int64_t width, std::int64_t in_channels, std::int64_t out_channels,
                       std::int64_t frames, const float* x, float* y) {
     const std::int64_t repeats = out_channels * frames * 4 / in_channels;
     for (std::int64_t r = 0; r < 2 * height; ++r)

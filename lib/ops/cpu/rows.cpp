@@ -48,4 +48,22 @@ void scatter_rows(std::int64_t rows, std::int64_t width, const std::int32_t* sou
     });
 }
 
+void add_to_rows(std::int64_t rows, std::int64_t width, const std::int32_t* target, const float* in, float* out) {
+    each_row(rows, [=](std::int64_t i) {
+        const float* x = in + i * width;
+        float* y = out + target[i] * width;
+        for (std::int64_t j = 0; j < width; ++j) y[j] += x[j];
+    });
+}
+
+void add_blend_of_rows(std::int64_t rows, std::int64_t width, const std::int32_t* source, const float* share, const float* table, float* out) {
+    each_row(rows, [=](std::int64_t i) {
+        const std::int32_t* from = source + 4 * i;
+        const float *s = share + 4 * i, *a = table + from[0] * width, *b = table + from[1] * width, *c = table + from[2] * width,
+                    *d = table + from[3] * width;
+        float* y = out + i * width;
+        for (std::int64_t j = 0; j < width; ++j) y[j] += s[0] * a[j] + s[1] * b[j] + s[2] * c[j] + s[3] * d[j];
+    });
+}
+
 }  // namespace atelier::ops::cpu

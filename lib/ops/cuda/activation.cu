@@ -2,6 +2,7 @@
 
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
+#include "ops/cuda/sigmoid.hpp"
 
 // Elementwise: each number is read and written once. Floor: (reads + writes) * 4 n bytes over the memory's bandwidth; reads and
 // writes stand beside each operation below.
@@ -11,8 +12,6 @@ namespace {
 constexpr float root_half = 0.70710678118654752f, density = 0.3989422804014327f;  // 1 / sqrt(2), 1 / sqrt(2 pi)
 // 0.5 x (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
 constexpr float gelu_a = 1.5957691216057308f, gelu_b = 0.044715f;
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 struct Silu {
     static __device__ __forceinline__ float value(float x) { return x * sigmoid(x); }

@@ -6,10 +6,12 @@
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/plain_attention.hpp"
 #include "ops/cuda/products.hpp"
+#include "ops/cuda/wide_attention.hpp"
+#include "ops/cuda/workspaces.hpp"
 
 // bf16 attention as dense calls of the library: runs of queries that see the same keys (a picture, the target) or one more each
 // (text), over [shared, own] keys packed side by side. What the library has nothing for (fp32, padding masks, odd heads) goes to
-// the plain kernels.
+// the plain kernels, and heads too wide for these to products.
 namespace atelier::ops::cuda {
 namespace {
 
@@ -17,41 +19,6 @@ bool is_dense(const AttentionShape& s) {
     return product_precision() == ProductPrecision::bf16 && s.head_dim % 8 == 0 && s.head_dim <= 128 && s.shared_valid == nullptr &&
            s.own_valid == nullptr && s.shared_keys + (s.own_limit == nullptr ? s.own_keys : s.own_limit[0]) > 0;
 }
-
-/// bf16 numbers and fp32 statistics in the workspace, one behind the other; each begins at a multiple of 128 bytes.
-class Packed {
-  public:
-    Packed(const AttentionShape& s, float* workspace) : s_(s), at_(reinterpret_cast<std::byte*>(workspace)) {
-        q = take<std::uint16_t>(queries());
-        k = take<std::uint16_t>(keys());
-        v = take<std::uint16_t>(keys());
-        out = take<std::uint16_t>(queries());
-        stats = take<float>(s.batch * s.heads * s.queries);
-        dout = take<std::uint16_t>(queries());
-        dq = take<std::uint16_t>(queries());
-        dk = take<std::uint16_t>(keys());
-        dv = take<std::uint16_t>(keys());
-    }
-    std::int64_t floats() const { return bytes_ / static_cast<std::int64_t>(sizeof(float)); }
-    std::int64_t q_width() const { return s_.heads * s_.head_dim; }
-    std::int64_t kv_width() const { return s_.kv_heads * s_.head_dim; }
-
-    std::uint16_t *q, *k, *v, *out, *dout, *dq, *dk, *dv;
-    float* stats;
-
-  private:
-    std::int64_t queries() const { return s_.batch * s_.queries * q_width(); }
-    std::int64_t keys() const { return s_.batch * (s_.shared_keys + s_.own_keys) * kv_width(); }
-    template <typename T>
-    T* take(std::int64_t count) {
-        T* taken = reinterpret_cast<T*>(at_ + bytes_);
-        bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 127) / 128 * 128;
-        return taken;
-    }
-    const AttentionShape& s_;
-    std::byte* at_;
-    std::int64_t bytes_ = 0;
-};
 
 /// A dense call: queries [first, first + count), the first `keys` of [shared, own].
 struct Run {
@@ -112,13 +79,10 @@ void check_workspace(const AttentionShape& s, const Tensor& workspace) {
 
 }  // namespace
 
-std::int64_t attention_workspace(const AttentionShape& s) {
-    return std::max(Packed(s, nullptr).floats(), plain_attention_workspace(s));
-}
-
 void attention(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, float* out, float* log_sum_exp,
                const Tensor& workspace) {
     check_workspace(s, workspace);
+    if (s.head_dim > plain_attention_max_head) return wide_attention(s, q, own, out, log_sum_exp, workspace.f32());
     if (!is_dense(s)) return plain_attention(s, q, shared, own, out, log_sum_exp, workspace.f32());
     const Packed p(s, workspace.f32());
     pack(s, p, q, shared, own);

@@ -1,5 +1,6 @@
 #include "ops/backend.hpp"
 
+#include "ops/cuda/context.hpp"
 #include "ops/cuda/device_memory.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/open_device.hpp"
@@ -16,6 +17,11 @@ Backend make_backend() {
     ATELIER_FILL(keep_bf16_copy)
     ATELIER_FILL(refresh_bf16_copy)
     ATELIER_FILL(bf16_copy_of)
+    ATELIER_FILL(record_graph)
+    ATELIER_FILL(launch_graph)
+    ATELIER_FILL(release_graph)
+    ATELIER_FILL(guide)
+    ATELIER_FILL(guide_backward)
     ATELIER_FILL(sampler_step)
     ATELIER_FILL(squared_residuals)
     ATELIER_FILL(residual_gradient)
@@ -26,6 +32,8 @@ Backend make_backend() {
     ATELIER_FILL(sum_of_squares)
     ATELIER_FILL(convolution)
     ATELIER_FILL(convolution_backward)
+    ATELIER_FILL(compute_stream)
+    ATELIER_FILL(round_to)
     ATELIER_FILL(to_bf16)
     ATELIER_FILL(from_bf16)
 #undef ATELIER_FILL

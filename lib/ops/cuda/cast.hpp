@@ -13,4 +13,21 @@ __device__ __forceinline__ std::uint16_t bf16_bits(float value) {
 }
 __device__ __forceinline__ float bf16_value(std::uint16_t bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
 
+/// IEEE half: round to nearest even, overflow to infinity (core/convert.hpp).
+__device__ __forceinline__ std::uint16_t f16_bits(float value) {
+    const unsigned bits = __float_as_uint(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+    if (magnitude < 0x38800000u)  // subnormal half: add a constant whose last bit is 2^-24
+        return static_cast<std::uint16_t>(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000u));
+    return static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
+}
+__device__ __forceinline__ float f16_value(std::uint16_t bits) {
+    const unsigned sign = static_cast<unsigned>(bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, mantissa = bits & 0x3ffu;
+    if (exponent == 31u) return __uint_as_float(sign | 0x7f800000u | (mantissa << 13));
+    if (exponent != 0u) return __uint_as_float(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign != 0u ? -magnitude : magnitude;
+}
+
 }  // namespace atelier::ops::cuda

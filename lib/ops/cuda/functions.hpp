@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "ops/backend.hpp"
 
 // Declarations of the device's functions: the twins of ops::cpu, and what else the table of ops/backend.hpp holds.
@@ -9,6 +11,13 @@ namespace atelier::ops::cuda {
 ATELIER_OPS(ATELIER_DECLARE)
 #undef ATELIER_DECLARE
 
+/// ops/backend.hpp
+void* record_graph(const std::function<void()>& work);
+bool launch_graph(void* graph);
+void release_graph(void* graph);
+void guide(std::int64_t tokens, std::int64_t channels, float scale, bool rescale, const float* conditional, const float* unconditional, float* out);
+void guide_backward(std::int64_t tokens, std::int64_t channels, float scale, bool rescale, const float* conditional,
+                    const float* unconditional, const float* d_out, float* d_conditional, float* d_unconditional);
 void sampler_step(std::int64_t samples, std::int64_t n, Transition t, const float* x, const float* v, const float* noise, float* x_next,
                   double* squares);
 void squared_residuals(std::int64_t samples, std::int64_t n, Transition t, const float* x, const float* v, const float* x_next,
@@ -19,6 +28,7 @@ void guard_sums(std::int64_t samples, std::int64_t n, Transition t, const float*
 void squared_differences(std::int64_t samples, std::int64_t n, const float* a, const float* b, double* squares);
 void difference_gradient(std::int64_t n, float factor, const float* a, const float* b, float* d);
 void adamw(std::int64_t n, AdamWFactors f, const float* gradient, float* parameter, float* m, float* v, std::uint16_t* shadow);
+void round_to(DType dtype, std::int64_t n, const float* from, float* to);
 void sum_of_squares(std::int64_t n, const float* x, double* sum);
 void to_bf16(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, std::uint16_t* out, std::int64_t out_stride);
 void from_bf16(std::int64_t rows, std::int64_t width, const std::uint16_t* in, std::int64_t in_stride, float* out, std::int64_t out_stride,

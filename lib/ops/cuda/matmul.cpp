@@ -48,13 +48,13 @@ Operand in_bf16(const MatrixView& view, std::uint16_t* to) {
     return {to, padded(view.cols)};
 }
 
-void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c, const float* bias) {
+void product(bool bf16, bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c,
+             const float* bias) {
     const std::int64_t m = ta ? a.cols : a.rows, k = ta ? a.rows : a.cols, n = tb ? b.rows : b.cols;
     ATELIER_CHECK((tb ? b.cols : b.rows) == k && c.rows == m && c.cols == n, "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows,
                   a.cols, ta ? "^T" : "", b.rows, b.cols, tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
     Operand x{a.data, a.stride}, y{b.data, b.stride};
-    const bool bf16 = precision == ProductPrecision::bf16;
     if (bf16) {
         auto* bits = static_cast<std::uint16_t*>(
             scratch(static_cast<std::size_t>(a.rows * padded(a.cols) + b.rows * padded(b.cols)) * sizeof(std::uint16_t)));
@@ -66,6 +66,9 @@ void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixVie
                  .ldd = c.stride, .has_bias = bias != nullptr},
                 alpha, y.data, x.data, beta, c.data, bias);
 }
+
+/// Whether products round their operands.
+bool rounds() { return precision == ProductPrecision::bf16; }
 
 MatrixView view(const Tensor& t) {
     ATELIER_CHECK(t.shape().rank() == 2, "a matrix was expected, found shape {}", t.shape().str());
@@ -79,6 +82,7 @@ ProductPrecision product_precision() { return precision; }
 
 void keep_bf16_copy(const float* weights, std::int64_t n) {
     if (const auto found = copies().find(weights); found != copies().end()) {
+        if (found->second.count == n) return refresh_bf16_copy(weights);
         memory().release(found->second.bits);
         copies().erase(found);
     }
@@ -103,19 +107,23 @@ std::uint16_t* bf16_copy_of(const float* weight) {
 }
 
 void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
-    product(ta, tb, alpha, a, b, beta, c, nullptr);
+    product(rounds(), ta, tb, alpha, a, b, beta, c, nullptr);
+}
+
+void matmul_in_fp32(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
+    product(false, ta, tb, alpha, a, b, beta, c, nullptr);
 }
 
 void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
-    product(false, true, 1.0f, view(x), view(weight), 0.0f, view(y), bias.empty() ? nullptr : bias.f32());
+    product(rounds(), false, true, 1.0f, view(x), view(weight), 0.0f, view(y), bias.empty() ? nullptr : bias.f32());
 }
 
 void linear_backward_input(const Tensor& dy, const Tensor& weight, const Tensor& dx, bool accumulate) {
-    product(false, false, 1.0f, view(dy), view(weight), accumulate ? 1.0f : 0.0f, view(dx), nullptr);
+    product(rounds(), false, false, 1.0f, view(dy), view(weight), accumulate ? 1.0f : 0.0f, view(dx), nullptr);
 }
 
 void linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dweight, const Tensor& dbias) {
-    product(true, false, 1.0f, view(dy), view(x), 1.0f, view(dweight), nullptr);
+    product(rounds(), true, false, 1.0f, view(dy), view(x), 1.0f, view(dweight), nullptr);
     if (!dbias.empty()) add_row_sums(dy.size(0), dy.size(1), dy.f32(), dbias.f32());
 }
 

@@ -28,6 +28,28 @@ __global__ void adamw_kernel(std::int64_t n, AdamWFactors f, const float* gradie
     store(parameter + first, p);
 }
 
+struct ToBf16 {
+    __device__ __forceinline__ float operator()(float x) const { return bf16_value(bf16_bits(x)); }
+};
+struct ToF16 {
+    __device__ __forceinline__ float operator()(float x) const { return f16_value(f16_bits(x)); }
+};
+template <int N, typename Rounding>
+__global__ void round_kernel(std::int64_t n, Rounding rounding, const float* from, float* to) {
+    const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
+    if (first >= n) return;
+    Pack<N> p = load<N>(from + first);
+    for (int k = 0; k < N; ++k) p.v[k] = rounding(p.v[k]);
+    store(to + first, p);
+}
+template <typename Rounding>
+void round_with(Rounding rounding, std::int64_t n, const float* from, float* to) {
+    if (in_fours({n}, {from, to}))
+        launch(round_kernel<4, Rounding>, {ceil_div(n, 4 * max_block)}, max_block, 0, n, rounding, from, to);
+    else
+        launch(round_kernel<1, Rounding>, {ceil_div(n, max_block)}, max_block, 0, n, rounding, from, to);
+}
+
 __global__ void squares_kernel(std::int64_t n, const float* x, double* partial) {
     const std::int64_t first = blockIdx.x * norm_block, last = first + norm_block < n ? first + norm_block : n;
     double sum[1] = {0};
@@ -52,6 +74,15 @@ void adamw(std::int64_t n, AdamWFactors f, const float* gradient, float* paramet
         launch(adamw_kernel<4>, {ceil_div(n, 4 * max_block)}, max_block, 0, n, f, gradient, parameter, m, v, shadow);
     else
         launch(adamw_kernel<1>, {ceil_div(n, max_block)}, max_block, 0, n, f, gradient, parameter, m, v, shadow);
+}
+
+// Floor: 2 * 4 n bytes.
+void round_to(DType dtype, std::int64_t n, const float* from, float* to) {
+    ATELIER_CHECK(dtype == DType::bf16 || dtype == DType::f16, "numbers are rounded to bf16 or f16, found {}", name_of(dtype));
+    if (dtype == DType::bf16)
+        round_with(ToBf16{}, n, from, to);
+    else
+        round_with(ToF16{}, n, from, to);
 }
 
 // Floor: 4 n bytes.

@@ -2,6 +2,7 @@
 
 #include "ops/cuda/device_memory.hpp"
 #include "ops/cuda/kernel.hpp"
+#include "ops/cuda/workspaces.hpp"
 
 // Bound by arithmetic, not by memory: 4 (forward) and 10 (backward, keys' products twice) floating point operations for each pair
 // of query and key and each channel, in fp32 outside of the tensor cores.
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int warps = 8;            // queries (or keys) of a block
 constexpr int tile = warp_size;     // keys (or queries) that the block sees at a time, one a lane
-constexpr int max_head = 128;
+constexpr int max_head = plain_attention_max_head;
 constexpr int lane_channels = max_head / warp_size;
 
 /// What the kernels read of an AttentionShape, masks in device memory.
@@ -233,8 +234,6 @@ std::size_t shared_bytes(const AttentionShape& s, std::int64_t rows_of_block) {
     return static_cast<std::size_t>(2 * tile * (s.head_dim + 1) + rows_of_block * warps * s.head_dim + 2 * warps * tile) * sizeof(float);
 }
 
-std::int64_t masks_floats(const AttentionShape& s) { return ceil_div(s.shared_keys + s.batch * s.own_keys, 4); }
-
 /// Masks go into the front of the workspace.
 Problem make_problem(const AttentionShape& s, AttentionKeys shared, AttentionKeys own, float* workspace) {
     ATELIER_CHECK(s.head_dim >= 1 && s.head_dim <= max_head, "attention with heads of {} channels (at most {})", s.head_dim, max_head);
@@ -268,8 +267,6 @@ KeyLimits key_limits(const AttentionShape& s) {
     }
     return limits;
 }
-
-std::int64_t plain_attention_workspace(const AttentionShape& s) { return masks_floats(s) + s.batch * s.heads * s.queries; }
 
 void plain_attention(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, float* out, float* log_sum_exp,
                      float* workspace) {

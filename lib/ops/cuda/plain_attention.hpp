@@ -19,10 +19,9 @@ struct KeyLimits {
 /// max_runs of them.
 KeyLimits key_limits(const AttentionShape& shape);
 
-/// fp32 attention of any head width up to 128: the reference on the device, and what serves shapes and masks that the library has
-/// nothing for. A warp a query (backward: also a warp a key), everything in a fixed order. Arguments as ops::attention;
-/// `workspace` of plain_attention_workspace() numbers.
-std::int64_t plain_attention_workspace(const AttentionShape& shape);
+/// fp32 attention of any head width up to plain_attention_max_head (workspaces.hpp): the reference on the device, and what serves shapes and
+/// masks that the library has nothing for. A warp a query (backward: also a warp a key), everything in a fixed order. Arguments as ops::attention;
+/// `workspace` of plain_attention_workspace() numbers (workspaces.hpp).
 void plain_attention(const AttentionShape& shape, const float* q, AttentionKeys shared, AttentionKeys own, float* out, float* log_sum_exp,
                      float* workspace);
 void plain_attention_backward(const AttentionShape& shape, const float* q, AttentionKeys shared, AttentionKeys own, const float* out,

@@ -17,6 +17,9 @@ struct Product {
 /// add partial results in no fixed order none is taken.
 void run_product(const Product& product, float alpha, const void* a, const void* b, float beta, float* d, const float* bias);
 
+/// ops::matmul on operands as they are, whatever the process's precision.
+void matmul_in_fp32(bool transpose_a, bool transpose_b, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c);
+
 void set_product_precision(ProductPrecision precision);
 ProductPrecision product_precision();
 void keep_bf16_copy(const float* weights, std::int64_t n);

@@ -3,13 +3,13 @@
 #include "ops/cuda/columns.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
+#include "ops/cuda/workspaces.hpp"
 
 // n = rows * heads * head_dim: the numbers of q, of k, or of v.
 namespace atelier::ops::cuda {
 namespace {
 
 constexpr int warps = 8;                  // of a block: each takes heads by itself
-constexpr std::int64_t chunk_rows = 8;    // of a block of the backward pass
 constexpr std::int64_t max_head = 512;    // channels: 8 warps keep sums of two weights in 32 KB
 
 /// A warp a head of a row's q, k or v. P channel pairs a lane at a time.
@@ -60,7 +60,7 @@ __global__ void qk_norm_rope_backward_kernel(QkNormRopeShape s, const float* in,
     const std::int64_t half = s.head_dim / 2, d = s.head_dim;
     for (std::int64_t i = lane * P; i < half; i += warp_size * P)
         for (int k = 0; k < 2 * P; ++k) sums[warp * 2 * d + 2 * i + k] = sums[(warp * 2 + 1) * d + 2 * i + k] = 0;
-    const std::int64_t first = blockIdx.x * chunk_rows, count = (s.rows - first < chunk_rows ? s.rows - first : chunk_rows) * 2 * s.heads;
+    const std::int64_t first = blockIdx.x * rope_chunk_rows, count = (s.rows - first < rope_chunk_rows ? s.rows - first : rope_chunk_rows) * 2 * s.heads;
     for (std::int64_t unit = warp; unit < count; unit += warps) {
         const std::int64_t row = first + unit / (2 * s.heads), head = unit % s.heads;
         const int part = static_cast<int>(unit / s.heads % 2);
@@ -136,14 +136,12 @@ void qk_norm_rope(const QkNormRopeShape& s, const float* in, const float* q_weig
         launch(qk_norm_rope_kernel<1>, grid, warps * warp_size, 0, s, in, q_weight, k_weight, cosine, sine, out, inverse_rms);
 }
 
-std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& s) { return ceil_div(s.rows, chunk_rows) * 2 * s.head_dim; }
-
 // Floor: 6 * 4 n bytes (in and gradient of q and k read, gradient written).
 void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight, const float* cosine,
                            const float* sine, const float* inverse_rms, float* gradient, float* dq_weight, float* dk_weight,
                            float* workspace) {
     check_shape(s);
-    const std::int64_t blocks = ceil_div(s.rows, chunk_rows);
+    const std::int64_t blocks = ceil_div(s.rows, rope_chunk_rows);
     const std::size_t shared = warps * 2 * static_cast<std::size_t>(s.head_dim) * sizeof(float);
     float* partial = dq_weight == nullptr ? nullptr : workspace;
     if (pairs_in_twos(s, {in, q_weight, k_weight, cosine, sine, gradient}))

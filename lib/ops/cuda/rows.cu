@@ -49,6 +49,33 @@ __global__ void scatter_kernel(std::int64_t width, const std::int32_t* source, c
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) store(out + j, load<N>(in + row * width + j));
 }
 
+/// A block a row of `in`.
+template <int N>
+__global__ void add_to_rows_kernel(std::int64_t width, const std::int32_t* target, const float* in, float* out) {
+    const std::int64_t row = blockIdx.x;
+    float* y = out + target[row] * width;
+    for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
+        const Pack<N> p = load<N>(in + row * width + j);
+        Pack<N> sum = load<N>(y + j);
+        for (int k = 0; k < N; ++k) sum.v[k] += p.v[k];
+        store(y + j, sum);
+    }
+}
+
+template <int N>
+__global__ void add_blend_kernel(std::int64_t width, const std::int32_t* source, const float* share, const float* table, float* out) {
+    const std::int64_t row = blockIdx.x;
+    const std::int32_t* from = source + 4 * row;
+    const float* s = share + 4 * row;
+    for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
+        const Pack<N> a = load<N>(table + from[0] * width + j), b = load<N>(table + from[1] * width + j);
+        const Pack<N> c = load<N>(table + from[2] * width + j), d = load<N>(table + from[3] * width + j);
+        Pack<N> sum = load<N>(out + row * width + j);
+        for (int k = 0; k < N; ++k) sum.v[k] += s[0] * a.v[k] + s[1] * b.v[k] + s[2] * c.v[k] + s[3] * d.v[k];
+        store(out + row * width + j, sum);
+    }
+}
+
 /// out[r, j, i] = in[r, i, j] (or added), a thread an output.
 template <bool add>
 __global__ void swap_kernel(std::int64_t n, std::int64_t a, std::int64_t b, const float* in, float* out) {
@@ -123,6 +150,22 @@ void scatter_rows(std::int64_t rows, std::int64_t width, const std::int32_t* sou
         launch(scatter_kernel<4>, {rows}, row_threads(width, 4), 0, width, source, in, a, b);
     else
         launch(scatter_kernel<1>, {rows}, row_threads(width, 1), 0, width, source, in, a, b);
+}
+
+// Floor: 3 * 4 n bytes.
+void add_to_rows(std::int64_t rows, std::int64_t width, const std::int32_t* target, const float* in, float* out) {
+    if (in_fours({width}, {in, out}))
+        launch(add_to_rows_kernel<4>, {rows}, row_threads(width, 4), 0, width, target, in, out);
+    else
+        launch(add_to_rows_kernel<1>, {rows}, row_threads(width, 1), 0, width, target, in, out);
+}
+
+// Floor: 2 * 4 n bytes and the table once; neighbouring patches find most of its rows in the cache.
+void add_blend_of_rows(std::int64_t rows, std::int64_t width, const std::int32_t* source, const float* share, const float* table, float* out) {
+    if (in_fours({width}, {table, out}))
+        launch(add_blend_kernel<4>, {rows}, row_threads(width, 4), 0, width, source, share, table, out);
+    else
+        launch(add_blend_kernel<1>, {rows}, row_threads(width, 1), 0, width, source, share, table, out);
 }
 
 void swap_inner_axes(std::int64_t rows, std::int64_t a, std::int64_t b, const float* in, float* out, bool add) {

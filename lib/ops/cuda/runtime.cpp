@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 
 #include "ops/cuda/context.hpp"
@@ -20,8 +21,11 @@ class Memory final : public DeviceMemory {
         void* taken = nullptr;
         allocated(cudaMalloc(&taken, std::max<std::size_t>(bytes, 1)), bytes);
         zero(taken, bytes);
+        taken_ += sizes_[taken] = bytes;
+        peak_ = std::max(peak_, taken_);
         return taken;
     }
+    std::size_t peak_bytes() const override { return peak_; }
     void* allocate_shared(std::size_t bytes) override {
         void* taken = nullptr;
         allocated(cudaMallocManaged(&taken, std::max<std::size_t>(bytes, 1)), bytes);
@@ -30,6 +34,10 @@ class Memory final : public DeviceMemory {
     void release(void* memory) override {
         synchronise();
         check(cudaFree(memory), "cudaFree");
+        if (const auto found = sizes_.find(memory); found != sizes_.end()) {
+            taken_ -= found->second;
+            sizes_.erase(found);
+        }
     }
     void to_device(void* device, const void* host, std::size_t bytes) override {
         auto* to = static_cast<std::byte*>(device);
@@ -55,7 +63,44 @@ class Memory final : public DeviceMemory {
     void zero(void* device, std::size_t bytes) override { check(cudaMemsetAsync(device, 0, bytes, stream()), "cudaMemset"); }
     void synchronise() override { check(cudaStreamSynchronize(stream()), "waiting for the device"); }
 
+    void pin(void* host, std::size_t bytes) override { check(cudaHostRegister(host, bytes, cudaHostRegisterDefault), "pinning memory"); }
+    void unpin(void* host) override { check(cudaHostUnregister(host), "unpinning memory"); }
+    void start_upload(void* device, const void* pinned, std::size_t bytes) override {
+        check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, up().stream), "an upload");
+    }
+    void start_download(void* pinned, const void* device, std::size_t bytes) override {
+        check(cudaMemcpyAsync(pinned, device, bytes, cudaMemcpyDeviceToHost, down().stream), "a download");
+    }
+    void compute_after_uploads() override { order(up().stream, stream()); }
+    void downloads_after_compute() override { order(stream(), down().stream); }
+    void uploads_after_compute() override { order(stream(), up().stream); }
+    void uploads_after_downloads() override { order(down().stream, up().stream); }
+    void finish_downloads() override { check(cudaStreamSynchronize(down().stream), "waiting for downloads"); }
+
   private:
+    /// A stream of copies, made at the first use.
+    struct Copies {
+        cudaStream_t stream = nullptr;
+        Copies() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream"); }
+    };
+    static Copies& up() {
+        static Copies copies;
+        return copies;
+    }
+    static Copies& down() {
+        static Copies copies;
+        return copies;
+    }
+    /// What is queued on `second` from here on waits for what is queued on `first`.
+    static void order(cudaStream_t first, cudaStream_t second) {
+        static const cudaEvent_t event = [] {
+            cudaEvent_t made = nullptr;
+            check(cudaEventCreateWithFlags(&made, cudaEventDisableTiming), "an event");
+            return made;
+        }();
+        check(cudaEventRecord(event, first), "recording an event");
+        check(cudaStreamWaitEvent(second, event, 0), "ordering copies");
+    }
     struct Staging {
         std::byte* memory = nullptr;
         cudaEvent_t copied = nullptr;
@@ -69,6 +114,8 @@ class Memory final : public DeviceMemory {
                          bytes);
         check(status, "an allocation");
     }
+    std::map<void*, std::size_t> sizes_;
+    std::size_t taken_ = 0, peak_ = 0;
     Staging staging_[2];
     int next_ = 0;
 };
@@ -123,18 +170,21 @@ cudaStream_t stream() {
     return instance;
 }
 
+void* compute_stream() { return stream(); }
+
 DeviceMemory& memory() {
     static Memory instance;
     return instance;
 }
 
-void* scratch(std::size_t bytes) {
-    static Growing room;
-    return room.at_least(bytes);
-}
-void* library_scratch(std::size_t bytes) {
-    static Growing room;
-    return room.at_least(bytes);
-}
+namespace {
+
+Growing own_room, library_room;
+
+}  // namespace
+
+void* scratch(std::size_t bytes) { return own_room.at_least(bytes); }
+void* library_scratch(std::size_t bytes) { return library_room.at_least(bytes); }
+ScratchAddresses scratch_addresses() { return {own_room.taken, library_room.taken}; }
 
 }  // namespace atelier::ops::cuda

@@ -98,9 +98,68 @@ __global__ void difference_gradient_kernel(std::int64_t n, float factor, const f
     if (i < n) d[i] = fmaf(factor, b != nullptr ? a[i] - b[i] : a[i], d[i]);
 }
 
+/// One token: what flow::guide does to it. `factor` of a block that rescales is |c| / |v|, sums in fp64.
+__device__ __forceinline__ float guided(float scale, float c, float u) { return u + scale * (c - u); }
+
+__global__ void guide_kernel(std::int64_t channels, float scale, bool rescale, const float* conditional, const float* unconditional, float* out) {
+    const std::int64_t row = blockIdx.x * channels;
+    float factor = 1;
+    if (rescale) {
+        double sums[2] = {0, 0};
+        for (std::int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
+            const double c = conditional[row + i], v = guided(scale, conditional[row + i], unconditional[row + i]);
+            sums[0] += c * c;
+            sums[1] += v * v;
+        }
+        block_sum(sums);
+        if (sums[1] > 0) factor = static_cast<float>(sqrt(sums[0] / sums[1]));
+    }
+    for (std::int64_t i = threadIdx.x; i < channels; i += blockDim.x)
+        out[row + i] = factor * guided(scale, conditional[row + i], unconditional[row + i]);
+}
+
+__global__ void guide_backward_kernel(std::int64_t channels, float scale, bool rescale, const float* conditional, const float* unconditional,
+                                      const float* d_out, float* d_conditional, float* d_unconditional) {
+    const std::int64_t row = blockIdx.x * channels;
+    // out = k v, k = |c| / |v|: d v = k (g - v (v.g)/|v|^2), and c also gets c (v.g) / (|v| |c|).
+    float k = 1, along_v = 0, along_c = 0;
+    if (rescale) {
+        double sums[3] = {0, 0, 0};
+        for (std::int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
+            const double c = conditional[row + i], v = guided(scale, conditional[row + i], unconditional[row + i]);
+            sums[0] += c * c;
+            sums[1] += v * v;
+            sums[2] += v * static_cast<double>(d_out[row + i]);
+        }
+        block_sum(sums);
+        if (sums[1] > 0) {
+            k = static_cast<float>(sqrt(sums[0] / sums[1]));
+            along_v = static_cast<float>(sums[2] / sums[1]);
+            if (sums[0] > 0) along_c = static_cast<float>(sums[2] / sqrt(sums[1] * sums[0]));
+        }
+    }
+    for (std::int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
+        const float c = conditional[row + i], d_v = k * (d_out[row + i] - along_v * guided(scale, c, unconditional[row + i]));
+        d_conditional[row + i] += scale * d_v + along_c * c;
+        d_unconditional[row + i] += (1 - scale) * d_v;
+    }
+}
+
 Grid each(std::int64_t n) { return {ceil_div(n, max_block)}; }
 
 }  // namespace
+
+// Floor: 3 * 4 n bytes of n = tokens * channels (what a rescaled token reads twice is in the cache).
+void guide(std::int64_t tokens, std::int64_t channels, float scale, bool rescale, const float* conditional, const float* unconditional,
+           float* out) {
+    launch(guide_kernel, {tokens}, row_threads(channels, 1), 0, channels, scale, rescale, conditional, unconditional, out);
+}
+// Floor: 7 * 4 n bytes.
+void guide_backward(std::int64_t tokens, std::int64_t channels, float scale, bool rescale, const float* conditional,
+                    const float* unconditional, const float* d_out, float* d_conditional, float* d_unconditional) {
+    launch(guide_backward_kernel, {tokens}, row_threads(channels, 1), 0, channels, scale, rescale, conditional, unconditional, d_out,
+           d_conditional, d_unconditional);
+}
 
 // Floor: 4 * 4 n bytes with noise and the sum, 3 * 4 n without noise.
 void sampler_step(std::int64_t samples, std::int64_t n, Transition t, const float* x, const float* v, const float* noise, float* x_next,

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Stages with compute.device = "cuda", as programs, on the backend's own sources under the emulator: shards and policies at any number of
+# ranks, AdamW's memory on either side, kill and resume, adapters, weights cut over ranks, the distillation.
+#   device_test.sh BIN_DIR MPIEXEC CUDA_BACKEND NCCL_BACKEND   (from the repository's root)
+source tests/e2e/common.sh
+export ATELIER_CUDA_BACKEND=$3 ATELIER_NCCL_BACKEND=$4
+
+# Pictures of 64 x 64: the emulator counts every number.
+plan() {
+    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=assets/mini/base --set compute.device=cuda \
+        --set sampling.height=64 --set sampling.width=64 --set sampling.output_resolution=64 --set sampling.steps=3 --set steps.count=1 \
+        --set curate.enabled=false --set rollout.prompts_per_iteration=2 --set rollout.group_size=2 --set rollout.micro_batch=2 \
+        --set sampling.guidance_scale=1 --set grpo.learning_rate=1e-3 --set grpo.minibatches=2 --set grpo.iterations=1 --set reward.min_spread=0 \
+        --set reward.gate=0 --set distill.prompts=1 --set distill.group_size=1 --set distill.batch=1 --set distill.rounds=1 "${@:2}" >/dev/null
+}
+# on RANKS PROGRAM RUN ARGUMENTS...
+on() {
+    local ranks=$1 program=$2 run=$3
+    shift 3
+    if ((ranks == 1)); then "$bin/atelier-$program" --run "$work/$run" "$@"; else
+        "$mpiexec" --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@"
+    fi
+}
+iteration() { on "$1" "$2" "$3" --policy t2i --iteration 1; }
+policy() { echo "$work/$1/t2i/iter-0001/policy"; }
+
+plan one
+code 0 iteration 1 rollout one
+says "on the device"
+code 0 "$bin/atelier-inspect" --replay "$work/one/t2i/iter-0001/rollout"
+says " 0 differ"
+code 0 iteration 1 grpo one
+says "device memory: the peak was .* 100 % of the plan"
+trained one
+
+# The same bits again, with AdamW's memory in host memory; shards of two ranks are those of one.
+plan host --set compute.optimizer=host
+code 0 iteration 2 rollout host
+same_shards one/t2i/iter-0001/rollout host/t2i/iter-0001/rollout
+code 0 iteration 1 grpo host
+same "$(policy one)" "$(policy host)" "AdamW's memory on the host changes the policy"
+
+# Products in fp32 there: the CPU's pictures to rounding.
+for where in cpu cuda; do
+    plan pictures-$where --set compute.device=$where --set compute.dtype=f32
+    code 0 iteration 1 rollout pictures-$where
+done
+latents() { h5dump -y -w 0 -m %.9g -d /shape-4x4/latents "$work/$1/t2i/iter-0001/rollout/shard-00000.h5" | grep '^ *[-0-9]'; }
+d=$(paste -d, <(latents pictures-cpu | tr -d ' \n') <(latents pictures-cuda | tr -d ' \n') | python3 -c 'import sys
+v = [float(x) for x in sys.stdin.read().split(",") if x.strip()]
+a, b = v[: len(v) // 2], v[len(v) // 2 :]
+assert len(a) == len(b) == 512
+print(max(map(abs, map(float.__sub__, a, b))))')
+echo "latents of the CPU and the device differ by at most $d"
+within "$d" 1e-5 "latents of the device"
+
+# Everything that a state can have, stored as bf16, on either side.
+options=(--set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --set checkpoint.dtype=bf16 --set sampling.guidance_train=guided
+    --set sampling.guidance_scale=1.5)
+for where in device host; do
+    plan options-$where "${options[@]}" --set compute.optimizer=$where --set grpo.iterations=2
+    code 0 iteration 1 rollout options-$where
+    code 0 iteration 1 grpo options-$where
+    trained options-$where
+done
+for part in . ema; do
+    cmp "$(policy options-device)/$part"/*.safetensors "$(policy options-host)/$part"/*.safetensors || fail "bf16 policies differ"
+done
+# The policy that ran is the one that is stored.
+code 0 on 1 rollout options-host --policy t2i --iteration 2
+code 0 "$bin/atelier-inspect" --replay "$work/options-host/t2i/iter-0002/rollout"
+says " 0 differ"
+
+# Cut over ranks: sums in another order differ by rounding (as in scale_test.sh).
+for zero in 0 1 2 3; do
+    plan zero-$zero --set compute.zero=$zero
+    code 0 iteration 2 rollout zero-$zero
+    code 0 iteration 2 grpo zero-$zero
+    trained zero-$zero
+    d=$(distance "$(policy one)" "$(policy zero-$zero)")
+    echo "compute.zero=$zero on 2 ranks: weights differ from one rank's by at most $d"
+    within "$d" 5e-6 "compute.zero=$zero on two ranks"
+done
+plan all --set compute.zero=3 --set compute.optimizer=host "${options[@]}"
+code 0 iteration 2 rollout all
+code 0 iteration 2 grpo all
+trained all
+
+# An adapter.
+for zero in 0 1; do
+    plan lora-$zero --set lora.rank=2 --set distill.start=base --set compute.zero=$zero --set grpo.iterations=2
+    code 0 iteration 1 rollout lora-$zero
+    code 0 iteration $((zero + 1)) grpo lora-$zero
+    trained lora-$zero
+done
+d=$(distance "$(policy lora-0)" "$(policy lora-1)")
+within "$d" 5e-6 "an adapter on two ranks"
+code 0 on 1 rollout lora-1 --policy t2i --iteration 2
+code 0 "$bin/atelier-inspect" --replay "$work/lora-1/t2i/iter-0002/rollout"
+says " 0 differ"
+
+# Killed in the middle of an update.
+for where in device host; do
+    more=(--set grpo.epochs=3 --set checkpoint.every=1 --set compute.optimizer=$where)
+    plan undisturbed-$where "${more[@]}"
+    code 0 iteration 1 rollout undisturbed-$where
+    code 0 iteration 1 grpo undisturbed-$where
+    plan killed-$where "${more[@]}"
+    code 0 iteration 1 rollout killed-$where
+    updates=$work/killed-$where/t2i/iter-0001/updates
+    iteration 1 grpo killed-$where >/dev/null 2>&1 &
+    pid=$!
+    for _ in $(seq 2000); do compgen -G "$updates/update-*" >/dev/null && break; sleep 0.05; done
+    kill -KILL $pid $(pgrep -f "^$bin/atelier-grpo --run $work/killed-$where" || true) 2>/dev/null || true
+    wait $pid 2>/dev/null || true
+    flock "${updates%/updates}/.lock" true  # the system may still be clearing up after it
+    [[ ! -e $(policy killed-$where) ]] || fail "the update was over before it was killed"
+    code 0 iteration 1 grpo killed-$where
+    says "goes on from"
+    same "$(policy undisturbed-$where)" "$(policy killed-$where)" "killed and resumed, the policy differs"
+done
+
+# From the pool to the student's evaluation.
+plan whole --set curate.enabled=true --set curate.group_size=2 --set curate.prompts=2 --set curate.range_min=0 --set evaluate.samples=1
+for task in t2i edit; do
+    code 0 on 1 curate whole --task $task
+    code 0 on 1 rollout whole --policy $task --iteration 1
+    code 0 on 1 grpo whole --policy $task --iteration 1
+done
+for task in t2i edit; do code 0 on 1 teacher-dump whole --task $task --round 1; done
+code 0 on 1 distill whole --round 1
+code 0 on 1 evaluate whole --limit 1
+code 0 "$bin/atelier-inspect" "$work/whole"
+echo passed

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The stages on a device, from a bundle (run.sh): the miniature's rollout replayed bit for bit, an update with AdamW's memory on either
+# side and, killed in the middle, once more, to the same policy; the distillation; an evaluation.
+#   stages.sh BUNDLE device|emulate        ATELIER_CUDA_BACKEND: the backend; LOADER: words before each program
+set -euo pipefail
+cd "$1"
+mode=$2
+read -r -a loader <<<"${LOADER:-}"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+fail() { echo "FAILED: $*" >&2; exit 1; }
+atelier() { "${loader[@]}" "bin/atelier-$1" "${@:2}"; }
+sizes=()
+[[ $mode == device ]] || sizes=(--set sampling.height=64 --set sampling.width=64 --set sampling.output_resolution=64 --set rollout.prompts_per_iteration=2
+    --set rollout.group_size=2 --set rollout.micro_batch=2 --set sampling.steps=3 --set steps.count=1 --set distill.prompts=1 --set distill.batch=1
+    --set distill.group_size=1 --set distill.rounds=1)
+plan() {
+    atelier plan --config configs/mini.toml --run "$work/$1" --set run.model=assets/mini/base --set compute.device=cuda --set curate.enabled=false \
+        --set grpo.iterations=1 --set grpo.minibatches=2 --set grpo.epochs=2 --set reward.min_spread=0 --set evaluate.samples=1 "${sizes[@]}" "${@:2}" \
+        >/dev/null
+}
+iteration() { atelier "$1" --run "$work/$2" --policy "${3:-t2i}" --iteration 1; }
+policy() { echo "$work/$1/t2i/iter-0001/policy/diffusion_pytorch_model.safetensors"; }
+
+plan one
+iteration rollout one
+atelier inspect --replay "$work/one/t2i/iter-0001/rollout" | tee "$work/replay"
+grep -q " 0 differ" "$work/replay" || fail "a replayed log-probability differs"
+iteration grpo one
+plan host --set compute.optimizer=host
+iteration rollout host
+iteration grpo host
+cmp "$(policy one)" "$(policy host)" || fail "AdamW's memory on the host changes the policy"
+for run in undisturbed killed; do
+    plan $run --set checkpoint.every=1
+    iteration rollout $run
+done
+iteration grpo undisturbed
+atelier grpo --run "$work/killed" --policy t2i --iteration 1 &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! compgen -G "$work/killed/t2i/iter-0001/updates/update-*" >/dev/null; do sleep 0.05; done
+pkill -KILL -P $pid || true
+kill -KILL $pid 2>/dev/null || true
+wait $pid 2>/dev/null || true
+flock "$work/killed/t2i/iter-0001/.lock" true
+iteration grpo killed
+cmp "$(policy undisturbed)" "$(policy killed)" || fail "killed and resumed, the policy differs"
+iteration rollout one edit
+iteration grpo one edit
+for task in t2i edit; do atelier teacher-dump --run "$work/one" --task $task --round 1; done
+atelier distill --run "$work/one" --round 1
+atelier evaluate --run "$work/one" --limit 2
