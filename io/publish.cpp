@@ -53,7 +53,7 @@ fs::path replace_directory(const fs::path& fresh, const fs::path& path) {
     if (renameat2(AT_FDCWD, fresh.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) == 0) return fresh;
     ATELIER_CHECK_IO(errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP, "cannot exchange {} and {}: {}", fresh.string(),
                      path.string(), std::strerror(errno));
-    const fs::path displaced = parent_of(path) / (displaced_prefix + path.filename().string());
+    fs::path displaced = parent_of(path) / (displaced_prefix + path.filename().string());
     rename_to(path, displaced);
     try {
         rename_to(fresh, path);

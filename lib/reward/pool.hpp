@@ -58,7 +58,7 @@ class Pool final : public Judging {
     /// score.
     std::future<Outcome> submit(Request request) override;
     std::size_t capacity() const override {
-        return static_cast<std::size_t>(config_.workers + config_.queue);
+        return static_cast<std::size_t>(config_.workers) + static_cast<std::size_t>(config_.queue);
     }
 
   private:

@@ -35,7 +35,7 @@ template <typename Table>
 std::string one_of(const Json& json, const char* key, const Table& table) {
     const auto found = json.find(key);
     ATELIER_CHECK_INPUT(found != json.end() && found->is_string(), "scene attributes: no text '{}'", key);
-    const auto value = found->get<std::string>();
+    auto value = found->get<std::string>();
     ATELIER_CHECK_INPUT(std::find(table.begin(), table.end(), value) != table.end(),
                         "scene attributes: {} = '{}' is not of this world", key, value);
     return value;

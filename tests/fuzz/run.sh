@@ -3,7 +3,8 @@
 #   tests/fuzz/run.sh [SECONDS_A_TARGET [TARGET...]]      default: 60 seconds, all targets, as many at a time as there are cores
 # Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
 # hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
-# fails. ATELIER_ASAN_BUILD_DIR: where to build (default build-asan, shared with tests/sanitize.sh).
+# fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time). ATELIER_ASAN_BUILD_DIR:
+# where to build (default build-asan, shared with tests/sanitize.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
@@ -24,7 +25,7 @@ fuzz_one() {
         prompts | completion | safetensors) most=65536 ;;
     esac
     mkdir -p "$corpus/$target"
-    if "$build/bin/fuzz-$target" -max_total_time="$seconds" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
+    if "$build/bin/fuzz-$target" -seed="${ATELIER_FUZZ_SEED:-0}" -max_total_time="$seconds" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="$build/fuzz-found/$target-" "$corpus/$target" "tests/fuzz/corpus/$target" \
         >"$build/fuzz-logs/$target.txt" 2>&1; then
         awk -v t="$target" '/number_of_executed_units/ {n = $2} /peak_rss_mb/ {m = $2} /cov: / {for (i = 1; i < NF; ++i) if ($i == "cov:") c = $(i + 1)}
