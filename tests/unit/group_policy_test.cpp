@@ -36,9 +36,15 @@ struct Store {
     nn::ParameterStore values;
 };
 
+pipeline::Placement placement(ops::ProductPrecision precision) {
+    pipeline::Placement p(testing::test_device());
+    p.precision = precision;
+    return p;
+}
+
 struct Fixture {
     explicit Fixture(ops::ProductPrecision precision = ops::ProductPrecision::fp32)
-        : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device(), nullptr, precision) {
+        : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, placement(precision)) {
         spec.target = {4, 4};
         spec.schedule = model.schedule(6, spec.target.tokens());
         spec.trained_steps = {0, 2, 3};
