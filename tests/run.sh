@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs the tests; all of them, then the readers under sanitizers too.   tests/run.sh [arguments of ctest]
+# Sets up, builds and runs the tests.   tests/run.sh [arguments of ctest]
 # ATELIER_BUILD_DIR: where to build (default build).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,4 +8,3 @@ build=${ATELIER_BUILD_DIR:-build}
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON -DATELIER_CUDA=ON >/dev/null
 cmake --build "$build"
 ctest --test-dir "$build" --output-on-failure -j "$(nproc)" "$@"
-(($#)) || tests/readers.sh
