@@ -56,3 +56,11 @@ same_shards() {  # DIRECTORY DIRECTORY
             fail "$shard differs from $other"
     done
 }
+# on RANKS PROGRAM RUN ARGUMENTS...
+on() {
+    local ranks=$1 program=$2 run=$3
+    shift 3
+    if ((ranks == 1)); then "$bin/atelier-$program" --run "$work/$run" "$@"; else
+        "$mpiexec" --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@"
+    fi
+}

@@ -13,14 +13,6 @@ plan() {
         --set sampling.guidance_scale=1 --set grpo.learning_rate=1e-3 --set grpo.minibatches=2 --set grpo.iterations=1 --set reward.min_spread=0 \
         --set reward.gate=0 --set distill.prompts=1 --set distill.group_size=1 --set distill.batch=1 --set distill.rounds=1 "${@:2}" >/dev/null
 }
-# on RANKS PROGRAM RUN ARGUMENTS...
-on() {
-    local ranks=$1 program=$2 run=$3
-    shift 3
-    if ((ranks == 1)); then "$bin/atelier-$program" --run "$work/$run" "$@"; else
-        "$mpiexec" --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@"
-    fi
-}
 iteration() { on "$1" "$2" "$3" --policy t2i --iteration 1; }
 policy() { echo "$work/$1/t2i/iter-0001/policy"; }
 

@@ -12,13 +12,6 @@ plan() {
         --set pipeline.mix=false --set distill.prompts=4 --set distill.group_size=2 --set distill.batch=3 --set distill.rounds=1 \
         --set distill.epochs=1 --set "task.t2i.sizes=$sizes" --set "task.edit.train=$work/edits.jsonl" "${@:2}" >/dev/null
 }
-on() {  # RANKS PROGRAM RUN ARGUMENTS...
-    local ranks=$1 program=$2 run=$3
-    shift 3
-    if ((ranks == 1)); then "$bin/atelier-$program" --run "$work/$run" "$@"; else
-        "$mpiexec" --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@"
-    fi
-}
 shapes() { h5ls "$1" | awk '$1 ~ /^shape-/ { print $1 }'; }
 same_shards() {  # DIRECTORY DIRECTORY
     (($(ls "$1"/shard-*.h5 | wc -l) == $(ls "$2"/shard-*.h5 | wc -l))) || fail "$1 and $2 hold different shards"
