@@ -1,9 +1,9 @@
 // atelier-export: a whole pipeline directory for diffusers from a policy's or student's weights.
 #include <boost/program_options.hpp>
-#include <iostream>
 
 #include "config/command_line.hpp"
 #include "core/error.hpp"
+#include "core/process.hpp"
 #include "nn/checkpoint_weights.hpp"
 #include "pipeline/export.hpp"
 
@@ -55,11 +55,7 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
     try {
         return run(argc, argv);
-    } catch (const Error& e) {
-        std::cerr << "atelier-export: " << e.what() << '\n';
-        return e.exit_code();
-    } catch (const std::exception& e) {
-        std::cerr << "atelier-export: " << e.what() << '\n';
-        return static_cast<int>(ErrorKind::internal);
+    } catch (...) {
+        return report_failure("atelier-export");
     }
 }

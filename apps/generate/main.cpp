@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "core/parallel.hpp"
+#include "core/process.hpp"
 #include "flow/noise.hpp"
 #include "io/image/png.hpp"
 #include "io/safetensors.hpp"
@@ -90,11 +91,7 @@ int main(int argc, char** argv) {
     try {
         if (const auto options = generate::parse_options(argc, argv)) run(*options);
         return 0;
-    } catch (const Error& e) {
-        std::cerr << "atelier-generate: " << e.what() << '\n';
-        return e.exit_code();
-    } catch (const std::exception& e) {
-        std::cerr << "atelier-generate: " << e.what() << '\n';
-        return static_cast<int>(ErrorKind::internal);
+    } catch (...) {
+        return report_failure("atelier-generate");
     }
 }

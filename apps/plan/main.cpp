@@ -6,6 +6,7 @@
 #include "config/command_line.hpp"
 #include "config/config.hpp"
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "io/publish.hpp"
 #include "stage/dag.hpp"
 #include "stage/memory_plan.hpp"
@@ -75,6 +76,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
     if (print) std::cout << context.config.describe();
     if (storage) std::cout << stage::describe_storage(context);
     if (memory) {
+        set_threads(static_cast<int>(context.config.integer("compute.threads")));  // each decodes in buffers of its own
         if (!device_memory.empty()) question.device_memory = stage::parse_bytes(device_memory);
         std::cout << stage::describe_memory(context, question);
     }

@@ -2,6 +2,12 @@
 
 #include <unistd.h>
 
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+
+#include "core/error.hpp"
+
 namespace atelier {
 
 Process& process() {
@@ -13,6 +19,25 @@ Process& process() {
         return p;
     }();
     return instance;
+}
+
+int report_failure(const char* program) {
+    int code = static_cast<int>(ErrorKind::internal);
+    std::string message;
+    try {
+        throw;
+    } catch (const Error& e) {
+        code = e.exit_code();
+        message = e.what();
+    } catch (const std::filesystem::filesystem_error& e) {  // its text names the file and the system's reason
+        code = static_cast<int>(ErrorKind::io);
+        message = e.what();
+    } catch (const std::exception& e) {
+        message = e.what();
+    }
+    std::fprintf(stderr, "%s: %s\n", program, message.c_str());
+    std::fflush(nullptr);
+    return code;
 }
 
 }  // namespace atelier

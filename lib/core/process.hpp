@@ -14,4 +14,7 @@ struct Process {
 /// The one process-wide record; written once by the communicator at start, read everywhere.
 Process& process();
 
+/// In a handler: says on standard error what the exception says, and returns its exit code (docs/errors.md).
+int report_failure(const char* program);
+
 }  // namespace atelier

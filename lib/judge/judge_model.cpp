@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.hpp"
+#include "nn/lora_file.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -22,7 +23,7 @@ Arena plan_weights(const vlm::Vlm& vlm) {
 
 }  // namespace
 
-JudgeModel::JudgeModel(const std::filesystem::path& directory)
+JudgeModel::JudgeModel(const std::filesystem::path& directory, const std::filesystem::path& adapter)
     : directory_(directory),
       tokenizer_(model::Tokenizer::load(directory)),
       processor_(model::ProcessorConfig::load(directory)),
@@ -42,6 +43,7 @@ JudgeModel::JudgeModel(const std::filesystem::path& directory)
                         "{}: its patches don't fit the vision tower of {}",
                         processor_.path.string(), directory.string());
     vlm::load(*vlm_, weights_, directory);
+    if (!adapter.empty()) nn::merge_lora(nn::load_lora(adapter, vlm_->table()).store(), weights_);
 }
 
 Question JudgeModel::make_question(const Conversation& c) const {

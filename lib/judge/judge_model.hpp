@@ -35,8 +35,9 @@ struct ScoreTokens {
 /// preprocessor_config.json or processor_config.json).
 class JudgeModel {
   public:
-    /// Throws Error(input) naming the file and what is wrong with it.
-    explicit JudgeModel(const std::filesystem::path& directory);
+    /// `adapter`: a LoRA (nn/lora_file.hpp) that is merged into the weights; empty: none. Throws Error(input) naming the file and what is
+    /// wrong with it.
+    explicit JudgeModel(const std::filesystem::path& directory, const std::filesystem::path& adapter = {});
 
     /// Tokens of a conversation in Qwen's chat template, pictures over white through the processor.
     /// Throws Error(reward) for a text that holds a special token's spelling: it would forge a turn.

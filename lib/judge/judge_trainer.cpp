@@ -29,12 +29,24 @@ JudgeTrainer::JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& co
                            const Sizes& sizes)
     : model_(model),
       config_(config),
-      arena_(Arena::measuring("plan")),
-      norm_(model.weights().flat().elements()) {
+      arena_(Arena::measuring("plan")) {
     optim::check_config(config.adamw);
-    const nn::ParameterTable& table = model.vlm().table();
+    const vlm::Vlm& vlm = model.vlm();
+    if (config.lora.rank > 0) {
+        adapter_.emplace(vlm.table(), config.lora);
+        for (const int row : {vlm.embedding, vlm.position_embedding})
+            ATELIER_CHECK_USAGE(!adapter_->store().adapts(row), "{} is no product: it takes no adapter", vlm.table().spec(row).name);
+        nn::initialise(adapter_->store(), config.seed);
+    }
+    const nn::ParameterTable& table = adapter_ ? adapter_->table().table() : vlm.table();
+    weights_ = model.weights().with_lora(adapter());
     const auto build = [&](Arena& arena) {
-        gradients_ = nn::ParameterStore(table, arena);
+        if (adapter_) {
+            adapter_gradients_.emplace(adapter_->table(), arena);
+            gradients_ = nn::ParameterStore(vlm.table(), *adapter_gradients_);
+        } else {
+            gradients_ = nn::ParameterStore(table, arena);
+        }
         pass_.emplace(model.vlm(), sizes.tokens, sizes.patches, sizes.rows, arena);
         logits_ = arena.take_f32({sizes.rows, model.vlm().config().text.vocabulary});
     };
@@ -49,28 +61,44 @@ JudgeTrainer::JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& co
         ranges_.push_back({table.offset(i), end, trained && table.spec(i).decay});
         trained_.push_back(trained ? 1 : 0);
     }
+    ATELIER_CHECK_USAGE(std::count(trained_.begin(), trained_.end(), 1) > 0,
+                        "nothing is trained: all parts that reward_train.vision, .mergers, .text and .lora_targets leave are frozen");
+    norm_.emplace(table.flat_size());
     m_.resize(static_cast<std::size_t>(table.flat_size()));
     v_.resize(m_.size());
 }
 
 std::size_t JudgeTrainer::bytes() const {
-    return arena_.used() + (m_.size() + v_.size()) * sizeof(float);
+    return arena_.used() + (adapter_ ? adapter_->bytes().host : 0) + (m_.size() + v_.size()) * sizeof(float);
+}
+
+std::span<float> JudgeTrainer::trained_numbers() const {
+    return {adapter_ ? adapter_->store().values().data() : model_.weights().data(), m_.size()};
+}
+
+std::span<float> JudgeTrainer::trained_gradients() const {
+    return {adapter_ ? adapter_gradients_->values().data() : gradients_.data(), m_.size()};
 }
 
 void JudgeTrainer::zero_gradients() {
-    std::fill_n(gradients_.data(), gradients_.flat().elements(), 0.0f);
+    const auto gradients = trained_gradients();
+    std::fill(gradients.begin(), gradients.end(), 0.0f);
+}
+
+void JudgeTrainer::merge() const {
+    if (adapter_) nn::merge_lora(adapter_->store(), model_.weights());
 }
 
 JudgeLoss JudgeTrainer::run(
     const TrainingSample& s, double weight, double language_weight,
     const std::function<double(std::span<float>, double, double&)>& on_score) {
     const auto n = static_cast<std::int64_t>(s.rows.size()), vocabulary = logits_.size(1);
-    pass_->forward(model_.weights(), s.question.ids, s.question.pixel_values(),
+    pass_->forward(weights_, s.question.ids, s.question.pixel_values(),
                    s.question.vision.image_grid_thw);
     std::vector<std::int64_t> rows = s.rows;
     rows.push_back(s.score_row);
     const Tensor logits = logits_.slice(0, n + 1);
-    pass_->logits(model_.weights(), rows, logits);
+    pass_->logits(weights_, rows, logits);
     JudgeLoss loss;
     double mass = 0;
     loss.score = on_score({logits.f32() + n * vocabulary, static_cast<std::size_t>(vocabulary)},
@@ -79,7 +107,7 @@ JudgeLoss JudgeTrainer::run(
                     mass / static_cast<double>(n + 1);
     const auto scale = static_cast<float>(weight * language_weight);
     std::for_each_n(logits.f32(), n * vocabulary, [=](float& g) { g *= scale; });
-    pass_->backward(model_.weights(), gradients_, logits, {});
+    pass_->backward(weights_, gradients_, logits, {});
     return loss;
 }
 
@@ -94,11 +122,11 @@ JudgeLoss JudgeTrainer::add_sample(const TrainingSample& s, double weight) {
 }
 
 double JudgeTrainer::forward_score(const TrainingSample& s) {
-    pass_->forward(model_.weights(), s.question.ids, s.question.pixel_values(),
+    pass_->forward(weights_, s.question.ids, s.question.pixel_values(),
                    s.question.vision.image_grid_thw);
     const std::int64_t row = s.score_row;
     const Tensor logits = logits_.slice(0, 1);
-    pass_->logits(model_.weights(), std::span(&row, 1), logits);
+    pass_->logits(weights_, std::span(&row, 1), logits);
     return expected_score({logits.f32(), static_cast<std::size_t>(logits.size(1))}, s.candidates);
 }
 
@@ -125,20 +153,19 @@ JudgeLoss JudgeTrainer::add_pair(const TrainingSample& better, const TrainingSam
 }
 
 double JudgeTrainer::step(double rate, const std::function<void(std::span<float>)>& sum) {
-    const std::span<float> gradient(gradients_.data(),
-                                    static_cast<std::size_t>(gradients_.flat().elements()));
+    const std::span<float> gradient = trained_gradients();
     for (std::size_t i = 0; i < ranges_.size(); ++i)
         if (trained_[i] == 0)
             std::fill(gradient.begin() + ranges_[i].begin, gradient.begin() + ranges_[i].end, 0.0f);
     sum(gradient);
-    const double norm = std::sqrt(norm_.sum_of_squares(gradient));
+    const double norm = std::sqrt(norm_->sum_of_squares(gradient));
     ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(norm),
                        "the gradient of update {} is not finite (number {} of the flat vector)",
                        update_ + 1, optim::first_non_finite(gradient));
     ++update_;
     optim::adamw_step(config_.adamw, rate, update_,
                       optim::clip_scale(norm, config_.max_grad_norm), ranges_, gradient,
-                      {model_.weights().data(), gradient.size()}, m_, v_);
+                      trained_numbers(), m_, v_);
     return norm;
 }
 
@@ -149,6 +176,7 @@ void JudgeTrainer::save_state(const std::filesystem::path& path) const {
     const Shape shape{static_cast<std::int64_t>(m_.size())};
     file.write("/m", Tensor::of(m_.data(), shape));
     file.write("/v", Tensor::of(v_.data(), shape));
+    if (adapter_) file.write("/adapter", adapter_->store().values().flat());
     file.close();
 }
 
@@ -157,6 +185,10 @@ void JudgeTrainer::load_state(const std::filesystem::path& path) {
     const auto size = static_cast<std::int64_t>(m_.size());
     m_ = file.read<float>("/m", {size});
     v_ = file.read<float>("/v", {size});
+    if (adapter_) {
+        const auto numbers = file.read<float>("/adapter", {size});
+        std::copy(numbers.begin(), numbers.end(), adapter_->store().values().data());
+    }
     update_ = file.integer_attribute("/", "update");
 }
 

@@ -7,6 +7,7 @@
 
 #include "judge/judge_loss.hpp"
 #include "model/vlm/training.hpp"
+#include "nn/lora_file.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
 
@@ -17,6 +18,8 @@ struct JudgeTrainerConfig {
     bool train_vision = true;    ///< the vision tower; frozen otherwise
     bool train_mergers = true;   ///< what brings its pictures into the text: mergers, deepstack
     bool train_text = true;      ///< the language model and its head
+    nn::LoraConfig lora;         ///< rank 0: the parts' own weights; else an adapter beside them, the weights stay
+    std::uint64_t seed = 0;      ///< of a new adapter
     optim::AdamWConfig adamw;
     double max_grad_norm = 1;    ///< 0: never scaled down
 };
@@ -27,8 +30,8 @@ struct JudgeLoss {
     double language = 0;  ///< mean over the answer's tokens
 };
 
-/// Trains a judge's weights in place: forward, losses and backward one sequence at a time, AdamW over
-/// the flat vector of all parameters. The language loss is the mean, over the answer's tokens, of
+/// Trains a judge's weights in place, or an adapter of them: forward, losses and backward one sequence at a time, AdamW over
+/// the flat vector of all parameters that are trained. The language loss is the mean, over the answer's tokens, of
 /// -ln p(token), and of -ln p(any score token) where the score stands.
 class JudgeTrainer {
   public:
@@ -37,6 +40,7 @@ class JudgeTrainer {
         std::int64_t tokens = 0, patches = 0, rows = 0;
         void cover(const TrainingSample& sample);
     };
+    /// Throws Error(usage) for an adapter of what is no product, and where nothing is trained.
     JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& config, const Sizes& sizes);
 
     void zero_gradients();
@@ -49,9 +53,17 @@ class JudgeTrainer {
     /// Throws Error(numeric) for a gradient that is not finite.
     double step(double rate, const std::function<void(std::span<float>)>& sum);
     std::int64_t updates() const { return update_; }
+    /// Numbers that AdamW goes over.
+    std::size_t count() const { return m_.size(); }
     const nn::ParameterStore& gradients() const { return gradients_; }
+    /// Null: the weights themselves are trained.
+    const nn::LoraStore* adapter() const { return adapter_ ? &adapter_->store() : nullptr; }
+    /// Of the adapter, where there is one.
+    const nn::LoraStore* adapter_gradients() const { return gradients_.lora(); }
+    /// Adds the adapter to the model's weights. The last thing that is done with both.
+    void merge() const;
     std::size_t bytes() const;
-    /// Moments and number of updates, HDF5. Throws Error(io), Error(input).
+    /// Moments and number of updates, and the adapter's numbers, HDF5. Throws Error(io), Error(input).
     void save_state(const std::filesystem::path& file) const;
     void load_state(const std::filesystem::path& file);
 
@@ -62,17 +74,24 @@ class JudgeTrainer {
                       on_score);
     double forward_score(const TrainingSample& sample);
 
+    /// What AdamW goes over: the model's weights or the adapter's numbers; and their gradients.
+    std::span<float> trained_numbers() const;
+    std::span<float> trained_gradients() const;
+
     const JudgeModel& model_;
     JudgeTrainerConfig config_;
     Arena arena_;
+    std::optional<nn::LoraAdapter> adapter_;
+    std::optional<nn::LoraStore> adapter_gradients_;
+    nn::ParameterStore weights_;  ///< the model's, with the adapter beside them
     nn::ParameterStore gradients_;
     std::optional<vlm::TrainingPass> pass_;
     Tensor logits_;
-    std::vector<optim::ParameterRange> ranges_;  ///< of all parameters, in order
+    std::vector<optim::ParameterRange> ranges_;  ///< of the rows of what AdamW goes over, in order
     std::vector<std::uint8_t> trained_;          ///< by range
     std::vector<float> m_, v_;
     std::int64_t update_ = 0;
-    optim::GradientNorm norm_;
+    std::optional<optim::GradientNorm> norm_;
 };
 
 /// Writes a judge's directory under `directory`: weights in fp32, and the other files of `source`.

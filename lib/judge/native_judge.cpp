@@ -58,7 +58,7 @@ std::string_view trimmed(std::string_view text) {
 class NativeJudge::Engine {
   public:
     Engine(const NativeJudgeConfig& config, std::map<std::string, std::vector<Template>> templates)
-        : config_(config), model_(config.directory) {
+        : config_(config), model_(config.directory, config.adapter) {
         for (auto& [kind, list] : templates) {
             ATELIER_CHECK_USAGE(static_cast<int>(list.size()) <= config.answers,
                                 "judge.answers = {}, but {} dimensions of {} are asked for",

@@ -117,8 +117,8 @@ pipeline::Placement Context::placement(comm::Communicator* ranks) const {
     return p;
 }
 
-nn::LoraConfig Context::lora() const {
-    nn::LoraConfig l{config.integer("lora.rank"), config.number("lora.alpha"), config.list("lora.targets")};
+nn::LoraConfig Context::lora(const std::string& keys) const {
+    nn::LoraConfig l{config.integer(keys + "rank"), config.number(keys + "alpha"), config.list(keys + "targets")};
     if (l.alpha == 0) l.alpha = static_cast<double>(l.rank);
     return l;
 }

@@ -91,8 +91,8 @@ struct Context {
         return static_cast<int>(unit % static_cast<std::size_t>(world->size())) == world->rank();
     }
     io::Manifest new_manifest(const std::string& stage) const;
-    /// The adapter that is trained ([lora]); rank 0: all weights are.
-    nn::LoraConfig lora() const;
+    /// The adapter that is trained, of a policy or by the keys that begin so; rank 0: all weights are.
+    nn::LoraConfig lora(const std::string& keys = "lora.") const;
     /// Where the models run ([compute] device).
     Device device() const { return config.text("compute.device") == "cuda" ? Device::cuda : Device::cpu; }
     /// Whether AdamW's memory stays in host memory while the model is on a device ([compute] optimizer).

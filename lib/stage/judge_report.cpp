@@ -81,7 +81,7 @@ Json agreement(const Context& c, const std::vector<eval::ScoredLabel>& values, i
 
 }  // namespace
 
-HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& directory,
+HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& directory, const std::filesystem::path& adapter,
                             const std::vector<judge::LabelledSample>& heldout) {
     const auto pictures = pictures_of(heldout);
     std::map<std::string, std::vector<judge::Template>> templates;
@@ -97,6 +97,7 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
         });
     judge::NativeJudgeConfig native;
     native.directory = directory;
+    native.adapter = adapter;
     native.answers = static_cast<int>(c.config.integer("judge.answers"));
     native.context = c.config.integer("judge.context");
     native.temperature = c.config.number("judge.temperature");

@@ -86,11 +86,12 @@ class TaskOutline {
     }
     std::int64_t tokens() const { return tokens_; }
     std::int64_t patches() const { return patches_; }
-    /// Of the autoencoder: encoding alone, or decoding too.
-    std::vector<vae::PictureUse> uses(bool decodes) const {
+    /// Of the autoencoder: encoding, and decoding so many pictures at once (0: none).
+    std::vector<vae::PictureUse> uses(std::int64_t at_once) const {
         std::vector<vae::PictureUse> all;
         for (const auto& [height, width, decoded] : uses_)
-            if (decodes || !decoded) all.push_back({height * model::pixels_per_latent, width * model::pixels_per_latent, decoded});
+            if (at_once > 0 || !decoded)
+                all.push_back({height * model::pixels_per_latent, width * model::pixels_per_latent, decoded ? at_once : 0});
         return all;
     }
 
@@ -128,7 +129,7 @@ class Planner {
     MemoryPlan rollout(const std::string& task, int micro_batch) const {
         const auto s = spec(task, micro_batch);
         MemoryPlan plan = program_;
-        const ModelOutline model = outline(training_.at(task), false, true);
+        const ModelOutline model = outline(training_.at(task), false, s.members);
         hold_model(plan, model, s.members);
         hold_rollout(plan, model, s, true, scoring());
         return plan;
@@ -136,7 +137,7 @@ class Planner {
 
     MemoryPlan grpo(const std::string& task, int micro_batch, bool recomputes) const {
         MemoryPlan plan = program_;
-        const ModelOutline model = outline(training_.at(task), true, false);
+        const ModelOutline model = outline(training_.at(task), true, 0);
         hold_model(plan, model, 0);
         GrpoMemory memory;
         memory.has_kl = c_.config.text("grpo.kl") != "none" && c_.config.number("grpo.kl_beta") > 0;
@@ -150,7 +151,7 @@ class Planner {
     MemoryPlan dump(const std::string& task, int micro_batch) const {
         MemoryPlan plan = program_;
         const auto s = student(micro_batch);
-        const ModelOutline model = outline(training_.at(task), false, true);
+        const ModelOutline model = outline(training_.at(task), false, s.members);
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
         const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
@@ -160,7 +161,7 @@ class Planner {
 
     MemoryPlan distill_stage(int micro_batch, bool recomputes) const {
         MemoryPlan plan = program_;
-        const ModelOutline model = outline(all_training_, true, false);
+        const ModelOutline model = outline(all_training_, true, 0);
         hold_model(plan, model, 0);
         hold_distill(plan, model, student(micro_batch), keep(recomputes), trainer(false), has_snapshots());
         return plan;
@@ -168,10 +169,10 @@ class Planner {
 
     MemoryPlan evaluate() const {
         MemoryPlan plan = program_;
-        const ModelOutline model = outline(all_heldout_, false, true);
         EvaluationMemory m;
         m.pictures = static_cast<std::size_t>(c_.config.integer("evaluate.samples"));
         m.shard_pictures = evaluation_shard_prompts * m.pictures;
+        const ModelOutline model = outline(all_heldout_, false, static_cast<std::int64_t>(m.shard_pictures));
         m.guided = spec(c_.config.tasks().front(), 1).uses_guidance();
         m.candidates = (m.guided ? 2 : 1) + (c_.config.flag("pipeline.teachers") ? c_.config.tasks().size() + 1 : 0) +
                        (c_.config.flag("pipeline.mix") ? 1 : 0);
@@ -254,7 +255,8 @@ class Planner {
         return outline;
     }
 
-    ModelOutline outline(const TaskOutline& prompts, bool trains, bool decodes) const {
+    /// `decoded`: pictures at once.
+    ModelOutline outline(const TaskOutline& prompts, bool trains, std::int64_t decoded) const {
         ModelOutline m;
         m.dit = &files_.dit;
         m.schedule = files_.schedule;
@@ -271,14 +273,14 @@ class Planner {
         }
         if (lora_) m.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena, device); });
         m.text_encoder = Workspace::measure([&](Arena& arena) { vlm::Session(files_.vlm, prompts.tokens(), prompts.patches(), arena); });
-        m.autoencoder = codec_bytes(prompts.uses(decodes));
+        m.autoencoder = codec_bytes(prompts.uses(decoded));
         return m;
     }
 
     /// Asked for again with every micro-batch, and slow to answer.
     Bytes codec_bytes(const std::vector<vae::PictureUse>& uses) const {
         std::string key;
-        for (const vae::PictureUse& use : uses) key += fmt::format("{}x{}{} ", use.height, use.width, use.decodes ? "d" : "e");
+        for (const vae::PictureUse& use : uses) key += fmt::format("{}x{}x{} ", use.height, use.width, use.decoded);
         const auto found = codec_.find(key);
         return found != codec_.end() ? found->second : codec_[key] = vae::planned_bytes(files_.vae, uses);
     }

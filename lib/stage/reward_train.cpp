@@ -86,8 +86,11 @@ std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwi
     return items;
 }
 
-judge::JudgeTrainerConfig trainer_config(const config::Config& config) {
+judge::JudgeTrainerConfig trainer_config(const Context& c) {
+    const config::Config& config = c.config;
     judge::JudgeTrainerConfig t;
+    t.lora = c.lora("reward_train.lora_");
+    t.seed = c.seed() ^ task_number("lora/judge");
     t.language_weight = config.number("reward_train.language_weight");
     t.train_vision = config.flag("reward_train.vision");
     t.train_mergers = config.flag("reward_train.mergers");
@@ -132,19 +135,20 @@ int run_reward_train(const Context& c) {
                             "remove it to train from the start",
                             checkpoint.string());
     }
-    const judge::JudgeModel model(resumes ? checkpoint : start);
+    const bool adapts = config.integer("reward_train.lora_rank") > 0;
+    const judge::JudgeModel model(resumes && !adapts ? checkpoint : start);
     const bool pairwise = config.text("reward_train.loss") == "pairwise";
     const auto sample_of = [&](std::size_t i) {
         return judge::make_training_sample(model, templates.at(labels[i]), labels[i]);
     };
     judge::JudgeTrainer::Sizes sizes;
     for (std::size_t i = 0; i < labels.size(); ++i) sizes.cover(sample_of(i));
-    judge::JudgeTrainer trainer(model, trainer_config(config), sizes);
+    judge::JudgeTrainer trainer(model, trainer_config(c), sizes);
     if (resumes) trainer.load_state(checkpoint / state_name);
     memory.plan.hold("weights", model.weight_bytes());
     memory.plan.hold("training", trainer.bytes());
     memory.plan.hold("gradients' sum",
-                     comm::sum_bytes(c.world->size(), static_cast<std::size_t>(model.weights().flat().elements())));
+                     comm::sum_bytes(c.world->size(), trainer.count()));
     std::set<const io::Image*> pictures;
     std::size_t picture_bytes = 0;
     for (const Labels* list : {&labels, &heldout})
@@ -169,10 +173,13 @@ int run_reward_train(const Context& c) {
     const auto publish_state = [&] {
         if (c.world->is_root()) {
             io::publish_directory(checkpoint, [&](const fs::path& temporary) {
-                judge::save_judge(model, start, temporary);
+                if (adapts)
+                    nn::save_lora(*trainer.adapter(), temporary, nn::LoraLayout::peft);
+                else
+                    judge::save_judge(model, start, temporary);
                 trainer.save_state(temporary / state_name);
                 io::Manifest m = manifest;
-                m.outputs["model.safetensors"] = m.outputs[state_name] = {};
+                for (const auto& entry : fs::directory_iterator(temporary)) m.outputs[entry.path().filename().string()] = {};
                 m.facts = {{"update", trainer.updates()},
                            {"score_loss", score_loss},
                            {"language_loss", language_loss},
@@ -237,7 +244,8 @@ int run_reward_train(const Context& c) {
     publish_state();
 
     // What counts is what it says by itself, reasons of its own writing included.
-    const auto [report, judgements] = judge_heldout(c, checkpoint, heldout);
+    const auto [report, judgements] = judge_heldout(c, adapts ? start : checkpoint, adapts ? checkpoint : fs::path(), heldout);
+    trainer.merge();
     nlohmann::json metrics{{"stage", "reward-train"},
                            {"policy", "judge"},
                            {"iteration", 0},
@@ -249,6 +257,7 @@ int run_reward_train(const Context& c) {
         metrics["language_loss"] = language_loss / terms;
         metrics["gradient_norm"] = norm / static_cast<double>(batches);
     }
+    if (adapts) metrics["trained_parameters"] = trainer.adapter()->table().table().count();
     metrics["heldout"] = report["dimensions"];
     if (c.world->is_root()) {
         io::put_metrics(c.run.metrics(), metrics);  // before the judge: a judge always has its record
@@ -256,11 +265,17 @@ int run_reward_train(const Context& c) {
         const std::string table = judge_table(report);
         io::publish_directory(product, [&, &report = report, &judgements = judgements](const fs::path& temporary) {
             judge::save_judge(model, start, temporary);
+            // In a folder of its own: transformers adds an adapter that it finds beside weights to them.
+            if (adapts) {
+                fs::create_directory(temporary / "adapter");
+                for (const std::string& name : nn::save_lora(*trainer.adapter(), temporary / "adapter", nn::LoraLayout::peft))
+                    manifest.outputs["adapter/" + name] = {};
+            }
             io::publish_text(temporary / "report.json", report.dump(1) + "\n");
             io::publish_text(temporary / "table.txt", table);
             io::publish_text(temporary / "judgements.csv", judgements);
             for (const auto& entry : fs::directory_iterator(temporary))
-                manifest.outputs[entry.path().filename().string()] = {};
+                if (entry.is_regular_file()) manifest.outputs[entry.path().filename().string()] = {};
             manifest.facts = metrics;
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);

@@ -22,7 +22,7 @@ ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
         if (with_negative)
             group.prompt.unconditional = model.reserve(c.negative(prompt->task), references);
         outline.groups.push_back(std::move(group));
-        if (decoded > 0) model.codec().reserve_decoding(size.height, size.width);
+        if (decoded > 0) model.codec().reserve({size.height, size.width, decoded});
     }
     outline.parameters = model.weight_bytes() - model.frozen_bytes();
     outline.frozen = model.frozen_bytes();

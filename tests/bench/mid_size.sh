@@ -6,6 +6,8 @@
 # From the repository's root; 8 layers of 16 heads (0.46 B parameters; 18: 1.0 B), parts "adapter full", 4 sampling steps without.
 # Real: head size 128, mlp ratio 3, rotary axes, vocabulary 151936, the autoencoder's widths, 512 x 512 pictures. Smaller: layers, heads, the
 # text encoder (width 128 * HEADS, 3 layers, 4 of its vision tower).
+# What such a model draws is noise and the world's measures call all of it bad, so a test server scores the pictures by their bytes:
+# groups spread, and the updates train.
 # With ATELIER_PYTHON (diffusers) the forward pass of the policy is compared with diffusers' at the same weights.
 set -euo pipefail
 bin=$1 work=$2 layers=${3:-8} heads=${4:-16} parts=${5:-adapter full} steps=${6:-4}
@@ -38,6 +40,11 @@ if [[ ! -e $model/vae/config.json ]]; then
     "$bin/random_model" "$configs" "$model"
 fi
 
+rm -f "$work/url"
+"$bin/judge_server" --ready "$work/url" & server=$!
+trap 'kill $server' EXIT
+until [[ -e $work/url ]]; do sleep 0.05; done
+
 # Two references of the picture's size, drawn by the miniature.
 mkdir -p "$work/prompts"
 for i in 1 2; do
@@ -57,6 +64,7 @@ plan() {
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model="$model" --set sampling.height=512 --set sampling.width=512 \
         --set sampling.output_resolution=512 --set sampling.steps="$steps" --set sampling.guidance_scale=1 --set sampling.guidance_train=none \
         --set steps.count=1 --set curate.enabled=false --set rollout.prompts_per_iteration=1 --set rollout.group_size=2 --set rollout.micro_batch=1 \
+        --set reward.scorer=http --set judge.url="$(<"$work/url")" --set judge.model=judge --set judge.templates=configs/judge \
         --set reward.min_spread=0 --set reward.gate=0 --set grpo.iterations=1 --set grpo.minibatches=1 --set distill.rounds=1 --set distill.prompts=1 \
         --set distill.group_size=1 --set distill.batch=2 --set distill.epochs=1 --set distill.start=base --set compute.recompute=true \
         --set "task.t2i.train=$work/prompts/t2i.jsonl" --set "task.t2i.heldout=$work/prompts/t2i.jsonl" \
@@ -72,9 +80,13 @@ stage() {  # RANKS RUN PRODUCT PROGRAM ARGUMENTS...
     local ranks=$1 run=$2 product=$3 program=$4 begin=$SECONDS
     shift 4
     mpirun --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@" >"$work/$run-$program.log" 2>&1 || { tail -20 "$work/$run-$program.log" >&2; exit 1; }
+    if [[ $program == grpo || $program == distill ]] && ! tail -1 "$work/$run/metrics.jsonl" | grep -q '"updates":[1-9]'; then
+        echo "mid_size: $program trained nothing" >&2
+        exit 1
+    fi
     show "$ranks" "$run $program ${2:-}" "$work/$run/$product" $((SECONDS - begin))
 }
-outline() { "$bin/atelier-plan" --run "$work/$1" --memory --ranks "$2" | awk -v want="$3" '$0 ~ "^" want { on = 1 } on && /at once/ { print; exit }' | sed "s/^/    without weights, $3:/"; }
+outline() { "$bin/atelier-plan" --run "$work/$1" --memory --ranks "$2" | awk -v want="$3" '$0 ~ "^" want { on = 1 } /^$/ { on = 0 } on && /at once/' | sed "s/^/    without weights, $3:/"; }
 
 if [[ $parts == *adapter* ]]; then
     plan adapter --set lora.rank=16 --set compute.threads=2

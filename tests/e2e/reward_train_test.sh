@@ -77,6 +77,25 @@ code 0 ranks 3 ranks
 weights_agree whole ranks 1e-3 || fail "weights of one and three ranks"
 plan pairwise --set reward_train.loss=pairwise --set reward_train.vision=false
 code 0 train pairwise
+# An adapter: killed it goes on to the same bits; what is published is the base with the adapter merged, and the adapter.
+adapter=(--set reward_train.lora_rank=4 --set reward_train.learning_rate=1e-2)
+plan adapter "${adapter[@]}"
+code 0 train adapter
+[[ $(ls "$work/adapter/judge/adapter") == $'adapter_config.json\nadapter_model.safetensors' ]] || fail "no adapter was published"
+cmp -s "$work/start/model.safetensors" "$work/adapter/judge/model.safetensors" && fail "the adapter changed nothing"
+code 0 "$bin/atelier-inspect" --verify "$work/adapter"
+plan adapter-killed "${adapter[@]}"
+"$bin/atelier-reward-train" --run "$work/adapter-killed" >/dev/null 2>&1 &
+pid=$!
+for _ in $(seq 1000); do [[ -e $work/adapter-killed/judge-training/state/manifest.json ]] && break; sleep 0.02; done
+kill -KILL $pid
+wait $pid 2>/dev/null || true
+[[ ! -e $work/adapter-killed/judge ]] || fail "the training was over before the signal"
+code 0 train adapter-killed
+for file in model.safetensors adapter/adapter_model.safetensors report.json; do
+    cmp "$work/adapter/judge/$file" "$work/adapter-killed/judge/$file" || fail "$file differs after KILL"
+done
+
 plan none --set reward_train.labels="$work/labels/none.jsonl"
 code 3 train none
 sed 's/"rationale"/"reason"/' "$work/labels/train.jsonl" >"$work/labels/silent.jsonl"

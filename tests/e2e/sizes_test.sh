@@ -135,6 +135,13 @@ says "latents 6x10"
 code 0 "$bin/atelier-plan" --run "$work/all-1" --storage
 code 0 "$bin/atelier-plan" --run "$work/all-1" --memory
 
+# Config files give the buffers of the autoencoder that the stage's open model has, those of a second thread too (in MiB).
+plan threads --set compute.threads=2
+code 0 on 1 rollout threads --policy t2i --iteration 1
+taken=$(sed -n "s/.*memory planned.*autoencoder's buffers \([0-9.]*\),.*/\1/p" "$work/out")
+counted=$("$bin/atelier-plan" --run "$work/threads" --memory | awk '/^curate, rollout t2i/ { on = 1 } /^$/ { on = 0 } on && /autoencoder.s buffers/ { print $3 * 1024 }')
+awk -v a="$taken" -v b="$counted" 'BEGIN { exit !(a > 0 && a - b < 0.6 && b - a < 0.6) }' || fail "autoencoder's buffers: the stage plans $taken MiB, atelier-plan $counted"
+
 # Mistakes.
 code 2 "$bin/atelier-plan" --config configs/mini.toml --set "task.t2i.sizes=[[100, 128]]"
 says "task.t2i.sizes: pictures of 100 x 128"

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Fuzzes every reader of foreign bytes under AddressSanitizer and UndefinedBehaviorSanitizer.
-#   tests/fuzz/run.sh [SECONDS_A_TARGET [TARGET...]]      default: 60 seconds, all targets, as many at a time as there are cores
+#   tests/fuzz/run.sh [AMOUNT [TARGET...]]      default: 60s, all targets, as many at a time as there are cores
+# AMOUNT of each target: seconds (60s), or inputs (5000), the same ones every time with one seed and one corpus.
 # Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
 # hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
 # fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time). ATELIER_ASAN_BUILD_DIR:
 # where to build (default build-asan, shared with tests/sanitize.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-seconds=${1:-60}
+amount=${1:-60s}
+[[ $amount =~ ^[0-9]+s?$ ]] || { echo "fuzz/run.sh: seconds (60s) or inputs (5000), found '$amount'" >&2; exit 2; }
 shift || true
 source tests/clang_build.sh
 targets=("$@")
@@ -17,7 +19,8 @@ corpus=${ATELIER_FUZZ_CORPUS:-$build/fuzz-corpus}
 mkdir -p "$build/fuzz-found" "$build/fuzz-logs"
 
 fuzz_one() {
-    local target=$1 most=4096 memory=64
+    local target=$1 most=4096 memory=64 limit=-runs=$amount
+    [[ $amount == *s ]] && limit=-max_total_time=${amount%s}
     case $target in
         png) memory=256 ;;             # deflate unpacks a thousandfold
         hdf5_structure) most=64 ;;     # sixteen changes
@@ -25,7 +28,7 @@ fuzz_one() {
         prompts | completion | safetensors) most=65536 ;;
     esac
     mkdir -p "$corpus/$target"
-    if "$build/bin/fuzz-$target" -seed="${ATELIER_FUZZ_SEED:-0}" -max_total_time="$seconds" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
+    if "$build/bin/fuzz-$target" -seed="${ATELIER_FUZZ_SEED:-0}" "$limit" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="$build/fuzz-found/$target-" "$corpus/$target" "tests/fuzz/corpus/$target" \
         >"$build/fuzz-logs/$target.txt" 2>&1; then
         awk -v t="$target" '/number_of_executed_units/ {n = $2} /peak_rss_mb/ {m = $2} /cov: / {for (i = 1; i < NF; ++i) if ($i == "cov:") c = $(i + 1)}
@@ -37,5 +40,5 @@ fuzz_one() {
     fi
 }
 export -f fuzz_one
-export seconds build corpus
+export amount build corpus
 printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'fuzz_one {}'

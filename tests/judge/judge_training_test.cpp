@@ -214,6 +214,114 @@ TEST_F(JudgeTraining, LearnsAndLeavesFrozenPartsAlone) {
     }
 }
 
+/// An adapter of every matrix with numbers that are not zero, as if it had been trained.
+JudgeTrainerConfig with_adapter() {
+    JudgeTrainerConfig config;
+    config.lora = {2, 3.0, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "model.visual.blocks.*", "linear_fc1"}};
+    return config;
+}
+void draw(const nn::LoraStore& adapter) {
+    Random random(random_key(5, RandomUse::test));
+    const Tensor all = adapter.values().flat();
+    std::generate_n(all.f32(), all.elements(), [&] { return static_cast<float>(0.05 * random.normal()); });
+}
+
+TEST_F(JudgeTraining, AnAdaptersGradientFollowsFromThatOfTheMergedWeights) {
+    const JudgeModel base(folder_), merged(folder_);
+    const TrainingSample s = make_training_sample(base, asked_, sample(1));
+    JudgeTrainer::Sizes sizes;
+    sizes.cover(s);
+    JudgeTrainer adapted(base, with_adapter(), sizes), whole(merged, {}, sizes);
+    const nn::LoraStore& adapter = *adapted.adapter();
+    draw(adapter);
+    nn::merge_lora(adapter, merged.weights());
+    adapted.zero_gradients();
+    whole.zero_gradients();
+    const JudgeLoss a = adapted.add_sample(s, 1), b = whole.add_sample(s, 1);
+    EXPECT_NEAR(a.score, b.score, 1e-5 * (1 + b.score));
+    EXPECT_NEAR(a.language, b.language, 1e-5 * b.language);
+    const double scale = adapter.table().scale();
+    const std::vector<int> rows = adapter.table().adapted();
+    ASSERT_GT(rows.size(), 30u);
+    for (const int row : rows) {
+        // W = W0 + scale B A: dA = scale B^T dW, dB = scale dW A^T.
+        const Tensor d = whole.gradients()[row], lower = adapter.a(row), upper = adapter.b(row);
+        const std::int64_t out = d.size(0), in = d.size(1), rank = lower.size(0);
+        for (const bool is_lower : {true, false}) {
+            const Tensor found = is_lower ? adapted.adapter_gradients()->a(row) : adapted.adapter_gradients()->b(row);
+            double apart = 0, size = 0;
+            for (std::int64_t i = 0; i < found.size(0); ++i)
+                for (std::int64_t j = 0; j < found.size(1); ++j) {
+                    double expected = 0;
+                    for (std::int64_t k = 0; k < (is_lower ? out : in); ++k)
+                        expected += is_lower ? double(upper.f32()[k * rank + i]) * d.f32()[k * in + j] : double(d.f32()[i * in + k]) * lower.f32()[j * in + k];
+                    expected *= scale;
+                    apart += std::pow(found.f32()[i * found.size(1) + j] - expected, 2);
+                    size += expected * expected;
+                }
+            ASSERT_GT(size, 0) << base.vlm().table().spec(row).name;
+            EXPECT_LT(std::sqrt(apart / size), 1e-4) << base.vlm().table().spec(row).name << (is_lower ? " A" : " B");
+        }
+    }
+}
+
+TEST_F(JudgeTraining, AnAdapterLearnsBesideWeightsThatStay) {
+    const JudgeModel model(folder_);
+    std::vector<TrainingSample> samples;
+    JudgeTrainer::Sizes sizes;
+    for (int i = 0; i < 4; ++i) {
+        samples.push_back(make_training_sample(model, asked_, sample(i)));
+        sizes.cover(samples.back());
+    }
+    const std::int64_t n = model.weights().flat().elements();
+    const std::vector<float> before(model.weights().data(), model.weights().data() + n);
+    JudgeTrainer trainer(model, with_adapter(), sizes);
+    double first = 0, last = 0;
+    for (int update = 0; update < 30; ++update) {
+        trainer.zero_gradients();
+        last = 0;
+        for (const TrainingSample& s : samples) {
+            const JudgeLoss l = trainer.add_sample(s, 0.25);
+            last += (l.score + l.language) / 4;
+        }
+        trainer.step(1e-2, [](std::span<float>) {});
+        if (update == 0) first = last;
+    }
+    EXPECT_LT(last, 0.5 * first);
+    EXPECT_TRUE(std::equal(before.begin(), before.end(), model.weights().data()));
+    // Merged, and from its files, it is the same judge.
+    const fs::path files = folder_ / "adapter";
+    fs::create_directories(files);
+    nn::save_lora(*trainer.adapter(), files, nn::LoraLayout::peft);
+    trainer.merge();
+    EXPECT_FALSE(std::equal(before.begin(), before.end(), model.weights().data()));
+    const JudgeModel read(folder_, files);
+    EXPECT_TRUE(std::equal(read.weights().data(), read.weights().data() + n, model.weights().data()));
+}
+
+TEST_F(JudgeTraining, AdaptersThatCannotBeTrained) {
+    const JudgeModel model(folder_);
+    JudgeTrainer::Sizes sizes;
+    sizes.cover(make_training_sample(model, asked_, sample(0)));
+    const auto why = [&](const JudgeTrainerConfig& config) {
+        try {
+            JudgeTrainer(model, config, sizes);
+        } catch (const Error& e) {
+            EXPECT_EQ(e.kind(), ErrorKind::usage);
+            return e.message();
+        }
+        return std::string("nothing was wrong");
+    };
+    JudgeTrainerConfig config = with_adapter();
+    config.lora.targets = {"*"};
+    EXPECT_THAT(why(config), HasSubstr("embed_tokens.weight is no product"));
+    config.lora.targets = {"pos_embed"};
+    EXPECT_THAT(why(config), HasSubstr("pos_embed.weight is no product"));
+    config.lora.targets = {"q_proj"};
+    config.train_text = false;
+    EXPECT_THAT(why(config), HasSubstr("nothing is trained"));
+}
+
 TEST_F(JudgeTraining, GoesOnFromItsFilesToTheSameBits) {
     const auto train = [&](const fs::path& from, JudgeTrainer& trainer, const JudgeModel& model, int updates) {
         static_cast<void>(from);

@@ -517,9 +517,10 @@ TEST(DeviceStreamedWeights, BlocksComeWhenTheyAreAcquired) {
             table.add({.name = fmt::format("block.{}.norm", b), .shape = {9}, .block = b});
         }
         table.add({"head", {2, 3}});
+        const nn::Partition partition(table, 1);
         const atelier::Numbers host(table.flat_size());
-        Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(table, host.tensor(), blocks, plan); }));
-        nn::StreamedWeights weights(table, host.tensor(), blocks, arena);
+        Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(partition, host.tensor(), blocks, plan); }));
+        nn::StreamedWeights weights(partition, host.tensor(), blocks, arena);
         const nn::ParameterStore store(table, weights);
         for (const float offset : {1.0f, 1000.0f}) {
             for (std::int64_t i = 0; i < host.size(); ++i) host.data()[i] = offset + static_cast<float>(i);

@@ -1,6 +1,7 @@
 // The autoencoder against values that diffusers computed in float64: decoding, encoding, every stage.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -96,12 +97,31 @@ TEST(vae_oracle, PlannedBytesAndTheSameBitsTwice) {
     std::vector<float> latents(12 * model.vae.config().z), first(48 * 64 * model.vae.config().channels), again(first.size()), other(first.size());
     for (std::size_t i = 0; i < latents.size(); ++i) latents[i] = std::sin(static_cast<float>(i));
     model.codec.decode_raw(latents.data(), 3, 4, first.data());
-    const std::vector<PictureUse> uses{{48, 64, true}, {64, 48, true}};
+    const std::vector<PictureUse> uses{{48, 64, 1}, {64, 48, 1}};
     EXPECT_EQ(model.codec.bytes(), planned_bytes(model.vae, std::span(uses).first(1)));
     model.codec.decode_raw(latents.data(), 4, 3, other.data());
     EXPECT_EQ(model.codec.bytes(), planned_bytes(model.vae, uses));
     model.codec.decode_raw(latents.data(), 3, 4, again.data());
     EXPECT_EQ(again, first);
+    // Pictures of a batch run side by side, each with memory of its own, as many as there are threads.
+    set_threads(2);
+    for (const std::int64_t batch : {1, 2, 5}) {
+        Codec codec(model.vae, model.weights);
+        std::vector<float> all, pictures(static_cast<std::size_t>(batch) * first.size());
+        for (std::int64_t b = 0; b < batch; ++b)
+            for (const float v : latents) all.push_back(v + static_cast<float>(b));
+        const auto decode = [&](Codec& with, std::int64_t from, std::int64_t count, float* out) {
+            with.decode(Tensor::of(all.data() + from * static_cast<std::int64_t>(latents.size()), {count, 12, model.vae.config().z}), 3, 4,
+                        Tensor::of(out, {count, 48, 64, model.vae.config().channels}));
+        };
+        decode(codec, 0, batch, pictures.data());
+        EXPECT_EQ(codec.bytes(), planned_bytes(model.vae, std::array{PictureUse{48, 64, batch}}));
+        for (std::int64_t b = 0; b < batch; ++b) {
+            decode(model.codec, b, 1, again.data());
+            EXPECT_TRUE(std::equal(again.begin(), again.end(), pictures.begin() + b * static_cast<std::int64_t>(again.size()))) << b << " of " << batch;
+        }
+    }
+    set_threads(1);
 }
 
 TEST(vae_oracle, EncodeBatch) {

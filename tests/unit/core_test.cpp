@@ -2,12 +2,15 @@
 
 #include <atomic>
 #include <cmath>
+#include <filesystem>
+#include <stdexcept>
 #include <vector>
 
 #include "core/arena.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
+#include "core/process.hpp"
 
 namespace atelier {
 namespace {
@@ -22,6 +25,24 @@ TEST(Error, NamesPlaceRankAndMessage) {
         EXPECT_NE(std::string(e.what()).find("1 == 2"), std::string::npos);
         EXPECT_NE(std::string(e.what()).find("rank 0 of 1"), std::string::npos);
     }
+}
+
+TEST(Error, EndsAProgramWithTheDocumentedCode) {
+    const auto ends = [](auto&& thrown) {
+        try {
+            throw thrown;
+        } catch (...) {
+            ::testing::internal::CaptureStderr();
+            const int code = report_failure("atelier-test");
+            return std::pair(code, ::testing::internal::GetCapturedStderr());
+        }
+    };
+    const auto [code, said] = ends(Error(ErrorKind::reward, "no verdict", "", "file", 1));
+    EXPECT_EQ(code, static_cast<int>(ErrorKind::reward));
+    EXPECT_NE(said.find("atelier-test: "), std::string::npos);
+    EXPECT_NE(said.find("no verdict"), std::string::npos);
+    EXPECT_EQ(ends(std::filesystem::filesystem_error("disk", "a.bin", std::make_error_code(std::errc::no_space_on_device))).first, 4);
+    EXPECT_EQ(ends(std::runtime_error("other")).first, 1);
 }
 
 TEST(Arena, MeasuresThenHolds) {

@@ -181,7 +181,9 @@ Codec::Image Codec::run_encoder(Arena& arena, const Image& picture, const Observ
     return convolve(arena, vae_.quant, x, 1);
 }
 
-int Codec::lanes() const { return vae_.device() == Device::cpu ? threads() : 1; }
+std::int64_t Codec::lanes(const PictureUse& use) const {
+    return vae_.device() == Device::cpu ? std::clamp<std::int64_t>(use.decoded, 1, threads()) : 1;
+}
 
 Bytes Codec::measure(std::int64_t height, std::int64_t width, bool decoder) {
     const DeviceScope scope(vae_.device());
@@ -194,13 +196,16 @@ Bytes Codec::measure(std::int64_t height, std::int64_t width, bool decoder) {
     return {arena.peak(), arena.peak(Device::cuda)};
 }
 
-void Codec::prepare(std::int64_t height, std::int64_t width, bool decoder) {
-    const std::tuple key(height, width, decoder);
+void Codec::prepare(const PictureUse& use) {
+    const std::tuple key(use.height, use.width, use.decoded > 0);
     auto found = planned_.find(key);
-    if (found == planned_.end()) found = planned_.emplace(key, measure(height, width, decoder)).first;
-    if (arenas_.size() == static_cast<std::size_t>(lanes()) && larger(found->second, arenas_[0].bytes()) == arenas_[0].bytes()) return;
+    if (found == planned_.end()) found = planned_.emplace(key, measure(use.height, use.width, use.decoded > 0)).first;
+    const auto needed = static_cast<std::size_t>(lanes(use));
+    const Bytes held = arenas_.empty() ? Bytes() : arenas_[0].bytes(), picture = larger(found->second, held);
+    if (!arenas_.empty() && picture == held && arenas_.size() >= needed) return;
+    const std::size_t count = std::max(arenas_.size(), needed);
     arenas_.clear();
-    for (int i = 0; i < lanes(); ++i) arenas_.emplace_back("vae", found->second);
+    for (std::size_t i = 0; i < count; ++i) arenas_.emplace_back("vae", picture);
 }
 
 Bytes Codec::bytes() const {
@@ -211,10 +216,14 @@ Bytes Codec::bytes() const {
 }
 
 void Codec::decode_raw(const float* latents, std::int64_t height, std::int64_t width, float* picture, const Observer& observe) {
+    const Config& c = vae_.config();
+    prepare({height * c.factor(), width * c.factor(), 1});
+    decode_in(arenas_[0], latents, height, width, picture, observe);
+}
+
+void Codec::decode_in(Arena& arena, const float* latents, std::int64_t height, std::int64_t width, float* picture, const Observer& observe) {
     const DeviceScope scope(vae_.device());
     const Config& c = vae_.config();
-    prepare(height * c.factor(), width * c.factor(), true);
-    Arena& arena = arenas_[static_cast<std::size_t>(thread_index())];
     const std::size_t mark = arena.mark(vae_.device());
     const Image in = take(arena, height, width, c.z);
     transfer(Tensor::of(latents, in.data.shape()), in.data);
@@ -228,8 +237,8 @@ void Codec::encode_raw(const float* picture, std::int64_t height, std::int64_t w
     const Config& c = vae_.config();
     ATELIER_CHECK(height % c.factor() == 0 && width % c.factor() == 0, "a picture of {} x {} pixels, multiples of {} needed",
                   height, width, c.factor());
-    prepare(height, width, false);
-    Arena& arena = arenas_[static_cast<std::size_t>(thread_index())];
+    prepare({height, width, 0});
+    Arena& arena = arenas_[0];
     const std::size_t mark = arena.mark(vae_.device());
     const Image in = take(arena, height, width, c.channels);
     transfer(Tensor::of(picture, in.data.shape()), in.data);
@@ -250,9 +259,12 @@ void Codec::decode(const Tensor& latents, std::int64_t height, std::int64_t widt
     ATELIER_CHECK(latents.elements() == batch * count && pictures.elements() == batch * picture,
                   "decoding latents {} on a grid of {} x {} into {}", latents.shape().str(), height, width,
                   pictures.shape().str());
-    prepare(height * c.factor(), width * c.factor(), true);
-    parallel_for(batch, vae_.device() == Device::cpu ? 1 : batch, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t b = begin; b < end; ++b) {
+    const PictureUse use{height * c.factor(), width * c.factor(), batch};
+    prepare(use);
+    const std::int64_t at_once = lanes(use);
+    // A lane decodes every at_once-th picture; a single one runs its own operations in parallel.
+    const auto decode_lane = [&](std::int64_t lane) {
+        for (std::int64_t b = lane; b < batch; b += at_once) {
             // The picture's memory is larger than the latents': it holds them until they have been copied.
             float* out = pictures.f32() + b * picture;
             const float* in = latents.f32() + b * count;
@@ -260,9 +272,12 @@ void Codec::decode(const Tensor& latents, std::int64_t height, std::int64_t widt
                 const auto channel = static_cast<std::size_t>(i % c.z);
                 out[i] = in[i] * c.latents_std[channel] + c.latents_mean[channel];
             }
-            decode_raw(out, height, width, out);
+            decode_in(arenas_[static_cast<std::size_t>(lane)], out, height, width, out, {});
             for (std::int64_t i = 0; i < picture; ++i) out[i] = std::clamp(out[i], -1.0f, 1.0f);
         }
+    };
+    parallel_for(at_once, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t lane = begin; lane < end; ++lane) decode_lane(lane);
     });
 }
 
@@ -286,8 +301,12 @@ Bytes planned_bytes(const Vae& vae, std::span<const PictureUse> uses) {
     Codec codec(vae, none);
     codec.plans_only_ = true;
     Bytes picture, all;
-    for (const PictureUse& use : uses) picture = larger(picture, codec.measure(use.height, use.width, use.decodes));
-    for (int i = 0; i < codec.lanes(); ++i) all += picture;
+    std::int64_t lanes = 0;
+    for (const PictureUse& use : uses) {
+        picture = larger(picture, codec.measure(use.height, use.width, use.decoded > 0));
+        lanes = std::max(lanes, codec.lanes(use));
+    }
+    for (std::int64_t i = 0; i < lanes; ++i) all += picture;
     for (const auto& [key, outline] : codec.outlines_) all += outline.bytes;
     return all;
 }

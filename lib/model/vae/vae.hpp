@@ -74,7 +74,7 @@ using Observer = std::function<void(const std::string& name, const float* value,
 /// A size of picture, and what is done with it.
 struct PictureUse {
     std::int64_t height = 0, width = 0;  ///< pixels
-    bool decodes = false;                ///< else encodes
+    std::int64_t decoded = 0;            ///< so many are decoded at once; 0: one is encoded
 };
 
 /// A frozen autoencoder ready to run, where its Vae says; latents and pictures come and go through host memory. On the CPU convolutions
@@ -99,9 +99,8 @@ class Codec {
                     const Observer& observe = {});
 
     /// Prepares for pictures of a size before the first one comes.
-    void reserve_decoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, true); }
-    void reserve_encoding(std::int64_t picture_height, std::int64_t picture_width) { prepare(picture_height, picture_width, false); }
-    /// Bytes held: prepared convolutions and every thread's scratch memory.
+    void reserve(const PictureUse& use) { prepare(use); }
+    /// Bytes held: prepared convolutions and the scratch memory of the pictures that run at once.
     Bytes bytes() const;
 
   private:
@@ -130,9 +129,10 @@ class Codec {
     /// Bytes that a picture of the size takes of an arena.
     Bytes measure(std::int64_t height, std::int64_t width, bool decoder);
     /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
-    void prepare(std::int64_t height, std::int64_t width, bool decoder);
-    /// Pictures that run at once.
-    int lanes() const;
+    void prepare(const PictureUse& use);
+    /// Pictures of a use that run at once, each in an arena of its own.
+    std::int64_t lanes(const PictureUse& use) const;
+    void decode_in(Arena& arena, const float* latents, std::int64_t height, std::int64_t width, float* picture, const Observer& observe);
 
     const Vae& vae_;
     const nn::ParameterStore& weights_;

@@ -6,6 +6,7 @@
 #include "core/device.hpp"
 #include "core/parallel.hpp"
 #include "model/vlm/geometry.hpp"
+#include "nn/linear.hpp"
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
 #include "ops/linear.hpp"
@@ -18,17 +19,20 @@ namespace {
 
 using nn::ParameterStore;
 
-Tensor bias_of(const ParameterStore& weights, const Affine& map) { return map.bias < 0 ? Tensor() : weights[map.bias]; }
-
 void affine(const ParameterStore& weights, const Affine& map, const Tensor& x, const Tensor& y) {
-    ops::linear(x, weights[map.weight], bias_of(weights, map), y);
+    nn::project(weights, map.weight, x, y);
+    if (map.bias < 0) return;
+    const std::int64_t n = y.size(1);
+    for (std::int64_t r = 0; r < y.size(0); ++r) ops::add(weights[map.bias].f32(), y.f32() + r * n, n);
 }
 
-/// Gradients of the map; dx is written unless empty.
+/// Gradients of the map, or of its adapter alone; dx is written unless empty.
 void affine_backward(const ParameterStore& weights, const ParameterStore& gradients, const Affine& map, const Tensor& x,
                      const Tensor& dy, const Tensor& dx) {
-    ops::linear_backward_weight(dy, x, gradients[map.weight], bias_of(gradients, map));
-    if (!dx.empty()) ops::linear_backward_input(dy, weights[map.weight], dx, false);
+    nn::project_backward(weights, gradients, map.weight, x, dy, dx);
+    if (map.bias < 0 || !gradients.has_values()) return;
+    const std::int64_t n = dy.size(1);
+    for (std::int64_t r = 0; r < dy.size(0); ++r) ops::add(dy.f32() + r * n, gradients[map.bias].f32(), n);
 }
 
 void layer_norm(const ParameterStore& weights, const Affine& n, const Tensor& x, const Tensor& y, const Tensor& mean,
@@ -40,7 +44,7 @@ void layer_norm(const ParameterStore& weights, const Affine& n, const Tensor& x,
 void layer_norm_backward(const ParameterStore& weights, const ParameterStore& gradients, const Affine& n, const Tensor& x,
                          const Tensor& mean, const Tensor& inverse, const Tensor& dy, const Tensor& dx) {
     ops::layer_norm_backward({x.size(0), x.size(1), vision_eps}, x.f32(), weights[n.weight].f32(), mean.f32(), inverse.f32(),
-                             dy.f32(), dx.f32(), true, gradients[n.weight].f32(), gradients[n.bias].f32());
+                             dy.f32(), dx.f32(), true, nn::vector_gradient(gradients, n.weight), nn::vector_gradient(gradients, n.bias));
 }
 
 
@@ -259,6 +263,7 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
         affine_backward(weights, gradients, p.qkv, a.y1.slice(0, n), d_qkv, d_y);
         layer_norm_backward(weights, gradients, p.norm1, a.x.slice(0, n), a.mean1, a.inverse1, d_y, d_x);
     }
+    if (!gradients.has_values()) return;  // no adapter stands before the blocks
     const Tensor d_patch = gradients[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
     ops::linear_backward_weight(d_x, pixel_values_, d_patch, gradients[vlm_.patch.bias]);
     float* d_table = gradients[vlm_.position_embedding].f32();
@@ -284,21 +289,21 @@ void TrainingPass::forward_text(const ParameterStore& weights) {
         const Tensor middle = a.middle.slice(0, n), y2 = a.y2.slice(0, n), gate = a.gate.slice(0, n), up = a.up.slice(0, n);
         const Tensor act = a.act.slice(0, n), out = (l + 1 < text_.size() ? text_[l + 1].x : states_).slice(0, n);
         ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.input_norm].f32(), y1.f32(), a.inverse1.f32());
-        ops::linear(y1, weights[p.q], {}, q_in);
-        ops::linear(y1, weights[p.k], {}, k_in);
-        ops::linear(y1, weights[p.v], {}, v);
+        nn::project(weights, p.q, y1, q_in);
+        nn::project(weights, p.k, y1, k_in);
+        nn::project(weights, p.v, y1, v);
         ops::rms_norm({n * t.heads, t.head_dim, 0, 0, t.eps, 0.0f}, q_in.f32(), weights[p.q_norm].f32(), q.f32(), a.q_inverse.f32());
         ops::rms_norm({n * t.kv_heads, t.head_dim, 0, 0, t.eps, 0.0f}, k_in.f32(), weights[p.k_norm].f32(), k.f32(), a.k_inverse.f32());
         ops::rope_half(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), q.f32());
         ops::rope_half(n, t.kv_heads, t.head_dim, kv_width, cosine_.f32(), sine_.f32(), k.f32());
         ops::attention(s, q.f32(), {}, {k.f32(), v.f32()}, attended.f32(), a.log_sum_exp.f32(), attention_workspace_);
-        ops::linear(attended, weights[p.out], {}, middle);
+        nn::project(weights, p.out, attended, middle);
         ops::add(x.f32(), middle.f32(), middle.elements());
         ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, middle.f32(), weights[p.post_norm].f32(), y2.f32(), a.inverse2.f32());
-        ops::linear(y2, weights[p.gate], {}, gate);
-        ops::linear(y2, weights[p.up], {}, up);
+        nn::project(weights, p.gate, y2, gate);
+        nn::project(weights, p.up, y2, up);
         ops::swiglu(n, t.intermediate, gate.f32(), up.f32(), t.intermediate, act.f32());
-        ops::linear(act, weights[p.down], {}, out);
+        nn::project(weights, p.down, act, out);
         ops::add(middle.f32(), out.f32(), out.elements());
         if (l < deepstack_.size())  // features of vision blocks are added at the pictures' tokens after the layer
             for (std::size_t r = 0; r < image_rows_.size(); ++r)
@@ -321,35 +326,28 @@ void TrainingPass::backward_text(const ParameterStore& weights, const ParameterS
             for (std::size_t r = 0; r < image_rows_.size(); ++r)
                 std::copy_n(d_x.f32() + image_rows_[r] * t.hidden, t.hidden,
                             d_deepstack_[l].f32() + static_cast<std::int64_t>(r) * t.hidden);
-        ops::linear_backward_weight(d_x, act, gradients[p.down], {});
-        ops::linear_backward_input(d_x, weights[p.down], d_act, false);
+        nn::project_backward(weights, gradients, p.down, act, d_x, d_act);
         ops::swiglu_backward(n, t.intermediate, a.gate.f32(), a.up.f32(), t.intermediate, d_act.f32(), d_gate.f32(), d_up.f32());
-        ops::linear_backward_weight(d_gate, y2, gradients[p.gate], {});
-        ops::linear_backward_weight(d_up, y2, gradients[p.up], {});
-        ops::linear_backward_input(d_gate, weights[p.gate], d_y, false);
-        ops::linear_backward_input(d_up, weights[p.up], d_y, true);
+        nn::project_backward(weights, gradients, p.gate, y2, d_gate, d_y);
+        nn::project_backward(weights, gradients, p.up, y2, d_up, d_y, true);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, a.middle.f32(), weights[p.post_norm].f32(), a.inverse2.f32(),
-                               d_y.f32(), d_y.f32(), gradients[p.post_norm].f32());
+                               d_y.f32(), d_y.f32(), nn::vector_gradient(gradients, p.post_norm));
         ops::add(d_y.f32(), d_x.f32(), d_x.elements());
 
-        ops::linear_backward_weight(d_x, attended, gradients[p.out], {});
-        ops::linear_backward_input(d_x, weights[p.out], d_attended, false);
+        nn::project_backward(weights, gradients, p.out, attended, d_x, d_attended);
         ops::attention_backward(s, a.q.f32(), {}, {a.k.f32(), a.v.f32()}, attended.f32(), a.log_sum_exp.f32(), d_attended.f32(),
                                 d_q.f32(), {}, {d_k.f32(), d_v.f32()}, attention_workspace_);
         ops::rope_half_backward(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), d_q.f32());
         ops::rope_half_backward(n, t.kv_heads, t.head_dim, kv_width, cosine_.f32(), sine_.f32(), d_k.f32());
         ops::rms_norm_backward({n * t.heads, t.head_dim, 0, 0, t.eps, 0.0f}, a.q_in.f32(), weights[p.q_norm].f32(),
-                               a.q_inverse.f32(), d_q.f32(), d_q.f32(), gradients[p.q_norm].f32());
+                               a.q_inverse.f32(), d_q.f32(), d_q.f32(), nn::vector_gradient(gradients, p.q_norm));
         ops::rms_norm_backward({n * t.kv_heads, t.head_dim, 0, 0, t.eps, 0.0f}, a.k_in.f32(), weights[p.k_norm].f32(),
-                               a.k_inverse.f32(), d_k.f32(), d_k.f32(), gradients[p.k_norm].f32());
-        ops::linear_backward_weight(d_q, y1, gradients[p.q], {});
-        ops::linear_backward_weight(d_k, y1, gradients[p.k], {});
-        ops::linear_backward_weight(d_v, y1, gradients[p.v], {});
-        ops::linear_backward_input(d_q, weights[p.q], d_y, false);
-        ops::linear_backward_input(d_k, weights[p.k], d_y, true);
-        ops::linear_backward_input(d_v, weights[p.v], d_y, true);
+                               a.k_inverse.f32(), d_k.f32(), d_k.f32(), nn::vector_gradient(gradients, p.k_norm));
+        nn::project_backward(weights, gradients, p.q, y1, d_q, d_y);
+        nn::project_backward(weights, gradients, p.k, y1, d_k, d_y, true);
+        nn::project_backward(weights, gradients, p.v, y1, d_v, d_y, true);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, a.x.f32(), weights[p.input_norm].f32(), a.inverse1.f32(),
-                               d_y.f32(), d_y.f32(), gradients[p.input_norm].f32());
+                               d_y.f32(), d_y.f32(), nn::vector_gradient(gradients, p.input_norm));
         ops::add(d_y.f32(), d_x.f32(), d_x.elements());
     }
 }
@@ -398,7 +396,7 @@ void TrainingPass::logits(const ParameterStore& weights, std::span<const std::in
         std::copy_n(states_.f32() + row * t.hidden, t.hidden, in.f32() + i * t.hidden);
     }
     ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, in.f32(), weights[vlm_.final_norm].f32(), normed.f32(), logit_inverse_.f32());
-    ops::linear(normed, weights[vlm_.head], {}, out);
+    nn::project(weights, vlm_.head, normed, out);
 }
 
 void TrainingPass::backward(const ParameterStore& weights, const ParameterStore& gradients, const Tensor& d_logits,
@@ -413,21 +411,20 @@ void TrainingPass::backward(const ParameterStore& weights, const ParameterStore&
         const auto n = static_cast<std::int64_t>(logit_rows_.size());
         ATELIER_CHECK(d_logits.size(0) == n, "gradients of {} rows of logits, {} were made", d_logits.size(0), n);
         const Tensor d_normed = d_logit_.slice(0, n);
-        ops::linear_backward_weight(d_logits, logit_normed_.slice(0, n), gradients[vlm_.head], {});
-        ops::linear_backward_input(d_logits, weights[vlm_.head], d_normed, false);
+        nn::project_backward(weights, gradients, vlm_.head, logit_normed_.slice(0, n), d_logits, d_normed);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, logit_in_.f32(), weights[vlm_.final_norm].f32(),
-                               logit_inverse_.f32(), d_normed.f32(), d_normed.f32(), gradients[vlm_.final_norm].f32());
+                               logit_inverse_.f32(), d_normed.f32(), d_normed.f32(), nn::vector_gradient(gradients, vlm_.final_norm));
         for (std::int64_t i = 0; i < n; ++i)
             ops::add(d_normed.f32() + i * t.hidden, d_x.f32() + logit_rows_[static_cast<std::size_t>(i)] * t.hidden, t.hidden);
     }
     backward_text(weights, gradients, d_x);
-    float* d_table = gradients[vlm_.embedding].f32();
+    float* d_table = gradients.has_values() ? gradients[vlm_.embedding].f32() : nullptr;
     std::int64_t picture_row = 0;
     for (std::int64_t i = 0; i < tokens_; ++i) {
         const std::int32_t id = ids_[static_cast<std::size_t>(i)];
         if (id == vlm_.config().image_token)
             std::copy_n(d_x.f32() + i * t.hidden, t.hidden, d_picture_tokens_.f32() + t.hidden * picture_row++);
-        else
+        else if (d_table != nullptr)
             ops::add(d_x.f32() + i * t.hidden, d_table + id * t.hidden, t.hidden);
     }
     if (!grids_.empty()) backward_vision(weights, gradients);

@@ -25,7 +25,7 @@ class TrainingPass {
     void logits(const nn::ParameterStore& weights, std::span<const std::int64_t> rows, const Tensor& out);
 
     /// From the gradient of the last logits [rows, vocabulary] (empty: none) and of the states before the final norm
-    /// [tokens, hidden] (empty: none): adds to the gradient of every parameter.
+    /// [tokens, hidden] (empty: none): adds to the gradient of every parameter, or of the weights' adapter alone (nn/lora.hpp).
     void backward(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, const Tensor& d_logits,
                   const Tensor& d_states);
 
@@ -73,7 +73,6 @@ class TrainingPass {
     std::vector<Tensor> d_deepstack_;
 };
 
-/// Mean cross-entropy of the `targets` (one a row of logits [rows, vocabulary]) over `count` labels in all; writes its gradient over
 /// Mean cross-entropy over `count` labels: `targets` has one for each row of logits [rows, vocabulary], over which its gradient is
 /// written. Sums are in double. Returns the rows' share of the mean.
 double cross_entropy(std::span<const std::int32_t> targets, std::int64_t count, const Tensor& logits);

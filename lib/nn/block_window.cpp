@@ -1,0 +1,79 @@
+#include "nn/block_window.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace atelier::nn {
+
+BlockWindow::BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device)
+    : partition_(&partition), blocks_(blocks), after_last_(after_last), resident_(partition, arena, device) {
+    std::int64_t largest = 0;
+    for (const Partition::Segment& s : partition.segments())
+        if (s.block >= 0 && s.block < blocks) largest = std::max(largest, s.share * partition.ranks());
+    for (Slot& slot : slots_) slot.memory = arena.take_f32({largest}, device);
+}
+
+void BlockWindow::settle() {
+    if (std::exchange(is_under_way_, false)) finish();
+}
+
+void BlockWindow::bring_resident() {
+    settle();
+    for (Slot& slot : slots_) slot.block = -1;
+    used_ = previous_ = -1;
+    for (std::size_t i = 0; i < resident_.memory().size(); ++i) {
+        if (resident_.memory()[i].empty()) continue;
+        start(partition_->segments()[i], resident_.memory()[i]);
+        finish();
+    }
+}
+
+BlockWindow::Slot* BlockWindow::find(int block) {
+    for (Slot& slot : slots_)
+        if (slot.block == block) return &slot;
+    return nullptr;
+}
+
+/// -1: none but this one.
+int BlockWindow::expected_after(int block) const {
+    const int last = blocks_ - 1;
+    if (last == 0) return -1;
+    if (block == last) return after_last_ == AfterLast::first ? 0 : last - 1;
+    return block == 0 || block > previous_ ? block + 1 : block - 1;
+}
+
+void BlockWindow::acquire(int block) {
+    ATELIER_CHECK(block < blocks_, "block {} of {} was acquired", block, blocks_);
+    ATELIER_CHECK(used_ < 0, "block {} was acquired while block {} was in use", block, used_);
+    settle();
+    used_ = block;
+    Slot* slot = find(block);
+    if (slot == nullptr) {
+        // The block used last is nearer to what comes next only where the direction turns; it is overwritten last.
+        slot = slots_[0].block == previous_ ? &slots_[1] : &slots_[0];
+        slot->block = block;
+        start(partition_->of_block(block), slot->memory);
+        finish();
+    }
+    const int next = expected_after(block);
+    previous_ = block;
+    if (next < 0 || find(next) != nullptr) return;
+    Slot& other = slot == &slots_[0] ? slots_[1] : slots_[0];
+    other.block = next;
+    is_under_way_ = true;
+    start(partition_->of_block(next), other.memory);
+}
+
+void BlockWindow::release(int block) {
+    ATELIER_CHECK(used_ == block, "block {} was released, block {} is in use", block, used_);
+    used_ = -1;
+}
+
+float* BlockWindow::row(int index) {
+    const int block = partition_->table().spec(index).block;
+    if (block < 0) return resident_.row(index);
+    ATELIER_CHECK(block == used_, "{} of block {} is wanted, block {} is in use", partition_->table().spec(index).name, block, used_);
+    return find(block)->memory.f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
+}
+
+}  // namespace atelier::nn
