@@ -12,6 +12,7 @@
 #include "judge/labels.hpp"
 #include "world/draw.hpp"
 #include "world/flaws.hpp"
+#include "world/shown.hpp"
 
 namespace atelier {
 namespace {
@@ -29,18 +30,24 @@ std::shared_ptr<const io::Image> image_of(world::Picture rgba) {
     return image;
 }
 
+bool names_second_first(const std::string& prompt) { return prompt.find(" right of ") != prompt.npos || prompt.find(" below ") != prompt.npos; }
+
 /// Labels of a seed, one picture after another.
 class Labeller {
   public:
     explicit Labeller(const LabelPlan& plan) : plan_(plan) {}
 
+    /// `shown`: the scene that is there, whatever was asked.
     void add(const std::string& id, const std::string& kind, const std::string& category, const std::string& prompt, const nlohmann::json& attributes,
-             world::Picture picture, const std::vector<std::shared_ptr<const io::Image>>& sources) {
+             const world::Scene& shown, world::Picture picture, const std::vector<std::shared_ptr<const io::Image>>& sources) {
         const auto image = image_of(picture);
         Random random(random_key(plan_.seed, RandomUse::world, 3, pictures_++));
         for (const auto& [dimension, measured] : world::measure(attributes, picture)) {
             if (!measured.present) continue;
             judge::LabelledSample s{id, kind, dimension, category, prompt, measured.reason, image, sources, {}};
+            // What is asked for is judged by what is seen, said first and in the order that the prompt has.
+            if (dimension == "alignment" || dimension == "instruction")
+                s.rationale = fmt::format("{}; {}", world::caption(shown, names_second_first(prompt)), measured.reason);
             if (plan_.annotators == 0) s.scores.emplace_back("truth", measured.score);
             for (int a = 0; a < plan_.annotators; ++a) {
                 Random habit(random_key(plan_.seed, RandomUse::world, 4, static_cast<std::uint64_t>(a)));
@@ -83,7 +90,7 @@ void add_drawn_t2i(std::uint64_t i, std::uint64_t seed, Labeller& labels) {
     Bytes picture = maybe_spoilt(world::draw(shown), 0.75, random);
     if (random.below(3) == 0) picture = world::spoil(picture, world::Flaw::grainy, random.uniform(), random);
     if (category == "portrait" && random.below(2) == 0) picture = world::spoil(picture, world::Flaw::smeared, random.uniform(), random);
-    labels.add(fmt::format("drawn-t2i-{:05}", i), "t2i", std::string(category), prompt, to_json(asked), picture, {});
+    labels.add(fmt::format("drawn-t2i-{:05}", i), "t2i", std::string(category), prompt, to_json(asked), shown, picture, {});
 }
 
 void add_drawn_edit(std::uint64_t i, std::uint64_t seed, Labeller& labels) {
@@ -92,22 +99,41 @@ void add_drawn_edit(std::uint64_t i, std::uint64_t seed, Labeller& labels) {
     const world::Edit edit = world::random_edit(category, random);
     const Bytes before = world::draw(edit.source), after = world::draw(edit.result);
     Bytes picture = after;
+    world::Scene shown = edit.result;
+    const auto show = [&](world::Scene scene) {
+        shown = std::move(scene);
+        return world::draw(shown);
+    };
+    const auto blend = [&](const world::Scene& from, const world::Scene& to, double share) {
+        shown = share < 0.5 ? from : to;
+        return world::blend(world::draw(from), world::draw(to), share);
+    };
     const double u = random.uniform();
     if (u < 0.08) {
-        picture = before;
+        picture = show(edit.source);
     } else if (u < 0.32) {
-        picture = world::blend(before, after, 0.3 + 0.7 * random.uniform());
+        picture = blend(edit.source, edit.result, 0.3 + 0.7 * random.uniform());
     } else if (u < 0.40) {
-        picture = world::draw(world::near_miss(random.below(3) == 0 ? edit.source : edit.result, random));
+        picture = show(world::near_miss(random.below(3) == 0 ? edit.source : edit.result, random));
     } else if (u < 0.50) {
-        picture = world::blend(after, world::draw(world::near_miss(edit.result, random)), 0.7 * random.uniform());
+        const world::Scene missed = world::near_miss(edit.result, random);
+        picture = blend(edit.result, missed, 0.7 * random.uniform());
     } else if (u < 0.80 && category == "portrait") {
-        picture = world::draw(world::other_person(random.below(3) == 0 ? edit.source : edit.result, random.uniform(), random));
+        picture = show(world::other_person(random.below(3) == 0 ? edit.source : edit.result, random.uniform(), random));
     } else if (u < 0.84) {
-        picture = world::draw(world::random_edit(category, random).result);
+        picture = show(world::random_edit(category, random).result);
     }
     picture = maybe_spoilt(std::move(picture), 0.6, random);
-    labels.add(fmt::format("drawn-edit-{:05}", i), "edit", std::string(category), edit.instruction, to_json(edit), picture, {image_of(before)});
+    labels.add(fmt::format("drawn-edit-{:05}", i), "edit", std::string(category), edit.instruction, to_json(edit), shown, picture, {image_of(before)});
+}
+
+/// What a model's picture shows, looked for from what was asked (of an edit from both its pictures).
+world::Scene shown_by(world::Picture picture, const nlohmann::json& attributes) {
+    if (!attributes.contains("edit")) return world::scene_shown(picture, world::scene_from_json(attributes));
+    const world::Edit edit = world::edit_from_json(attributes);
+    const world::Scene from_source = world::scene_shown(picture, edit.source), from_result = world::scene_shown(picture, edit.result);
+    const bool source = world::measure_alignment(picture, from_source).score > world::measure_alignment(picture, from_result).score;
+    return source ? from_source : from_result;
 }
 
 void add_samples(const fs::path& directory, Labeller& labels) {
@@ -125,9 +151,11 @@ void add_samples(const fs::path& directory, Labeller& labels) {
             const std::size_t bytes = s.picture.size() / static_cast<std::size_t>(s.samples());
             for (std::size_t m = 0; m < static_cast<std::size_t>(s.samples()); ++m) {
                 const std::uint32_t p = s.prompt[m];
+                const auto rgba = std::span(s.picture).subspan(m * bytes, bytes);
+                const auto attributes = nlohmann::json::parse(shard.prompts.attributes[p]);
                 labels.add(fmt::format("{}-{}-{}-{}", shard.header.run_id, shard.prompts.task[p], shard.prompts.id[p], s.member[m]),
-                           sources[p].empty() ? "t2i" : "edit", shard.prompts.category[p], shard.prompts.text[p], nlohmann::json::parse(shard.prompts.attributes[p]),
-                           std::span(s.picture).subspan(m * bytes, bytes), sources[p]);
+                           sources[p].empty() ? "t2i" : "edit", shard.prompts.category[p], shard.prompts.text[p], attributes,
+                           shown_by(rgba, attributes), rgba, sources[p]);
             }
         }
     }

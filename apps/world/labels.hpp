@@ -15,7 +15,8 @@ struct LabelPlan {
 };
 
 /// Writes labels (lib/judge/labels.hpp) of every dimension that applies: the world's measures, seen through annotators who
-/// are off by a constant of their own and by chance, and round to halves; the rationale is the measure's reason. Throws
+/// are off by a constant of their own and by chance, and round to halves; the rationale is the measure's reason, of
+/// alignment and instruction after a caption of what is seen. Throws
 /// Error(input) for pictures of another world, Error(io).
 void write_world_labels(const LabelPlan& plan, const std::filesystem::path& file);
 

@@ -258,7 +258,7 @@ Scene random_scene(std::string_view category, Random& random) {
     return random_typography(random);
 }
 
-std::string caption(const Scene& s, Random& random) {
+std::string caption(const Scene& s, bool second_first) {
     if (s.category == "portrait")
         return fmt::format("portrait of a person with {} skin , {} {} hair {} glasses on {}", s.face.skin,
                            s.face.hair_style, s.hair_colour, s.glasses ? "with" : "without", s.background);
@@ -275,11 +275,15 @@ std::string caption(const Scene& s, Random& random) {
     if (same_objects(s))
         return fmt::format("{} {} {}s on {}", count_words[s.objects.size()], a.colour, a.shape, s.background);
     const Object& b = s.objects.at(1);
-    // Either object may be named first.
-    if (random.below(2) == 0)
+    if (!second_first)
         return fmt::format("a {} {} {} a {} {} on {}", a.colour, a.shape, s.relation, b.colour, b.shape, s.background);
     return fmt::format("a {} {} {} a {} {} on {}", b.colour, b.shape, s.relation == "above" ? "below" : "right of",
                        a.colour, a.shape, s.background);
+}
+
+std::string caption(const Scene& s, Random& random) {
+    const bool pair = s.category == "general" && s.objects.size() > 1 && !same_objects(s);
+    return caption(s, pair && random.below(2) != 0);
 }
 
 Edit random_edit(std::string_view category, Random& random) {

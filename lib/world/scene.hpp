@@ -60,6 +60,8 @@ Scene random_scene(std::string_view category, Random& random);
 
 /// What a person would ask to get this picture; `random` picks among phrasings.
 std::string caption(const Scene& scene, Random& random);
+/// The same with the order of two unlike objects given: the second one first ("right of", "below") or not.
+std::string caption(const Scene& scene, bool second_first);
 
 /// An edit: the picture before, the instruction, the picture after.
 struct Edit {

@@ -8,6 +8,7 @@
 #include "world/draw.hpp"
 #include "world/flaws.hpp"
 #include "world/measure.hpp"
+#include "world/shown.hpp"
 
 namespace atelier::world {
 namespace {
@@ -189,6 +190,22 @@ TEST(Flaws, LowerTheirMeasures) {
     EXPECT_GT(person / persons, 4.9);
     EXPECT_LT(half_way, person);
     EXPECT_LT(other, half_way);
+}
+
+// What a picture shows is found from what was asked for instead.
+TEST(Flaws, AreSeenInWhatAPictureShows) {
+    std::array<int, 4> same{}, found{};
+    constexpr int each = 24;
+    for (std::uint64_t i = 0; i < 4 * each; ++i) {
+        Random random = random_for(i);
+        const Scene asked = random_scene(categories[i % 4], random), near = near_miss(asked, random);
+        same[i % 4] += caption(scene_shown(draw(asked), asked), false) == caption(asked, false);
+        found[i % 4] += caption(scene_shown(draw(near), asked), false) == caption(near, false);
+    }
+    for (std::size_t c = 0; c < 4; ++c) {
+        EXPECT_EQ(same[c], each) << categories[c];
+        EXPECT_GE(found[c], each - 3) << categories[c];
+    }
 }
 
 TEST(Flaws, DependOnTheirKeyAndEndWithTheirStrength) {

@@ -4,7 +4,8 @@
     python measure_judge.py RUN/judge/judgements.csv
 
 By dimension: Spearman's correlation with the truth, and over flawed pictures (truth below 4.5) in which share of the judge's reasons a clause
-of the true reason stands, word for word but for numbers; `all`: every clause and none besides. Only the standard library.
+of the true reason stands, word for word but for numbers; `all`: every clause and none besides; `seen`: in which share of all judgements that say what they see the
+caption is the true one. Only the standard library.
 """
 import collections
 import csv
@@ -15,7 +16,13 @@ WHOLE = {"everything asked for is there", "flat areas are flat and edges crisp",
          "done, and everything else is as it was", "the same person"}
 
 
-def clauses(text):
+def caption(row, key):
+    """What is said to be seen, ahead of the defects of what was asked for."""
+    return row[key].split(";")[0] if row["dimension"] in ("alignment", "instruction") else ""
+
+
+def clauses(row, key):
+    text = row[key].removeprefix(caption(row, key))
     return {re.sub(r"\d+", "N", part.strip()) for part in text.split(";")} - WHOLE - {""}
 
 
@@ -46,14 +53,15 @@ def main():
             for part in ("all", origin):
                 groups[f"{row['kind']}/{row['dimension']}", part].append(row)
                 groups["every dimension", part].append(row)
-    print(f"{'dimension':<20} {'pictures':<9} {'n':>5} {'Spearman':>9} {'flawed':>7} {'named':>7} {'all':>7}")
+    print(f"{'dimension':<20} {'pictures':<9} {'n':>5} {'Spearman':>9} {'flawed':>7} {'named':>7} {'all':>7} {'seen':>7}")
     for (name, part), rows in sorted(groups.items()):
         labels = [float(r["label"]) for r in rows]
-        flawed = [r for r in rows if float(r["label"]) < 4.5 and clauses(r["rationale"])]
-        named = sum(bool(clauses(r["rationale"]) & clauses(r["reason"])) for r in flawed)
-        exact = sum(clauses(r["rationale"]) == clauses(r["reason"]) for r in flawed)
+        flawed = [r for r in rows if float(r["label"]) < 4.5 and clauses(r, "rationale")]
+        named = sum(bool(clauses(r, "rationale") & clauses(r, "reason")) for r in flawed)
+        exact = sum(clauses(r, "rationale") == clauses(r, "reason") for r in flawed)
+        told = [caption(r, "rationale") == caption(r, "reason") for r in rows if caption(r, "rationale")]
         rho = "" if name == "every dimension" else f"{spearman([float(r['score']) for r in rows], labels):.3f}"
-        print(f"{name:<20} {part:<9} {len(rows):>5} {rho:>9} {len(flawed):>7} {named / max(1, len(flawed)):>7.3f} {exact / max(1, len(flawed)):>7.3f}")
+        print(f"{name:<20} {part:<9} {len(rows):>5} {rho:>9} {len(flawed):>7} {named / max(1, len(flawed)):>7.3f} {exact / max(1, len(flawed)):>7.3f} {sum(told) / len(told) if told else float('nan'):>7.3f}")
 
 
 if __name__ == "__main__":

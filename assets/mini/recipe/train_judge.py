@@ -1,230 +1,236 @@
-"""Step 7: the vision-language model that becomes the judge. Resumable; writes DIR/judge-start (a transformers directory).
+"""Step 8: the vision-language model that becomes the judge. Resumable; writes DIR/NAME (a transformers directory).
 
-    python train_judge.py --labels DIR/drawn.h5 DIR/samples.h5 --base ../base --templates ../../../configs/mini-judge --out DIR --minutes 40
+    python train_judge.py --labels DIR/drawn.h5 DIR/samples.h5 --heldout DIR/heldout.h5 --eyes DIR/eyes.pt --base ../base \
+        --templates ../../../configs/mini-judge --out DIR --minutes 20
 
-A Qwen3-VL at toy size with the base model's tokenizer, from random weights: a question in the judge's form, answered with the rationale and
-the score of the labels (`atelier-world --labels`). Besides, it says what pictures show that fit their prompt (the prompt itself), and
-which dimensions don't apply. All pictures are 128 x 128; a picture runs once for all questions about it, and answers alone are learnt.
-`atelier-reward-train` makes the judge from it.
+Questions in the judge's form, answered with the rationale and score of the labels. All questions about a picture run as one row: pictures and prompt
+once, each question after them and blind to the others. So that it looks rather than guesses, what is to be known is asked for where it is to be known,
+by heads that are thrown away: at each word of the prompt whether it holds in the picture, at the prompt's end what is wrong and all scores,
+at each place of an edited picture how much it differs from the source. And the score must not be read off the true rationale: where it is written
+the rationale is out of sight half of the time, and another picture's a quarter.
 """
 import argparse
 import json
 import shutil
 import time
-import tomllib
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl import modeling_qwen3_vl
+from transformers import Qwen3VLForConditionalGeneration
 
-from common import SIDE, make_optimizers, save_state, set_lr
+from common import make_optimizers, save_state, set_lr
+from judge_data import GRID, MERGE, TOKENS, Labels, make_config, patches
+from judge_model import Questions, rotations, run_text
+from judge_truth import DEFECTS, DIMENSIONS, defects_of, differences, failing_words
 
-PATCH, MERGE = 16, 2
-GRID = SIDE // PATCH            # patches a side
-MERGED = GRID // MERGE          # tokens a side
-TOKENS = MERGED * MERGED        # of a picture
-WHAT = "what"                   # the question whose answer is the prompt
-
-
-def attend_pictures(self, hidden_states, cu_seqlens, position_embeddings=None, **_):
-    """Vision attention over pictures of one size: one batch in place of a loop over them."""
-    n = hidden_states.shape[0]
-    q, k, v = self.qkv(hidden_states).reshape(n, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
-    q, k = modeling_qwen3_vl.apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    q, k, v = (x.reshape(n // GRID**2, GRID**2, self.num_heads, -1).transpose(1, 2) for x in (q, k, v))
-    return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1))
+EMBEDDED = 4.0   # length of a word's vector, and about that of a place's
+LOOK = 3   # layers after which the heads read
+DEFAULT_SHARE = dict(alignment=1, aesthetics=0.6, portrait=0.8, instruction=1, identity=0.8)
 
 
-def embed_patches(self, rows):
-    """The convolution that takes each patch once, as the matrix product that it is: ten times as fast backwards."""
-    return F.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
+class Rows:
+    """What is asked about pictures, as rows of tokens."""
 
+    def __init__(self, labels, questions, trusted=0.25):
+        self.labels, self.q, self.trusted = labels, questions, trusted
+        self.by_dimension = {}
+        for item in labels.items:
+            for d, (rationale, _) in item["known"].items():
+                self.by_dimension.setdefault((item["kind"], d), []).append(rationale)
 
-modeling_qwen3_vl.Qwen3VLVisionAttention.forward = attend_pictures
-modeling_qwen3_vl.Qwen3VLVisionPatchEmbed.forward = embed_patches
-
-
-def make_config(tokenizer):
-    ids = tokenizer.token_to_id
-    return Qwen3VLConfig(
-        text_config=dict(hidden_size=128, intermediate_size=384, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2,
-                         head_dim=32, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=4096, rms_norm_eps=1e-6,
-                         rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[6, 5, 5], mrope_interleaved=True)),
-        vision_config=dict(depth=4, hidden_size=96, num_heads=3, intermediate_size=384, out_hidden_size=128, deepstack_visual_indexes=[0, 2],
-                           num_position_embeddings=GRID * GRID, patch_size=PATCH, spatial_merge_size=MERGE, temporal_patch_size=2),
-        image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"), vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=False)
-
-
-class Questions:
-    """Questions and answers as the engine's judge has them, in tokens (lib/judge/template.hpp, judge_model.cpp)."""
-
-    def __init__(self, tokenizer, templates):
-        self.tokenizer = tokenizer
-        self.templates = {}
-        for file in sorted(Path(templates).glob("*.toml")):
-            t = tomllib.loads(file.read_text())
-            self.templates[t["kind"], t["dimension"]] = t
-        self.special = {s: tokenizer.token_to_id(f"<|{s}|>") for s in ("im_start", "im_end", "vision_start", "vision_end", "image_pad")}
-        self.scores = [tokenizer.token_to_id(str(s)) for s in range(1, 6)]
-
-    def encode(self, text):
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def question(self, kind, prompt, dimension, silent=False):
-        s, e = self.special, self.encode
-        if dimension == WHAT:
-            text, system, pictures = WHAT, "assistant", 1
-        else:
-            t = self.templates[kind, dimension]
-            text = t["question"].replace("{prompt}", prompt) + "\n" + t["rubric"] + "\n"
-            text += "".join(f"{i + 1}: {level}\n" for i, level in enumerate(t["levels"])) + t["answer"] + ("?" if silent else "")
-            system, pictures = t["system"], 2 if t.get("shows_source") else 1
-        ids = [s["im_start"], *e("system\n" + system), s["im_end"], *e("\n"), s["im_start"], *e("user\n")]
-        for _ in range(pictures):
-            ids += [s["vision_start"], *[s["image_pad"]] * TOKENS, s["vision_end"]]
-        return ids + [*e(text), s["im_end"], *e("\n"), s["im_start"], *e("assistant\n")]
-
-    def answer(self, rationale, score):
-        """Tokens, and the place of the score among them (-1: none)."""
-        if score is None:
-            return self.encode(rationale) + [self.special["im_end"]], -1
-        if np.isnan(score):
-            return self.encode(rationale + "\nScore: none") + [self.special["im_end"]], -1
-        ids = self.encode(rationale + "\nScore: ")
-        return ids + [self.scores[int(np.floor(score + 0.5)) - 1], self.special["im_end"]], len(ids)
-
-    def places(self, ids):
-        """Positions [3, T]: a picture's tokens share their time and have a row and a column."""
-        places, at, i = [], 0, 0
-        while i < len(ids):
-            if ids[i] == self.special["image_pad"]:
-                places += [(at, at + k // MERGED, at + k % MERGED) for k in range(TOKENS)]
-                at += MERGED
-                i += TOKENS
-            else:
-                places.append((at, at, at))
-                at += 1
-                i += 1
-        return np.array(places).T
-
-
-class Data:
-    """Pictures with all that is asked about them, read and cut into tokens as they are drawn; `batch(rng)` draws of one kind."""
-
-    def __init__(self, files, questions, silent=0.0):
-        self.q, self.silent = questions, silent
-        self.files = [h5py.File(file) for file in files]
-        self.items = {"t2i": [], "edit": []}   # file, pictures shown, prompt, {dimension: (rationale, mean label)}
-        for number, f in enumerate(self.files):
-            text = {k: f[f"samples/{k}"].asstr()[:] for k in ("kind", "dimension", "prompt", "rationale")}
-            shown, sources = f["samples/picture"][:], dict(zip(f["sources/sample"][:], f["sources/picture"][:]))
-            at, scores = f["scores/sample"][:], f["scores/score"][:]
-            labels = np.bincount(at, scores) / np.bincount(at)
-            by_picture = {}
-            for i, picture in enumerate(shown):
-                by_picture.setdefault(picture, []).append(i)
-            for picture, rows in by_picture.items():
-                kind = text["kind"][rows[0]]
-                self.items[kind].append((number, [sources[rows[0]], picture] if kind == "edit" else [picture], text["prompt"][rows[0]],
-                                         {text["dimension"][i]: (text["rationale"][i], labels[i]) for i in rows}))
-
-    def asked(self, kind, prompt, known, rng):
-        """Question ids, answer ids, place of the score among them, label: of every dimension, and what the picture shows."""
-        for (k, dimension), template in self.q.templates.items():
-            if k != kind:
+    def row(self, item, rng, plain=False):
+        """One picture with its questions. `plain`: every question, true rationales, out of sight of the score."""
+        kind, shown, prompt, known = (item[k] for k in ("kind", "pictures", "prompt", "known"))
+        q = self.q
+        prefix, words = q.prefix(kind, prompt)
+        n = len(prefix)
+        row = dict(ids=list(prefix), places=[q.places(prefix)], branch=[0] * n, veiled=[0] * n, tail=[0] * n, at=[], targets=[], scores=[], shown=shown)
+        start = row["places"][0][0, -1] + 1
+        for number, (k, d) in enumerate(q.templates):
+            if k != kind or (d not in known and not q.templates[k, d].get("may_not_apply")):
                 continue
-            if dimension in known:
-                yield self.pair(kind, prompt, dimension, *known[dimension], rng.random() < self.silent)
-            elif template.get("may_not_apply") and rng.random() < 0.3:  # learnt soon
-                yield self.pair(kind, prompt, dimension, "no face was asked for" if kind == "t2i" else "no face in the source", np.nan)
-        if kind == "t2i" and known["alignment"][1] >= 4.4:
-            yield self.pair(kind, prompt, WHAT, prompt, None)
+            if d in known:
+                if not plain and rng.random() > DEFAULT_SHARE[d]:
+                    continue
+                rationale, score = known[d]
+                sight = 0 if plain else rng.random()
+                other = sight > 0.5 + self.trusted
+                if other:
+                    pool = self.by_dimension[kind, d]
+                    rationale = pool[rng.integers(len(pool))]
+            elif plain or rng.random() > 0.1:
+                continue
+            else:
+                rationale, score, sight, other = "no face was asked for" if kind == "t2i" else "no face in the source", np.nan, 1, False
+            answer, place = q.answer(rationale, score)
+            question = q.tails[k, d]
+            first = len(row["ids"]) + len(question) - 1           # predicts the answer's first token
+            said = len(q.encode(rationale))
+            row["ids"] += question + answer[:-1]
+            m = len(question) + len(answer) - 1
+            row["places"].append(np.tile(np.arange(start, start + m), (3, 1)))
+            row["branch"] += [number + 1] * m
+            hide = sight < 0.5 and place >= 0
+            row["veiled"] += [0] * len(question) + [int(hide)] * said + [0] * (m - len(question) - said)
+            row["tail"] += [0] * (len(question) + said) + [int(hide)] * (m - len(question) - said)
+            for i, token in enumerate(answer):
+                if i == place:
+                    row["scores"].append((first + i, score, DIMENSIONS.index(d)))
+                elif not other or i > said:
+                    row["at"].append(first + i)
+                    row["targets"].append(token)
+        blame, colour = failing_words(prompt, known["alignment"][0]) if kind == "t2i" else ({}, {})
+        row["blame"] = [(words[w], 0, b) for w, b in blame.items()] + [(words[w], 1, b) for w, b in colour.items()]
+        row["end"] = n - 1
+        row["defects"], row["labels"] = defects_of(known)
+        if kind == "edit":
+            pad = [i for i, t in enumerate(prefix) if t == q.special["image_pad"]][TOKENS:]
+            row["cells"] = pad, differences(*(self.labels.pictures[p] for p in shown))
+        return row
 
-    def pair(self, kind, prompt, dimension, rationale, score, silent=False):
-        answer, at = self.q.answer("" if silent else rationale, score)
-        return self.q.question(kind, prompt, dimension, silent), answer, at, score
 
-    def batch(self, rng, tokens):
-        """Pictures uint8, and rows of what they are asked: numbers of the pictures shown, then as `asked`."""
-        kind = "t2i" if rng.random() < 0.55 else "edit"
-        pictures, rows, total = [], [], 0
-        while total < tokens:
-            number, shown, prompt, known = self.items[kind][rng.integers(len(self.items[kind]))]
-            first = len(pictures)
-            pictures += [self.files[number][f"pictures/{i}"][..., :3] for i in shown]
-            for pair in self.asked(kind, prompt, known, rng):
-                rows.append((list(range(first, len(pictures))), *pair))
-                total += len(pair[0]) + len(pair[1])
-        return pictures, rows
+class Batch:
+    """Rows side by side."""
+
+    def __init__(self, rows, q):
+        b, t = len(rows), max(len(r["ids"]) for r in rows)
+        whole = lambda key, fill=0: torch.from_numpy(np.array([r[key] + [fill] * (t - len(r[key])) for r in rows]))
+        self.ids = whole("ids")
+        self.places = torch.zeros(3, b, t, dtype=torch.long)
+        for i, r in enumerate(rows):
+            self.places[:, i, :len(r["ids"])] = torch.from_numpy(np.concatenate(r["places"], 1))
+        branch, veiled, tail = whole("branch"), whole("veiled").bool(), whole("tail").bool()
+        order = torch.arange(t)
+        self.mask = (order[:, None] >= order) & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])) & ~(tail[:, :, None] & veiled[:, None, :])
+        self.mask = self.mask.unsqueeze(1)
+        self.image = self.ids == q.special["image_pad"]
+        self.shown = [p for r in rows for p in r["shown"]]
+        flat = lambda key: [(i, *v) if isinstance(v, tuple) else (i, v) for i, r in enumerate(rows) for v in r[key]]
+        self.at = torch.tensor(flat("at")).T
+        self.targets = torch.tensor([x for r in rows for x in r["targets"]])
+        scores = flat("scores")
+        self.score_at = torch.tensor([s[:2] for s in scores]).T
+        self.label = torch.tensor([s[2] for s in scores]).float()
+        self.dimension = torch.tensor([s[3] for s in scores])
+        blame = flat("blame")
+        self.blame_at = torch.tensor([x[:3] for x in blame], dtype=torch.long).view(-1, 3).T
+        self.blame = torch.tensor([x[3] for x in blame]).float()
+        self.end = torch.tensor([r["end"] for r in rows])
+        self.defects = torch.from_numpy(np.array([r["defects"] for r in rows]))
+        self.labels = torch.from_numpy(np.array([r["labels"] for r in rows]))
+        cells = [(i, p, d) for i, r in enumerate(rows) if "cells" in r for p, d in zip(*r["cells"])]
+        self.cell_at = torch.tensor([c[:2] for c in cells], dtype=torch.long).view(-1, 2).T
+        self.cell = torch.from_numpy(np.array([c[2] for c in cells], np.float32)).view(-1, MERGE * MERGE)
 
 
-def patches(pictures):
-    """uint8 [P, 128, 128, 3] -> the processor's rows [P * 64, 3 * 2 * 16 * 16]."""
-    x = torch.from_numpy(np.stack(pictures)).float() / 127.5 - 1
-    x = x.reshape(-1, MERGED, MERGE, PATCH, MERGED, MERGE, PATCH, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
-    return x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH).reshape(-1, 3 * 2 * PATCH * PATCH)
+class Heads(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.word = torch.nn.Linear(width, 2)
+        self.end = torch.nn.Linear(width, len(DEFECTS) + len(DIMENSIONS))
+        self.cell = torch.nn.Linear(width, MERGE * MERGE)
 
 
-def answer_logits(model, data, vision, shown, rows):
-    """Logits where the rows' answers are predicted, one row after another; targets; places of scores among them; labels."""
-    q = data.q
-    width = max(len(r[1]) + len(r[2]) - 1 for r in rows)
-    ids, places = np.zeros((len(rows), width), np.int64), np.zeros((3, len(rows), width), np.int64)
-    at_row, at_column, targets, score_at, labels, order = [], [], [], [], [], []
-    for b, (seen, question, answer, place, score) in enumerate(rows):
-        whole = question + answer[:-1]
-        ids[b, :len(whole)] = whole
-        places[:, b, :len(whole)] = q.places(whole)
-        order += seen
-        if place >= 0:
-            score_at.append(len(targets) + place)
-            labels.append(score)
-        at_row += [b] * len(answer)
-        at_column += range(len(question) - 1, len(question) - 1 + len(answer))
-        targets += answer
-    ids = torch.from_numpy(ids)
-    mask = ids == q.special["image_pad"]
-    gather = lambda x: x.view(shown, TOKENS, -1)[order].reshape(len(order) * TOKENS, -1)
+def forward(model, batch, eyes):
+    """States after LOOK layers and at the end. `eyes`: features [P, 16, D] of the pictures shown, for the merger and each deepstack layer."""
     text = model.model.language_model
-    embeds = text.embed_tokens(ids).masked_scatter(mask.unsqueeze(-1), gather(vision.pooler_output))
-    states = text(inputs_embeds=embeds, position_ids=torch.from_numpy(places), visual_pos_masks=mask, use_cache=False,
-                  deepstack_visual_embeds=[gather(x) for x in vision.deepstack_features]).last_hidden_state
-    return model.lm_head(states[at_row, at_column]), torch.tensor(targets), torch.tensor(score_at, dtype=torch.long), torch.tensor(labels)
+    x = text.embed_tokens(batch.ids)
+    index = batch.image.unsqueeze(-1)
+    x = x.masked_scatter(index, eyes[0].flatten(0, 1))
+    deep = [torch.zeros_like(x).masked_scatter(index, e.flatten(0, 1)) for e in eyes[1:]]
+    return run_text(text, x, *rotations(text, batch.places), batch.mask, deep, LOOK)
 
 
-def losses(model, data, shown, rows):
-    """Language loss of the answers, (R - label)^2, cross-entropy to the label's two neighbouring levels, -ln p(any score)."""
-    q = data.q
-    vision = model.model.visual(patches(shown), grid_thw=torch.tensor([[1, GRID, GRID]] * len(shown)))
-    rows = sorted(rows, key=lambda r: len(r[1]) + len(r[2]))  # halves of like lengths: less is padded
-    parts = [answer_logits(model, data, vision, len(shown), half) for half in (rows[:len(rows) // 2], rows[len(rows) // 2:]) if half]
-    language, count, at_score, labels = 0, 0, [], []
-    for logits, targets, score_at, label in parts:
-        words = torch.ones(len(targets), dtype=torch.bool)
-        words[score_at] = False
-        language = language + F.cross_entropy(logits[words], targets[words], reduction="sum")
-        count += int(words.sum())
-        at_score.append(logits[score_at])
-        labels.append(label.float())
-    at_score, labels = torch.cat(at_score), torch.cat(labels)
-    mass = (at_score.logsumexp(-1) - at_score[:, q.scores].logsumexp(-1)).mean()
-    log_p = at_score[:, q.scores].log_softmax(-1)
-    expected = (log_p.exp() * torch.arange(1, 6)).sum(-1)
-    near = (1 - (labels[:, None] - torch.arange(1, 6)).abs()).clamp(min=0)
-    return language / count, (expected - labels).square().mean(), -(near * log_p).sum(-1).mean(), mass
+def see(model, pictures):
+    seen = model.model.visual(patches(pictures), grid_thw=torch.tensor([[1, GRID, GRID]] * len(pictures)))
+    return [f.view(len(pictures), TOKENS, -1) for f in (seen.pooler_output, *seen.deepstack_features)]
+
+
+def expected(model, states, batch, q):
+    logits = model.lm_head(states[batch.score_at[0], batch.score_at[1]])
+    log_p = logits[:, q.scores].log_softmax(-1)
+    return logits, log_p, (log_p.exp() * torch.arange(1, 6)).sum(-1)
+
+
+def losses(model, heads, batch, eyes, q):
+    looked, states = forward(model, batch, eyes)
+    language = F.cross_entropy(model.lm_head(states[batch.at[0], batch.at[1]]), batch.targets)
+    logits, log_p, score = expected(model, states, batch, q)
+    near = (1 - (batch.label[:, None] - torch.arange(1, 6)).abs()).clamp(min=0)
+    mass = (logits.logsumexp(-1) - logits[:, q.scores].logsumexp(-1)).mean()
+    looked = F.rms_norm(looked, looked.shape[-1:])
+    zero = language * 0
+    blame = F.binary_cross_entropy_with_logits(heads.word(looked[batch.blame_at[0], batch.blame_at[1]]).gather(1, batch.blame_at[2:].T)[:, 0],
+                                               batch.blame) if len(batch.blame) else zero
+    end = heads.end(looked[torch.arange(len(batch.end)), batch.end])
+    found, rated = end.split([len(DEFECTS), len(DIMENSIONS)], -1)
+    known = ~batch.defects.isnan()
+    defects = (F.binary_cross_entropy_with_logits(found, batch.defects.nan_to_num(), reduction="none") * known).sum() / known.sum()
+    known = ~batch.labels.isnan()
+    rates = ((rated - (batch.labels.nan_to_num() - 3.5) / 1.2).square() * known).sum() / known.sum()
+    cells = F.mse_loss(heads.cell(looked[batch.cell_at[0], batch.cell_at[1]]), batch.cell) if len(batch.cell) else zero
+    return dict(language=language, distance=(score - batch.label).square().mean(), soft=-(near * log_p).sum(-1).mean(), mass=mass, blame=blame, defects=defects,
+                rates=rates, cells=cells)
+
+
+WEIGHTS = dict(language=1, distance=0.5, soft=0.5, mass=0.1, blame=2, defects=2, rates=0.5, cells=1)
+
+
+def ranks(x):
+    _, back, count = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[back]
+
+
+@torch.no_grad()
+def blind_scores(model, rows, items, eyes_of, q, rng):
+    """Spearman of scores for which the rationale is out of sight, by dimension."""
+    said, labels, dims = [], [], []
+    for i in range(0, len(items), 32):
+        batch = Batch([rows.row(x, rng, plain=True) for x in items[i:i + 32]], q)
+        _, states = forward(model, batch, eyes_of(batch.shown))
+        said.append(expected(model, states, batch, q)[2])
+        labels.append(batch.label)
+        dims.append(batch.dimension)
+    said, labels, dims = (torch.cat(x).numpy() for x in (said, labels, dims))
+    return {d: round(float(np.corrcoef(ranks(said[dims == k]), ranks(labels[dims == k]))[0, 1]), 3) for k, d in enumerate(DIMENSIONS)}
+
+
+@torch.no_grad()
+def write(model, kind, d, items, pictures, q, longest=48):
+    """Rationales that the model writes, the likeliest token each time."""
+    said = [[] for _ in items]
+    tail = q.tails[kind, d]
+    prefixes = [q.prefix(kind, x["prompt"])[0] for x in items]
+    eyes = see(model, pictures[[p for x in items for p in x["pictures"]]])
+    live = set(range(len(items)))
+    stop = q.encode("\n")[0]
+    for _ in range(longest):
+        rows = []
+        for x, prefix, s in zip(items, prefixes, said):
+            ids = prefix + tail + s
+            rows.append(dict(ids=ids, places=[q.places(ids)], branch=[0] * len(ids), veiled=[0] * len(ids), tail=[0] * len(ids), shown=x["pictures"], at=[len(ids) - 1],
+                             targets=[0], scores=[(0, 0, 0)], blame=[], end=0, defects=[], labels=[]))
+        batch = Batch(rows, q)
+        _, states = forward(model, batch, eyes)
+        for i, token in enumerate(model.lm_head(states[batch.at[0], batch.at[1]]).argmax(-1).tolist()):
+            if i in live:
+                if token in (stop, q.special["im_end"]):
+                    live.discard(i)
+                else:
+                    said[i].append(token)
+        if not live:
+            break
+    return [q.tokenizer.decode(s) for s in said]
 
 
 def export(model, args):
     out = args.out / args.name
     out.mkdir(exist_ok=True)
     model.save_pretrained(out)
-    for file in (args.base / "processor").iterdir():
+    for file in (args.out / "tokenizer").iterdir():
         shutil.copy(file, out)
     config = json.loads((out / "config.json").read_text())
     config.pop("_name_or_path", None)
@@ -234,65 +240,87 @@ def export(model, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, nargs="+", required=True)
-    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--heldout", type=Path, required=True, help="labels to look at on the way; nothing is chosen by them")
     parser.add_argument("--templates", type=Path, required=True)
+    parser.add_argument("--eyes", type=Path, required=True, help="the vision tower of train_eyes.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="judge-start")
     parser.add_argument("--init", type=Path, help="a state (*.pt) to start from, without its optimizers")
-    parser.add_argument("--eyes", type=Path, help="a vision tower to start from (train_eyes.py)")
-    parser.add_argument("--minutes", type=float, default=40, help="of processor time: the learning rate decays to zero within it")
-    parser.add_argument("--wall", type=float, default=1e9, help="the same, minutes on the clock since this start")
-    parser.add_argument("--silent", type=float, default=0.0, help="share of questions (marked by a ?) that ask for the score alone: where the "
-                        "rationale stands before it the score is read from that, and nothing makes it look at the picture")
-    parser.add_argument("--tokens", type=int, default=3000, help="of a batch, at least")
+    parser.add_argument("--minutes", type=float, default=20, help="on the clock: the learning rate decays to zero within it")
+    parser.add_argument("--shut", type=float, default=0.6, help="share of the time for which the eyes stay as they are")
+    parser.add_argument("--trusted", type=float, default=0.25, help="share of scores that see the true rationale; half see none, the rest another picture's")
+    parser.add_argument("--batch", type=int, default=32, help="pictures with all their questions")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=15)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    tokenizer = Tokenizer.from_file(str(args.base / "processor" / "tokenizer.json"))
-    data = Data(args.labels, Questions(tokenizer, args.templates), args.silent)
-    print({k: len(v) for k, v in data.items.items()}, "pictures", flush=True)
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer" / "tokenizer.json"))
+    q = Questions(tokenizer, args.templates)
+    labels, held = Labels(args.labels), Labels([args.heldout])
+    rows, held_rows = Rows(labels, q, args.trusted), Rows(held, q)
+    by_kind = {k: [i for i, x in enumerate(labels.items) if x["kind"] == k] for k in ("t2i", "edit")}
     model = Qwen3VLForConditionalGeneration(make_config(tokenizer))
-    print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
+    heads = Heads(model.config.text_config.hidden_size)
+    print(sum(p.numel() for p in model.parameters()), "parameters", {k: len(v) for k, v in by_kind.items()}, flush=True)
+    eyes = torch.load(args.eyes, weights_only=False)
+    visual = model.model.visual
+    visual.load_state_dict(eyes["parts"][0])
+    # Words as the eyes say them, and a place's vector of a word's length: merger and deepstack features end in a matrix.
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.copy_(EMBEDDED * eyes["words"])
+        model.lm_head.weight.copy_(eyes["words"])
+        for merger, f in zip((visual.merger, *visual.deepstack_merger_list), see(model, labels.pictures[:512])):
+            scale = EMBEDDED / f.norm(dim=-1).mean()
+            merger.linear_fc2.weight.mul_(scale)
+            merger.linear_fc2.bias.mul_(scale)
+    model.model.language_model.embed_tokens.requires_grad_(False)
     if args.init:
-        model.load_state_dict(torch.load(args.init, weights_only=False)["model"])
-    if args.eyes:
-        model.model.visual.load_state_dict(torch.load(args.eyes, weights_only=False)["visual"])
-    optimizers = make_optimizers(model.named_parameters(), args.lr, 0.01, plain=("embed", "lm_head"))
-    state_file, start, used = args.out / (args.name + ".pt"), 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=False)
+        state = torch.load(args.init, weights_only=False)
         model.load_state_dict(state["model"])
-        for o, s in zip(optimizers, state["optimizers"]):
-            o.load_state_dict(s)
-        start, used = state["step"], state["minutes"]
-    began = time.time()
-    begin, clock, history = time.process_time(), time.process_time(), []
-    step = start
-    while True:
-        minutes = used + (time.process_time() - begin) / 60
-        fraction = max(minutes / args.minutes, (time.time() - began) / 60 / args.wall)
-        if fraction >= 1:
-            break
-        set_lr(optimizers, args.lr, step if step < 100 else int(max(0.01, fraction) * 10**6), 10**6 if step >= 100 else 10**9)
-        shown, rows = data.batch(np.random.default_rng([args.seed, step]), args.tokens)
-        language, distance, soft, mass = losses(model, data, shown, rows)
-        (language + 0.5 * distance + 0.5 * soft + 0.1 * mass).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        heads.load_state_dict(state["heads"])
+    named = [*model.named_parameters(), *(("head." + n, p) for n, p in heads.named_parameters())]
+    optimizers = make_optimizers(named, args.lr, 0.01, plain=("embed", "lm_head", "head."))
+    features = None
+    if args.shut > 0:
+        with torch.no_grad():
+            parts = [see(model, labels.pictures[i:i + 128]) for i in range(0, len(labels.pictures), 128)]
+            features = [torch.cat([p[k] for p in parts]).half() for k in range(len(parts[0]))]
+        print(time.strftime("%H:%M:%S"), "pictures seen", flush=True)
+    began, history, step, shown_at = time.time(), [], 0, 0
+    while (spent := (time.time() - began) / 60 / args.minutes) < 1:
+        set_lr(optimizers, args.lr, step if step < 50 else int(max(0.01, spent) * 10**6), 10**6 if step >= 50 else 10**9)
+        rng = np.random.default_rng([args.seed, step])
+        kind = "t2i" if rng.random() < 0.55 else "edit"
+        chosen = [by_kind[kind][i] for i in rng.integers(len(by_kind[kind]), size=args.batch)]
+        batch = Batch([rows.row(labels.items[i], rng) for i in chosen], q)
+        shut = spent < args.shut
+        eyes = [f[batch.shown].float() for f in features] if shut else see(model, labels.pictures[batch.shown])
+        parts = losses(model, heads, batch, eyes, q)
+        sum(WEIGHTS[k] * v for k, v in parts.items()).backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
         for o in optimizers:
             o.step()
         model.zero_grad(set_to_none=True)
-        history.append((language.item(), distance.item(), soft.item(), mass.item(), len(rows)))
+        heads.zero_grad(set_to_none=True)
+        history.append({"kind": kind, **{k: v.item() for k, v in parts.items()}})
         step += 1
-        if step % 50 == 0:
-            means = np.mean(history, 0)
-            print(f"{time.strftime('%H:%M')} step {step} {minutes:.1f} min language {means[0]:.4f} distance {means[1]:.4f} soft {means[2]:.4f} mass {means[3]:.4f} "
-                  f"questions {means[4]:.0f} {(time.process_time() - clock) / 50 * 1000:.0f} ms/step lr {optimizers[0].param_groups[0]['lr']:.1e}", flush=True)
-            history, clock = [], time.process_time()
-        if step % 200 == 0:
-            save_state(state_file, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, minutes=minutes)
-            export(model, args)
-    save_state(state_file, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, minutes=args.minutes)
+        if step % 40 == 0:
+            for kind in ("t2i", "edit"):
+                mine = [h for h in history if h["kind"] == kind]
+                if mine:
+                    print(time.strftime("%H:%M:%S"), step, kind, " ".join(f"{k} {np.mean([h[k] for h in mine]):.3f}" for k in parts), f"ids {tuple(batch.ids.shape)}", flush=True)
+            history = []
+        if step % 200 == 0 or spent > shown_at + 0.2:
+            shown_at = spent
+            some = [x for x in held.items][::3]
+            print(time.strftime("%H:%M:%S"), "held out, the rationale out of sight:",
+                  {k: blind_scores(model, held_rows, [x for x in some if x["kind"] == k], lambda s: see(model, held.pictures[s]), q, rng) for k in ("t2i", "edit")}, flush=True)
+            for kind, d in (("t2i", "alignment"), ("edit", "instruction")):
+                few = [x for x in some if x["kind"] == kind][:64:8]
+                for x, said in zip(few, write(model, kind, d, few, held.pictures, q)):
+                    print("   ", x["prompt"], "|", x["known"][d][0], "|", said, flush=True)
+            save_state(args.out / (args.name + ".pt"), model=model.state_dict(), heads=heads.state_dict(), step=step)
+    save_state(args.out / (args.name + ".pt"), model=model.state_dict(), heads=heads.state_dict(), step=step)
     export(model, args)
 
 
