@@ -50,6 +50,11 @@ code 0 "$bin/atelier-inspect" --label-sheet "$work/sheet" "$work/with/$rollout"
 code 0 "$bin/atelier-world" --labels "$work/samples.h5" --samples "$work/with/$rollout"
 code 0 "$bin/atelier-inspect" "$work/samples.h5"
 
+# The miniature's own judge, as the configuration has it: verdicts, or more than reward.max_absent fail and end the stage with 6.
+code 0 "$bin/atelier-plan" --config configs/mini-judge.toml --run "$work/own" --set sampling.steps=2 --set steps.count=1 --set curate.enabled=false \
+    --set rollout.prompts_per_iteration=3 --set rollout.group_size=2 --set rollout.micro_batch=2
+for policy in t2i edit; do code 0 ranks 1 rollout own --policy $policy --iteration 1; done
+
 # The gap, its warning and its stop. Iteration 1's gap is put far down, so that iteration 2 must look like hacking.
 code 0 ranks 1 grpo with --policy edit --iteration 1
 python3 - "$work/with" <<'P'
