@@ -104,20 +104,21 @@ void add_drawn_edit(std::uint64_t i, std::uint64_t seed, Labeller& labels) {
         shown = std::move(scene);
         return world::draw(shown);
     };
-    const auto blend = [&](const world::Scene& from, const world::Scene& to, double share) {
+    const auto blend = [&](const world::Scene& from, world::Picture drawn_from, const world::Scene& to, world::Picture drawn_to, double share) {
         shown = share < 0.5 ? from : to;
-        return world::blend(world::draw(from), world::draw(to), share);
+        return world::blend(drawn_from, drawn_to, share);
     };
     const double u = random.uniform();
     if (u < 0.08) {
-        picture = show(edit.source);
+        shown = edit.source;
+        picture = before;
     } else if (u < 0.32) {
-        picture = blend(edit.source, edit.result, 0.3 + 0.7 * random.uniform());
+        picture = blend(edit.source, before, edit.result, after, 0.3 + 0.7 * random.uniform());
     } else if (u < 0.40) {
         picture = show(world::near_miss(random.below(3) == 0 ? edit.source : edit.result, random));
     } else if (u < 0.50) {
         const world::Scene missed = world::near_miss(edit.result, random);
-        picture = blend(edit.result, missed, 0.7 * random.uniform());
+        picture = blend(edit.result, after, missed, world::draw(missed), 0.7 * random.uniform());
     } else if (u < 0.80 && category == "portrait") {
         picture = show(world::other_person(random.below(3) == 0 ? edit.source : edit.result, random.uniform(), random));
     } else if (u < 0.84) {

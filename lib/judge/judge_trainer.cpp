@@ -176,19 +176,15 @@ void JudgeTrainer::save_state(const std::filesystem::path& path) const {
     const Shape shape{static_cast<std::int64_t>(m_.size())};
     file.write("/m", Tensor::of(m_.data(), shape));
     file.write("/v", Tensor::of(v_.data(), shape));
-    if (adapter_) file.write("/adapter", adapter_->store().values().flat());
     file.close();
 }
 
-void JudgeTrainer::load_state(const std::filesystem::path& path) {
+void JudgeTrainer::load_state(const std::filesystem::path& path, const std::filesystem::path& adapter) {
     const auto file = io::hdf5::File::open(path);
     const auto size = static_cast<std::int64_t>(m_.size());
     m_ = file.read<float>("/m", {size});
     v_ = file.read<float>("/v", {size});
-    if (adapter_) {
-        const auto numbers = file.read<float>("/adapter", {size});
-        std::copy(numbers.begin(), numbers.end(), adapter_->store().values().data());
-    }
+    if (adapter_) transfer(nn::load_lora(adapter, model_.vlm().table()).store().values().flat(), adapter_->store().values().flat());
     update_ = file.integer_attribute("/", "update");
 }
 

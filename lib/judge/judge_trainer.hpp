@@ -58,14 +58,13 @@ class JudgeTrainer {
     const nn::ParameterStore& gradients() const { return gradients_; }
     /// Null: the weights themselves are trained.
     const nn::LoraStore* adapter() const { return adapter_ ? &adapter_->store() : nullptr; }
-    /// Of the adapter, where there is one.
-    const nn::LoraStore* adapter_gradients() const { return gradients_.lora(); }
     /// Adds the adapter to the model's weights. The last thing that is done with both.
     void merge() const;
     std::size_t bytes() const;
-    /// Moments and number of updates, and the adapter's numbers, HDF5. Throws Error(io), Error(input).
+    /// Moments and number of updates, HDF5; what is trained is kept beside them, an adapter (read from `adapter`) by nn::save_lora.
+    /// Throws Error(io), Error(input).
     void save_state(const std::filesystem::path& file) const;
-    void load_state(const std::filesystem::path& file);
+    void load_state(const std::filesystem::path& file, const std::filesystem::path& adapter = {});
 
   private:
     /// Forward, then `on_score` makes the gradient of the score's row in place of its logits.

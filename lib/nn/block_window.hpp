@@ -27,7 +27,7 @@ class BlockWindow : public Residence {
     void bring_resident();
 
   private:
-    /// Brings all numbers of a segment; one at a time is under way, or several that are waited for at once.
+    /// Brings all numbers of a segment; finish() waits for them, before the next start().
     virtual void start(const Partition::Segment& segment, const Tensor& to) = 0;
     virtual void finish() = 0;
 

@@ -1,8 +1,5 @@
 #include "nn/sharded.hpp"
 
-#include <algorithm>
-#include <cmath>
-
 #include "core/device.hpp"
 #include "core/parallel.hpp"
 #include "ops/activation.hpp"

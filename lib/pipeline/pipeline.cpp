@@ -85,7 +85,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const
                         model::pixels_per_latent, vae_->config().factor());
 
     partition_ = std::make_unique<nn::Partition>(dit_->table(), ranks_ == nullptr ? 1 : ranks_->size());
-    vlm_partition_ = std::make_unique<nn::Partition>(vlm_->table(), 1);
+    const bool streams = placement.text_encoder_on_host && device != Device::cpu;
+    if (streams) streamed_partition_ = std::make_unique<nn::Partition>(vlm_->table(), 1);
     const auto stores = [&](Arena& arena) {
         if (ranks_ != nullptr) {
             sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks_, Tensor(), arena, dit_->device());
@@ -93,9 +94,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
         }
-        const bool streams = placement.text_encoder_on_host && device != Device::cpu;
         vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, streams ? Device::cpu : device);
-        if (streams) streamed_ = std::make_unique<nn::StreamedWeights>(*vlm_partition_, vlm_weights_->flat(), vlm_->encoding_blocks(), arena);
+        if (streams) streamed_ = std::make_unique<nn::StreamedWeights>(*streamed_partition_, vlm_weights_->flat(), vlm_->encoding_blocks(), arena);
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena, device);
     };
     arena_ = Arena::of("weights", stores);
@@ -148,10 +148,9 @@ Bytes Pipeline::weight_bytes() const {
 
 Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bool text_encoder_on_host) {
     const bool streams = text_encoder_on_host && text_encoder.device() != Device::cpu;
-    const nn::Partition partition(text_encoder.table(), 1);
     const Bytes bytes = Workspace::measure([&](Arena& arena) {
         const nn::ParameterStore weights(text_encoder.table(), arena, streams ? Device::cpu : text_encoder.device());
-        if (streams) nn::StreamedWeights(partition, weights.flat(), text_encoder.encoding_blocks(), arena);
+        if (streams) nn::StreamedWeights(nn::Partition(text_encoder.table(), 1), weights.flat(), text_encoder.encoding_blocks(), arena);
         nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
     });
     return streams ? bytes : bytes + copy_bytes(text_encoder.device(), text_encoder.table());

@@ -135,8 +135,9 @@ class Pipeline {
     Arena arena_;
     std::unique_ptr<nn::ParameterStore> dit_weights_, vlm_weights_, vae_weights_;
     comm::Communicator* ranks_ = nullptr;
-    std::unique_ptr<nn::Partition> partition_, vlm_partition_;  ///< the transformer's; the text encoder's, on one rank
+    std::unique_ptr<nn::Partition> partition_;
     std::unique_ptr<nn::ShardedWeights> sharded_;
+    std::unique_ptr<nn::Partition> streamed_partition_;
     std::unique_ptr<nn::StreamedWeights> streamed_;  ///< the text encoder's; null: they are where it runs
     std::unique_ptr<nn::LoraAdapter> adapter_;
     std::filesystem::path loaded_;  ///< component directory that the weights are from; empty: none any more

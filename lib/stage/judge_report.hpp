@@ -9,8 +9,9 @@
 
 namespace atelier::stage {
 
-/// Has the judge of a directory, with an adapter merged into it unless that is empty, write judgements of held-out pictures, divided over the ranks, and
-/// compares them with the labels: {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
+/// Has the judge of a directory, with an adapter merged into it unless that is empty, write judgements
+/// of held-out pictures, divided over the ranks, and compares them with the labels:
+/// {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
 /// "dimensions": {"<kind>/<dimension>": {"all": {"mae", "spearman", "pairwise_accuracy", each
 /// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score", "mean_label"}],
 /// "failed"}, "<category>": …}}} with 95 % bootstrap bounds over pictures; a statistic that does not

@@ -100,6 +100,12 @@ judge::JudgeTrainerConfig trainer_config(const Context& c) {
     return t;
 }
 
+/// Every file that is there so far is an output.
+void name_outputs(const fs::path& directory, io::Manifest& manifest) {
+    for (const auto& entry : fs::recursive_directory_iterator(directory))
+        if (entry.is_regular_file()) manifest.outputs[entry.path().lexically_relative(directory).string()] = {};
+}
+
 }  // namespace
 
 int run_reward_train(const Context& c) {
@@ -144,7 +150,7 @@ int run_reward_train(const Context& c) {
     judge::JudgeTrainer::Sizes sizes;
     for (std::size_t i = 0; i < labels.size(); ++i) sizes.cover(sample_of(i));
     judge::JudgeTrainer trainer(model, trainer_config(c), sizes);
-    if (resumes) trainer.load_state(checkpoint / state_name);
+    if (resumes) trainer.load_state(checkpoint / state_name, checkpoint);
     memory.plan.hold("weights", model.weight_bytes());
     memory.plan.hold("training", trainer.bytes());
     memory.plan.hold("gradients' sum",
@@ -179,7 +185,7 @@ int run_reward_train(const Context& c) {
                     judge::save_judge(model, start, temporary);
                 trainer.save_state(temporary / state_name);
                 io::Manifest m = manifest;
-                for (const auto& entry : fs::directory_iterator(temporary)) m.outputs[entry.path().filename().string()] = {};
+                name_outputs(temporary, m);
                 m.facts = {{"update", trainer.updates()},
                            {"score_loss", score_loss},
                            {"language_loss", language_loss},
@@ -268,14 +274,12 @@ int run_reward_train(const Context& c) {
             // In a folder of its own: transformers adds an adapter that it finds beside weights to them.
             if (adapts) {
                 fs::create_directory(temporary / "adapter");
-                for (const std::string& name : nn::save_lora(*trainer.adapter(), temporary / "adapter", nn::LoraLayout::peft))
-                    manifest.outputs["adapter/" + name] = {};
+                nn::save_lora(*trainer.adapter(), temporary / "adapter", nn::LoraLayout::peft);
             }
             io::publish_text(temporary / "report.json", report.dump(1) + "\n");
             io::publish_text(temporary / "table.txt", table);
             io::publish_text(temporary / "judgements.csv", judgements);
-            for (const auto& entry : fs::directory_iterator(temporary))
-                if (entry.is_regular_file()) manifest.outputs[entry.path().filename().string()] = {};
+            name_outputs(temporary, manifest);
             manifest.facts = metrics;
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);

@@ -9,6 +9,7 @@
 #include <iostream>
 
 #include "core/error.hpp"
+#include "core/process.hpp"
 #include "model/dit/dit.hpp"
 #include "model/vae/vae.hpp"
 #include "model/vlm/vlm.hpp"
@@ -48,8 +49,7 @@ int main(int argc, char** argv) {
         }
         run(argv[1], argv[2], argc > 3 ? std::strtoull(argv[3], nullptr, 10) : 1);
         return 0;
-    } catch (const Error& e) {
-        std::cerr << "random_model: " << e.what() << '\n';
-        return e.exit_code();
+    } catch (...) {
+        return report_failure("random_model");
     }
 }

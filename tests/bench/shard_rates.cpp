@@ -18,6 +18,7 @@
 
 #include "core/error.hpp"
 #include "core/philox.hpp"
+#include "core/process.hpp"
 #include "io/publish.hpp"
 #include "io/trajectory.hpp"
 
@@ -157,8 +158,7 @@ int main(int argc, char** argv) {
         }
         run(argv[1], argc > 2 ? std::atoi(argv[2]) : 7, argc > 3 ? std::atoi(argv[3]) : 12);
         return 0;
-    } catch (const Error& e) {
-        std::cerr << "shard_rates: " << e.what() << '\n';
-        return e.exit_code();
+    } catch (...) {
+        return report_failure("shard_rates");
     }
 }

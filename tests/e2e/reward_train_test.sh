@@ -57,17 +57,20 @@ cp "$work/out" "$work/table"
 code 0 train whole
 grep -q "complete already" "$work/out" || fail "a finished stage was run again"
 code 0 "$bin/atelier-inspect" --verify "$work/whole"
+train_after() {  # SIGNAL RUN: stopped by it in the middle, and run again
+    local pid found=0
+    "$bin/atelier-reward-train" --run "$work/$2" >/dev/null 2>&1 &
+    pid=$!
+    for _ in $(seq 1000); do [[ -e $work/$2/judge-training/state/manifest.json ]] && break; sleep 0.02; done
+    kill -$1 $pid
+    wait $pid 2>/dev/null || found=$?
+    [[ $1 == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
+    [[ ! -e $work/$2/judge ]] || fail "the training was over before the signal"
+    code 0 train $2
+}
 for signal in KILL TERM; do
     plan after-$signal
-    "$bin/atelier-reward-train" --run "$work/after-$signal" >/dev/null 2>&1 &
-    pid=$!
-    for _ in $(seq 1000); do [[ -e $work/after-$signal/judge-training/state/manifest.json ]] && break; sleep 0.02; done
-    kill -$signal $pid
-    found=0
-    wait $pid 2>/dev/null || found=$?
-    [[ $signal == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
-    [[ ! -e $work/after-$signal/judge ]] || fail "the training was over before the signal"
-    code 0 train after-$signal
+    train_after $signal after-$signal
     cmp "$work/whole/judge/model.safetensors" "$work/after-$signal/judge/model.safetensors" || fail "weights differ after $signal"
     cmp "$work/whole/judge/report.json" "$work/after-$signal/judge/report.json" || fail "reports differ after $signal"
     diff <(cat "$work/whole/metrics.jsonl") "$work/after-$signal/metrics.jsonl" || fail "metrics differ after $signal"
@@ -85,13 +88,7 @@ code 0 train adapter
 cmp -s "$work/start/model.safetensors" "$work/adapter/judge/model.safetensors" && fail "the adapter changed nothing"
 code 0 "$bin/atelier-inspect" --verify "$work/adapter"
 plan adapter-killed "${adapter[@]}"
-"$bin/atelier-reward-train" --run "$work/adapter-killed" >/dev/null 2>&1 &
-pid=$!
-for _ in $(seq 1000); do [[ -e $work/adapter-killed/judge-training/state/manifest.json ]] && break; sleep 0.02; done
-kill -KILL $pid
-wait $pid 2>/dev/null || true
-[[ ! -e $work/adapter-killed/judge ]] || fail "the training was over before the signal"
-code 0 train adapter-killed
+train_after KILL adapter-killed
 for file in model.safetensors adapter/adapter_model.safetensors report.json; do
     cmp "$work/adapter/judge/$file" "$work/adapter-killed/judge/$file" || fail "$file differs after KILL"
 done

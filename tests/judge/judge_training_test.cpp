@@ -98,6 +98,16 @@ class JudgeTraining : public ::testing::Test {
         s.scores = {{"anna", good ? 4.5 : 1.5}, {"ben", good ? 5.0 : 1.0}};
         return s;
     }
+    /// Two good pictures and two bad ones, and the sizes that they need.
+    std::pair<std::vector<TrainingSample>, JudgeTrainer::Sizes> four_samples(const JudgeModel& model) const {
+        std::vector<TrainingSample> samples;
+        JudgeTrainer::Sizes sizes;
+        for (int i = 0; i < 4; ++i) {
+            samples.push_back(make_training_sample(model, asked_, sample(i)));
+            sizes.cover(samples.back());
+        }
+        return {std::move(samples), sizes};
+    }
     fs::path folder_;
     Template asked_;
 };
@@ -179,12 +189,7 @@ TEST_F(JudgeTraining, GradientOfAPairThroughTheWholeModel) {
 TEST_F(JudgeTraining, LearnsAndLeavesFrozenPartsAlone) {
     for (const bool pairwise : {false, true}) {
         const JudgeModel model(folder_);
-        std::vector<TrainingSample> samples;
-        JudgeTrainer::Sizes sizes;
-        for (int i = 0; i < 4; ++i) {
-            samples.push_back(make_training_sample(model, asked_, sample(i)));
-            sizes.cover(samples.back());
-        }
+        const auto [samples, sizes] = four_samples(model);
         JudgeTrainerConfig config;
         config.train_vision = false;
         const nn::ParameterTable& table = model.vlm().table();
@@ -248,7 +253,7 @@ TEST_F(JudgeTraining, AnAdaptersGradientFollowsFromThatOfTheMergedWeights) {
         const Tensor d = whole.gradients()[row], lower = adapter.a(row), upper = adapter.b(row);
         const std::int64_t out = d.size(0), in = d.size(1), rank = lower.size(0);
         for (const bool is_lower : {true, false}) {
-            const Tensor found = is_lower ? adapted.adapter_gradients()->a(row) : adapted.adapter_gradients()->b(row);
+            const Tensor found = is_lower ? adapted.gradients().lora()->a(row) : adapted.gradients().lora()->b(row);
             double apart = 0, size = 0;
             for (std::int64_t i = 0; i < found.size(0); ++i)
                 for (std::int64_t j = 0; j < found.size(1); ++j) {
@@ -267,12 +272,7 @@ TEST_F(JudgeTraining, AnAdaptersGradientFollowsFromThatOfTheMergedWeights) {
 
 TEST_F(JudgeTraining, AnAdapterLearnsBesideWeightsThatStay) {
     const JudgeModel model(folder_);
-    std::vector<TrainingSample> samples;
-    JudgeTrainer::Sizes sizes;
-    for (int i = 0; i < 4; ++i) {
-        samples.push_back(make_training_sample(model, asked_, sample(i)));
-        sizes.cover(samples.back());
-    }
+    const auto [samples, sizes] = four_samples(model);
     const std::int64_t n = model.weights().flat().elements();
     const std::vector<float> before(model.weights().data(), model.weights().data() + n);
     JudgeTrainer trainer(model, with_adapter(), sizes);
@@ -332,8 +332,7 @@ TEST_F(JudgeTraining, GoesOnFromItsFilesToTheSameBits) {
         }
     };
     const JudgeModel whole(folder_), half(folder_);
-    JudgeTrainer::Sizes sizes;
-    for (int i = 0; i < 4; ++i) sizes.cover(make_training_sample(whole, asked_, sample(i)));
+    const auto sizes = four_samples(whole).second;
     JudgeTrainer a(whole, {}, sizes), b(half, {}, sizes);
     train(folder_, a, whole, 6);
     train(folder_, b, half, 3);

@@ -4,10 +4,9 @@ import re
 import numpy as np
 
 from judge_data import GRID, MERGE, MERGED, PATCH, TOKENS
+from measure_judge import WHOLE
 
-NUMBERS = {"no": 0, "one": 1, "two": 2, "three": 3}
-WHOLE = {"everything asked for is there", "flat areas are flat and edges crisp", "a face with its features in place",
-         "done, and everything else is as it was", "the same person"}
+NUMBERS = {"one": 1, "two": 2, "three": 3}
 # Clauses of reasons that no word of the prompt stands for.
 DEFECTS = ["nothing to see", "noise", "smears and residue", "no face", "the eyes are not alike", "one eye is missing", "no eyes", "no mouth",
            "the face is lopsided", "was not done", "was done in part", "the rest was lost", "other things changed as well", "the face was lost",
@@ -16,28 +15,12 @@ OF = dict(aesthetics=range(0, 3), portrait=range(3, 9), instruction=range(9, 13)
 DIMENSIONS = ["alignment", "aesthetics", "portrait", "instruction", "identity"]
 
 
-def parse(caption):
-    """What a caption says: its words by what they are of."""
-    if m := re.fullmatch(r"portrait of a person with (\w+) skin , (\w+) (\w+) hair (with|without) glasses on (\w+)", caption):
-        return dict(zip(("category", "skin", "style", "hair", "glasses", "behind"), ("portrait", *m.groups())))
-    if m := re.fullmatch(r"landscape of (\w+) at (\w+)(?: with (\w+) trees?)?", caption):
-        return dict(category="landscape", ground=m[1], time=m[2], trees=NUMBERS[m[3] or "no"])
-    if m := re.fullmatch(r"the word (\w+) in (\w+) on (\w+)", caption):
-        return dict(category="typography", word=m[1], ink=m[2], ground_colour=m[3])
-    if m := re.fullmatch(r"(one|two|three) (\w+) (\w+?)s? on (\w+)", caption):
-        return dict(category="general", count=NUMBERS[m[1]], order="", colour0=m[2], shape0=m[3], ground_colour=m[4])
-    m = re.fullmatch(r"a (\w+) (\w+) (left of|right of|above|below) a (\w+) (\w+) on (\w+)", caption)
-    first, second = (m[1], m[2]), (m[4], m[5])
-    if m[3] in ("right of", "below"):
-        first, second = second, first
-    return dict(category="general", count=2, order="left of" if m[3] in ("left of", "right of") else "above", colour0=first[0], shape0=first[1],
-                colour1=second[0], shape1=second[1], ground_colour=m[6])
-
-
 def objects_of(prompt):
-    """Colours and shapes of a prompt for coloured shapes, and how many there are of each."""
-    s = parse(prompt)
-    return [(s["colour0"], s["shape0"])] * (s["count"] if not s["order"] else 1) + ([(s["colour1"], s["shape1"])] if s["order"] else [])
+    """Colours and shapes of a prompt for coloured shapes, one pair a thing."""
+    if m := re.fullmatch(r"(one|two|three) (\w+) (\w+?)s? on (\w+)", prompt):
+        return [(m[2], m[3])] * NUMBERS[m[1]]
+    m = re.fullmatch(r"a (\w+) (\w+) (?:left of|right of|above|below) a (\w+) (\w+) on (\w+)", prompt)
+    return [(m[1], m[2]), (m[3], m[4])]
 
 
 def failing_words(prompt, reason):

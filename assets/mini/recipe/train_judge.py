@@ -1,6 +1,6 @@
-"""Step 8: the vision-language model that becomes the judge. Resumable; writes DIR/NAME (a transformers directory).
+"""Step 8: the vision-language model that becomes the judge. Writes DIR/NAME (a transformers directory) and DIR/NAME.pt, from which --init starts.
 
-    python train_judge.py --labels DIR/drawn.h5 DIR/samples.h5 --heldout DIR/heldout.h5 --eyes DIR/eyes.pt --base ../base \
+    python train_judge.py --labels DIR/drawn.h5 DIR/samples.h5 --heldout DIR/heldout.h5 --eyes DIR/eyes.pt \
         --templates ../../../configs/mini-judge --out DIR --minutes 20
 
 Questions in the judge's form, answered with the rationale and score of the labels. All questions about a picture run as one row: pictures and prompt
@@ -25,6 +25,7 @@ from common import make_optimizers, save_state, set_lr
 from judge_data import GRID, MERGE, TOKENS, Labels, make_config, patches
 from judge_model import Questions, rotations, run_text
 from judge_truth import DEFECTS, DIMENSIONS, defects_of, differences, failing_words
+from measure_judge import ranks
 
 EMBEDDED = 4.0   # length of a word's vector, and about that of a place's
 LOOK = 3   # layers after which the heads read
@@ -179,11 +180,6 @@ def losses(model, heads, batch, eyes, q):
 WEIGHTS = dict(language=1, distance=0.5, soft=0.5, mass=0.1, blame=2, defects=2, rates=0.5, cells=1)
 
 
-def ranks(x):
-    _, back, count = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[back]
-
-
 @torch.no_grad()
 def blind_scores(model, rows, items, eyes_of, q, rng):
     """Spearman of scores for which the rationale is out of sight, by dimension."""
@@ -312,7 +308,7 @@ def main():
             history = []
         if step % 200 == 0 or spent > shown_at + 0.2:
             shown_at = spent
-            some = [x for x in held.items][::3]
+            some = held.items[::3]
             print(time.strftime("%H:%M:%S"), "held out, the rationale out of sight:",
                   {k: blind_scores(model, held_rows, [x for x in some if x["kind"] == k], lambda s: see(model, held.pictures[s]), q, rng) for k in ("t2i", "edit")}, flush=True)
             for kind, d in (("t2i", "alignment"), ("edit", "instruction")):

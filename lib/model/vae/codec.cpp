@@ -196,13 +196,13 @@ Bytes Codec::measure(std::int64_t height, std::int64_t width, bool decoder) {
     return {arena.peak(), arena.peak(Device::cuda)};
 }
 
-void Codec::prepare(const PictureUse& use) {
+void Codec::reserve(const PictureUse& use) {
     const std::tuple key(use.height, use.width, use.decoded > 0);
     auto found = planned_.find(key);
     if (found == planned_.end()) found = planned_.emplace(key, measure(use.height, use.width, use.decoded > 0)).first;
     const auto needed = static_cast<std::size_t>(lanes(use));
     const Bytes held = arenas_.empty() ? Bytes() : arenas_[0].bytes(), picture = larger(found->second, held);
-    if (!arenas_.empty() && picture == held && arenas_.size() >= needed) return;
+    if (picture == held && arenas_.size() >= needed) return;
     const std::size_t count = std::max(arenas_.size(), needed);
     arenas_.clear();
     for (std::size_t i = 0; i < count; ++i) arenas_.emplace_back("vae", picture);
@@ -217,7 +217,7 @@ Bytes Codec::bytes() const {
 
 void Codec::decode_raw(const float* latents, std::int64_t height, std::int64_t width, float* picture, const Observer& observe) {
     const Config& c = vae_.config();
-    prepare({height * c.factor(), width * c.factor(), 1});
+    reserve({height * c.factor(), width * c.factor(), 1});
     decode_in(arenas_[0], latents, height, width, picture, observe);
 }
 
@@ -237,7 +237,7 @@ void Codec::encode_raw(const float* picture, std::int64_t height, std::int64_t w
     const Config& c = vae_.config();
     ATELIER_CHECK(height % c.factor() == 0 && width % c.factor() == 0, "a picture of {} x {} pixels, multiples of {} needed",
                   height, width, c.factor());
-    prepare({height, width, 0});
+    reserve({height, width, 0});
     Arena& arena = arenas_[0];
     const std::size_t mark = arena.mark(vae_.device());
     const Image in = take(arena, height, width, c.channels);
@@ -260,7 +260,7 @@ void Codec::decode(const Tensor& latents, std::int64_t height, std::int64_t widt
                   "decoding latents {} on a grid of {} x {} into {}", latents.shape().str(), height, width,
                   pictures.shape().str());
     const PictureUse use{height * c.factor(), width * c.factor(), batch};
-    prepare(use);
+    reserve(use);
     const std::int64_t at_once = lanes(use);
     // A lane decodes every at_once-th picture; a single one runs its own operations in parallel.
     const auto decode_lane = [&](std::int64_t lane) {

@@ -98,8 +98,8 @@ class Codec {
     void encode_raw(const float* picture, std::int64_t height, std::int64_t width, float* posterior,
                     const Observer& observe = {});
 
-    /// Prepares for pictures of a size before the first one comes.
-    void reserve(const PictureUse& use) { prepare(use); }
+    /// Prepares every convolution of a use and sizes the arenas, before the first picture comes and before any thread runs.
+    void reserve(const PictureUse& use);
     /// Bytes held: prepared convolutions and the scratch memory of the pictures that run at once.
     Bytes bytes() const;
 
@@ -128,8 +128,6 @@ class Codec {
     friend Bytes planned_bytes(const Vae&, std::span<const PictureUse>);
     /// Bytes that a picture of the size takes of an arena.
     Bytes measure(std::int64_t height, std::int64_t width, bool decoder);
-    /// Prepares every convolution of the size and sizes the arenas; called before any thread runs.
-    void prepare(const PictureUse& use);
     /// Pictures of a use that run at once, each in an arena of its own.
     std::int64_t lanes(const PictureUse& use) const;
     void decode_in(Arena& arena, const float* latents, std::int64_t height, std::int64_t width, float* picture, const Observer& observe);
