@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "core/error.hpp"
 #include "io/publish.hpp"
@@ -41,18 +42,25 @@ class Labeller {
     void add(const std::string& id, const std::string& kind, const std::string& category, const std::string& prompt, const nlohmann::json& attributes,
              const world::Scene& shown, world::Picture picture, const std::vector<std::shared_ptr<const io::Image>>& sources) {
         const auto image = image_of(picture);
-        Random random(random_key(plan_.seed, RandomUse::world, 3, pictures_++));
+        const std::uint64_t image_number = pictures_++;
+        Random random(random_key(plan_.seed, RandomUse::world, 3, image_number));
         for (const auto& [dimension, measured] : world::measure(attributes, picture)) {
-            if (!measured.present) continue;
+            // Of those that a dimension does not apply to a few are enough to say so.
+            if (!measured.present && image_number % 8 != 0) continue;
             judge::LabelledSample s{id, kind, dimension, category, prompt, measured.reason, image, sources, {}};
             // What is asked for is judged by what is seen, said first and in the order that the prompt has.
             if (dimension == "alignment" || dimension == "instruction")
                 s.rationale = fmt::format("{}; {}", world::caption(shown, names_second_first(prompt)), measured.reason);
-            if (plan_.annotators == 0) s.scores.emplace_back("truth", measured.score);
+            const double none = std::numeric_limits<double>::quiet_NaN();
+            if (plan_.annotators == 0) s.scores.emplace_back("truth", measured.present ? measured.score : none);
             for (int a = 0; a < plan_.annotators; ++a) {
+                if (!measured.present) {
+                    s.scores.emplace_back(annotator(a), none);
+                    continue;
+                }
                 Random habit(random_key(plan_.seed, RandomUse::world, 4, static_cast<std::uint64_t>(a)));
                 const double seen = measured.score + bias * habit.normal() + noise * random.normal();
-                s.scores.emplace_back(fmt::format("annotator-{}", a + 1), std::clamp(std::round(2 * seen) / 2, 1.0, 5.0));
+                s.scores.emplace_back(annotator(a), std::clamp(std::round(2 * seen) / 2, 1.0, 5.0));
             }
             samples_.push_back(std::move(s));
         }
@@ -60,6 +68,7 @@ class Labeller {
     const std::vector<judge::LabelledSample>& samples() const { return samples_; }
 
   private:
+    static std::string annotator(int a) { return fmt::format("annotator-{}", a + 1); }
     static constexpr double bias = 0.15, noise = 0.4;  // levels of the scale
     const LabelPlan& plan_;
     std::uint64_t pictures_ = 0;

@@ -28,6 +28,8 @@ TrainingSample make_training_sample(const JudgeModel& model, const Template& ask
     ATELIER_CHECK_INPUT(!labelled.rationale.empty(),
                         "{} of '{}' has no rationale: a judge learns scores from reasons",
                         labelled.dimension, labelled.id);
+    ATELIER_CHECK_INPUT(labelled.applies() || asked.may_not_apply, "{} of '{}' is said not to apply, and {} has no may_not_apply", labelled.dimension,
+                        labelled.id, asked.path.string());
     std::vector<io::Image> sources;
     for (const auto& source : labelled.sources) sources.push_back(*source);
     TrainingSample t;
@@ -35,23 +37,26 @@ TrainingSample make_training_sample(const JudgeModel& model, const Template& ask
         make_conversation(asked, labelled.prompt, *labelled.picture, sources));
     const ScoreTokens score = model.score_tokens(asked);
     t.candidates = score.candidates;
-    for (const auto& [annotator, value] : labelled.scores) t.scores.push_back(value);
     auto& ids = t.question.ids;
     const auto learn = [&](std::int32_t id) {
         t.rows.push_back(static_cast<std::int64_t>(ids.size()) - 1);
         t.targets.push_back(id);
     };
-    for (const std::int32_t id :
-         model.tokenizer().encode(labelled.rationale + "\n" + score_marker)) {
-        learn(id);
-        ids.push_back(id);
+    const auto say = [&](std::span<const std::int32_t> said) {
+        for (const std::int32_t id : said) {
+            learn(id);
+            ids.push_back(id);
+        }
+    };
+    say(model.tokenizer().encode(labelled.rationale + "\n" + score_marker));
+    if (labelled.applies()) {
+        t.scores = labelled.given_scores();
+        say(score.gap);
+        t.score_row = static_cast<std::int64_t>(ids.size()) - 1;
+        ids.push_back(t.candidates[static_cast<std::size_t>(std::lround(labelled.mean_score())) - 1]);
+    } else {
+        say(score.none);
     }
-    for (const std::int32_t id : score.gap) {
-        learn(id);
-        ids.push_back(id);
-    }
-    t.score_row = static_cast<std::int64_t>(ids.size()) - 1;
-    ids.push_back(t.candidates[static_cast<std::size_t>(std::lround(labelled.mean_score())) - 1]);
     learn(model.end_of_turn());
     return t;
 }

@@ -11,16 +11,16 @@
 namespace atelier::judge {
 
 /// A labelled answer as the model learns it: the question, the rationale, "Score:", the score token
-/// nearest to the mean label, the end of the turn.
+/// nearest to the mean label, the end of the turn. Where the dimension does not apply "none" stands in the score's place.
 struct TrainingSample {
     Question question;  ///< its ids go on through the answer, without the end of the turn
     std::vector<std::int64_t> rows;     ///< tokens whose successor is learnt …
     std::vector<std::int32_t> targets;  ///< … and which it is
-    std::int64_t score_row = 0;         ///< the token whose successor is the score
+    std::int64_t score_row = -1;        ///< the token whose successor is the score; -1: the dimension does not apply
     std::vector<std::int32_t> candidates;  ///< score tokens 1 to 5
-    std::vector<double> scores;            ///< labels, one for each annotator
+    std::vector<double> scores;            ///< labels, one for each annotator who gave a score
 };
-/// Throws Error(input) naming the sample if it has no rationale.
+/// Throws Error(input) naming the sample if it has no rationale, or does not apply where the template's dimension always does.
 TrainingSample make_training_sample(const JudgeModel& model, const Template& asked,
                                     const LabelledSample& labelled);
 

@@ -118,6 +118,7 @@ ScoreTokens JudgeModel::score_tokens(const Template& asked) const {
     ATELIER_CHECK_USAGE(at >= s.marker.size() && at <= shared && at < absent.size(),
                         "{}: \"none\" cannot be told from the scores in this model's tokens",
                         asked.path.string());
+    s.none.assign(absent.begin() + static_cast<std::ptrdiff_t>(s.marker.size()), absent.end());
     s.absent = absent[at];
     s.absent_at = at - s.marker.size();
     return s;

@@ -27,6 +27,7 @@ struct Question {
 /// the `absent_at`-th place after the marker.
 struct ScoreTokens {
     std::vector<std::int32_t> marker, gap, candidates;
+    std::vector<std::int32_t> none;  ///< what follows the marker where the dimension does not apply
     std::int32_t absent = -1;  ///< -1: the dimension always applies
     std::size_t absent_at = 0;  ///< 0 to gap.size()
 };

@@ -96,15 +96,17 @@ JudgeLoss JudgeTrainer::run(
     pass_->forward(weights_, s.question.ids, s.question.pixel_values(),
                    s.question.vision.image_grid_thw);
     std::vector<std::int64_t> rows = s.rows;
-    rows.push_back(s.score_row);
-    const Tensor logits = logits_.slice(0, n + 1);
+    if (s.score_row >= 0) rows.push_back(s.score_row);
+    const auto answer = static_cast<std::int64_t>(rows.size());
+    const Tensor logits = logits_.slice(0, answer);
     pass_->logits(weights_, rows, logits);
     JudgeLoss loss;
     double mass = 0;
-    loss.score = on_score({logits.f32() + n * vocabulary, static_cast<std::size_t>(vocabulary)},
-                          weight * language_weight / static_cast<double>(n + 1), mass);
-    loss.language = vlm::cross_entropy(s.targets, n + 1, logits.slice(0, n)) +
-                    mass / static_cast<double>(n + 1);
+    if (s.score_row >= 0)
+        loss.score = on_score({logits.f32() + n * vocabulary, static_cast<std::size_t>(vocabulary)},
+                              weight * language_weight / static_cast<double>(answer), mass);
+    loss.language = vlm::cross_entropy(s.targets, answer, logits.slice(0, n)) +
+                    mass / static_cast<double>(answer);
     const auto scale = static_cast<float>(weight * language_weight);
     std::for_each_n(logits.f32(), n * vocabulary, [=](float& g) { g *= scale; });
     pass_->backward(weights_, gradients_, logits, {});

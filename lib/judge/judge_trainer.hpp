@@ -26,7 +26,7 @@ struct JudgeTrainerConfig {
 
 /// What a sample or a pair of samples cost.
 struct JudgeLoss {
-    double score = 0;     ///< (R - y)^2, or -ln sigma(R_better - R_worse)
+    double score = 0;     ///< (R - y)^2, or -ln sigma(R_better - R_worse); 0 where the dimension does not apply
     double language = 0;  ///< mean over the answer's tokens
 };
 

@@ -1,6 +1,9 @@
 #include "judge/labels.hpp"
 
+#include <cmath>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <set>
 #include <sstream>
 
@@ -50,7 +53,7 @@ void check(const LabelledSample& s, const std::string& place,
                         "{}: {} of '{}' stands twice", place, s.dimension, s.id);
     ATELIER_CHECK_INPUT(!s.scores.empty(), "{}: no score", place);
     for (const auto& [annotator, score] : s.scores)
-        ATELIER_CHECK_INPUT(score >= 1 && score <= 5, "{}: {} gives {}: a score lies within 1 and 5",
+        ATELIER_CHECK_INPUT(std::isnan(score) || (score >= 1 && score <= 5), "{}: {} gives {}: a score lies within 1 and 5",
                             place, annotator, score);
 }
 
@@ -87,9 +90,9 @@ std::vector<LabelledSample> read_lines(const fs::path& file) {
         const Json scores = line.value("scores", Json());
         ATELIER_CHECK_INPUT(scores.is_object(), "{}: no 'scores' by annotator", place);
         for (const auto& [annotator, score] : scores.items()) {
-            ATELIER_CHECK_INPUT(score.is_number(), "{}: {} gives {}, no number", place, annotator,
+            ATELIER_CHECK_INPUT(score.is_number() || score.is_null(), "{}: {} gives {}, no number and not null", place, annotator,
                                 score.dump());
-            s.scores.emplace_back(annotator, score.get<double>());
+            s.scores.emplace_back(annotator, score.is_null() ? std::numeric_limits<double>::quiet_NaN() : score.get<double>());
         }
         check(s, place, seen);
         samples.push_back(std::move(s));
@@ -171,10 +174,18 @@ Tensor column(const std::vector<T>& values) {
 
 }  // namespace
 
+std::vector<double> LabelledSample::given_scores() const {
+    std::vector<double> given;
+    for (const auto& [annotator, score] : scores)
+        if (!std::isnan(score)) given.push_back(score);
+    return given;
+}
+
+bool LabelledSample::applies() const { return 2 * given_scores().size() > scores.size(); }
+
 double LabelledSample::mean_score() const {
-    double sum = 0;
-    for (const auto& [annotator, score] : scores) sum += score;
-    return sum / static_cast<double>(scores.size());
+    const std::vector<double> given = given_scores();
+    return std::accumulate(given.begin(), given.end(), 0.0) / static_cast<double>(given.size());
 }
 
 std::vector<LabelledSample> read_labels(const fs::path& file) {

@@ -18,7 +18,12 @@ struct LabelledSample {
     std::string rationale;  ///< why, in words; empty: none written
     std::shared_ptr<const io::Image> picture;
     std::vector<std::shared_ptr<const io::Image>> sources;  ///< the prompt's pictures
-    std::vector<std::pair<std::string, double>> scores;     ///< annotator, score in [1, 5]
+    std::vector<std::pair<std::string, double>> scores;     ///< annotator, score in [1, 5]; NaN: "it does not apply"
+    /// Whether more than half of the annotators say that the dimension applies.
+    bool applies() const;
+    /// Of those who gave one, in order.
+    std::vector<double> given_scores() const;
+    /// Their mean; NaN where there is none.
     double mean_score() const;
 };
 
@@ -27,15 +32,15 @@ struct LabelledSample {
 ///     {"id": "…", "kind": "t2i", "dimension": "alignment", "category": "general", "prompt": "…",
 ///      "picture": "p/1.png", "sources": ["s/1.png"], "scores": {"anna": 4.5}, "rationale": "…"}
 ///
-/// (pictures relative to the file; `sources` and `rationale` may be left out), or an HDF5 file
-/// (*.h5) as write_labels makes it. Throws Error(input) naming file, line or dataset: a missing or
+/// (pictures relative to the file; `sources` and `rationale` may be left out; a score of null: the
+/// dimension does not apply), or an HDF5 file (*.h5) as write_labels makes it. Throws Error(input) naming file, line or dataset: a missing or
 /// wrong field, a score outside [1, 5], no score at all, a dimension of a picture that stands twice,
 /// a picture outside the file's directory.
 std::vector<LabelledSample> read_labels(const std::filesystem::path& file);
 
 /// HDF5: / attributes schema = "atelier.labels", schema_version; /samples/{id, kind, dimension,
 /// category, prompt, rationale} strings [S], /samples/picture u32 [S]; /sources/{sample, picture}
-/// u32 [K]; /scores/{sample u32, annotator (string), score f64} [L]; /pictures/<i> u8 [H, W, 3 or
+/// u32 [K]; /scores/{sample u32, annotator (string), score f64, NaN: does not apply} [L]; /pictures/<i> u8 [H, W, 3 or
 /// 4]. Throws Error(io).
 void write_labels(const std::filesystem::path& file, const std::vector<LabelledSample>& samples);
 

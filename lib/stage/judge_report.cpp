@@ -61,8 +61,30 @@ Json to_json(const eval::Statistic& s) {
     return {{"value", s.value}, {"low", s.low}, {"high", s.high}, {"n", s.n}};
 }
 
-Json agreement(const Context& c, const std::vector<eval::ScoredLabel>& values, int failed) {
-    Json found{{"failed", failed}};
+// What stands in a verdict's place.
+constexpr double not_judged = -1, not_applying = 0;
+
+/// Labels of one dimension and category.
+struct Group {
+    std::vector<eval::ScoredLabel> values;
+    int failed = 0;
+    int rightly_absent = 0, missed_absent = 0, wrongly_absent = 0;
+    void add(const judge::LabelledSample& s, double score) {
+        if (score == not_judged)
+            ++failed;
+        else if (score == not_applying)
+            ++(s.applies() ? wrongly_absent : rightly_absent);
+        else if (!s.applies())
+            ++missed_absent;
+        else
+            values.push_back({score, s.mean_score(), task_number(s.id)});
+    }
+};
+
+Json agreement(const Context& c, const Group& group) {
+    Json found{{"failed", group.failed},
+               {"absent", {{"right", group.rightly_absent}, {"missed", group.missed_absent}, {"wrong", group.wrongly_absent}}}};
+    const auto& values = group.values;
     if (values.empty()) return found;
     eval::BootstrapConfig bootstrap;
     bootstrap.seed = c.seed();
@@ -102,8 +124,7 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
     native.context = c.config.integer("judge.context");
     native.temperature = c.config.number("judge.temperature");
     native.seed = c.seed();
-    // Scores in the order of `heldout`; -1: no verdict, with the reason why.
-    std::vector<double> scores(heldout.size());
+    std::vector<double> scores(heldout.size());  // in the order of `heldout`
     Json said = Json::array();
     {
         const judge::NativeJudge judge(native, templates);
@@ -121,9 +142,9 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
             for (const judge::LabelledSample* s : pictures[i].labelled) {
                 const auto verdict = outcome.verdicts.find(s->dimension);
                 const auto at = static_cast<std::size_t>(s - heldout.data());
-                scores[at] = verdict != outcome.verdicts.end() && verdict->second.present
-                                 ? verdict->second.score
-                                 : -1;
+                scores[at] = outcome.failed || verdict == outcome.verdicts.end() ? not_judged
+                             : verdict->second.present                          ? verdict->second.score
+                                                                                : not_applying;
                 if (verdict != outcome.verdicts.end()) said.push_back({at, verdict->second.reason});
             }
             progress.update(++done);
@@ -135,31 +156,23 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
         for (const Json& each : part) reasons.at(each.at(0).get<std::size_t>()) = each.at(1);
     io::CsvRows rows{{"id", "kind", "dimension", "category", "label", "score", "rationale", "reason"}};
     Json report{{"dimensions", Json::object()}, {"annotators", Json::object()}};
-    struct Group {
-        std::vector<eval::ScoredLabel> values;
-        int failed = 0;
-    };
     std::map<std::string, std::map<std::string, Group>> groups;
     std::map<std::string, std::vector<std::vector<double>>> units;
     for (std::size_t i = 0; i < heldout.size(); ++i) {
         const judge::LabelledSample& s = heldout[i];
         const std::string name = s.kind + "/" + s.dimension;
-        for (const std::string& part : {std::string("all"), s.category}) {
-            Group& group = groups[name][part];
-            if (scores[i] < 0)
-                ++group.failed;
-            else
-                group.values.push_back({scores[i], s.mean_score(), task_number(s.id)});
-        }
-        auto& unit = units[name].emplace_back();
-        for (const auto& [annotator, score] : s.scores) unit.push_back(score);
-        rows.push_back({s.id, s.kind, s.dimension, s.category, fmt::format("{:.4f}", s.mean_score()),
-                        scores[i] < 0 ? std::string() : fmt::format("{:.4f}", scores[i]),
+        for (const std::string& part : {std::string("all"), s.category}) groups[name][part].add(s, scores[i]);
+        units[name].push_back(s.given_scores());
+        const auto number = [](double value) { return fmt::format("{:.4f}", value); };
+        rows.push_back({s.id, s.kind, s.dimension, s.category, s.applies() ? number(s.mean_score()) : "none",
+                        scores[i] == not_judged     ? ""
+                        : scores[i] == not_applying ? "none"
+                                                    : number(scores[i]),
                         s.rationale, reasons[i]});
     }
     for (const auto& [name, parts] : groups)
         for (const auto& [part, group] : parts)
-            report["dimensions"][name][part] = agreement(c, group.values, group.failed);
+            report["dimensions"][name][part] = agreement(c, group);
     for (const auto& [name, values] : units)
         if (const auto alpha = eval::krippendorff_alpha(values))
             report["annotators"][name] = {{"alpha", *alpha}, {"units", values.size()}};
@@ -181,6 +194,12 @@ std::string judge_table(const Json& report) {
                 "{:<22} {:<12} {:>6} {:>22} {:>22} {:>22} {:>7}\n", name, part,
                 of.contains("mae") ? of.at("mae").at("n").get<std::int64_t>() : 0, cell(of, "mae"),
                 cell(of, "spearman"), cell(of, "pairwise_accuracy"), of.at("failed").get<int>());
+    for (const auto& [name, parts] : report.at("dimensions").items()) {
+        const Json& absent = parts.at("all").at("absent");
+        const int right = absent.at("right"), missed = absent.at("missed"), wrong = absent.at("wrong");
+        if (right + missed + wrong > 0)
+            table += fmt::format("{}: said not to apply for {} of {} to which it does not, and for {} to which it does\n", name, right, right + missed, wrong);
+    }
     for (const auto& [name, of] : report.at("annotators").items())
         table += fmt::format("{}: annotators agree with alpha {:.3f} over {} pictures\n", name,
                              of.at("alpha").get<double>(), of.at("units").get<std::size_t>());

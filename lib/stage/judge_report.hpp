@@ -14,8 +14,10 @@ namespace atelier::stage {
 /// {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
 /// "dimensions": {"<kind>/<dimension>": {"all": {"mae", "spearman", "pairwise_accuracy", each
 /// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score", "mean_label"}],
-/// "failed"}, "<category>": …}}} with 95 % bootstrap bounds over pictures; a statistic that does not
-/// exist (one side constant) is left out. The same on every rank.
+/// "failed", "absent": {"right", "missed", "wrong"}}, "<category>": …}}} with 95 % bootstrap bounds over
+/// pictures; a statistic that does not exist (one side constant) is left out. `absent` counts verdicts that
+/// a dimension does not apply: where labels say so too, where labels say so and the judge gave a score, and where
+/// labels have a score; the other statistics are of what both scored. The same on every rank.
 struct HeldoutReport {
     nlohmann::json report;
     std::string judgements;  ///< CSV: what it said of every label, beside the label and its rationale

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <map>
 #include <ostream>
 #include <span>
@@ -70,14 +71,15 @@ std::vector<std::string> words(const std::string& text) {
     return found;
 }
 
-/// A number written with a point or, as some spreadsheets do, a comma.
+/// A number written with a point or, as some spreadsheets do, a comma; NaN for "none".
 double score_in(std::string text, const std::string& place) {
+    if (text == "none" || text == "None") return std::numeric_limits<double>::quiet_NaN();
     std::replace(text.begin(), text.end(), ',', '.');
     double score = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), score);
     ATELIER_CHECK_INPUT(error == std::errc() && end == text.data() + text.size() && score >= 1 &&
                             score <= 5,
-                        "{}: the score '{}' is no number within 1 and 5", place, text);
+                        "{}: the score '{}' is no number within 1 and 5, and not none", place, text);
     return score;
 }
 
@@ -92,8 +94,8 @@ int write_label_sheet(const fs::path& path, const fs::path& directory) {
         "section { display: flex; gap: 1em; margin-bottom: 1.5em; }\n"
         "img { image-rendering: pixelated; max-width: 24em; }\n"
         "td { vertical-align: top; padding: 0 1em 0.3em 0; }\n</style>\n"
-        "<h1>Pictures to label</h1>\n<p>Fill in annotator, score (1 to 5, halves are fine) and "
-        "rationale in labels.csv.</p>\n";
+        "<h1>Pictures to label</h1>\n<p>Fill in annotator, score (1 to 5, halves are fine; none where the "
+        "dimension does not apply) and rationale in labels.csv.</p>\n";
     int count = 0;
     for (const fs::path& file : shards_at(path)) {
         const auto shard = io::read_trajectory(file);
@@ -198,8 +200,7 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
         out << fmt::format("{}: {} labels\n", annotator, count);
     std::map<std::string, std::vector<std::vector<double>>> units;
     for (const judge::LabelledSample& s : samples) {
-        auto& unit = units[s.kind + "/" + s.dimension].emplace_back();
-        for (const auto& [annotator, score] : s.scores) unit.push_back(score);
+        units[s.kind + "/" + s.dimension].push_back(s.given_scores());
     }
     for (const auto& [name, values] : units) {
         const auto alpha = eval::krippendorff_alpha(values);

@@ -15,7 +15,7 @@ int write_label_sheet(const std::filesystem::path& path, const std::filesystem::
 
 /// Reads filled-in sheets back, one or several people's, into a label file (HDF5) that reward-train
 /// takes, and says how many labels there are of whom, and how far the annotators agree
-/// (Krippendorff's alpha). Rows without score are left out; pictures are looked for beside each
+/// (Krippendorff's alpha). Rows without score are left out, "none" says that the dimension does not apply; pictures are looked for beside each
 /// sheet. Where several wrote a rationale the first one's is kept. Throws Error(input) naming file
 /// and row: a column that is missing, a score that is no number in [1, 5], a score without
 /// annotator, an annotator who scores something twice.

@@ -34,6 +34,8 @@ class Templates {
         ATELIER_CHECK_INPUT(found != of_kind.end(), "{} holds no template for {} of {}, which '{}' "
                             "is labelled for",
                             directory_.string(), s.dimension, s.kind, s.id);
+        ATELIER_CHECK_INPUT(s.applies() || found->may_not_apply, "'{}' is labelled as one that {} does not apply to, and {} has no may_not_apply", s.id,
+                            s.dimension, found->path.string());
         return *found;
     }
 
@@ -56,7 +58,7 @@ std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::in
     return order;
 }
 
-/// What an epoch goes through: every sample once; pairwise, each with a partner of its dimension
+/// What an epoch goes through: every sample once; pairwise, each that applies with a partner of its dimension
 /// whose label differs, of the same prompt where there is one. Depends on (seed, epoch) alone.
 std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwise,
                              std::int64_t epoch) {
@@ -68,10 +70,11 @@ std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwi
             items.push_back({i, i});
             continue;
         }
+        if (!labels[i].applies()) continue;
         std::vector<std::size_t> same_prompt, others;
         for (std::size_t j = 0; j < labels.size(); ++j) {
             const judge::LabelledSample &a = labels[i], &b = labels[j];
-            if (a.kind != b.kind || a.dimension != b.dimension || a.mean_score() == b.mean_score())
+            if (!b.applies() || a.kind != b.kind || a.dimension != b.dimension || a.mean_score() == b.mean_score())
                 continue;
             (a.prompt == b.prompt ? same_prompt : others).push_back(j);
         }
@@ -130,6 +133,7 @@ int run_reward_train(const Context& c) {
         const judge::Template& t = templates.at(s);
         manifest.inputs["judge/" + t.kind + "/" + t.dimension] = io::digest_file(t.path);
     }
+    for (const judge::LabelledSample& s : heldout) templates.at(s);
 
     const bool resumes = fs::exists(checkpoint / io::manifest_name);
     if (resumes) {
@@ -168,13 +172,14 @@ int run_reward_train(const Context& c) {
     memory.say(c);
 
     // Losses of the epoch's updates so far.
-    double score_loss = 0, language_loss = 0, norm = 0, terms = 0;
+    double score_loss = 0, language_loss = 0, norm = 0, terms = 0, scored = 0;
     if (resumes) {
         const nlohmann::json facts = io::read_manifest(checkpoint).facts;
         score_loss = facts.at("score_loss");
         language_loss = facts.at("language_loss");
         norm = facts.at("gradient_norm");
         terms = facts.at("terms");
+        scored = facts.at("scored");
     }
     const auto publish_state = [&] {
         if (c.world->is_root()) {
@@ -190,7 +195,8 @@ int run_reward_train(const Context& c) {
                            {"score_loss", score_loss},
                            {"language_loss", language_loss},
                            {"gradient_norm", norm},
-                           {"terms", terms}};
+                           {"terms", terms},
+                           {"scored", scored}};
                 io::publish_manifest(temporary, std::move(m));
             });
         }
@@ -223,7 +229,7 @@ int run_reward_train(const Context& c) {
                            b = trainer.updates() % static_cast<std::int64_t>(batches);
         if (epoch != drawn_epoch) items = draw_items(c, labels, pairwise, epoch);
         drawn_epoch = epoch;
-        if (b == 0) score_loss = language_loss = norm = terms = 0;
+        if (b == 0) score_loss = language_loss = norm = terms = scored = 0;
         const std::size_t begin = static_cast<std::size_t>(b) * batch,
                           end = std::min(items.size(), begin + batch);
         const double weight = 1.0 / static_cast<double>(end - begin);
@@ -244,6 +250,7 @@ int run_reward_train(const Context& c) {
         score_loss += sums[0];
         language_loss += sums[1];
         terms += static_cast<double>(end - begin);
+        for (std::size_t i = begin; i < end; ++i) scored += labels[items[i].first].applies() ? 1 : 0;
         progress.update(trainer.updates());
         if (trainer.updates() % every == 0 && trainer.updates() < total) publish_state();
     }
@@ -259,7 +266,7 @@ int run_reward_train(const Context& c) {
                            {"samples", labels.size()},
                            {"updates", trainer.updates()}};
     if (terms > 0) {
-        metrics["score_loss"] = score_loss / terms;
+        if (scored > 0) metrics["score_loss"] = score_loss / scored;
         metrics["language_loss"] = language_loss / terms;
         metrics["gradient_norm"] = norm / static_cast<double>(batches);
     }

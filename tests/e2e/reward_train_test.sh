@@ -93,6 +93,31 @@ for file in model.safetensors adapter/adapter_model.safetensors report.json; do
     cmp "$work/adapter/judge/$file" "$work/adapter-killed/judge/$file" || fail "$file differs after KILL"
 done
 
+# Labels that say that a dimension does not apply, of every other picture.
+for part in train heldout; do
+    sed -e 's/"alignment"/"portrait"/' -e '0~2s/"scores": {[^}]*}/"scores": {"a": null, "b": null}/' "$work/labels/$part.jsonl" >"$work/labels/absent-$part.jsonl"
+done
+absent=(--set reward_train.labels="$work/labels/absent-train.jsonl" --set reward_train.heldout="$work/labels/absent-heldout.jsonl")
+sed 's/"alignment"/"portrait"/' "$work/labels/t2i-alignment.toml" >"$work/labels/t2i-portrait.toml"
+plan applies "${absent[@]}"
+code 3 train applies
+grep -q "t2i-portrait.toml has no may_not_apply" "$work/out" || fail "the template that always applies was not named"
+echo 'may_not_apply = true' >>"$work/labels/t2i-portrait.toml"
+plan absent "${absent[@]}"
+code 0 train absent
+python3 - "$work/absent/judge" <<'P' || fail "what does not apply is not in the report"
+import csv, json, sys
+of = json.load(open(sys.argv[1] + "/report.json"))["dimensions"]["t2i/portrait"]["all"]
+rows = list(csv.DictReader(open(sys.argv[1] + "/judgements.csv")))
+none = [r for r in rows if r["label"] == "none"]
+assert len(none) == 6, len(none)
+absent = of["absent"]
+assert absent["right"] == sum(r["score"] == "none" for r in none), absent
+assert absent["right"] + absent["missed"] + sum(r["score"] == "" for r in none) == 6, absent
+assert absent["wrong"] == sum(r["score"] == "none" for r in rows if r["label"] != "none"), absent
+P
+rm "$work/labels/t2i-portrait.toml"
+
 plan none --set reward_train.labels="$work/labels/none.jsonl"
 code 3 train none
 sed 's/"rationale"/"reason"/' "$work/labels/train.jsonl" >"$work/labels/silent.jsonl"

@@ -133,6 +133,26 @@ TEST_F(JudgeTraining, TheAnswerStandsWhereItIsLearnt) {
     EXPECT_THROW(make_training_sample(model, asked_, silent), Error);
 }
 
+TEST_F(JudgeTraining, WhatDoesNotApplyIsLearntAsNone) {
+    const JudgeModel model(folder_);
+    LabelledSample absent = sample(0);
+    absent.scores = {{"anna", NAN}, {"ben", 2.0}, {"cleo", NAN}};
+    EXPECT_FALSE(absent.applies());
+    EXPECT_THROW(make_training_sample(model, asked_, absent), Error) << "the template's dimension always applies";
+    asked_.may_not_apply = true;
+    const TrainingSample t = make_training_sample(model, asked_, absent);
+    EXPECT_EQ(t.score_row, -1);
+    EXPECT_TRUE(t.scores.empty());
+    EXPECT_EQ(t.targets.back(), model.end_of_turn());
+    EXPECT_EQ(model.tokenizer().decode(std::vector(t.targets.begin(), t.targets.end() - 1)), "it is red\nScore: none");
+    for (std::size_t i = 0; i + 1 < t.rows.size(); ++i) EXPECT_EQ(t.question.ids[static_cast<std::size_t>(t.rows[i]) + 1], t.targets[i]);
+    // Most of them say that it applies: those who gave a score count.
+    absent.scores = {{"anna", NAN}, {"ben", 2.0}, {"cleo", 3.0}};
+    EXPECT_TRUE(absent.applies());
+    EXPECT_EQ(absent.mean_score(), 2.5);
+    EXPECT_EQ(make_training_sample(model, asked_, absent).scores, (std::vector<double>{2.0, 3.0}));
+}
+
 /// The trainer's gradient against central differences of its loss, along each tensor's own gradient.
 void check_gradient(const fs::path& folder, const std::function<double(JudgeTrainer&)>& add, const std::vector<TrainingSample>& samples) {
     const JudgeModel model(folder);
@@ -174,6 +194,19 @@ TEST_F(JudgeTraining, GradientOfASampleThroughTheWholeModel) {
     check_gradient(folder_, [&](JudgeTrainer& t) {
         const JudgeLoss l = t.add_sample(samples[0], 0.5);
         return 0.5 * (l.score + l.language);
+    }, samples);
+}
+
+TEST_F(JudgeTraining, GradientOfASampleThatDoesNotApply) {
+    const JudgeModel model(folder_);
+    asked_.may_not_apply = true;
+    LabelledSample absent = sample(1);
+    absent.scores = {{"anna", NAN}};
+    const std::vector<TrainingSample> samples{make_training_sample(model, asked_, absent)};
+    check_gradient(folder_, [&](JudgeTrainer& t) {
+        const JudgeLoss l = t.add_sample(samples[0], 0.5);
+        EXPECT_EQ(l.score, 0);
+        return 0.5 * l.language;
     }, samples);
 }
 
@@ -353,7 +386,7 @@ TEST_F(JudgeTraining, LabelsInJsonLinesAndHdf5) {
     std::ofstream out(folder_ / "labels.jsonl");
     for (int i = 0; i < 3; ++i) io::write_png(folder_ / fmt::format("p{}.png", i), *sample(i).picture);
     out << R"({"id": "p0", "kind": "t2i", "dimension": "alignment", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 4.5, "ben": 5}, "rationale": "it is red"})" << "\n\n"
-        << R"({"id": "p0", "kind": "t2i", "dimension": "aesthetics", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 3}})" << '\n'
+        << R"({"id": "p0", "kind": "t2i", "dimension": "aesthetics", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 3, "ben": null}})" << '\n'
         << R"({"id": "p1", "kind": "edit", "dimension": "identity", "category": "portrait", "prompt": "add glasses", "picture": "p1.png", "sources": ["p2.png", "p0.png"], "scores": {"ben": 1.25}})" << '\n';
     out.close();
     const auto lines = read_labels(folder_ / "labels.jsonl");
@@ -363,6 +396,9 @@ TEST_F(JudgeTraining, LabelsInJsonLinesAndHdf5) {
         EXPECT_EQ(labels[0].scores, (std::vector<std::pair<std::string, double>>{{"anna", 4.5}, {"ben", 5.0}}));
         EXPECT_EQ(labels[0].mean_score(), 4.75);
         EXPECT_EQ(labels[0].rationale, "it is red");
+        ASSERT_EQ(labels[1].scores.size(), 2u);
+        EXPECT_TRUE(std::isnan(labels[1].scores[1].second));
+        EXPECT_EQ(labels[1].mean_score(), 3);
         EXPECT_EQ(labels[0].picture, labels[1].picture) << "one picture is held once";
         EXPECT_EQ(*labels[2].picture, *sample(1).picture);
         ASSERT_EQ(labels[2].sources.size(), 2u);

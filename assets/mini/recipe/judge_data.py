@@ -91,7 +91,8 @@ class Labels:
                 pictures += [f[f"pictures/{i}"][..., :3] for i in range(count)]
             by_id = {}
             for i, name in enumerate(text["id"]):
-                by_id.setdefault(name, []).append(i)
+                if not np.isnan(labels[i]):   # else it does not apply
+                    by_id.setdefault(name, []).append(i)
             for rows in by_id.values():
                 i = rows[0]
                 numbers = [sources[i], shown[i]] if text["kind"][i] == "edit" else [shown[i]]

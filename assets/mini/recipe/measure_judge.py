@@ -48,7 +48,7 @@ def spearman(a, b):
 def main():
     groups = collections.defaultdict(list)
     for row in csv.DictReader(open(sys.argv[1], newline="")):
-        if row["score"]:
+        if row["score"] and "none" not in (row["score"], row["label"]):
             origin = "drawn" if row["id"].startswith("drawn-") else "samples"
             for part in ("all", origin):
                 groups[f"{row['kind']}/{row['dimension']}", part].append(row)
