@@ -93,6 +93,28 @@ for file in model.safetensors adapter/adapter_model.safetensors report.json; do
     cmp "$work/adapter/judge/$file" "$work/adapter-killed/judge/$file" || fail "$file differs after KILL"
 done
 
+# PEFT opens it; merged there it makes the judge that was published.
+python=${ATELIER_PYTHON:-python3}
+if "$python" -c 'import peft, torch, transformers' 2>/dev/null; then
+    "$python" - "$work/start" "$work/adapter/judge" >"$work/out" 2>&1 <<'P' || { cat "$work/out" >&2; fail "PEFT makes another judge of the adapter"; }
+import sys
+import torch
+from peft import PeftModel
+from transformers import Qwen3VLForConditionalGeneration
+read = lambda folder: Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+base = {k: v.clone() for k, v in read(sys.argv[1]).state_dict().items()}
+merged = PeftModel.from_pretrained(read(sys.argv[1]), sys.argv[2] + "/adapter").merge_and_unload().state_dict()
+published = read(sys.argv[2]).state_dict()
+assert merged.keys() == published.keys() == base.keys()
+moved = max((published[k] - base[k]).abs().max().item() for k in base)
+off = max((published[k] - merged[k]).abs().max().item() for k in base)
+assert moved > 1e-3 and off < 1e-6, (moved, off)
+print(f"adapter: PEFT's merged weights within {off:.1e}; it moved them by up to {moved:.1e}")
+P
+    tail -1 "$work/out"
+else
+    echo "skipped: $python has no peft to open the adapter with; ATELIER_PYTHON names a Python that has it"
+fi
 # Labels that say that a dimension does not apply, of every other picture.
 for part in train heldout; do
     sed -e 's/"alignment"/"portrait"/' -e '0~2s/"scores": {[^}]*}/"scores": {"a": null, "b": null}/' "$work/labels/$part.jsonl" >"$work/labels/absent-$part.jsonl"
