@@ -7,6 +7,13 @@
 
 namespace atelier {
 
+/// A tensor's fp32 numbers in memory order, where they lie.
+inline std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
+/// `count` of them from `first` on.
+inline std::span<float> numbers(const Tensor& t, std::int64_t first, std::int64_t count) {
+    return numbers(t).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+}
+
 /// A flat vector of fp32 numbers with its own memory, on a device or not; zero at first.
 class Numbers {
   public:

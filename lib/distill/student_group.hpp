@@ -11,6 +11,7 @@
 #include "flow/schedule.hpp"
 #include "nn/parameters.hpp"
 #include "pipeline/branch.hpp"
+#include "pipeline/micro_batch.hpp"
 
 namespace atelier::distill {
 
@@ -64,13 +65,9 @@ class StudentGroup {
                        const nn::ParameterStore& gradients);
 
   private:
-    std::int64_t sample_size() const { return spec_.target.tokens() * dit_.config().out_channels; }
     void run_prefixes();
-    /// Conditional velocities of the micro-batch in x_ at a step, in v_.
+    /// Conditional velocities of the micro-batch at a step.
     void evaluate(int step);
-    /// One sample's noise, into noise_.
-    void draw(const RandomKey& key);
-    void load_states(std::span<const float> x, std::int64_t first, int step);
 
     const dit::Dit& dit_;
     const nn::ParameterStore& weights_;
@@ -80,10 +77,8 @@ class StudentGroup {
     pipeline::Branch conditional_;
     std::unique_ptr<pipeline::Branch> unconditional_;
     std::unique_ptr<dit::TargetPass> pass_;
-    // Where the model runs: a micro-batch's, one sample's noise, its next state or its teacher's velocity.
-    Tensor x_, v_, u_, d_v_, noise_, other_;
-    Tensor host_noise_;
-    std::vector<float> times_;
+    pipeline::MicroBatch batch_;
+    Tensor u_, d_v_;  ///< of the micro-batch's shape
 };
 
 }  // namespace atelier::distill

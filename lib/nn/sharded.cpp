@@ -1,16 +1,11 @@
 #include "nn/sharded.hpp"
 
 #include "core/device.hpp"
+#include "core/numbers.hpp"
 #include "core/parallel.hpp"
 #include "ops/activation.hpp"
 
 namespace atelier::nn {
-namespace {
-
-std::span<float> numbers(const Tensor& t, std::int64_t first, std::int64_t count) { return {t.f32() + first, static_cast<std::size_t>(count)}; }
-
-}  // namespace
-
 void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard) {
     check_weights(partition.table(), file);
     const auto pieces = partition.pieces(rank);

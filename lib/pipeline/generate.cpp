@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "core/numbers.hpp"
 #include "flow/sampler.hpp"
 #include "pipeline/branch.hpp"
 
@@ -27,8 +28,6 @@ struct Buffers {
     std::unique_ptr<dit::TargetPass> pass;
     Tensor velocity, other;
 };
-
-std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
 
 }  // namespace
 

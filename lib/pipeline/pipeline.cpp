@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/numbers.hpp"
 #include "model/tokenizer/json_file.hpp"
 #include "ops/backend.hpp"
 
@@ -31,8 +32,6 @@ bool holds_adapter(const fs::path& directory) { return fs::exists(directory / nn
 fs::path component_of(const fs::path& model, const fs::path& transformer) {
     return holds_adapter(transformer) ? model / "transformer" : transformer;
 }
-
-std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
 
 /// Of the rounded copy of weights that products take on a device (ops/backend.hpp).
 Bytes copy_bytes(Device device, const nn::ParameterTable& table) {

@@ -12,6 +12,7 @@
 #include "flow/schedule.hpp"
 #include "nn/parameters.hpp"
 #include "pipeline/branch.hpp"
+#include "pipeline/micro_batch.hpp"
 #include "rl/objective.hpp"
 
 namespace atelier::rl {
@@ -75,19 +76,13 @@ class GroupPolicy {
                          const nn::ParameterStore& gradients, std::span<const float> base_velocity = {});
 
   private:
-    std::int64_t sample_size() const { return spec_.target.tokens() * dit_.config().out_channels; }
     flow::Transition transition(int step) const;
-    /// Velocities of the micro-batch in x_ at a step: conditional in v_, the sampler's in guided_ (the same memory without guidance).
+    std::int64_t trained_count() const { return static_cast<std::int64_t>(spec_.trained_steps.size()); }
+    /// Velocities of the micro-batch at a step: conditional in its v, the sampler's in guided_ (the same memory without guidance).
     void evaluate(int step, bool needs_guidance);
     /// The velocity whose log-probability is trained, of one of the micro-batch.
     Tensor trained_velocity(std::int64_t b) const;
-    /// One sample's noise, into noise_.
-    void draw(const RandomKey& key);
-    /// Numbers in host memory where the model runs: themselves, or a copy in `room`.
-    std::span<const float> bring(const Tensor& from, const Tensor& room) const;
     void run_prefixes();
-    /// The micro-batch's stored states before trained step number k, into x_.
-    void load_states(const GroupTrajectory& trajectory, std::int64_t first, std::int64_t k);
 
     const dit::Dit& dit_;
     const nn::ParameterStore& weights_;
@@ -98,10 +93,9 @@ class GroupPolicy {
     pipeline::Branch conditional_;
     std::unique_ptr<pipeline::Branch> unconditional_;
     std::unique_ptr<dit::TargetPass> conditional_pass_, unconditional_pass_;
-    // Where the model runs: a micro-batch's, and one sample's noise, next state and base velocity.
-    Tensor x_, v_, u_, guided_, d_v_, d_u_, d_guided_, noise_, next_, base_;
-    Tensor host_noise_;
-    std::vector<float> times_;
+    pipeline::MicroBatch batch_;
+    // Where the model runs: of the micro-batch's shape, and one member's base velocity.
+    Tensor u_, guided_, d_v_, d_u_, d_guided_, base_;
 };
 
 }  // namespace atelier::rl

@@ -5,18 +5,13 @@
 #include <cstring>
 
 #include "comm/device_communicator.hpp"
+#include "core/numbers.hpp"
 #include "nn/lora_file.hpp"
 #include "ops/backend.hpp"
 #include "rl/ema.hpp"
 
 namespace atelier::stage {
 namespace {
-
-std::span<float> numbers(const Tensor& t) { return {t.f32(), static_cast<std::size_t>(t.elements())}; }
-
-std::span<float> numbers(const Tensor& t, std::int64_t first, std::int64_t count) {
-    return {t.f32() + first, static_cast<std::size_t>(count)};
-}
 
 // Numbers of a state in host memory that are on the device at a time, of each vector: 64 MiB.
 constexpr std::int64_t piece_of_host_state = 1 << 24;

@@ -1,0 +1,42 @@
+#include "pipeline/micro_batch.hpp"
+
+#include <algorithm>
+
+#include "core/device.hpp"
+#include "core/numbers.hpp"
+
+namespace atelier::pipeline {
+
+MicroBatch::MicroBatch(const dit::Dit& dit, const dit::Grid& target, int members, int size, Arena& arena) : device_(dit.device()) {
+    ATELIER_CHECK_USAGE(members >= 1 && size >= 1 && members % size == 0, "a group of {} members cannot be cut into micro-batches of {}", members, size);
+    ATELIER_CHECK_USAGE(dit.config().causal_condition, "training needs a model with causal_condition = true");
+    const Shape shape{size, target.tokens(), dit.config().out_channels};
+    x = arena.take_f32(shape, device_);
+    v = take_states(arena);
+    host_noise_ = arena.take_f32({sample_size()});
+    noise = device_ == Device::cpu ? host_noise_ : take_state(arena);
+    next = take_state(arena);
+    times_.resize(static_cast<std::size_t>(size));
+}
+
+void MicroBatch::load(std::span<const float> states, std::int64_t first, std::int64_t per_member, std::int64_t k) const {
+    for (std::int64_t b = 0; b < size(); ++b) transfer(stored(states, (first + b) * per_member + k), member(x, b));
+}
+
+void MicroBatch::draw(const RandomKey& key) const {
+    fill_normal(key, numbers(host_noise_));
+    transfer(host_noise_, noise);
+}
+
+std::span<const float> MicroBatch::bring(const Tensor& from, const Tensor& room) const {
+    if (device_ == Device::cpu) return numbers(from);
+    transfer(from, room);
+    return numbers(room);
+}
+
+std::span<const float> MicroBatch::times(float sigma) {
+    std::fill(times_.begin(), times_.end(), sigma);
+    return times_;
+}
+
+}  // namespace atelier::pipeline

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "core/arena.hpp"
+#include "core/philox.hpp"
+#include "model/dit/dit.hpp"
+
+namespace atelier::pipeline {
+
+/// Members of a prompt's group that run together: states and velocities where the model runs, and the way from there to stored trajectories
+/// (host memory, [members, K, tokens * channels]) and back.
+class MicroBatch {
+  public:
+    /// Throws Error(usage) when `members` is no multiple of `size`, and for a model whose prefix depends on the timestep: a trained
+    /// trajectory's prefix runs once for all of its steps.
+    MicroBatch(const dit::Dit& dit, const dit::Grid& target, int members, int size, Arena& arena);
+
+    int size() const { return static_cast<int>(times_.size()); }
+    /// Numbers of a member's state.
+    std::int64_t sample_size() const { return x.size(1) * x.size(2); }
+    /// Room for one more number of each state, or of one member's.
+    Tensor take_states(Arena& arena) const { return arena.take_f32(x.shape(), device_); }
+    Tensor take_state(Arena& arena) const { return arena.take_f32({sample_size()}, device_); }
+
+    /// A member's numbers of a tensor of the micro-batch's shape: [tokens * channels].
+    Tensor member(const Tensor& of, std::int64_t b) const { return of.slice(b, b + 1).reshaped({sample_size()}); }
+    /// Those of a stored trajectory at place `at`, counted in states.
+    Tensor stored(std::span<const float> all, std::int64_t at) const { return Tensor::of(all.data() + at * sample_size(), {sample_size()}); }
+    /// States number k of `per_member`, of the members from `first` on, into x.
+    void load(std::span<const float> states, std::int64_t first, std::int64_t per_member, std::int64_t k) const;
+    /// Standard normal numbers of a key, into noise.
+    void draw(const RandomKey& key) const;
+    /// Numbers in host memory where the model runs: themselves, or a copy in `room`.
+    std::span<const float> bring(const Tensor& from, const Tensor& room) const;
+    /// The model's time of every member: the stored sigma itself.
+    std::span<const float> times(float sigma);
+
+    Tensor x, v;         ///< [size, tokens, channels]
+    Tensor noise, next;  ///< [tokens * channels]
+
+  private:
+    Device device_;
+    Tensor host_noise_;
+    std::vector<float> times_;
+};
+
+}  // namespace atelier::pipeline
