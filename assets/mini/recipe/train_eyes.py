@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen3VLForConditionalGeneration
 
-from common import make_optimizers, read_world, save_state, set_lr
+from common import SIDE, make_optimizers, read_world, save_state, set_lr
 from judge_data import GRID, TOKENS, Labels, caption_of, make_config, make_embedding, make_tokenizer, patches
 
 WORDS = 7    # places that say words; then clean (7), tens (8) of spoilt percent, face (9), lengths (10 to 13), landscape (14)
@@ -99,10 +99,13 @@ def world_caption(scene):
 
 
 class Data:
-    def __init__(self, args, labels, tokenizer):
+    def __init__(self, args, labels, tokenizer, own=4):
         targets = Targets(tokenizer)
         self.pictures = labels.pictures
-        self.labelled = [(item["pictures"][-1], targets.of(caption_of(item), item["known"], None)) for item in labels.items]
+        self.labelled = [(item["pictures"][-1], targets.of(caption_of(item), item["known"], None), item["category"]) for item in labels.items]
+        # Shapes are the hardest to tell, and a model's own pictures are few.
+        shares = np.array([(3 if item["category"] == "general" else 1) * (1 if item["id"].startswith("drawn") else own) for item in labels.items], float)
+        self.share = np.cumsum(shares / shares.sum())
         t2i, scenes = read_world(args.t2i)
         edits, pairs = read_world(args.edit)
         self.drawn = []
@@ -118,8 +121,13 @@ class Data:
         pictures, targets = [], []
         for _ in range(size):
             if rng.random() < 0.75:
-                number, known = self.labelled[rng.integers(len(self.labelled))]
-                pictures.append(self.pictures[number])
+                number, known, category = self.labelled[np.searchsorted(self.share, rng.random())]
+                picture = self.pictures[number]
+                if category == "general":   # a few pixels aside
+                    dy, dx = rng.integers(-6, 7, 2)
+                    rows, columns = (np.arange(SIDE) + d for d in (dy, dx))
+                    picture = picture[rows.clip(0, SIDE - 1)][:, columns.clip(0, SIDE - 1)]
+                pictures.append(picture)
             else:
                 raw, i, k, known = self.drawn[rng.integers(len(self.drawn))]
                 picture = np.array(raw[i] if k is None else raw[i][k])[..., :3].astype(np.float32)

@@ -8,8 +8,14 @@ once, each question after them and blind to the others. So that it looks rather 
 by heads that are thrown away: at each word of the prompt whether it holds in the picture, at the prompt's end what is wrong and all scores,
 at each place of an edited picture how much it differs from the source. And the score must not be read off the true rationale: where it is written
 the rationale is out of sight half of the time, and another picture's a quarter.
+
+The last thing to learn is the score over reasons that the model wrote itself (--written): they stand where the true ones would be seen.
+
+The first updates (--seeing) teach nothing but to say what is seen: captions, with another picture's prompt in the prompt's place, so that nothing is
+gained by copying it.
 """
 import argparse
+import csv
 import json
 import shutil
 import time
@@ -22,7 +28,7 @@ from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
 from common import make_optimizers, save_state, set_lr
-from judge_data import GRID, MERGE, TOKENS, Labels, make_config, patches
+from judge_data import GRID, MERGE, TOKENS, Labels, caption_of, make_config, patches
 from judge_model import Questions, rotations, run_text
 from judge_truth import DEFECTS, DIMENSIONS, defects_of, differences, failing_words
 from measure_judge import ranks
@@ -35,12 +41,26 @@ DEFAULT_SHARE = dict(alignment=1, aesthetics=0.6, portrait=0.8, instruction=1, i
 class Rows:
     """What is asked about pictures, as rows of tokens."""
 
-    def __init__(self, labels, questions, trusted=0.25):
-        self.labels, self.q, self.trusted = labels, questions, trusted
+    def __init__(self, labels, questions, trusted=0.25, written={}):
+        self.labels, self.q, self.trusted, self.written = labels, questions, trusted, written
         self.by_dimension = {}
         for item in labels.items:
             for d, (rationale, _) in item["known"].items():
                 self.by_dimension.setdefault((item["kind"], d), []).append(rationale)
+
+    def seeing(self, item, others):
+        """One picture and its caption, with the prompt of the first of `others` that names two things in the same order (captions follow it)."""
+        q, kind = self.q, item["kind"]
+        turned = lambda x: " right of " in x["prompt"] or " below " in x["prompt"]
+        other = next((o for o in others if turned(o) == turned(item)), item)
+        prefix, _ = q.prefix(kind, other["prompt"])
+        question = q.tails[kind, "alignment" if kind == "t2i" else "instruction"]
+        answer = q.encode(caption_of(item) + ";")
+        ids = prefix + question + answer[:-1]
+        first = len(prefix) + len(question) - 1
+        none = [0] * len(ids)
+        return dict(ids=ids, places=[q.places(ids)], branch=none, veiled=none, tail=none, shown=item["pictures"], at=list(range(first, len(ids))), targets=answer,
+                    scores=[], blame=[], end=0, defects=[], labels=[])
 
     def row(self, item, rng, plain=False):
         """One picture with its questions. `plain`: every question, true rationales, out of sight of the score."""
@@ -58,8 +78,11 @@ class Rows:
                     continue
                 rationale, score = known[d]
                 sight = 0 if plain else rng.random()
-                other = sight > 0.5 + self.trusted
-                if other:
+                own = self.written.get((item["id"], d)) if sight > 0.5 else None
+                other = own is not None or sight > 0.5 + self.trusted
+                if own is not None:
+                    rationale = own
+                elif other:
                     pool = self.by_dimension[kind, d]
                     rationale = pool[rng.integers(len(pool))]
             elif plain or rng.random() > 0.1:
@@ -113,7 +136,7 @@ class Batch:
         self.at = torch.tensor(flat("at")).T
         self.targets = torch.tensor([x for r in rows for x in r["targets"]])
         scores = flat("scores")
-        self.score_at = torch.tensor([s[:2] for s in scores]).T
+        self.score_at = torch.tensor([s[:2] for s in scores], dtype=torch.long).view(-1, 2).T
         self.label = torch.tensor([s[2] for s in scores]).float()
         self.dimension = torch.tensor([s[3] for s in scores])
         blame = flat("blame")
@@ -159,6 +182,8 @@ def expected(model, states, batch, q):
 def losses(model, heads, batch, eyes, q):
     looked, states = forward(model, batch, eyes)
     language = F.cross_entropy(model.lm_head(states[batch.at[0], batch.at[1]]), batch.targets)
+    if not len(batch.label):
+        return dict(language=language)
     logits, log_p, score = expected(model, states, batch, q)
     near = (1 - (batch.label[:, None] - torch.arange(1, 6)).abs()).clamp(min=0)
     mass = (logits.logsumexp(-1) - logits[:, q.scores].logsumexp(-1)).mean()
@@ -242,9 +267,12 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name", default="judge-start")
     parser.add_argument("--init", type=Path, help="a state (*.pt) to start from, without its optimizers")
+    parser.add_argument("--new-eyes", action="store_true", help="the state's text on the vision tower of --eyes")
     parser.add_argument("--minutes", type=float, default=20, help="on the clock: the learning rate decays to zero within it")
+    parser.add_argument("--seeing", type=int, default=0, help="updates before that, which teach captions alone")
     parser.add_argument("--shut", type=float, default=0.6, help="share of the time for which the eyes stay as they are")
     parser.add_argument("--trusted", type=float, default=0.25, help="share of scores that see the true rationale; half see none, the rest another picture's")
+    parser.add_argument("--written", type=Path, help="judgements.csv of atelier-reward-train with a start of these labels as its held-out ones")
     parser.add_argument("--batch", type=int, default=32, help="pictures with all their questions")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=15)
@@ -253,8 +281,10 @@ def main():
     tokenizer = Tokenizer.from_file(str(args.out / "tokenizer" / "tokenizer.json"))
     q = Questions(tokenizer, args.templates)
     labels, held = Labels(args.labels), Labels([args.heldout])
-    rows, held_rows = Rows(labels, q, args.trusted), Rows(held, q)
-    by_kind = {k: [i for i, x in enumerate(labels.items) if x["kind"] == k] for k in ("t2i", "edit")}
+    written = {(r["id"], r["dimension"]): r["reason"] for r in csv.DictReader(open(args.written, newline="")) if r["reason"]} if args.written else {}
+    rows, held_rows = Rows(labels, q, args.trusted, written), Rows(held, q)
+    judged = {i for i, _ in written}
+    by_kind = {k: [i for i, x in enumerate(labels.items) if x["kind"] == k and (not written or x["id"] in judged)] for k in ("t2i", "edit")}
     model = Qwen3VLForConditionalGeneration(make_config(tokenizer))
     heads = Heads(model.config.text_config.hidden_size)
     print(sum(p.numel() for p in model.parameters()), "parameters", {k: len(v) for k, v in by_kind.items()}, flush=True)
@@ -272,7 +302,8 @@ def main():
     model.model.language_model.embed_tokens.requires_grad_(False)
     if args.init:
         state = torch.load(args.init, weights_only=False)
-        model.load_state_dict(state["model"])
+        own = {k: v for k, v in state["model"].items() if not args.new_eyes or "visual" not in k}
+        assert not model.load_state_dict(own, strict=False).unexpected_keys
         heads.load_state_dict(state["heads"])
     named = [*model.named_parameters(), *(("head." + n, p) for n, p in heads.named_parameters())]
     optimizers = make_optimizers(named, args.lr, 0.01, plain=("embed", "lm_head", "head."))
@@ -282,13 +313,18 @@ def main():
             parts = [see(model, labels.pictures[i:i + 128]) for i in range(0, len(labels.pictures), 128)]
             features = [torch.cat([p[k] for p in parts]).half() for k in range(len(parts[0]))]
         print(time.strftime("%H:%M:%S"), "pictures seen", flush=True)
-    began, history, step, shown_at = time.time(), [], 0, 0
-    while (spent := (time.time() - began) / 60 / args.minutes) < 1:
+    history, step, shown_at, spent, began = [], 0, 0, 0.0, time.time()
+    while spent < 1:
         set_lr(optimizers, args.lr, step if step < 50 else int(max(0.01, spent) * 10**6), 10**6 if step >= 50 else 10**9)
         rng = np.random.default_rng([args.seed, step])
         kind = "t2i" if rng.random() < 0.55 else "edit"
         chosen = [by_kind[kind][i] for i in rng.integers(len(by_kind[kind]), size=args.batch)]
-        batch = Batch([rows.row(labels.items[i], rng) for i in chosen], q)
+        seeing = step < args.seeing
+        if seeing:
+            others = [labels.items[by_kind[kind][i]] for i in rng.integers(len(by_kind[kind]), size=8 * args.batch)]
+            batch = Batch([rows.seeing(labels.items[i], others[8 * k:8 * k + 8]) for k, i in enumerate(chosen)], q)
+        else:
+            batch = Batch([rows.row(labels.items[i], rng) for i in chosen], q)
         shut = spent < args.shut
         eyes = [f[batch.shown].float() for f in features] if shut else see(model, labels.pictures[batch.shown])
         parts = losses(model, heads, batch, eyes, q)
@@ -300,13 +336,16 @@ def main():
         heads.zero_grad(set_to_none=True)
         history.append({"kind": kind, **{k: v.item() for k, v in parts.items()}})
         step += 1
+        if step <= args.seeing:
+            began = time.time()
+        spent = (time.time() - began) / 60 / args.minutes
         if step % 40 == 0:
             for kind in ("t2i", "edit"):
                 mine = [h for h in history if h["kind"] == kind]
                 if mine:
-                    print(time.strftime("%H:%M:%S"), step, kind, " ".join(f"{k} {np.mean([h[k] for h in mine]):.3f}" for k in parts), f"ids {tuple(batch.ids.shape)}", flush=True)
+                    print(time.strftime("%H:%M:%S"), step, kind, " ".join(f"{k} {np.mean([h[k] for h in mine if k in h]):.3f}" for k in parts), f"ids {tuple(batch.ids.shape)}", flush=True)
             history = []
-        if step % 200 == 0 or spent > shown_at + 0.2:
+        if not seeing and spent > shown_at + 0.1:
             shown_at = spent
             some = held.items[::3]
             print(time.strftime("%H:%M:%S"), "held out, the rationale out of sight:",
