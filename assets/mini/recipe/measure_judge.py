@@ -4,7 +4,8 @@
     python measure_judge.py RUN/judge/judgements.csv
 
 By dimension: Spearman's correlation with the truth, and over flawed pictures (truth below 4.5) in which share of the judge's reasons a clause
-of the true reason stands, word for word but for numbers; `all`: every clause and none besides; `seen`: in which share of all judgements that say what they see the
+of the true reason stands, word for word but for numbers; `all`: every clause and none besides; `false`: in which share of the pictures that are not flawed a
+defect is named; `seen`: in which share of all judgements that say what they see the
 caption is the true one. Only the standard library.
 """
 import collections
@@ -53,15 +54,17 @@ def main():
             for part in ("all", origin):
                 groups[f"{row['kind']}/{row['dimension']}", part].append(row)
                 groups["every dimension", part].append(row)
-    print(f"{'dimension':<20} {'pictures':<9} {'n':>5} {'Spearman':>9} {'flawed':>7} {'named':>7} {'all':>7} {'seen':>7}")
+    print(f"{'dimension':<20} {'pictures':<9} {'n':>5} {'Spearman':>9} {'flawed':>7} {'named':>7} {'all':>7} {'false':>7} {'seen':>7}")
     for (name, part), rows in sorted(groups.items()):
         labels = [float(r["label"]) for r in rows]
         flawed = [r for r in rows if float(r["label"]) < 4.5 and clauses(r, "rationale")]
         named = sum(bool(clauses(r, "rationale") & clauses(r, "reason")) for r in flawed)
+        sound = [r for r in rows if not clauses(r, "rationale")]
+        wrongly = sum(bool(clauses(r, "reason")) for r in sound)
         exact = sum(clauses(r, "rationale") == clauses(r, "reason") for r in flawed)
         told = [caption(r, "rationale") == caption(r, "reason") for r in rows if caption(r, "rationale")]
         rho = "" if name == "every dimension" else f"{spearman([float(r['score']) for r in rows], labels):.3f}"
-        print(f"{name:<20} {part:<9} {len(rows):>5} {rho:>9} {len(flawed):>7} {named / max(1, len(flawed)):>7.3f} {exact / max(1, len(flawed)):>7.3f} {sum(told) / len(told) if told else float('nan'):>7.3f}")
+        print(f"{name:<20} {part:<9} {len(rows):>5} {rho:>9} {len(flawed):>7} {named / max(1, len(flawed)):>7.3f} {exact / max(1, len(flawed)):>7.3f} {wrongly / max(1, len(sound)):>7.3f} {sum(told) / len(told) if told else float('nan'):>7.3f}")
 
 
 if __name__ == "__main__":
