@@ -263,9 +263,10 @@ void describe(const fs::path& path, std::ostream& out) {
                                out);
     if (schema == "atelier.prompts") return describe_curated(path, out);
     if (schema == "atelier.labels") {
-        out << fmt::format("{}: {} labelled samples, {} scores, {} pictures\n", path.string(),
-                           file.extents("/samples/id").at(0), file.extents("/scores/score").at(0),
-                           file.children("/pictures").size());
+        const auto scores = file.read<double>("/scores/score", {-1});
+        const auto absent = std::count_if(scores.begin(), scores.end(), [](double score) { return std::isnan(score); });
+        out << fmt::format("{}: {} labelled samples, {} scores, {} times that a dimension does not apply, {} pictures\n", path.string(),
+                           file.extents("/samples/id").at(0), static_cast<std::ptrdiff_t>(scores.size()) - absent, absent, file.children("/pictures").size());
         return;
     }
     if (schema == "atelier.judge_training") {

@@ -19,10 +19,10 @@ plan() {
 for name in a b; do code 0 "$bin/atelier-world" --labels "$work/$name.h5" --count 8 --edit-count 4 --seed 5; done
 h5diff -q "$work/a.h5" "$work/b.h5" || fail "labels of one seed differ"
 code 0 "$bin/atelier-inspect" "$work/a.h5"
-says "24 labelled samples, 72 scores"
+says "26 labelled samples, 72 scores, 6 times that a dimension does not apply"
 code 0 "$bin/atelier-world" --labels "$work/truth.h5" --count 8 --seed 5 --annotators 0
 code 0 "$bin/atelier-inspect" "$work/truth.h5"
-says "18 labelled samples, 18 scores"
+says "19 labelled samples, 18 scores, 1 times that a dimension does not apply"
 code 2 "$bin/atelier-world" --labels "$work/none.h5"
 
 # The truth stands beside the scores and changes none of them.
