@@ -47,11 +47,16 @@ int main(int argc, char** argv) {
         std::ofstream(argv[6]) << questions.dump();
     }
     const int answers = samples * static_cast<int>(templates.size());
-    const judge::NativeJudge native({directory, answers, 2048, 0, 1}, {{"t2i", templates}});
+    judge::NativeJudgeConfig config;
+    config.directory = directory;
+    config.answers = answers;
+    const judge::NativeJudge native(config, {{"t2i", templates}});
+    std::vector<reward::Request> requests;
+    for (int i = 0; i < samples; ++i) requests.push_back(request(i));
     const auto begin = std::chrono::steady_clock::now();
     reward::Pool pool(native, {samples, samples, 0});
     std::vector<std::future<reward::Outcome>> outcomes;
-    for (int i = 0; i < samples; ++i) outcomes.push_back(pool.submit(request(i)));
+    for (int i = 0; i < samples; ++i) outcomes.push_back(pool.submit(std::move(requests[static_cast<std::size_t>(i)])));
     int failed = 0;
     for (auto& f : outcomes) failed += f.get().failed ? 1 : 0;
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
