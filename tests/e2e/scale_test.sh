@@ -142,7 +142,7 @@ done
 [[ -e $(policy lora 2)/pytorch_lora_weights.safetensors && ! -e $(policy lora 2)/diffusion_pytorch_model.safetensors ]] || fail "not an adapter alone"
 within "$(distance "$(policy lora 2)" "$(policy lora-2 2)")" $bound "adapters of one and two ranks"
 code 0 "$bin/atelier-inspect" "$(policy lora 2)"
-says "adapter of rank 4 for 42 matrices"
+says "adapter of rank 4, alpha 8 for 42 matrices"
 code 0 "$bin/atelier-inspect" --replay "$work/lora/t2i/iter-0002/rollout"
 says " 0 differ"
 code 0 "$bin/atelier-inspect" --replay "$work/lora-2/t2i/iter-0002/rollout"
@@ -172,7 +172,18 @@ within "$(distance "$(latents beside)" "$(latents full)")" 2e-5 "the adapter bes
 within 1e-3 "$(distance "$(latents none)" "$(latents full)")" "the adapter changes nothing"
 within 5e-4 "$(distance "$(latents half)" "$(latents full)")" "half of the adapter is all of it"
 
+# What atelier-inspect says of a model and of adapters, and the plan of a configuration given without its option.
+code 0 "$bin/atelier-inspect" $model
+says "transformer  *QwenImage21Transformer2DModel  *3207648 parameters in 63 tensors, bf16"
+says "$model: [0-9]* parameters"
+for path in "$student" "$student/pytorch_lora_weights.safetensors" "$work/peft" "$work/peft/adapter_model.safetensors"; do
+    code 0 "$bin/atelier-inspect" "$path"
+    says "adapter of rank 4, alpha 8 for 42 matrices, [0-9]* parameters"
+done
+
 # Mistakes.
+code 3 "$bin/atelier-generate" --model $model --prompt x --output "$work/x.png" --lora "$work/absent.safetensors:0.5"
+says "--lora .*absent.safetensors is missing"
 code 2 plan bad --set lora.rank=4
 says "distill.start must be base"
 plan other-rank "${lora[@]}" --set lora.rank=2
