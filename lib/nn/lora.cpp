@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/numbers.hpp"
 #include "ops/matmul.hpp"
 
 namespace atelier::nn {
@@ -116,7 +117,16 @@ void merge_lora(const LoraStore& adapter, int row, float factor, float* w) {
 }
 
 void merge_lora(const LoraStore& adapter, const ParameterStore& weights, float factor) {
-    for (const int row : adapter.table().adapted()) merge_lora(adapter, row, factor, weights[row].f32());
+    for (const int row : adapter.table().adapted()) {
+        const Tensor w = weights[row];
+        if (w.device() == Device::cpu) {
+            merge_lora(adapter, row, factor, w.f32());
+            continue;
+        }
+        const Numbers merged(w, Device::cpu);
+        merge_lora(adapter, row, factor, merged.tensor().f32());
+        transfer(merged.tensor().reshaped(w.shape()), w);
+    }
 }
 
 }  // namespace atelier::nn

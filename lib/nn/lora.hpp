@@ -90,7 +90,7 @@ class LoraStore {
 /// A normal with standard deviation 1 / sqrt(in), B zero: the adapter changes nothing at first. Keyed by seed.
 void initialise(const LoraStore& adapter, std::uint64_t seed);
 
-/// Adds factor * scale * B A to each adapted matrix.
+/// Adds factor * scale * B A to each adapted matrix, in fp32 on the CPU wherever the weights are. The adapter is in host memory.
 void merge_lora(const LoraStore& adapter, const ParameterStore& weights, float factor = 1.0f);
 /// The same for one matrix [out, in] at `w`, of a row of the model's table.
 void merge_lora(const LoraStore& adapter, int row, float factor, float* w);
