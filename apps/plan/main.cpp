@@ -46,9 +46,9 @@ int run(comm::Communicator& world, int argc, char** argv) {
     std::vector<std::string> overrides;
     bool print = false, dot = false, storage = false, memory = false;
     po::options_description text(
-        "atelier-plan: a configuration resolved, its jobs, and the run directory made from it");
+        "atelier-plan [CONFIG]: a configuration resolved, its jobs, and the run directory made from it");
     text.add_options()("help", "this text")("config", po::value(&file),
-                                            "TOML file (default: that of --run)")(
+                                            "TOML file (also without --config; default: that of --run)")(
         "set", po::value(&overrides)->composing(),
         "section.key=value, over the file's; may be repeated")("run", po::value(&directory),
                                                                "run directory to make")(
@@ -61,12 +61,14 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "device-memory", po::value(&device_memory), "memory of a rank that --memory compares with, as 141GiB")(
         "prompt-tokens", po::value(&question.prompt_tokens)->default_value(question.prompt_tokens), "tokens of a prompt that --memory counts with; 0: those of the prompt files, or 256")(
         "references", po::value(&question.references)->default_value(question.references), "reference pictures of edits, where no prompt file is read");
-    if (!config::parse_command_line(text, argc, argv)) return 0;
+    po::positional_options_description places;
+    places.add("config", 1);
+    if (!config::parse_command_line(text, argc, argv, places)) return 0;
     const stage::RunDirectory run{
         directory.empty() ? "run" : std::filesystem::absolute(directory).lexically_normal()};
     if (file.empty() && !directory.empty() && std::filesystem::exists(run.config()))
         file = run.config().string();
-    ATELIER_CHECK_USAGE(!file.empty(), "--config is required (see --help)");
+    ATELIER_CHECK_USAGE(!file.empty(), "a configuration is needed (see --help)");
     stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world,
                            "", 1};
     stage::check_scorer(context.config);

@@ -180,8 +180,11 @@ for path in "$student" "$student/pytorch_lora_weights.safetensors" "$work/peft" 
     code 0 "$bin/atelier-inspect" "$path"
     says "adapter of rank 4, alpha 8 for 42 matrices, [0-9]* parameters"
 done
+code 0 "$bin/atelier-plan" --memory --ranks 8 --device-memory 141GiB configs/mini.toml "${lora[@]}"
+says "trained: an adapter of rank 4, alpha 8 for 42 matrices"
 
 # Mistakes.
+code 2 "$bin/atelier-plan" --memory configs/mini.toml configs/mini.toml
 code 3 "$bin/atelier-generate" --model $model --prompt x --output "$work/x.png" --lora "$work/absent.safetensors:0.5"
 says "--lora .*absent.safetensors is missing"
 code 2 plan bad --set lora.rank=4
@@ -194,7 +197,7 @@ says "holds an adapter of rank 4, .*asks for rank 2"
 for zero in 2 3; do
     code 2 plan cut "${lora[@]}" --set compute.zero=$zero
     says "with lora.rank = 4 compute.zero must be 0 or 1, found $zero"
-    code 2 "$bin/atelier-plan" --memory --config configs/mini.toml "${lora[@]}" --set compute.zero=$zero
+    code 2 "$bin/atelier-plan" --memory configs/mini.toml "${lora[@]}" --set compute.zero=$zero
     says "with lora.rank = 4 compute.zero must be 0 or 1, found $zero"
 done
 [[ ! -e $work/cut ]] || fail "a refused configuration made a run"
