@@ -81,10 +81,21 @@ struct AnswerBuffers {
     }
 };
 
-/// Pictures of questions on their way: each dimension's holds its patches, three channels, two frames, in fp32, of RGBA bytes.
+/// Whether two dimensions are asked about the same pictures in the same words, up to their rubrics.
+bool share_question(const Template& a, const Template& b) {
+    return a.system == b.system && a.question == b.question && a.shows_source == b.shows_source;
+}
+
+/// Pictures of questions on their way: patches once for dimensions that share a question, of each picture three channels, two frames,
+/// in fp32, where RGBA is four bytes; an edit's source beside the result where it is shown.
 std::size_t question_bytes(const TemplatesByKind& templates, std::size_t workers, std::size_t picture_bytes) {
     std::size_t most = 0;
-    for (const auto& [kind, list] : templates) most = std::max(most, list.size());
+    for (const auto& [kind, list] : templates) {
+        std::size_t pictures = 0;
+        for (auto t = list.begin(); t != list.end(); ++t)
+            if (std::none_of(list.begin(), t, [&](const Template& before) { return share_question(before, *t); })) pictures += t->shows_source ? 2 : 1;
+        most = std::max(most, pictures);
+    }
     return workers * most * 6 * picture_bytes;
 }
 
@@ -220,17 +231,14 @@ reward::Verdicts NativeJudge::Engine::judge(const reward::Request& request, int 
     job->noise_key = request.noise_key;
     job->attempt = attempt;
     for (const Asked& asked : asked_.at(request.kind)) {
-        Question q = model_.make_question(make_conversation(
-            asked.text, request.prompt, picture, request.sources ? *request.sources : none));
+        auto shared = std::find_if(job->shared.begin(), job->shared.end(),
+                                   [&](const Shared& s) { return share_question(s.asked[0]->text, asked.text); });
+        Question q = model_.make_question(make_conversation(asked.text, request.prompt, picture, request.sources ? *request.sources : none),
+                                          shared == job->shared.end() ? nullptr : &shared->questions[0].vision);
         ATELIER_CHECK_KIND(ErrorKind::reward,
                            static_cast<std::int64_t>(q.ids.size()) <= config_.context,
                            "{}: a question of {} tokens, judge.context allows {}",
                            asked.text.dimension, q.ids.size(), config_.context);
-        auto shared = std::find_if(job->shared.begin(), job->shared.end(), [&](const Shared& s) {
-            const Template& t = s.asked[0]->text;
-            return t.system == asked.text.system && t.question == asked.text.question &&
-                   t.shows_source == asked.text.shows_source;
-        });
         if (shared == job->shared.end()) {
             job->shared.emplace_back();
             shared = std::prev(job->shared.end());
