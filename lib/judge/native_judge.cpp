@@ -183,6 +183,7 @@ class NativeJudge::Engine {
         std::vector<std::int32_t> written;
         std::deque<std::int32_t> forced;  ///< go next
         bool scores = false;              ///< the reason is complete
+        bool is_cut = false;              ///< by the template's budget
         std::size_t gap = 0;              ///< tokens of the gap that went
         std::string reason;
         std::vector<float> state;
@@ -371,6 +372,7 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
             return id;
         }
         line.scores = true;
+        line.is_cut = id != model_.end_of_turn();
         if (!line.reason.ends_with("\n"))
             line.forced.insert(line.forced.end(), line_end_.begin(), line_end_.end());
         line.forced.insert(line.forced.end(), tokens.marker.begin(), tokens.marker.end());
@@ -395,8 +397,14 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
     const auto marker = line.reason.rfind(score_marker);
     verdict.reason = std::string(trimmed(std::string_view(line.reason).substr(0, marker)));
     std::replace(verdict.reason.begin(), verdict.reason.end(), '\0', ' ');
-    if (applies) verdict.score = vlm::read_score(logits, tokens.candidates).expected_score;
-    if (verdict.reason.empty())
+    const bool is_empty = verdict.reason.empty();
+    if (line.is_cut) verdict.reason += std::string(" ") + cut_mark;
+    if (applies) {
+        const vlm::ScoreReading read = vlm::read_score(logits, tokens.candidates);
+        verdict.score = read.expected_score;
+        if (read.probability_of_candidates < least_score_mass) verdict.reason += std::string(" ") + unlikely_mark;
+    }
+    if (is_empty)
         finish(line, nullptr, text.dimension + ": the judge gave no reason");
     else if (!std::isfinite(verdict.score))
         finish(line, nullptr, text.dimension + ": the judge's score is no number");

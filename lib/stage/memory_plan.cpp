@@ -218,7 +218,7 @@ class Planner {
         const std::string& directory = c_.config.text(c_.config.text("judge.directory").empty() ? "reward_train.start" : "judge.directory");
         if (!judges_here() || directory.empty()) return 0;
         if (!judge_bytes_)
-            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory), native_judge_config(c_, directory), judge_templates(c_),
+            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory), native_judge_config(c_, directory), judge_templates(c_.config),
                                                      static_cast<std::size_t>(c_.config.integer("reward.workers")), largest_picture_bytes(c_.config));
         return *judge_bytes_;
     }
