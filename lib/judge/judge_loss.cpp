@@ -23,7 +23,7 @@ Softmax sums(std::span<const float> logits, std::span<const std::int32_t> candid
 
 }  // namespace
 
-TrainingSample make_training_sample(const JudgeModel& model, const Template& asked,
+TrainingSample make_training_sample(const QuestionMaker& model, const Template& asked,
                                     const LabelledSample& labelled) {
     ATELIER_CHECK_INPUT(!labelled.rationale.empty(),
                         "{} of '{}' has no rationale: a judge learns scores from reasons",

@@ -107,14 +107,16 @@ std::vector<LabelledSample> read_hdf5(const fs::path& path) {
                             file.integer_attribute("/", "schema_version") == schema_version,
                         "{} is no file of labels of version {}", path.string(), schema_version);
     std::vector<std::shared_ptr<const io::Image>> pictures;
-    for (std::size_t i = 0; i < file.children("/pictures").size(); ++i) {
+    const std::size_t count = file.children("/pictures").size();
+    for (std::size_t i = 0; i < count; ++i) {
         const std::string name = fmt::format("/pictures/{}", i);
         const auto extents = file.extents(name);
         ATELIER_CHECK_INPUT(extents.size() == 3 && (extents[2] == 3 || extents[2] == 4),
                             "{}: {} is no picture", path.string(), name);
-        auto picture = std::make_shared<io::Image>(static_cast<int>(extents[1]),
-                                                   static_cast<int>(extents[0]),
-                                                   static_cast<int>(extents[2]));
+        auto picture = std::make_shared<io::Image>();
+        picture->height = static_cast<int>(extents[0]);
+        picture->width = static_cast<int>(extents[1]);
+        picture->channels = static_cast<int>(extents[2]);
         picture->pixels = file.read<std::uint8_t>(name, {-1, -1, -1});
         pictures.push_back(std::move(picture));
     }

@@ -20,6 +20,11 @@ struct NativeJudgeConfig {
     std::uint64_t seed = 0;
 };
 
+/// Bytes that a NativeJudge of this model takes, as its bytes() says, without making one.
+std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConfig& config,
+                               const std::map<std::string, std::vector<Template>>& templates, std::size_t workers,
+                               std::size_t picture_bytes);
+
 /// Judges with the engine's own Qwen3-VL. Pictures, question and prompt run once for all dimensions
 /// of a sample whose templates have the same system text, question and pictures; then all answers
 /// of all samples at hand are written token by token in one batch, samples coming and going. A

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "judge/labels.hpp"
+#include "judge/question_maker.hpp"
 #include "stage/context.hpp"
 
 namespace atelier::stage {
@@ -24,6 +25,9 @@ struct HeldoutReport {
 };
 HeldoutReport judge_heldout(const Context& context, const std::filesystem::path& directory, const std::filesystem::path& adapter,
                             const std::vector<judge::LabelledSample>& heldout);
+
+/// Bytes that judging takes beside the labels themselves.
+std::size_t judging_bytes(const Context& context, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout);
 
 /// The same as text, one line a dimension and category.
 std::string judge_table(const nlohmann::json& report);

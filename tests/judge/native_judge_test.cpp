@@ -88,6 +88,13 @@ class NativeJudgeTest : public ::testing::Test {
     fs::path folder_;
 };
 
+TEST_F(NativeJudgeTest, ItsMemoryIsKnownFromTheFilesWithoutTheWeights) {
+    const std::map<std::string, std::vector<Template>> asked{{"t2i", templates({"alignment", "portrait"})}};
+    const NativeJudge judge(config(8), asked);
+    EXPECT_EQ(native_judge_bytes(QuestionMaker(folder_), config(8), asked, 3, 128 * 128 * 4), judge.bytes(3, 128 * 128 * 4));
+    EXPECT_LT(native_judge_bytes(QuestionMaker(folder_), config(4), asked, 3, 128 * 128 * 4), judge.bytes(3, 128 * 128 * 4));
+}
+
 TEST_F(NativeJudgeTest, TheSameBitsInAnyCompany) {
     const std::vector<std::string> dimensions{"alignment", "aesthetics", "portrait"};
     for (const double temperature : {0.0, 1.0}) {
