@@ -84,25 +84,23 @@ int run_distill(const Context& c) {
     StageMemory memory;
     for (const std::string& task : c.config.tasks()) {
         const auto dump = c.run.dump(round, task);
-        require_complete(
-            dump,
-            fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
+        require_complete(*c.world, dump, fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
         manifest.inputs["teacher-" + task + "/" + io::manifest_name] =
             io::digest_file(dump / io::manifest_name);
         for (const auto& [name, digest] : io::read_manifest(dump).outputs)
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
-    const auto source = student_source(c, round);
+    const StudentStart start = student_start(c, round, reads_weights_and_state);
     const TrainingRanks training_ranks(c);
-    pipeline::Pipeline model(c.model(), source, c.placement(training_ranks.sharded()));
-    load_start(c, round, model);
+    pipeline::Pipeline model(c.model(), start.source, c.placement(training_ranks.sharded()));
+    load_start(start, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());
     const auto spec_of = [&](const io::TrajectorySamples& s) {
         return on_grid(spec, model.schedule_config(), {s.height, s.width});
     };
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
-    Trainer trainer(model, source,
+    Trainer trainer(model, start.source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
                      c.config.number("distill.max_grad_norm"),
                      0.0,

@@ -349,14 +349,14 @@ int run_grpo(const Context& c) {
         }
         return 0;
     }
-    require_complete(rollout, "run atelier-rollout first");
+    require_complete(*c.world, rollout, "run atelier-rollout first");
     io::Manifest manifest = c.new_manifest("grpo");
     StageMemory memory;
     std::vector<std::string> shards;
     for (const auto& [name, digest] : io::read_manifest(rollout).outputs)
         if (name.starts_with("shard-")) shards.push_back(name);
 
-    const auto policy = c.starting_policy();
+    const auto policy = c.starting_policy(reads_weights_and_state);
     const TrainingRanks ranks(c);
     pipeline::Pipeline model(c.model(), policy, c.placement(ranks.sharded()));
     prepare_adapter(c, model);
