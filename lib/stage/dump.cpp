@@ -118,7 +118,7 @@ int run_teacher_dump(const Context& c) {
         std::vector<const Prompt*> mine;
         for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
         workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
-                                    units.size(), resident, start.teachers.empty() ? Bytes() : Bytes(model.own_weights().bytes())));
+                                    units.size(), resident, start.teachers.empty() ? 0 : model.mean_bytes()));
         memory.say(c);
     }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);

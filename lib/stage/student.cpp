@@ -2,8 +2,6 @@
 
 #include <numeric>
 
-#include "core/numbers.hpp"
-
 namespace atelier::stage {
 
 distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& schedule) {
@@ -44,20 +42,7 @@ StudentStart student_start(const Context& c, std::int64_t round, Reads reads) {
 
 void load_start(const StudentStart& start, pipeline::Pipeline& model) {
     model.load_transformer(start.source);
-    if (start.teachers.empty()) return;
-    const Tensor own = model.own_weights();
-    const Numbers teacher(own.elements());
-    // The mean is made in host memory, so that it has the same bits wherever the model is.
-    const Numbers room = own.device() == Device::cpu ? Numbers() : Numbers(own.elements());
-    const std::span<float> mean(room.empty() ? own.f32() : room.data(), static_cast<std::size_t>(own.elements()));
-    const float share = 1.0f / static_cast<float>(start.teachers.size());
-    for (std::size_t t = 0; t < start.teachers.size(); ++t) {
-        model.read_own_weights(start.teachers[t], teacher.tensor());
-        for (std::size_t i = 0; i < mean.size(); ++i)
-            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher.span()[i];
-    }
-    if (!room.empty()) transfer(room.tensor(), own);
-    model.weights_were_changed();
+    if (!start.teachers.empty()) model.load_mean(start.teachers);
 }
 
 }  // namespace atelier::stage

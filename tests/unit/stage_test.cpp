@@ -172,6 +172,39 @@ TEST_F(Run, TrainingStateLargerThanAPieceComesBack) {
     EXPECT_EQ(list(s.ema), list(expected.ema));
 }
 
+TEST_F(Run, TheMeanOfCheckpointsIsThatOfWholeModels) {
+    nn::ParameterTable table = blocks_table();
+    table.add({"longer than a piece", {5, 900'001}});
+    std::vector<io::Safetensors> files;
+    std::vector<float> expected(static_cast<std::size_t>(table.flat_size()));
+    const float share = 1.0f / 3;
+    for (int f = 0; f < 3; ++f) {
+        Arena arena("weights", static_cast<std::size_t>(table.flat_size()) * sizeof(float) + 4096);
+        const nn::ParameterStore store(table, arena);
+        Random random(random_key(1, RandomUse::test, static_cast<std::uint64_t>(f)));
+        for (std::int64_t i = 0; i < table.flat_size(); ++i) store.data()[i] = static_cast<float>(random.below(1000)) / 7 - 50;
+        nn::StorageFormat format;
+        format.dtypes.assign(static_cast<std::size_t>(table.size()), f == 0 ? DType::bf16 : DType::f32);
+        const fs::path directory = directory_ / std::to_string(f);
+        fs::create_directories(directory);
+        nn::save_weights(store, directory, "weights", format);
+        files.push_back(io::Safetensors::open(directory / "weights.safetensors"));
+        nn::load_weights(store, files.back());
+        for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = (f == 0 ? 0.0f : expected[i]) + share * store.data()[i];
+    }
+    for (const int ranks : {1, 3}) {
+        const nn::Partition partition(table, ranks);
+        for (int rank = 0; rank < ranks; ++rank) {
+            const Numbers shard(partition.shard_size());
+            nn::load_mean(partition, rank, files, shard.tensor());
+            for (const auto& p : partition.pieces(rank))
+                for (std::int64_t i = 0; i < p.count; ++i)
+                    ASSERT_EQ(shard.data()[p.local + i], expected[static_cast<std::size_t>(p.global + i)]) << ranks << " ranks, number " << p.global + i;
+        }
+    }
+    EXPECT_EQ(nn::mean_bytes(nn::Partition(table, 1)), std::size_t{2} << 24) << "no more than two pieces, however large the model is";
+}
+
 io::TrajectoryShard small_shard(std::uint64_t id) {
     io::TrajectoryShard shard;
     io::TrajectoryPrompts& p = shard.prompts;
