@@ -10,7 +10,8 @@ void retain(const Context& c, const std::filesystem::path& directory) {
     const std::string keep = c.config.text("storage.keep");
     if (keep == "all" || !std::filesystem::exists(directory / io::manifest_name)) return;
     io::Manifest manifest = io::read_manifest(directory);
-    if (manifest.facts.value("kept", "all") == keep) return;
+    const std::string before = manifest.facts.value("kept", "all");
+    if (before == keep || before == "nothing") return;
     std::vector<std::string> shards;
     for (const auto& [name, digest] : manifest.outputs)
         if (name.starts_with("shard-")) shards.push_back(name);
