@@ -71,6 +71,17 @@ void publish_manifest(const fs::path& directory, Manifest m) {
     publish_text(directory / manifest_name, json.dump(1) + "\n");
 }
 
+void republish_manifest(const fs::path& directory, const std::function<bool(const std::string&)>& drops, const std::string& fact, const Json& value) {
+    const fs::path path = directory / manifest_name;
+    const std::string text = read_text(path);
+    parse_manifest(text, path);  // says what is wrong with it
+    Json json = parse_json(text, path.string());
+    Json& outputs = json.at("outputs");
+    for (auto entry = outputs.begin(); entry != outputs.end();) entry = drops(entry.key()) ? outputs.erase(entry) : std::next(entry);
+    json["facts"][fact] = value;
+    publish_text(path, json.dump(1) + "\n");
+}
+
 Manifest read_manifest(const fs::path& directory) {
     const fs::path path = directory / manifest_name;
     ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());

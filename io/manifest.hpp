@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -26,6 +27,10 @@ inline constexpr const char* manifest_name = "manifest.json";
 /// Digests those of `outputs` (names relative to `directory`) whose hash is empty and publishes the manifest, with this process's largest resident memory so
 /// far (peak_resident_kib).
 void publish_manifest(const std::filesystem::path& directory, Manifest manifest);
+
+/// Publishes the manifest anew without the outputs that `drops` says, and with one fact more; all else stays as it was.
+void republish_manifest(const std::filesystem::path& directory, const std::function<bool(const std::string& name)>& drops, const std::string& fact,
+                        const nlohmann::json& value);
 
 /// Throws Error(input) naming the file and what is wrong with it.
 Manifest read_manifest(const std::filesystem::path& directory);

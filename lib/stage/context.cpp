@@ -7,6 +7,7 @@
 #include "flow/step_choice.hpp"
 #include "io/image/png.hpp"
 #include "stage/curated.hpp"
+#include "stage/retention.hpp"
 
 namespace atelier::stage {
 
@@ -39,6 +40,7 @@ std::filesystem::path Context::starting_policy(Reads reads) const {
     if (iteration == 1) return base_transformer();
     const auto directory = run.policy(policy, iteration - 1);
     require_complete(*world, directory, fmt::format("run iteration {} of {} first", iteration - 1, policy), reads);
+    if (reads == reads_weights_and_state) require_state(directory);
     return directory;
 }
 

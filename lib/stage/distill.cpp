@@ -68,14 +68,15 @@ int run_distill(const Context& c) {
                         c.config.integer("distill.rounds"));
     const auto directory = c.run.student(round);
     const StageLock stage = begin_stage(c, c.run.round(round), directory);
-    const auto retain_dumps = [&] {
+    const auto retain_all = [&] {
         for (const std::string& task : c.config.tasks()) retain(c, c.run.dump(round, task));
+        retain_states(c, round, [&](std::int64_t r) { return c.run.student(r); });
     };
     const auto updates = c.run.round(round) / "updates";
     if (stage.is_complete) {
         if (c.world->is_root()) {
             remove_snapshots(updates);
-            retain_dumps();
+            retain_all();
         }
         return 0;
     }
@@ -235,7 +236,7 @@ int run_distill(const Context& c) {
         log_line(fmt::format(
             "distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round,
             last_loss, shards.size(), metrics["gradient_norm"].get<double>()));
-        retain_dumps();
+        retain_all();
     }
     c.world->barrier();
     return 0;

@@ -342,10 +342,14 @@ int run_grpo(const Context& c) {
     // The lock stands beside the policy, which is published as a whole.
     const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
     const auto updates = c.run.iteration(c.policy, c.iteration) / "updates";
+    const auto retain_all = [&] {
+        retain(c, rollout);
+        retain_states(c, c.iteration, [&](std::int64_t i) { return c.run.policy(c.policy, i); });
+    };
     if (stage.is_complete) {
         if (c.world->is_root()) {
             remove_snapshots(updates);
-            retain(c, rollout);
+            retain_all();
         }
         return 0;
     }
@@ -445,7 +449,7 @@ int run_grpo(const Context& c) {
                         total.value("high", 0.0), metrics["groups_dropped"].get<int>(),
                         metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
                         metrics["clip_share"].get<double>()));
-        retain(c, rollout);
+        retain_all();
     }
     c.world->barrier();
     return 0;

@@ -559,6 +559,12 @@ const std::vector<config::Key>& schema() {
              .meaning = "of a rollout once its update is published",
              .choices = {"all", "summary", "nothing"},
              .changes_results = false},
+            {.name = "storage.states",
+             .fallback = Integer{1},
+             .meaning = "optimizer states of so many of a policy's newest iterations, and of the newest students, are kept; older ones serve "
+                        "only to go back and train again from there; 0: all",
+             .low = 0,
+             .changes_results = false},
             {.name = "checkpoint.dtype",
              .fallback = Text("f32"),
              .meaning = "weights of policies and students, as stored and as run; kept: each tensor "

@@ -2,6 +2,8 @@
 
 #include <numeric>
 
+#include "stage/retention.hpp"
+
 namespace atelier::stage {
 
 distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& schedule) {
@@ -21,6 +23,7 @@ StudentStart student_start(const Context& c, std::int64_t round, Reads reads) {
     if (round > 1) {
         start.source = c.run.student(round - 1);
         require_complete(*c.world, start.source, fmt::format("run round {} of the distillation first", round - 1), reads);
+        if (reads == reads_weights_and_state) require_state(start.source);
     } else {
         start.source = c.base_transformer();
     }

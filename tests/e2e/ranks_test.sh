@@ -72,4 +72,48 @@ code 0 iteration 2 grpo 2
 rm "$work/run/t2i/iter-0002/policy/ema/diffusion_pytorch_model.safetensors"
 code 3 "$bin/atelier-evaluate" --run "$work/run" --limit 1
 says "ema/diffusion_pytorch_model.safetensors"
+
+# The optimizer's state of iteration 1 was given up when iteration 2 was published; its weights are whole, and training from them is refused.
+[[ ! -e $policy/training.h5 && -e $weights ]] || fail "storage.states = 1 kept an older state, or took more"
+mv "$work/run/t2i/iter-0002/policy" "$work/second"
+code 0 "$bin/atelier-inspect" --verify "$policy"
+code 3 iteration 2 grpo 2
+says "state was given up"
+rm -rf "$work/run/t2i/iter-0002/rollout"
+code 0 iteration 2 rollout 2
+
+# Killed between the manifest that gives a state up and its removal: the stage that is run again removes it.
+plan states
+on 1 rollout states --policy t2i --iteration 1 >/dev/null 2>&1
+on 1 grpo states --policy t2i --iteration 1 >/dev/null 2>&1
+on 1 rollout states --policy t2i --iteration 2 >/dev/null 2>&1
+policy=$work/states/t2i/iter-0001/policy
+ATELIER_FAULTS="calls=rename,path=iter-0001/policy/training.h5,at=1,do=kill" LD_PRELOAD=$library code 137 on 1 grpo states --policy t2i --iteration 2
+[[ -e $policy/training.h5 && -e $work/states/t2i/iter-0002/policy/manifest.json ]] || fail "it was killed elsewhere"
+code 0 on 1 grpo states --policy t2i --iteration 2
+[[ ! -e $policy/training.h5 && -z $(find "$work/states" -name '.tmp-*') ]] || fail "a state that was given up is still there"
+code 0 "$bin/atelier-inspect" --verify "$work/states"
+
+# What atelier-plan says of the disk is what lies there: bf16 with a moving average and the optimizer's own weights, states within a stage.
+plan disk --set grpo.ema=0.9 --set checkpoint.dtype=bf16 --set checkpoint.every=1 --set storage.states=0
+code 0 on 2 rollout disk --policy t2i --iteration 1
+code 0 on 2 grpo disk --policy t2i --iteration 1
+code 0 "$bin/atelier-plan" --storage --run "$work/disk"
+cp "$work/out" "$work/plan.txt"
+python3 - "$work/plan.txt" "$work/disk/t2i/iter-0001/policy" <<'P' || fail "the disk that was planned for is another"
+import os, sys
+units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+rows = {line[:36].strip(): line[36:].split() for line in open(sys.argv[1])}
+each = lambda what: float(rows[what][0]) * units[rows[what][1]]
+size = lambda test: sum(os.path.getsize(os.path.join(d, f)) for d, _, names in os.walk(sys.argv[2]) for f in names if test(f))
+for what, test in ("policy: weights", lambda f: f.endswith(".safetensors")), ("policy: optimizer state", lambda f: f.startswith("training")):
+    print(what, each(what), size(test))
+    if abs(each(what) / size(test) - 1) > 0.02:
+        sys.exit(f"{what}: {each(what):.0f} planned, {size(test)} found")
+if float(rows["policy: states within its stage"][2]) != 3 * 3:  # keep and one in writing, of three policies side by side
+    sys.exit(str(rows["policy: states within its stage"]))
+P
+# Configuration files alone are enough.
+code 0 "$bin/atelier-plan" --storage --config configs/qwen-image-2.1.toml
+says "counts as bf16"
 echo "ranks: all checks passed"
