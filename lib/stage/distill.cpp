@@ -46,6 +46,7 @@ std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::in
 struct Done {
     std::int64_t updates = 0;
     double norm_sum = 0, first_loss = 0;
+    std::vector<double> losses, norms;                      ///< of each update
     std::map<std::string, std::pair<double, double>> loss;  ///< of this epoch, by task: sum and terms
     double mean_loss() const {
         double sum = 0, terms = 0;
@@ -53,10 +54,10 @@ struct Done {
         return terms > 0 ? sum / terms : 0;
     }
     nlohmann::json to_json() const {
-        return {{"updates", updates}, {"norm_sum", norm_sum}, {"first_loss", first_loss}, {"loss", loss}};
+        return {{"updates", updates}, {"norm_sum", norm_sum}, {"first_loss", first_loss}, {"losses", losses}, {"norms", norms}, {"loss", loss}};
     }
     static Done from_json(const nlohmann::json& json) {
-        return {json.at("updates"), json.at("norm_sum"), json.at("first_loss"), json.at("loss")};
+        return {json.at("updates"), json.at("norm_sum"), json.at("first_loss"), json.at("losses"), json.at("norms"), json.at("loss")};
     }
 };
 
@@ -190,14 +191,18 @@ int run_distill(const Context& c) {
         // Where passes are collective every rank makes as many as the first one.
         if (trainer.is_collective() && mine.size() < (end - begin + ranks - 1) / ranks)
             train_shard(shards[order[begin]], 0.0);
-        done.norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+        done.norms.push_back(trainer.step(rate.at(trainer.updates() + 1)));
+        done.norm_sum += done.norms.back();
         if (b == 0) done.loss = {};
+        double all[2] = {0, 0};
         for (auto& [task, sum] : sums) {
             double pair[2] = {sum.first, sum.second};
             c.world->sum(std::span(pair));
             done.loss[task].first += pair[0];
             done.loss[task].second += pair[1];
+            all[0] += pair[0], all[1] += pair[1];
         }
+        done.losses.push_back(all[0] / all[1]);
         ++done.updates;
         if (epoch == 0 && b + 1 == batches) done.first_loss = done.mean_loss();
         snapshots.after_update(done.to_json());
@@ -215,6 +220,8 @@ int run_distill(const Context& c) {
         {"loss_kind", distill::name_of(kind)},
         {"gradient_norm",
          done.norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
+        {"losses", done.losses},
+        {"gradient_norms", done.norms},
         {"trained_parameters", trainer.count()},
         {"updates", trainer.updates()},
         {"learning_rate", rate.at(trainer.updates())}};

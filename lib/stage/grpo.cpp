@@ -319,13 +319,14 @@ struct Done {
     std::int64_t updates = 0;  ///< minibatches, with or without groups
     std::int64_t steps = 0;    ///< of the optimizer
     double norm_sum = 0;
+    std::vector<double> losses, norms;  ///< of each step
     rl::ObjectiveStats stats;
     Json to_json() const {
-        return {{"updates", updates}, {"steps", steps}, {"norm_sum", norm_sum},
+        return {{"updates", updates}, {"steps", steps}, {"norm_sum", norm_sum}, {"losses", losses}, {"norms", norms},
                 {"stats", {stats.terms, stats.loss, stats.ratio, stats.ratio_deviation, stats.clipped, stats.outside, stats.kl}}};
     }
     static Done from_json(const Json& json) {
-        Done d{json.at("updates"), json.at("steps"), json.at("norm_sum"), {}};
+        Done d{json.at("updates"), json.at("steps"), json.at("norm_sum"), json.at("losses"), json.at("norms"), {}};
         const std::vector<double> sums = json.at("stats");
         rl::ObjectiveStats& s = d.stats;
         s.terms = sums.at(0), s.loss = sums.at(1), s.ratio = sums.at(2), s.ratio_deviation = sums.at(3), s.clipped = sums.at(4),
@@ -411,7 +412,9 @@ int run_grpo(const Context& c) {
         done.stats.merge(stats);
         ++done.updates;
         if (kept > 0) {
-            done.norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+            done.norms.push_back(trainer.step(rate.at(trainer.updates() + 1)));
+            done.norm_sum += done.norms.back();
+            done.losses.push_back(stats.mean(stats.loss));
             ++done.steps;
             snapshots.after_update(done.to_json());
         }
@@ -428,6 +431,8 @@ int run_grpo(const Context& c) {
     metrics["clip_share"] = all.mean(all.clipped);
     metrics["kl"] = all.mean(all.kl);
     metrics["loss"] = all.mean(all.loss);
+    metrics["losses"] = done.losses;
+    metrics["gradient_norms"] = done.norms;
     metrics["learning_rate"] = c.learning_rate();
     if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the policy: a policy always has its record
     publish_together(

@@ -1,4 +1,5 @@
 // What stages share: scores to advantages, curated prompts on disk, the jobs of a configuration.
+#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -16,6 +17,17 @@
 #include "stage/shard_writer.hpp"
 #include "stage/training_state.hpp"
 #include "stage/truth_gap.hpp"
+
+namespace {
+bool hdf5_lacks_threads = false;
+}
+/// Stands before the library's: what it says, or that it is not safe for threads.
+extern "C" herr_t H5is_library_threadsafe(hbool_t* safe) {
+    static const auto library = reinterpret_cast<herr_t (*)(hbool_t*)>(dlsym(RTLD_NEXT, "H5is_library_threadsafe"));
+    const herr_t status = library(safe);
+    if (hdf5_lacks_threads) *safe = 0;
+    return status;
+}
 
 namespace atelier::stage {
 namespace {
@@ -233,6 +245,24 @@ TEST_F(Run, ShardsAreWrittenInOrderBesideTheWork) {
     const auto world = comm::make_self();
     EXPECT_EQ(gather_digests(*world, writer.digests()), writer.digests());
     EXPECT_GT(writer.seconds(), 0);
+}
+
+TEST_F(Run, AnHdf5WithoutThreadsWritesAtOnceAndTheLogSaysSoOnce) {
+    hdf5_lacks_threads = true;
+    ::testing::internal::CaptureStderr();
+    for (std::uint64_t i = 0; i < 2; ++i) {
+        ShardWriter writer;
+        const fs::path path = directory_ / fmt::format("shard-{}.h5", i);
+        writer.put(path, small_shard(i));
+        EXPECT_TRUE(fs::exists(path));
+        writer.finish();
+        EXPECT_EQ(writer.digests().at(path.filename().string()), io::digest_file(path));
+    }
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    hdf5_lacks_threads = false;
+    const std::string words = "not built for several threads";
+    EXPECT_THAT(said, HasSubstr(words));
+    EXPECT_EQ(said.find(words), said.rfind(words));
 }
 
 TEST_F(Run, AShardThatCannotBeWrittenIsSaidAndEndsTheWriting) {
