@@ -145,7 +145,9 @@ class Planner {
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
         const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
-        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
+        const bool averages = c_.config.text("distill.start") == "average";
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident,
+                  averages ? nn::mean_bytes(nn::Partition(files_.dit.table(), 1)) : 0);
         return plan;
     }
 
