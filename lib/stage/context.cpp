@@ -129,11 +129,8 @@ void prepare_adapter(const Context& c, pipeline::Pipeline& model) {
         return;
     }
     const nn::LoraTable &found = model.adapter()->table(), expected(model.dit().table(), wanted);
-    ATELIER_CHECK_INPUT(found.rank() == wanted.rank && found.config().alpha == wanted.alpha &&
-                            found.adapted() == expected.adapted(),
-                        "{} holds an adapter of rank {}, alpha {} for {} matrices; [lora] asks for rank {}, alpha {} for {}",
-                        model.transformer_directory().string(), found.rank(), found.config().alpha, found.adapted().size(),
-                        wanted.rank, wanted.alpha, expected.adapted().size());
+    ATELIER_CHECK_INPUT(found.sizes() == expected.sizes(), "{} holds an adapter of {}; [lora] asks for {}",
+                        model.transformer_directory().string(), found.text(), expected.text());
 }
 
 StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,
