@@ -74,7 +74,7 @@ def slope(sizes, seconds):
 
 
 def plot(rows, png):
-    """A panel for each (title, sizes, seconds)."""
+    """A panel for each (title, sizes, seconds); dashed: in proportion to the size."""
     figure, axes = plt.subplots(1, len(rows), figsize=(3 * len(rows), 3.2), squeeze=False)
     for axis, (title, sizes, seconds) in zip(axes[0], rows):
         total, last = slope(sizes, seconds), slope(sizes[-2:], seconds[-2:])
@@ -84,9 +84,9 @@ def plot(rows, png):
         axis.minorticks_off()
         axis.set_title(f"{title}\nexponent {total:.2f}, at the end {last:.2f}", fontsize=9)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("processor seconds (dashed: proportional)")
+    axes[0][0].set_ylabel("processor seconds")
     figure.tight_layout()
-    figure.savefig(png, dpi=80)
+    figure.savefig(png, dpi=70)
     plt.close(figure)
 
 
