@@ -1,5 +1,7 @@
 // atelier-plan: resolves a configuration, shows it and its jobs, and makes a run directory from it.
 #include <boost/program_options.hpp>
+#include <fmt/ranges.h>
+
 #include <iostream>
 
 #include "comm/run_main.hpp"
@@ -7,6 +9,7 @@
 #include "config/config.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "core/progress.hpp"
 #include "io/publish.hpp"
 #include "stage/dag.hpp"
 #include "stage/memory_plan.hpp"
@@ -20,7 +23,7 @@ namespace {
 namespace po = boost::program_options;
 using namespace atelier;
 
-/// Makes the run's directory, or checks that it was made from the same configuration.
+/// Makes the run's directory. One that is there must be of a configuration with the same results; what differs otherwise is new from here on.
 void make_run(const stage::RunDirectory& run, const config::Config& config,
               const std::vector<stage::Job>& jobs) {
     io::make_directories(run.root / "logs");
@@ -29,9 +32,13 @@ void make_run(const stage::RunDirectory& run, const config::Config& config,
         io::remove_temporaries(run.root, name);
     if (std::filesystem::exists(run.config())) {
         const auto before = config::Config::resolve(run.config(), {}, stage::schema());
-        ATELIER_CHECK_USAGE(before.hash() == config.hash(),
-                            "{} is a run of another configuration: choose another directory",
-                            run.root.string());
+        const auto changed = config.differences(before, true), elsewhere = config.differences(before, false);
+        ATELIER_CHECK_USAGE(changed.empty(), "{} is a run of another configuration ({}): choose another directory",
+                            run.root.string(), fmt::join(changed, "; "));
+        if (!elsewhere.empty()) {
+            io::publish_text(run.config(), config.to_toml());
+            log_line(fmt::format("{}: changed for the stages that start from now on: {}", run.config().string(), fmt::join(elsewhere, "; ")));
+        }
     } else {
         io::publish_text(run.config(), config.to_toml());
     }

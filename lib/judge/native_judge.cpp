@@ -81,10 +81,21 @@ struct AnswerBuffers {
     }
 };
 
-/// Pictures of questions on their way: each dimension's holds its patches, three channels, two frames, in fp32, of RGBA bytes.
+/// Whether two dimensions are asked about the same pictures in the same words, up to their rubrics.
+bool share_question(const Template& a, const Template& b) {
+    return a.system == b.system && a.question == b.question && a.shows_source == b.shows_source;
+}
+
+/// Pictures of questions on their way: patches once for dimensions that share a question, of each picture three channels, two frames,
+/// in fp32, where RGBA is four bytes; an edit's source beside the result where it is shown.
 std::size_t question_bytes(const TemplatesByKind& templates, std::size_t workers, std::size_t picture_bytes) {
     std::size_t most = 0;
-    for (const auto& [kind, list] : templates) most = std::max(most, list.size());
+    for (const auto& [kind, list] : templates) {
+        std::size_t pictures = 0;
+        for (auto t = list.begin(); t != list.end(); ++t)
+            if (std::none_of(list.begin(), t, [&](const Template& before) { return share_question(before, *t); })) pictures += t->shows_source ? 2 : 1;
+        most = std::max(most, pictures);
+    }
     return workers * most * 6 * picture_bytes;
 }
 
@@ -172,6 +183,7 @@ class NativeJudge::Engine {
         std::vector<std::int32_t> written;
         std::deque<std::int32_t> forced;  ///< go next
         bool scores = false;              ///< the reason is complete
+        bool is_cut = false;              ///< by the template's budget
         std::size_t gap = 0;              ///< tokens of the gap that went
         std::string reason;
         std::vector<float> state;
@@ -220,17 +232,14 @@ reward::Verdicts NativeJudge::Engine::judge(const reward::Request& request, int 
     job->noise_key = request.noise_key;
     job->attempt = attempt;
     for (const Asked& asked : asked_.at(request.kind)) {
-        Question q = model_.make_question(make_conversation(
-            asked.text, request.prompt, picture, request.sources ? *request.sources : none));
+        auto shared = std::find_if(job->shared.begin(), job->shared.end(),
+                                   [&](const Shared& s) { return share_question(s.asked[0]->text, asked.text); });
+        Question q = model_.make_question(make_conversation(asked.text, request.prompt, picture, request.sources ? *request.sources : none),
+                                          shared == job->shared.end() ? nullptr : &shared->questions[0].vision);
         ATELIER_CHECK_KIND(ErrorKind::reward,
                            static_cast<std::int64_t>(q.ids.size()) <= config_.context,
                            "{}: a question of {} tokens, judge.context allows {}",
                            asked.text.dimension, q.ids.size(), config_.context);
-        auto shared = std::find_if(job->shared.begin(), job->shared.end(), [&](const Shared& s) {
-            const Template& t = s.asked[0]->text;
-            return t.system == asked.text.system && t.question == asked.text.question &&
-                   t.shows_source == asked.text.shows_source;
-        });
         if (shared == job->shared.end()) {
             job->shared.emplace_back();
             shared = std::prev(job->shared.end());
@@ -363,6 +372,7 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
             return id;
         }
         line.scores = true;
+        line.is_cut = id != model_.end_of_turn();
         if (!line.reason.ends_with("\n"))
             line.forced.insert(line.forced.end(), line_end_.begin(), line_end_.end());
         line.forced.insert(line.forced.end(), tokens.marker.begin(), tokens.marker.end());
@@ -387,8 +397,14 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
     const auto marker = line.reason.rfind(score_marker);
     verdict.reason = std::string(trimmed(std::string_view(line.reason).substr(0, marker)));
     std::replace(verdict.reason.begin(), verdict.reason.end(), '\0', ' ');
-    if (applies) verdict.score = vlm::read_score(logits, tokens.candidates).expected_score;
-    if (verdict.reason.empty())
+    const bool is_empty = verdict.reason.empty();
+    if (line.is_cut) verdict.reason += std::string(" ") + cut_mark;
+    if (applies) {
+        const vlm::ScoreReading read = vlm::read_score(logits, tokens.candidates);
+        verdict.score = read.expected_score;
+        if (read.probability_of_candidates < least_score_mass) verdict.reason += std::string(" ") + unlikely_mark;
+    }
+    if (is_empty)
         finish(line, nullptr, text.dimension + ": the judge gave no reason");
     else if (!std::isfinite(verdict.score))
         finish(line, nullptr, text.dimension + ": the judge's score is no number");

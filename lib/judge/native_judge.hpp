@@ -30,7 +30,7 @@ std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConf
 /// of all samples at hand are written token by token in one batch, samples coming and going. A
 /// sample's verdicts have the same bits in any company, at any number of ranks.
 ///
-/// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens; the
+/// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens (then it says so: `cut_mark`); the
 /// score is the expectation over the score tokens at the place that follows. An answer without
 /// reason fails. Sampling is keyed by (seed, sample, dimension, attempt, place).
 class NativeJudge final : public reward::Scorer {

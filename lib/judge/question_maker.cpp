@@ -41,8 +41,9 @@ std::size_t QuestionMaker::weight_bytes() const {
     return Workspace::measure([&](Arena& arena) { nn::ParameterStore(vlm_->table(), arena); }).host;
 }
 
-Question QuestionMaker::make_question(const Conversation& c) const {
+Question QuestionMaker::make_question(const Conversation& c, const model::VisionInputs* seen) const {
     Question q;
+    std::size_t pictures = 0;
     const auto special = [&](std::int32_t id) { q.ids.push_back(id); };
     const auto text = [&](const std::string& what) {
         for (const std::int32_t id : tokenizer_.encode(what)) {
@@ -67,10 +68,11 @@ Question QuestionMaker::make_question(const Conversation& c) const {
         if (part.picture == nullptr) continue;
         text(pending);
         pending.clear();
-        const io::Image seen = model::resize_for_vision(
-            processor_, model::over_white(*part.picture), model::PassOrder::pillow_13);
-        model::append_patches(processor_, seen, q.vision);
-        const auto [frames, high, wide] = q.vision.image_grid_thw.back();
+        if (seen == nullptr)
+            model::append_patches(
+                processor_, model::resize_for_vision(processor_, model::over_white(*part.picture), model::PassOrder::pillow_13),
+                q.vision);
+        const auto [frames, high, wide] = (seen != nullptr ? *seen : q.vision).image_grid_thw.at(pictures++);
         special(vision_start_);
         q.ids.insert(q.ids.end(),
                      static_cast<std::size_t>(frames * high * wide /

@@ -38,9 +38,10 @@ class QuestionMaker {
     /// Error(input) naming the file and what is wrong with it.
     explicit QuestionMaker(const std::filesystem::path& directory);
 
-    /// Tokens of a conversation in Qwen's chat template, pictures over white through the processor.
+    /// Tokens of a conversation in Qwen's chat template, pictures over white through the processor. `seen`: what another question has of
+    /// the same pictures; they are not prepared again, and this question's own `vision` stays empty.
     /// Throws Error(reward) for a text that holds a special token's spelling: it would forge a turn.
-    Question make_question(const Conversation& conversation) const;
+    Question make_question(const Conversation& conversation, const model::VisionInputs* seen = nullptr) const;
     /// Throws Error(usage) naming the template for score tokens that are not one token each.
     ScoreTokens score_tokens(const Template& asked) const;
 

@@ -105,11 +105,8 @@ Json agreement(const Context& c, const Group& group) {
     if (const auto s = eval::pairwise_accuracy(bootstrap, values))
         found["pairwise_accuracy"] = to_json(*s);
     found["calibration"] = Json::array();
-    for (const auto& l : eval::calibration(values))
-        found["calibration"].push_back({{"level", l.level},
-                                        {"n", l.n},
-                                        {"mean_score", l.mean_score},
-                                        {"mean_label", l.mean_label}});
+    for (const auto& l : eval::calibration(bootstrap, values))
+        found["calibration"].push_back({{"level", l.level}, {"n", l.n}, {"mean_score", l.mean_score}, {"mean_label", to_json(l.label)}});
     return found;
 }
 
@@ -200,6 +197,13 @@ std::string judge_table(const Json& report) {
                 "{:<22} {:<12} {:>6} {:>22} {:>22} {:>22} {:>7}\n", name, part,
                 of.contains("mae") ? of.at("mae").at("n").get<std::int64_t>() : 0, cell(of, "mae"),
                 cell(of, "spearman"), cell(of, "pairwise_accuracy"), of.at("failed").get<int>());
+    for (const auto& [name, parts] : report.at("dimensions").items()) {
+        if (!parts.at("all").contains("calibration")) continue;
+        std::string levels;
+        for (const Json& l : parts.at("all").at("calibration"))
+            levels += fmt::format("{} {:.2f} to {}", levels.empty() ? "" : ",", l.at("mean_score").get<double>(), cell(l, "mean_label"));
+        table += fmt::format("{}: mean score to mean label, by level{}\n", name, levels);
+    }
     for (const auto& [name, parts] : report.at("dimensions").items()) {
         const Json& absent = parts.at("all").at("absent");
         const int right = absent.at("right"), missed = absent.at("missed"), wrong = absent.at("wrong");

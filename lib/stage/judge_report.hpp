@@ -14,7 +14,8 @@ namespace atelier::stage {
 /// of held-out pictures, divided over the ranks, and compares them with the labels:
 /// {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
 /// "dimensions": {"<kind>/<dimension>": {"all": {"mae", "spearman", "pairwise_accuracy", each
-/// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score", "mean_label"}],
+/// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score",
+/// "mean_label": {"value", "low", "high", "n"}}],
 /// "failed", "absent": {"right", "missed", "wrong"}}, "<category>": …}}} with 95 % bootstrap bounds over
 /// pictures; a statistic that does not exist (one side constant) is left out. `absent` counts verdicts that
 /// a dimension does not apply: where labels say so too, where labels say so and the judge gave a score, and where

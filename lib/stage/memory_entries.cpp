@@ -94,6 +94,21 @@ dit::Grid ModelOutline::largest() const {
     return found;
 }
 
+void GroupOutlines::cover(const GroupOutline& group) {
+    std::string key;
+    for (const dit::Grid& grid : group.prompt.conditional.references) key += fmt::format("{}x{} ", grid.height, grid.width);
+    GroupOutline& longest = groups_[key + fmt::format("{}x{}", group.target.height, group.target.width)];
+    longest.target = group.target;
+    if (group.prompt.conditional.tokens > longest.prompt.conditional.tokens) longest.prompt.conditional = group.prompt.conditional;
+    if (group.prompt.unconditional.tokens > longest.prompt.unconditional.tokens) longest.prompt.unconditional = group.prompt.unconditional;
+}
+
+std::vector<GroupOutline> GroupOutlines::all() const {
+    std::vector<GroupOutline> all;
+    for (const auto& [key, group] : groups_) all.push_back(group);
+    return all;
+}
+
 std::size_t picture_bytes(dit::Grid target) {
     return static_cast<std::size_t>(target.tokens() * model::pixels_per_latent * model::pixels_per_latent * 4);
 }
@@ -145,7 +160,7 @@ GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::
 }
 
 Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
-                std::size_t resident, const Bytes& averaged) {
+                std::size_t resident, std::size_t averaging) {
     const WorkspaceBytes group = student_bytes(model, spec, guided, dit::Keep::nothing);
     // The first start is made before the rest is taken, later ones when it is there.
     const char* const phase = groups > resident ? nullptr : "sampling";
@@ -157,7 +172,7 @@ Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::Stud
     const auto hold = [&](const char* what, std::size_t bytes) { phase == nullptr ? plan.hold(what, bytes) : plan.hold_during(phase, what, bytes); };
     hold("resident groups", std::min(groups, resident) * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
     hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
-    plan.hold_during("averaging", "a teacher's weights", averaged);
+    plan.hold_during("averaging", "pieces of the mean", averaging);
     return group.all;
 }
 

@@ -61,31 +61,19 @@ class TaskOutline {
         tokens_ = std::max({tokens_, p.tokens + slots, negative_tokens + slots});
         patches_ = std::max(patches_, patches);
         for (const dit::Grid& reference : p.references) uses_.insert({reference.height, reference.width, false});
-        std::string key;
-        for (const dit::Grid& grid : p.references) key += fmt::format("{}x{} ", grid.height, grid.width);
+        const EncodedPair pair{encoded(p, p.tokens - p.system), encoded(p, negative_tokens - p.system)};
         for (const dit::Grid& target : p.targets) {
             uses_.insert({target.height, target.width, true});
-            GroupOutline& group = groups_[key + fmt::format("{}x{}", target.height, target.width)];
-            group.target = target;
-            if (p.tokens - p.system + slots <= group.prompt.conditional.tokens) continue;
-            group.prompt.conditional = encoded(p, p.tokens - p.system);
-            group.prompt.unconditional = encoded(p, negative_tokens - p.system);
+            groups_.cover({pair, target});
         }
     }
     void cover(const TaskOutline& other) {
         tokens_ = std::max(tokens_, other.tokens_);
         patches_ = std::max(patches_, other.patches_);
         uses_.insert(other.uses_.begin(), other.uses_.end());
-        for (const auto& [key, group] : other.groups_) {
-            GroupOutline& own = groups_[key];
-            if (group.prompt.conditional.tokens > own.prompt.conditional.tokens) own = group;
-        }
+        for (const GroupOutline& group : other.groups_.all()) groups_.cover(group);
     }
-    std::vector<GroupOutline> groups() const {
-        std::vector<GroupOutline> all;
-        for (const auto& [key, group] : groups_) all.push_back(group);
-        return all;
-    }
+    std::vector<GroupOutline> groups() const { return groups_.all(); }
     std::int64_t tokens() const { return tokens_; }
     std::int64_t patches() const { return patches_; }
     /// Of the autoencoder: encoding, and decoding so many pictures at once (0: none).
@@ -111,7 +99,7 @@ class TaskOutline {
         return e;
     }
     std::int64_t tokens_ = 0, patches_ = 0;
-    std::map<std::string, GroupOutline> groups_;
+    GroupOutlines groups_;
     std::set<std::tuple<std::int64_t, std::int64_t, bool>> uses_;
 };
 
@@ -157,7 +145,9 @@ class Planner {
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
         const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
-        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
+        const bool averages = c_.config.text("distill.start") == "average";
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident,
+                  averages ? nn::mean_bytes(nn::Partition(files_.dit.table(), 1)) : 0);
         return plan;
     }
 
@@ -230,7 +220,7 @@ class Planner {
         const std::string& directory = c_.config.text(c_.config.text("judge.directory").empty() ? "reward_train.start" : "judge.directory");
         if (!judges_here() || directory.empty()) return 0;
         if (!judge_bytes_)
-            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory), native_judge_config(c_, directory), judge_templates(c_),
+            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory), native_judge_config(c_, directory), judge_templates(c_.config),
                                                      static_cast<std::size_t>(c_.config.integer("reward.workers")), largest_picture_bytes(c_.config));
         return *judge_bytes_;
     }

@@ -17,7 +17,7 @@ std::unique_ptr<reward::Scorer> make_scorer(const Context& context);
 judge::NativeJudgeConfig native_judge_config(const Context& context, const std::filesystem::path& directory,
                                              const std::filesystem::path& adapter = {});
 /// What the scorer asks a judge, by kind. Throws Error(usage), Error(input).
-std::map<std::string, std::vector<judge::Template>> judge_templates(const Context& context);
+std::map<std::string, std::vector<judge::Template>> judge_templates(const config::Config& config);
 
 /// The scorer that [reward] truth names; null: none.
 std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
