@@ -9,7 +9,7 @@ plan() {
     "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model=$model --set sampling.steps=3 --set curate.enabled=false \
         --set rollout.prompts_per_iteration=4 --set rollout.group_size=2 --set rollout.micro_batch=1 --set steps.count=1 \
         --set sampling.guidance_scale=1 --set grpo.learning_rate=1e-3 --set grpo.iterations=2 --set reward.min_spread=0 \
-        --set reward.gate=0 --set distill.prompts=2 --set distill.group_size=1 --set distill.batch=2 --set distill.rounds=1 "${@:2}" >/dev/null
+        --set reward.gate=0 --set grpo.minibatches=1 "${@:2}" >/dev/null
 }
 # watched RULE PROGRAM ARGUMENTS...: on two ranks, each rank's calls that the rule fits in $work/calls.RANK
 watched() {
