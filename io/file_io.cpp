@@ -7,8 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "core/error.hpp"
-#include "io/lookup.hpp"
+#include "core/open_failure.hpp"
 
 namespace atelier::io {
 

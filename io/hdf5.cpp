@@ -1,17 +1,17 @@
 #include "io/hdf5.hpp"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <optional>
 #include <set>
 #include <utility>
 
 #include "io/fletcher32.hpp"
+#include "io/hdf5_read_driver.hpp"
+#include "io/lookup.hpp"
 
 namespace atelier::io::hdf5 {
 namespace {
@@ -21,6 +21,21 @@ void be_quiet() {
     thread_local const bool quiet = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
     static_cast<void>(quiet);
 }
+
+/// Throws what the system has refused to open or to read for HDF5 on this thread.
+void throw_what_was_refused() {
+    const ReadFailure refused = take_read_failure();
+    ATELIER_CHECK_IO(refused.error == 0, "cannot read {}: {}", refused.path, std::strerror(refused.error));
+}
+
+// What a file does not hold is the file's fault (input) only if the system gave what it was asked for (io).
+#define ATELIER_CHECK_READ(condition, ...)                                                                      \
+    do {                                                                                                        \
+        if (!(condition)) [[unlikely]] {                                                                        \
+            throw_what_was_refused();                                                                           \
+            throw_error(ErrorKind::input, fmt::format(__VA_ARGS__), #condition, __FILE__, __LINE__);            \
+        }                                                                                                       \
+    } while (false)
 
 // Chunks of about a megabyte of whole rows: one row where a row is larger.
 constexpr std::int64_t chunk_bytes = 1 << 20;
@@ -110,12 +125,10 @@ File File::open(const std::filesystem::path& path) {
     File f;
     f.path_ = path;
     ATELIER_CHECK_INPUT(std::filesystem::exists(path), "{} is missing", path.string());
-    // HDF5 doesn't say why it cannot open a file; the system does.
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    ATELIER_CHECK_IO(file >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
-    ::close(file);
-    f.file_ = Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
-    ATELIER_CHECK_INPUT(f.file_.valid(), "{} is no complete HDF5 file: truncated, damaged or of another kind", path.string());
+    take_read_failure();
+    const Handle access(make_read_access(), H5Pclose);
+    f.file_ = Handle(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), H5Fclose);
+    ATELIER_CHECK_READ(f.file_.valid(), "{} is no complete HDF5 file: truncated, damaged or of another kind", path.string());
     return f;
 }
 
@@ -152,12 +165,14 @@ hid_t link_access() {
 }
 
 void check_link(hid_t file, const std::string& name, const std::filesystem::path& path) {
+    if (name == "/") return;  // the root is no link
     H5L_info_t link{};
-    if (H5Lget_info(file, name.c_str(), &link, link_access()) < 0 || link.type != H5L_TYPE_EXTERNAL) return;
+    ATELIER_CHECK_READ(H5Lget_info(file, name.c_str(), &link, link_access()) >= 0, "{}: the link {} is damaged", path.string(), name);
+    if (link.type != H5L_TYPE_EXTERNAL) return;
     std::vector<char> value(link.u.val_size);
     unsigned flags = 0;
     const char *target_file = "", *target = nullptr;
-    ATELIER_CHECK_INPUT(H5Lget_val(file, name.c_str(), value.data(), value.size(), link_access()) >= 0 &&
+    ATELIER_CHECK_READ(H5Lget_val(file, name.c_str(), value.data(), value.size(), link_access()) >= 0 &&
                             H5Lunpack_elink_val(value.data(), value.size(), &flags, &target_file, &target) >= 0,
                         "{}: the link {} is damaged", path.string(), name);
     check_neighbour(target_file, name, path);
@@ -247,19 +262,23 @@ void File::check_storage(const Dataset& set) const {
     // What the file says that it stores for the dataset, but no more than the file has.
     const Handle file(H5Iget_file_id(set.set.id()), H5Fclose);
     hsize_t stored = 0;
-    ATELIER_CHECK_INPUT(H5Fget_filesize(file.id(), &stored) >= 0, "{}: {} is in no file", path_.string(), name);
+    ATELIER_CHECK_READ(H5Fget_filesize(file.id(), &stored) >= 0, "{}: {} is in no file", path_.string(), name);
     stored = std::min(stored, H5Dget_storage_size(set.set.id()));
     const hssize_t elements = H5Sget_simple_extent_npoints(space.id());
     const hsize_t most = stored / std::max<std::size_t>(H5Tget_size(type.id()), 1);
-    ATELIER_CHECK_INPUT(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path_.string(),
-                        name, elements, most);
+    ATELIER_CHECK_READ(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path_.string(),
+                       name, elements, most);
 }
 
 bool File::exists(const std::string& name) const {
+    take_read_failure();
     // HDF5 wants every part of a path to be asked for in turn.
     for (std::size_t at = name.find('/', 1);; at = name.find('/', at + 1)) {
         const std::string part = name.substr(0, at);
-        if (H5Lexists(file_.id(), part.c_str(), link_access()) <= 0) return false;
+        if (H5Lexists(file_.id(), part.c_str(), link_access()) <= 0) {
+            throw_what_was_refused();
+            return false;
+        }
         check_link(file_.id(), part, path_);
         if (at == std::string::npos) return true;
     }
@@ -267,15 +286,16 @@ bool File::exists(const std::string& name) const {
 
 std::vector<std::string> File::children(const std::string& group) const {
     const Handle g(exists(group) ? H5Oopen(file_.id(), group.c_str(), link_access()) : -1, H5Oclose);
-    ATELIER_CHECK_INPUT(g.valid() && H5Iget_type(g.id()) == H5I_GROUP, "{} has no group {}", path_.string(), group);
+    ATELIER_CHECK_READ(g.valid() && H5Iget_type(g.id()) == H5I_GROUP, "{} has no group {}", path_.string(), group);
     std::vector<std::string> names;
-    H5Literate(
+    const herr_t listed = H5Literate(
         g.id(), H5_INDEX_NAME, H5_ITER_INC, nullptr,
         [](hid_t, const char* name, const H5L_info_t*, void* out) -> herr_t {
             static_cast<std::vector<std::string>*>(out)->emplace_back(name);
             return 0;
         },
         &names);
+    ATELIER_CHECK_READ(listed >= 0, "{}: group {} is damaged", path_.string(), group);
     return names;
 }
 
@@ -296,9 +316,10 @@ void put_attribute(hid_t file, const std::filesystem::path& path, const std::str
                      path.string());
 }
 Handle open_attribute(hid_t file, const std::filesystem::path& path, const std::string& object, const std::string& name) {
+    take_read_failure();
     const Handle o(H5Oopen(file, object.c_str(), H5P_DEFAULT), H5Oclose);
     Handle a(o.valid() && H5Aexists(o.id(), name.c_str()) > 0 ? H5Aopen(o.id(), name.c_str(), H5P_DEFAULT) : -1, H5Aclose);
-    ATELIER_CHECK_INPUT(a.valid(), "{}: {} has no attribute {}", path.string(), object, name);
+    ATELIER_CHECK_READ(a.valid(), "{}: {} has no attribute {}", path.string(), object, name);
     const Handle space(H5Aget_space(a.id()), H5Sclose);
     ATELIER_CHECK_INPUT(H5Sget_simple_extent_npoints(space.id()) == 1, "{}: attribute {} of {} is not one value", path.string(), name, object);
     return a;
@@ -321,7 +342,7 @@ std::string File::text_attribute(const std::string& object, const std::string& n
     const Handle a = open_attribute(file_.id(), path_, object, name), found(H5Aget_type(a.id()), H5Tclose), type = string_type();
     ATELIER_CHECK_INPUT(H5Tis_variable_str(found.id()) > 0, "{}: attribute {} of {} is no text", path_.string(), name, object);
     char* text = nullptr;
-    ATELIER_CHECK_INPUT(H5Aread(a.id(), type.id(), &text) >= 0 && text != nullptr, "{}: attribute {} of {} is damaged",
+    ATELIER_CHECK_READ(H5Aread(a.id(), type.id(), &text) >= 0 && text != nullptr, "{}: attribute {} of {} is damaged",
                         path_.string(), name, object);
     std::string value(text);
     H5free_memory(text);
@@ -330,14 +351,14 @@ std::string File::text_attribute(const std::string& object, const std::string& n
 std::int64_t File::integer_attribute(const std::string& object, const std::string& name) const {
     const Handle a = open_attribute(file_.id(), path_, object, name);
     std::int64_t value = 0;
-    ATELIER_CHECK_INPUT(H5Aread(a.id(), H5T_NATIVE_INT64, &value) >= 0, "{}: attribute {} of {} is no integer", path_.string(), name,
+    ATELIER_CHECK_READ(H5Aread(a.id(), H5T_NATIVE_INT64, &value) >= 0, "{}: attribute {} of {} is no integer", path_.string(), name,
                         object);
     return value;
 }
 double File::number_attribute(const std::string& object, const std::string& name) const {
     const Handle a = open_attribute(file_.id(), path_, object, name);
     double value = 0;
-    ATELIER_CHECK_INPUT(H5Aread(a.id(), H5T_NATIVE_DOUBLE, &value) >= 0, "{}: attribute {} of {} is no number", path_.string(), name,
+    ATELIER_CHECK_READ(H5Aread(a.id(), H5T_NATIVE_DOUBLE, &value) >= 0, "{}: attribute {} of {} is no number", path_.string(), name,
                         object);
     return value;
 }
@@ -535,8 +556,12 @@ void File::write_link(const std::string& name, const std::string& file, const st
 }
 
 File::Dataset File::dataset(const std::string& name) const {
+    take_read_failure();
     Handle set(H5Oopen(file_.id(), name.c_str(), link_access()), H5Oclose);
-    if (!set.valid()) ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
+    if (!set.valid()) {
+        throw_what_was_refused();
+        ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
+    }
     ATELIER_CHECK_INPUT(set.valid() && H5Iget_type(set.id()) == H5I_DATASET, "{}: {} is no dataset, or leads nowhere", path_.string(), name);
     const Handle space(H5Dget_space(set.id()), H5Sclose);
     std::vector<hsize_t> dims(static_cast<std::size_t>(std::max(0, H5Sget_simple_extent_ndims(space.id()))));
@@ -582,6 +607,7 @@ void File::read_raw(const Dataset& from, DType dtype, std::int64_t first, std::i
     const Handle space(H5Dget_space(set.id()), H5Sclose);
     if (const auto chunks = chunks_of(set.id(), type_of(dtype)); chunks && read_chunks(set.id(), *chunks, first, count, static_cast<std::byte*>(out)))
         return;
+    take_read_failure();
     Handle memory;
     if (!dims.empty()) {
         std::vector<hsize_t> start(dims.size(), 0), extent(dims.begin(), dims.end());
@@ -592,8 +618,9 @@ void File::read_raw(const Dataset& from, DType dtype, std::int64_t first, std::i
     } else {
         memory = Handle(H5Screate(H5S_SCALAR), H5Sclose);
     }
-    ATELIER_CHECK_INPUT(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
-                        "{}: dataset {} cannot be read (its checksum does not fit, its bytes are missing, or the system refuses)", path_.string(), name);
+    ATELIER_CHECK_READ(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
+                       "{}: dataset {} cannot be read (its checksum does not fit, or its bytes are missing)", path_.string(), name);
+    throw_what_was_refused();  // for a part of a virtual dataset that cannot be opened HDF5 gives zeros
 }
 
 std::vector<std::string> File::read_strings(const std::string& name) const {
@@ -612,8 +639,9 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
     std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);
     if (texts.empty()) return {};
     const Handle transfer = text_transfer(texts.size());
-    ATELIER_CHECK_INPUT(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, transfer.id(), texts.data()) >= 0, "{}: dataset {} is damaged",
-                        path_.string(), name);
+    take_read_failure();
+    ATELIER_CHECK_READ(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, transfer.id(), texts.data()) >= 0, "{}: dataset {} is damaged",
+                       path_.string(), name);
     std::vector<std::string> values;
     for (char* text : texts) {
         values.emplace_back(text == nullptr ? "" : text);

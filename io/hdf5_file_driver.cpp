@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <new>
 
 #include "io/fletcher32.hpp"
+#include "io/hdf5_read_driver.hpp"
 
 #if H5_VERSION_GE(1, 13, 0)
 #include <H5FDdevelop.h>
@@ -26,6 +26,11 @@ constexpr std::size_t cached_bytes = 256 << 10, checksum_bytes = 4;
 // What is at least as large as the first begins at a multiple of the second.
 constexpr hsize_t aligned_bytes = 64 << 10, page_bytes = 4096;
 
+// What HDF5 keeps a copy of with a file's access properties.
+struct AccessInfo {
+    WriteStatus* status;
+};
+
 // HDF5's own part first: it is what HDF5 hands back to us.
 struct OpenFile {
     H5FD_t base;
@@ -41,8 +46,7 @@ const OpenFile& file_of(const H5FD_t* file) { return *reinterpret_cast<const Ope
 H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
     const void* info = H5Pget_driver_info(access);
     if (info == nullptr) return nullptr;
-    WriteStatus* status = nullptr;
-    std::memcpy(&status, info, sizeof(status));
+    WriteStatus* const status = static_cast<const AccessInfo*>(info)->status;
     const int descriptor = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (descriptor < 0) {
         status->error = errno;
@@ -79,22 +83,12 @@ herr_t allocate(H5FD_t* file, H5FD_mem_t, haddr_t end) {
 }
 haddr_t written(const H5FD_t* file, H5FD_mem_t) { return file_of(file).end_written; }
 
+/// What is read back is what was written, or zero: a failure ends the writing, like one of a write.
 herr_t read_bytes(H5FD_t* file, H5FD_mem_t, hid_t, haddr_t address, std::size_t size, void* out) {
     OpenFile& f = file_of(file);
-    auto* to = static_cast<char*>(out);
-    while (size > 0) {
-        const ssize_t count = pread(f.descriptor, to, size, static_cast<off_t>(address));
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return -1;
-        if (count == 0) {  // what has not been written yet is zero
-            std::memset(to, 0, size);
-            return 0;
-        }
-        to += count;
-        address += static_cast<haddr_t>(count);
-        size -= static_cast<std::size_t>(count);
-    }
-    return 0;
+    const int error = read_at(f.descriptor, address, size, out);
+    if (error != 0 && f.status->error == 0) f.status->error = error;
+    return error == 0 ? 0 : -1;
 }
 
 void put(OpenFile& f, haddr_t address, std::size_t size, const void* bytes) {
@@ -155,7 +149,7 @@ hid_t register_driver() {
     driver.name = "atelier";
     driver.maxaddr = HADDR_MAX;
     driver.fc_degree = H5F_CLOSE_STRONG;
-    driver.fapl_size = sizeof(WriteStatus*);
+    driver.fapl_size = sizeof(AccessInfo);
     driver.open = open_file;
     driver.close = close_file;
     driver.cmp = compare;
@@ -176,8 +170,8 @@ hid_t register_driver() {
 hid_t make_write_access(WriteStatus& status) {
     static const hid_t driver = register_driver();
     const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    WriteStatus* where = &status;
-    H5Pset_driver(access, driver, &where);
+    const AccessInfo info{&status};
+    H5Pset_driver(access, driver, &info);
     // Chunks begin at pages: the kernel copies them page by page, and fast only where both sides are aligned.
     H5Pset_alignment(access, aligned_bytes, page_bytes);
     return access;

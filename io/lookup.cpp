@@ -5,12 +5,9 @@
 #include <cerrno>
 #include <cstring>
 
-namespace atelier::io {
+#include "core/open_failure.hpp"
 
-ErrorKind kind_of_failed_open(int reason) {
-    const bool leads_nowhere = reason == ENOENT || reason == ENOTDIR || reason == ENAMETOOLONG || reason == ELOOP;
-    return leads_nowhere ? ErrorKind::input : ErrorKind::io;
-}
+namespace atelier::io {
 
 bool is_file(const std::filesystem::path& path) {
     struct stat info {};

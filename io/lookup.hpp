@@ -2,13 +2,8 @@
 
 #include <filesystem>
 
-#include "core/error.hpp"
-
 // Names that somebody else wrote: one that leads nowhere is the fault of whoever wrote it, a file system that does not answer is not.
 namespace atelier::io {
-
-/// What an `open` that failed with this errno is: input where no file can have the name (missing, too long, a loop of links), else io.
-ErrorKind kind_of_failed_open(int reason);
 
 /// Whether a regular file stands there, links followed; false where no file can have the name. Throws Error(io) where the file system
 /// cannot say.

@@ -15,9 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/error.hpp"
+#include "core/open_failure.hpp"
 #include "core/process.hpp"
-#include "io/lookup.hpp"
 
 namespace atelier::io {
 namespace {
@@ -106,14 +105,15 @@ MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
     const int reason = errno;
     ATELIER_CHECK_KIND(kind_of_failed_open(reason), file >= 0, "cannot open {}: {}", path.string(), std::strerror(reason));
     struct stat info {};
-    const bool known = fstat(file, &info) == 0 && S_ISREG(info.st_mode);
+    const bool known = fstat(file, &info) == 0;
     void* address = nullptr;
-    if (known && info.st_size > 0) {
+    if (known && S_ISREG(info.st_mode) && info.st_size > 0) {
         address = mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
     }
     const int error = errno;
     close(file);
-    ATELIER_CHECK_INPUT(known, "{} is not a regular file", path.string());
+    ATELIER_CHECK_IO(known, "cannot look at {}: {}", path.string(), std::strerror(error));
+    ATELIER_CHECK_INPUT(S_ISREG(info.st_mode), "{} is not a regular file", path.string());
     ATELIER_CHECK_IO(address != MAP_FAILED, "cannot map {}: {}", path.string(), std::strerror(error));
     data_ = static_cast<const std::byte*>(address);
     size_ = static_cast<std::size_t>(info.st_size);

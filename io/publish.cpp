@@ -11,10 +11,9 @@
 #include <memory>
 #include <vector>
 
-#include "core/error.hpp"
+#include "core/open_failure.hpp"
 #include "core/process.hpp"
 #include "io/file_io.hpp"
-#include "io/lookup.hpp"
 
 namespace atelier::io {
 namespace {

@@ -1,10 +1,12 @@
 #include "core/json.hpp"
 
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <utility>
 #include <vector>
 
-#include "core/error.hpp"
+#include "core/open_failure.hpp"
 
 namespace atelier {
 
@@ -79,7 +81,9 @@ nlohmann::json parse_json(std::string_view text, const std::string& place) {
 
 nlohmann::json read_json(const std::filesystem::path& path) {
     std::ifstream in(path, std::ios::binary);
-    ATELIER_CHECK_INPUT(in.good() && !std::filesystem::is_directory(path), "{}: cannot be opened; expected a JSON file", path.string());
+    const int reason = errno;
+    ATELIER_CHECK_KIND(kind_of_failed_open(reason), in.is_open(), "{}: cannot be opened ({}); expected a JSON file", path.string(), std::strerror(reason));
+    ATELIER_CHECK_INPUT(!std::filesystem::is_directory(path), "{} is a directory; expected a JSON file", path.string());
     // Not by iterators: they throw what a failed read throws, without the file's name.
     std::string text;
     char piece[1 << 16];

@@ -15,7 +15,7 @@ inline constexpr int max_json_depth = 128;
 /// ends to be), nested too deep, or a key that stands twice in an object (one of the two would silently be lost).
 nlohmann::json parse_json(std::string_view text, const std::string& place);
 
-/// The same of a file. Throws Error(input) if it cannot be opened, Error(io) if it cannot be read to its end.
+/// The same of a file. Throws Error(input) if there is none, Error(io) if the system refuses to open it or to read it to its end.
 nlohmann::json read_json(const std::filesystem::path& path);
 
 }  // namespace atelier

@@ -1,12 +1,12 @@
 #include "stage/evaluate.hpp"
 
 #include <algorithm>
-#include <fstream>
 #include <iostream>
 #include <optional>
 #include <utility>
 
 #include "core/progress.hpp"
+#include "io/file_io.hpp"
 #include "stage/evaluation_report.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
@@ -97,7 +97,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     }
     c.world->broadcast(std::span(&is_done, 1), 0);
     if (is_done != std::byte{0}) {
-        if (c.world->is_root()) std::cout << std::ifstream(directory / "table.txt").rdbuf();
+        if (c.world->is_root()) std::cout << io::read_text(directory / "table.txt");
         return 0;
     }
     c.iteration = 0;  // no training iteration draws these sizes

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <ostream>
 #include <set>
 
@@ -245,10 +244,10 @@ void describe_run(const RunDirectory& run, std::ostream& out) {
                                policy, record["iteration"].get<int>(),
                                record["gap"]["all"]["mean"].get<double>(),
                                record["gap_growth"].get<double>());
-    if (std::ifstream table(run.evaluation() / "table.txt"); table.good()) out << table.rdbuf();
+    if (fs::exists(run.evaluation() / "table.txt")) out << io::read_text(run.evaluation() / "table.txt");
     if (fs::exists(run.root / "failed"))
         for (const auto& entry : fs::directory_iterator(run.root / "failed"))
-            out << std::ifstream(entry.path()).rdbuf();
+            out << io::read_text(entry.path());
 }
 
 }  // namespace

@@ -61,6 +61,40 @@ const std::map<std::string, Kind> kinds{
           if (!fs::exists(d / "a.h5")) return "none";
           return letter_of(io::hdf5::File::open(d / "a.h5").read<float>("/a", {-1}), d / "a.h5");
       }}},
+    // One dataset that lies in two other files, and a link: as the index of a stage's shards is. Each file is published by itself.
+    {"virtual",
+     {[](const fs::path& d, const std::string& letter) {
+          io::remove_temporaries(d);
+          const std::vector<std::string> parts{"part-0.h5", "part-1.h5"};
+          const auto values = numbers(letter[0]);
+          const auto half = static_cast<std::int64_t>(values.size() / 2);
+          for (std::size_t i = 0; i < parts.size(); ++i)
+              io::publish_file(d / parts[i], [&](const fs::path& temporary) {
+                  auto file = io::hdf5::File::create(temporary);
+                  file.set_attribute("/", "letter", letter);
+                  file.write("/a", Tensor::of(values.data(), {half}));
+                  file.close();
+              });
+          io::publish_file(d / "all.h5", [&](const fs::path& temporary) {
+              auto file = io::hdf5::File::create(temporary);
+              file.write_virtual("/a", parts);
+              file.write_link("/second", parts[1], "/a");
+              file.write_strings("/texts", std::vector<std::string>{letter});
+              file.close();
+          });
+      },
+      [](const fs::path& d) -> std::string {
+          if (!fs::exists(d / "all.h5")) return "none";
+          const auto file = io::hdf5::File::open(d / "all.h5");
+          ATELIER_CHECK_INPUT(file.children("/").size() == 3, "{} holds a mixture", d.string());
+          auto values = file.read<float>("/a", {-1});
+          const auto second = file.read<float>("/second", {-1});
+          values.insert(values.end(), second.begin(), second.end());
+          const std::string letter = letter_of(values, d / "all.h5");
+          const std::string text = io::hdf5::File::open(d / "part-0.h5").text_attribute("/", "letter") + file.read_strings("/texts").at(0);
+          ATELIER_CHECK_INPUT(text == letter + letter, "{} holds a mixture", d.string());
+          return letter;
+      }}},
     // Two files, weights in two shards, and a manifest: as a policy is.
     {"directory",
      {[](const fs::path& d, const std::string& letter) {

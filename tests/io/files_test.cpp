@@ -8,6 +8,7 @@
 #include <cmath>
 #include <csignal>
 #include <fstream>
+#include <functional>
 
 #include "core/error.hpp"
 #include "core/philox.hpp"
@@ -325,6 +326,28 @@ TEST_F(Files, AnIndexShowsAllShardsAsOne) {
     other.shapes[0].latents.resize(other.shapes[0].latents.size() / 2);
     write_trajectory(directory_ / names[1], other);
     EXPECT_THAT(refusal(ErrorKind::input, [&] { publish_trajectory_index(directory_, names); }), HasSubstr("shard-00001.h5"));
+}
+
+// HDF5 gives zeros for the part of a virtual dataset whose file it cannot open, or where there is no such dataset.
+TEST_F(Files, AVirtualDatasetWithADamagedPartIsRefused) {
+    const std::vector<std::string> parts{"a.h5", "b.h5"};
+    const float values[] = {1, 2};
+    const auto write = [&](const std::string& name, const std::function<void(hdf5::File&)>& fill) {
+        auto file = hdf5::File::create(directory_ / name);
+        fill(file);
+        file.close();
+    };
+    for (const std::string& part : parts) write(part, [&](hdf5::File& file) { file.write("/values", Tensor::of(values, {2})); });
+    write("all.h5", [&](hdf5::File& file) { file.write_virtual("/values", parts); });
+    const auto read = [&] { return hdf5::File::open(directory_ / "all.h5").read<float>("/values", {4}); };
+    EXPECT_EQ(read(), (std::vector<float>{1, 2, 1, 2}));
+
+    write("b.h5", [](hdf5::File&) {});
+    EXPECT_THAT(refusal(ErrorKind::input, read), HasSubstr("/values of b.h5"));
+    fs::resize_file(directory_ / "a.h5", fs::file_size(directory_ / "a.h5") / 2);
+    EXPECT_THAT(refusal(ErrorKind::input, read), HasSubstr("a.h5 is no complete HDF5 file"));
+    fs::remove(directory_ / "a.h5");
+    EXPECT_THAT(refusal(ErrorKind::input, read), HasSubstr("a.h5, which is missing"));
 }
 
 /// The samples of make_shard() on a grid of another shape.

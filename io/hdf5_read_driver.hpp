@@ -1,0 +1,27 @@
+#pragma once
+
+#include <hdf5.h>
+
+#include <cstddef>
+#include <string>
+
+// HDF5's way to files that are read. HDF5 says that a call has failed, but not why, and gives zeros for the part of a virtual dataset whose
+// file it cannot open: what the system said stands here.
+namespace atelier::io::hdf5 {
+
+/// What the system refused: opening a file that may be there, or reading it.
+struct ReadFailure {
+    std::string path;
+    int error = 0;  ///< errno; 0: nothing was refused
+};
+
+/// The first one on the calling thread since it was taken last; taking it forgets it.
+ReadFailure take_read_failure();
+
+/// Access properties under which H5Fopen reads a file, and the files that its links and virtual datasets lead to.
+hid_t make_read_access();
+
+/// Reads `size` bytes from an address on; what lies beyond the file's end is zero. Returns errno, or 0.
+int read_at(int descriptor, haddr_t address, std::size_t size, void* out);
+
+}  // namespace atelier::io::hdf5
