@@ -118,11 +118,11 @@ class Pipeline {
 
     /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
     EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
+    /// To be called when dit_weights() were written to: what follows the weights does so; they are no directory's any more. Collective.
+    void weights_were_changed();
 
   private:
     void drop_adapter();
-    /// What follows the weights does so; they are no directory's any more. Collective.
-    void weights_were_changed();
     /// The device's rounded copies of weights (ops/backend.hpp) go with them.
     void forget_copies();
     /// A session for prompts of this size at least.
