@@ -4,14 +4,11 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <map>
 #include <optional>
-#include <set>
 #include <utility>
 
 #include "io/fletcher32.hpp"
 #include "io/hdf5_read_driver.hpp"
-#include "io/lookup.hpp"
 
 namespace atelier::io::hdf5 {
 namespace {
@@ -65,6 +62,13 @@ Handle string_type() {
     H5Tset_size(type.id(), H5T_VARIABLE);
     H5Tset_cset(type.id(), H5T_CSET_UTF8);
     return type;
+}
+
+/// Texts are converted in two buffers, by default of a megabyte of fresh memory each, however few texts there are.
+Handle text_transfer(std::size_t count) {
+    Handle properties(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
+    H5Pset_buffer(properties.id(), std::clamp<std::size_t>(count * sizeof(hvl_t), 4096, 1 << 20), nullptr, nullptr);
+    return properties;
 }
 
 }  // namespace
@@ -136,89 +140,139 @@ void File::close() {
 namespace {
 
 /// A name in a file is data: it may lead to no other directory.
+bool is_neighbour(const std::string& file) { return !file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos; }
+
 void check_neighbour(const std::string& file, const std::string& name, const std::filesystem::path& path) {
-    ATELIER_CHECK_INPUT(!file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos,
-                        "{}: {} lies in '{}', which is no file of the same directory", path.string(), name, file);
+    ATELIER_CHECK_INPUT(is_neighbour(file), "{}: {} lies in '{}', which is no file of the same directory", path.string(), name, file);
+}
+
+/// Links are followed into files of the same directory alone, however many lead on from there.
+hid_t link_access() {
+    static const hid_t access = [] {  // the library closes it
+        const hid_t properties = H5Pcreate(H5P_LINK_ACCESS);
+        H5Pset_elink_cb(
+            properties,
+            [](const char*, const char*, const char* file, const char*, unsigned*, hid_t, void*) -> herr_t {
+                return is_neighbour(file) ? 0 : -1;
+            },
+            nullptr);
+        return properties;
+    }();
+    return access;
 }
 
 void check_link(hid_t file, const std::string& name, const std::filesystem::path& path) {
     if (name == "/") return;  // the root is no link
     H5L_info_t link{};
-    ATELIER_CHECK_READ(H5Lget_info(file, name.c_str(), &link, H5P_DEFAULT) >= 0, "{}: the link {} is damaged", path.string(), name);
+    ATELIER_CHECK_READ(H5Lget_info(file, name.c_str(), &link, link_access()) >= 0, "{}: the link {} is damaged", path.string(), name);
     if (link.type != H5L_TYPE_EXTERNAL) return;
     std::vector<char> value(link.u.val_size);
     unsigned flags = 0;
     const char *target_file = "", *target = nullptr;
-    ATELIER_CHECK_READ(H5Lget_val(file, name.c_str(), value.data(), value.size(), H5P_DEFAULT) >= 0 &&
+    ATELIER_CHECK_READ(H5Lget_val(file, name.c_str(), value.data(), value.size(), link_access()) >= 0 &&
                             H5Lunpack_elink_val(value.data(), value.size(), &flags, &target_file, &target) >= 0,
                         "{}: the link {} is damaged", path.string(), name);
     check_neighbour(target_file, name, path);
 }
 
-/// What H5Pget_virtual_filename and its like say, with room for it.
-template <typename Get>
-std::string virtual_name(Get get, hid_t creation, std::size_t mapping) {
-    const ssize_t length = get(creation, mapping, nullptr, 0);
-    std::string name(static_cast<std::size_t>(std::max<ssize_t>(length, 0)) + 1, '\0');
-    get(creation, mapping, name.data(), name.size());
-    name.pop_back();
-    return name;
+std::string virtual_text(ssize_t (*get)(hid_t, std::size_t, char*, std::size_t), hid_t creation, std::size_t i) {
+    std::string text(static_cast<std::size_t>(std::max<ssize_t>(get(creation, i, nullptr, 0), 0)) + 1, '\0');
+    get(creation, i, text.data(), text.size());
+    text.pop_back();
+    return text;
 }
 
-/// The files that a virtual dataset is put together from, each once, and their datasets.
-std::map<std::string, std::set<std::string>> sources_of(hid_t creation) {
-    std::map<std::string, std::set<std::string>> files;
+/// Rows [first, first + count) that a selection takes whole. Nothing if it takes anything else.
+std::optional<std::pair<hsize_t, hsize_t>> whole_rows(hid_t space) {
+    std::array<hsize_t, H5S_MAX_RANK> extent{}, low{}, high{};
+    const int rank = H5Sget_simple_extent_dims(space, extent.data(), nullptr);
+    if (rank < 1 || H5Sget_select_npoints(space) <= 0 || H5Sget_select_bounds(space, low.data(), high.data()) < 0) return std::nullopt;
+    hssize_t points = static_cast<hssize_t>(high[0] - low[0] + 1);
+    for (std::size_t i = 1; i < static_cast<std::size_t>(rank); ++i) points *= static_cast<hssize_t>(extent[i]);
+    if (points != H5Sget_select_npoints(space)) return std::nullopt;
+    return std::pair(low[0], high[0] - low[0] + 1);
+}
+
+// Virtual datasets are read part by part, by this code: an index of indices refers to indices, and these to shards.
+constexpr int deepest = 2;
+
+}  // namespace
+
+File File::neighbour(const std::string& file, const std::string& name) const {
+    check_neighbour(file, name, path_);
+    ATELIER_CHECK_INPUT(depth_ < deepest, "{}: {} lies in {}: files refer to each other deeper than an index of indices does", path_.string(), name,
+                        file);
+    ATELIER_CHECK_INPUT(std::filesystem::exists(path_.parent_path() / file), "{}: {} lies in {}, which is missing", path_.string(), name, file);
+    File source = open(path_.parent_path() / file);
+    source.depth_ = depth_ + 1;
+    return source;
+}
+
+std::vector<File::Part> File::parts(const Dataset& whole) const {
+    const Handle creation(H5Dget_create_plist(whole.set.id()), H5Pclose);
+    std::vector<Part> found;
+    if (H5Pget_layout(creation.id()) != H5D_VIRTUAL || std::count(whole.extents.begin(), whole.extents.end(), 0) > 0) return found;
     std::size_t count = 0;
-    if (H5Pget_layout(creation) == H5D_VIRTUAL) H5Pget_virtual_count(creation, &count);
-    for (std::size_t i = 0; i < count; ++i)
-        files[virtual_name(H5Pget_virtual_filename, creation, i)].insert(virtual_name(H5Pget_virtual_dsetname, creation, i));
-    return files;
+    H5Pget_virtual_count(creation.id(), &count);
+    std::int64_t next = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const Handle own(H5Pget_virtual_vspace(creation.id(), i), H5Sclose), theirs(H5Pget_virtual_srcspace(creation.id(), i), H5Sclose);
+        const auto rows = whole_rows(own.id());
+        // All of the other dataset, whose size it doesn't know, or as many rows from its beginning: part_of() compares.
+        const auto source = H5Sget_select_type(theirs.id()) == H5S_SEL_ALL ? rows : whole_rows(theirs.id());
+        ATELIER_CHECK_INPUT(rows && source && static_cast<std::int64_t>(rows->first) == next && source->second == rows->second,
+                            "{}: {} is not put together row by row", path_.string(), whole.name);
+        found.push_back({virtual_text(H5Pget_virtual_filename, creation.id(), i), virtual_text(H5Pget_virtual_dsetname, creation.id(), i), next,
+                         static_cast<std::int64_t>(rows->second)});
+        next += found.back().count;
+    }
+    ATELIER_CHECK_INPUT(!whole.extents.empty() && next == whole.extents[0], "{}: {} has rows that lie in no file", path_.string(), whole.name);
+    return found;
+}
+
+File::Dataset File::part_of(const File& source, const Part& part, const Dataset& whole) const {
+    Dataset found = source.dataset(part.name);
+    const Handle own(H5Dget_type(whole.set.id()), H5Tclose), theirs(H5Dget_type(found.set.id()), H5Tclose);
+    ATELIER_CHECK_INPUT(H5Tequal(own.id(), theirs.id()) > 0 && found.extents.size() == whole.extents.size() && found.extents[0] == part.count &&
+                            std::equal(found.extents.begin() + 1, found.extents.end(), whole.extents.begin() + 1),
+                        "{}: {} of {} is not what {} maps", source.path_.string(), part.name, part.file, path_.string());
+    return found;
 }
 
 /// A dataset lies in its file, or, if it is virtual, in files of the same directory; it isn't compressed; it is no larger than what
 /// is stored.
-void check_storage(hid_t set, const std::string& name, const std::filesystem::path& path) {
-    const Handle creation(H5Dget_create_plist(set), H5Pclose), space(H5Dget_space(set), H5Sclose), type(H5Dget_type(set), H5Tclose);
-    ATELIER_CHECK_INPUT(H5Pget_external_count(creation.id()) == 0, "{}: {} lies in other files", path.string(), name);
+void File::check_storage(const Dataset& set) const {
+    const auto& name = set.name;
+    const Handle creation(H5Dget_create_plist(set.set.id()), H5Pclose), space(H5Dget_space(set.set.id()), H5Sclose), type(H5Dget_type(set.set.id()), H5Tclose);
+    ATELIER_CHECK_INPUT(H5Pget_external_count(creation.id()) == 0, "{}: {} lies in other files", path_.string(), name);
     for (int i = 0; i < H5Pget_nfilters(creation.id()); ++i) {
         unsigned flags = 0, settings = 0;
         std::size_t none = 0;
         const auto filter = H5Pget_filter2(creation.id(), static_cast<unsigned>(i), &flags, &none, nullptr, 0, nullptr, &settings);
-        ATELIER_CHECK_INPUT(filter == H5Z_FILTER_FLETCHER32, "{}: {} is compressed (filter {}), which no file of ours is", path.string(), name,
+        ATELIER_CHECK_INPUT(filter == H5Z_FILTER_FLETCHER32, "{}: {} is compressed (filter {}), which no file of ours is", path_.string(), name,
                             static_cast<int>(filter));
     }
-    // What the file says that it stores for the dataset, but no more than the file has.
-    const Handle file(H5Iget_file_id(set), H5Fclose);
-    hsize_t stored = 0;
-    ATELIER_CHECK_READ(H5Fget_filesize(file.id(), &stored) >= 0, "{}: {} is in no file", path.string(), name);
-    stored = std::min(stored, H5Dget_storage_size(set));
-    if (H5Pget_layout(creation.id()) == H5D_VIRTUAL) {
-        stored = 0;
-        for (const auto& [source, datasets] : sources_of(creation.id())) {
-            check_neighbour(source, name, path);
-            const auto part = path.parent_path() / source;
-            ATELIER_CHECK_INPUT(is_file(part), "{}: {} lies in {}, which is missing", path.string(), name, source);
-            // What HDF5 does not find there it takes for zeros.
-            const File opened = File::open(part);
-            for (const std::string& dataset : datasets)
-                ATELIER_CHECK_INPUT(opened.exists(dataset), "{}: {} lies in {} of {}, which is missing", path.string(), name, dataset, source);
-            stored += std::filesystem::file_size(part);
-        }
+    if (H5Pget_layout(creation.id()) == H5D_VIRTUAL) {  // as large as its parts, each of which is checked in turn
+        for (const Part& part : parts(set)) part_of(neighbour(part.file, name), part, set);
+        return;
     }
+    // What the file says that it stores for the dataset, but no more than the file has.
+    const Handle file(H5Iget_file_id(set.set.id()), H5Fclose);
+    hsize_t stored = 0;
+    ATELIER_CHECK_READ(H5Fget_filesize(file.id(), &stored) >= 0, "{}: {} is in no file", path_.string(), name);
+    stored = std::min(stored, H5Dget_storage_size(set.set.id()));
     const hssize_t elements = H5Sget_simple_extent_npoints(space.id());
     const hsize_t most = stored / std::max<std::size_t>(H5Tget_size(type.id()), 1);
-    ATELIER_CHECK_READ(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path.string(),
+    ATELIER_CHECK_READ(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path_.string(),
                         name, elements, most);
 }
-
-}  // namespace
 
 bool File::exists(const std::string& name) const {
     take_read_failure();
     // HDF5 wants every part of a path to be asked for in turn.
     for (std::size_t at = name.find('/', 1);; at = name.find('/', at + 1)) {
         const std::string part = name.substr(0, at);
-        if (H5Lexists(file_.id(), part.c_str(), H5P_DEFAULT) <= 0) {
+        if (H5Lexists(file_.id(), part.c_str(), link_access()) <= 0) {
             throw_what_was_refused();
             return false;
         }
@@ -228,8 +282,8 @@ bool File::exists(const std::string& name) const {
 }
 
 std::vector<std::string> File::children(const std::string& group) const {
-    const Handle g(exists(group) ? H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT) : -1, H5Gclose);
-    ATELIER_CHECK_READ(g.valid(), "{} has no group {}", path_.string(), group);
+    const Handle g(exists(group) ? H5Oopen(file_.id(), group.c_str(), link_access()) : -1, H5Oclose);
+    ATELIER_CHECK_READ(g.valid() && H5Iget_type(g.id()) == H5I_GROUP, "{} has no group {}", path_.string(), group);
     std::vector<std::string> names;
     const herr_t listed = H5Literate(
         g.id(), H5_INDEX_NAME, H5_ITER_INC, nullptr,
@@ -443,9 +497,10 @@ void File::write_strings(const std::string& name, std::span<const std::string> v
     const Handle type = string_type(), space(H5Screate_simple(1, &n, nullptr), H5Sclose), links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
     const Handle set(H5Dcreate2(file_.id(), name.c_str(), type.id(), space.id(), links.id(), properties.id(), H5P_DEFAULT), H5Dclose);
+    const Handle transfer = text_transfer(values.size());
     std::vector<const char*> texts;
     for (const std::string& v : values) texts.push_back(v.c_str());
-    ATELIER_CHECK_IO(set.valid() && (n == 0 || H5Dwrite(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0),
+    ATELIER_CHECK_IO(set.valid() && (n == 0 || H5Dwrite(set.id(), type.id(), H5S_ALL, H5S_ALL, transfer.id(), texts.data()) >= 0),
                      "cannot write dataset {} to {}", name, path_.string());
 }
 
@@ -473,6 +528,10 @@ void File::write_virtual(const std::string& name, std::span<const std::string> f
     const Handle space(H5Screate_simple(static_cast<int>(all.size()), all.data(), nullptr), H5Sclose);
     const Handle links(H5Pcreate(H5P_LINK_CREATE), H5Pclose), properties = dataset_properties();
     H5Pset_create_intermediate_group(links.id(), 1);
+    if (const auto kind = H5Tget_class(type.id()); kind == H5T_FLOAT || kind == H5T_INTEGER) {  // all ones: NaN, or the largest number
+        constexpr std::array<unsigned char, 8> missing{255, 255, 255, 255, 255, 255, 255, 255};
+        H5Pset_fill_value(properties.id(), type.id(), missing.data());
+    }
     std::vector<hsize_t> start(all.size(), 0);
     for (std::size_t i = 0; i < files.size(); ++i) {
         const Handle source(H5Screate_simple(static_cast<int>(all.size()), extents[i].data(), nullptr), H5Sclose);
@@ -494,14 +553,19 @@ void File::write_link(const std::string& name, const std::string& file, const st
 }
 
 File::Dataset File::dataset(const std::string& name) const {
-    ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
-    Handle set(H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT), H5Dclose);
-    ATELIER_CHECK_READ(set.valid(), "{}: {} is no dataset, or leads nowhere", path_.string(), name);
-    check_storage(set.id(), name, path_);
+    take_read_failure();
+    Handle set(H5Oopen(file_.id(), name.c_str(), link_access()), H5Oclose);
+    if (!set.valid()) {
+        throw_what_was_refused();
+        ATELIER_CHECK_INPUT(exists(name), "{}: dataset {} is missing", path_.string(), name);
+    }
+    ATELIER_CHECK_INPUT(set.valid() && H5Iget_type(set.id()) == H5I_DATASET, "{}: {} is no dataset, or leads nowhere", path_.string(), name);
     const Handle space(H5Dget_space(set.id()), H5Sclose);
     std::vector<hsize_t> dims(static_cast<std::size_t>(std::max(0, H5Sget_simple_extent_ndims(space.id()))));
     H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr);
-    return {name, std::move(set), {dims.begin(), dims.end()}};
+    Dataset found{name, std::move(set), {dims.begin(), dims.end()}};
+    check_storage(found);
+    return found;
 }
 
 std::vector<std::int64_t> File::extents(const std::string& name) const { return dataset(name).extents; }
@@ -526,6 +590,17 @@ File::Dataset File::dataset(const std::string& name, DType dtype, std::span<cons
 
 void File::read_raw(const Dataset& from, DType dtype, std::int64_t first, std::int64_t count, void* out) const {
     const auto& [name, set, dims] = from;
+    if (const auto of_others = parts(from); !of_others.empty()) {
+        const std::size_t row = static_cast<std::size_t>(Shape(dims).elements() / dims[0]) * size_of(dtype);
+        for (const Part& part : of_others) {
+            const std::int64_t begin = std::max(first, part.first), end = std::min(first + count, part.first + part.count);
+            if (begin >= end) continue;
+            const File source = neighbour(part.file, name);
+            source.read_raw(part_of(source, part, from), dtype, begin - part.first, end - begin,
+                            static_cast<std::byte*>(out) + static_cast<std::size_t>(begin - first) * row);
+        }
+        return;
+    }
     const Handle space(H5Dget_space(set.id()), H5Sclose);
     if (const auto chunks = chunks_of(set.id(), type_of(dtype)); chunks && read_chunks(set.id(), *chunks, first, count, static_cast<std::byte*>(out)))
         return;
@@ -542,7 +617,6 @@ void File::read_raw(const Dataset& from, DType dtype, std::int64_t first, std::i
     }
     ATELIER_CHECK_READ(H5Dread(set.id(), type_of(dtype), memory.id(), space.id(), H5P_DEFAULT, out) >= 0,
                        "{}: dataset {} cannot be read (its checksum does not fit, or its bytes are missing)", path_.string(), name);
-    throw_what_was_refused();  // for a part of a virtual dataset that cannot be opened HDF5 gives zeros
 }
 
 std::vector<std::string> File::read_strings(const std::string& name) const {
@@ -552,11 +626,17 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
     const Handle kind(H5Dget_type(set.id()), H5Tclose), type = string_type();
     ATELIER_CHECK_INPUT(H5Tis_variable_str(kind.id()) > 0 && found.size() == 1, "{}: dataset {} is no list of texts",
                         path_.string(), name);
+    if (const auto of_others = parts(from); !of_others.empty()) {
+        std::vector<std::string> values;
+        for (const Part& part : of_others)
+            for (std::string& value : neighbour(part.file, name).read_strings(part.name)) values.push_back(std::move(value));
+        return values;
+    }
     std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);
     if (texts.empty()) return {};
-    ATELIER_CHECK_READ(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()) >= 0, "{}: dataset {} is damaged",
-                       path_.string(), name);
-    throw_what_was_refused();
+    const Handle transfer = text_transfer(texts.size());
+    ATELIER_CHECK_READ(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, transfer.id(), texts.data()) >= 0, "{}: dataset {} is damaged",
+                        path_.string(), name);
     std::vector<std::string> values;
     for (char* text : texts) {
         values.emplace_back(text == nullptr ? "" : text);

@@ -53,8 +53,9 @@ class File {
         return *this;
     }
     /// Throws Error(input): missing, truncated, or no HDF5 file. What a file's datasets refer to lies in the file itself or, for
-    /// virtual ones and links, in files of its directory; other datasets, compressed ones, and sizes beyond the stored bytes are
-    /// refused when they are read. Error(io): it cannot be opened.
+    /// virtual ones and links, in files of its directory (and what those refer to again, at most so deep as an index of indices
+    /// goes); other datasets, compressed ones, and sizes beyond the stored bytes are refused when they are read. Error(io): it
+    /// cannot be opened.
     static File open(const std::filesystem::path& path);
     /// Completes a created file. Throws Error(io) for whatever went wrong since it was created: a full disk. A created file that is not
     /// closed leaves nothing.
@@ -81,6 +82,8 @@ class File {
     void write_strings(const std::string& name, std::span<const std::string> values);
     /// A virtual dataset: the rows of the same dataset in other files, one after another. `files` are names relative to this
     /// file's directory, where they must be already. Throws Error(input) when they differ in type or in the other axes.
+    /// HDF5 opens the files that a read touches and keeps them open until the dataset is closed; for a file that it cannot open it
+    /// gives the fill value and no error: NaN, in integers every bit. This class reads such a dataset file by file, or throws.
     void write_virtual(const std::string& name, std::span<const std::string> files);
     /// A link to an object of another file (a name relative to this file's directory).
     void write_link(const std::string& name, const std::string& file, const std::string& target);
@@ -112,7 +115,18 @@ class File {
     /// The same, of a dtype and shape.
     Dataset dataset(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
     void read_raw(const Dataset& from, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
+    /// Where the rows of a virtual dataset lie. Empty for a dataset that is stored here.
+    struct Part {
+        std::string file, name;
+        std::int64_t first = 0, count = 0;  ///< rows of the virtual dataset
+    };
+    std::vector<Part> parts(const Dataset& set) const;
+    Dataset part_of(const File& source, const Part& part, const Dataset& whole) const;
+    void check_storage(const Dataset& set) const;
+    /// A file that this one refers to.
+    File neighbour(const std::string& file, const std::string& name) const;
     std::filesystem::path path_;
+    int depth_ = 0;  ///< how many files referred to each other on the way here
     std::unique_ptr<WriteStatus> status_;  ///< of a file that is being written
     Handle file_;
 };

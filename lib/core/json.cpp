@@ -3,31 +3,80 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <set>
+#include <utility>
 #include <vector>
 
 #include "core/open_failure.hpp"
 
 namespace atelier {
 
-nlohmann::json parse_json(std::string_view text, const std::string& place) {
-    using Json = nlohmann::json;
-    std::vector<std::set<std::string>> keys;  // of the objects that are open
-    const auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-        ATELIER_CHECK_INPUT(depth <= max_json_depth, "{}: nested more than {} deep", place, max_json_depth);
-        if (event == Json::parse_event_t::object_start) keys.emplace_back();
-        if (event == Json::parse_event_t::object_end) keys.pop_back();
-        if (event == Json::parse_event_t::key) {
-            const auto& name = parsed.get_ref<const std::string&>();
-            ATELIER_CHECK_INPUT(keys.back().insert(name).second, "{} names '{}' twice in one object", place, name);
-        }
+namespace {
+
+using Json = nlohmann::json;
+
+/// Puts the value together as it is read. (nlohmann's own parser with a callback looks at all values of an object again whenever one of
+/// them ends: a manifest of n files took n² steps.)
+class Builder final : public nlohmann::json_sax<Json> {
+  public:
+    explicit Builder(const std::string& place) : place_(place) {}
+    Json take() { return std::move(root_); }
+
+    bool null() override { return put(nullptr); }
+    bool boolean(bool value) override { return put(value); }
+    bool number_integer(number_integer_t value) override { return put(value); }
+    bool number_unsigned(number_unsigned_t value) override { return put(value); }
+    bool number_float(number_float_t value, const string_t&) override { return put(value); }
+    bool string(string_t& value) override { return put(std::move(value)); }
+    bool binary(binary_t& value) override { return put(std::move(value)); }
+    bool start_object(std::size_t) override { return open(Json::object()); }
+    bool start_array(std::size_t) override { return open(Json::array()); }
+    bool end_object() override { return close(); }
+    bool end_array() override { return close(); }
+    bool key(string_t& name) override {
+        const auto [place, is_new] = open_.back()->get_ref<Json::object_t&>().emplace(name, nullptr);
+        ATELIER_CHECK_INPUT(is_new, "{} names '{}' twice in one object", place_, name);
+        value_ = &place->second;
         return true;
-    };
-    try {
-        return Json::parse(text, check);
-    } catch (const Json::exception& e) {
-        ATELIER_FAIL(ErrorKind::input, "{}: not valid JSON ({}); is it truncated?", place, e.what());
     }
+    bool parse_error(std::size_t, const std::string&, const Json::exception& e) override {
+        ATELIER_FAIL(ErrorKind::input, "{}: not valid JSON ({}); is it truncated?", place_, e.what());
+    }
+
+  private:
+    /// Where the next value goes.
+    Json& place() {
+        ATELIER_CHECK_INPUT(static_cast<int>(open_.size()) <= max_json_depth, "{}: nested more than {} deep", place_, max_json_depth);
+        if (open_.empty()) return root_;
+        if (open_.back()->is_array()) return open_.back()->emplace_back(nullptr);
+        return *value_;
+    }
+    template <typename T>
+    bool put(T&& value) {
+        place() = std::forward<T>(value);
+        return true;
+    }
+    bool open(Json value) {
+        Json& at = place();
+        at = std::move(value);
+        open_.push_back(&at);
+        return true;
+    }
+    bool close() {
+        open_.pop_back();
+        return true;
+    }
+    const std::string& place_;
+    Json root_;
+    std::vector<Json*> open_;  ///< objects and arrays, outermost first; what an open one holds doesn't move
+    Json* value_ = nullptr;    ///< of the key that was read last
+};
+
+}  // namespace
+
+nlohmann::json parse_json(std::string_view text, const std::string& place) {
+    Builder builder(place);
+    Json::sax_parse(text, &builder);
+    return builder.take();
 }
 
 nlohmann::json read_json(const std::filesystem::path& path) {

@@ -52,6 +52,8 @@ void return_freed_memory() {
     mallopt(M_TRIM_THRESHOLD, 2 << 20);
 }
 
+void return_holes() { malloc_trim(0); }
+
 MemoryPlan::MemoryPlan() {
     held_.emplace_back("program", resident_bytes());
     held_.emplace_back("libraries at work", libraries_at_work());

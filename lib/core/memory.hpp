@@ -17,6 +17,8 @@ std::size_t peak_resident_bytes();
 /// Makes every larger block of memory go back to the system as soon as it is freed, so that a
 /// process holds what it uses and no more. Once, at the start of a program.
 void return_freed_memory();
+/// Gives back the pages that are free now, holes between what is kept too. After a reader has filled memory with small things of its own.
+void return_holes();
 
 /// What a process is going to hold at once. Some is held to the end, some during one phase: the plan
 /// is what is held to the end and the largest phase.

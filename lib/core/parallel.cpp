@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/error.hpp"
@@ -17,7 +18,8 @@ thread_local int t_index = 0;
 thread_local bool t_inside = false;
 
 /// One job at a time: a count, a grain and a function; workers and the caller take ranges from a shared counter until none is left. A
-/// worker that comes when nothing is left is not waited for: on a busy machine, and for short jobs, the caller does the work alone.
+/// worker that comes when nothing is left is not waited for: on a busy machine, and for short jobs, the caller does the work alone. So does
+/// a second caller while the first has the workers: no lock is taken.
 class Pool {
   public:
     explicit Pool(int threads) {
@@ -30,8 +32,9 @@ class Pool {
     }
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-    void run(std::int64_t count, std::int64_t grain, detail::RangeFunction function, void* context) {
-        std::lock_guard serial(callers_);
+    /// False: another thread has the workers.
+    bool run(std::int64_t count, std::int64_t grain, detail::RangeFunction function, void* context) {
+        if (is_taken_.exchange(true, std::memory_order_acquire)) return false;
         count_ = count;
         grain_ = grain;
         function_ = function;
@@ -45,7 +48,10 @@ class Pool {
         for (int spin = 0; inside_.load(std::memory_order_acquire) != 0; ++spin) {
             if (spin > spins) std::this_thread::yield();
         }
-        if (error_) std::rethrow_exception(error_);
+        const std::exception_ptr error = std::exchange(error_, nullptr);
+        is_taken_.store(false, std::memory_order_release);
+        if (error) std::rethrow_exception(error);
+        return true;
     }
 
   private:
@@ -94,7 +100,8 @@ class Pool {
     }
 
     std::vector<std::thread> workers_;
-    std::mutex callers_, error_mutex_;
+    std::mutex error_mutex_;
+    std::atomic<bool> is_taken_{false};     ///< by a caller
     std::atomic<std::uint32_t> jobs_{0};    ///< announced so far
     std::atomic<std::uint32_t> inside_{0};  ///< workers in the present job; `open` while others may come
     std::atomic<std::int64_t> next_{0};
@@ -127,13 +134,9 @@ namespace detail {
 void run_parallel(std::int64_t count, std::int64_t grain, RangeFunction function, void* context) {
     if (count <= 0) return;
     grain = std::max<std::int64_t>(grain, 1);
-    if (t_inside || pool()->size() == 1 || count <= grain) {
-        // The same ranges as the pool would hand out, in order.
-        for (std::int64_t begin = 0; begin < count; begin += grain)
-            function(context, begin, std::min(begin + grain, count));
-        return;
-    }
-    pool()->run(count, grain, function, context);
+    if (!t_inside && pool()->size() > 1 && count > grain && pool()->run(count, grain, function, context)) return;
+    // The same ranges as the pool would hand out, in order.
+    for (std::int64_t begin = 0; begin < count; begin += grain) function(context, begin, std::min(begin + grain, count));
 }
 }  // namespace detail
 

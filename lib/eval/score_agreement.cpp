@@ -106,20 +106,18 @@ std::optional<Statistic> pairwise_accuracy(const BootstrapConfig& config,
     return bootstrap(config, values, ordered_share);
 }
 
-std::vector<CalibrationLevel> calibration(std::span<const ScoredLabel> values) {
-    std::map<int, CalibrationLevel> levels;
-    for (const ScoredLabel& v : values) {
-        CalibrationLevel& l = levels[static_cast<int>(std::lround(v.score))];
-        l.level = static_cast<int>(std::lround(v.score));
-        ++l.n;
-        l.mean_score += v.score;
-        l.mean_label += v.label;
-    }
+std::vector<CalibrationLevel> calibration(const BootstrapConfig& config, std::span<const ScoredLabel> values) {
+    std::map<int, Values> levels;
+    for (const ScoredLabel& v : values) levels[static_cast<int>(std::lround(v.score))].push_back(v);
     std::vector<CalibrationLevel> found;
-    for (auto& [level, l] : levels) {
-        l.mean_score /= static_cast<double>(l.n);
-        l.mean_label /= static_cast<double>(l.n);
-        found.push_back(l);
+    for (const auto& [level, of_level] : levels) {
+        const auto mean = [](const Values& of, double ScoredLabel::* what) {
+            double sum = 0;
+            for (const ScoredLabel& v : of) sum += v.*what;
+            return of.empty() ? std::nullopt : std::optional(sum / static_cast<double>(of.size()));
+        };
+        found.push_back({level, static_cast<std::int64_t>(of_level.size()), *mean(of_level, &ScoredLabel::score),
+                         *bootstrap(config, of_level, [&](const Values& v) { return mean(v, &ScoredLabel::label); })});
     }
     return found;
 }

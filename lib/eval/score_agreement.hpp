@@ -36,10 +36,11 @@ std::optional<Statistic> pairwise_accuracy(const BootstrapConfig& config,
 struct CalibrationLevel {
     int level = 0;
     std::int64_t n = 0;
-    double mean_score = 0, mean_label = 0;
+    double mean_score = 0;
+    Statistic label;  ///< mean label
 };
 /// Levels 1 to 5 that have values.
-std::vector<CalibrationLevel> calibration(std::span<const ScoredLabel> values);
+std::vector<CalibrationLevel> calibration(const BootstrapConfig& config, std::span<const ScoredLabel> values);
 
 /// Krippendorff's alpha for interval data (Computing Krippendorff's Alpha-Reliability, 2011): 1 -
 /// observed / expected disagreement, the squared difference. `units`: what each annotator gave a

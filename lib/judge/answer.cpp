@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <optional>
 
@@ -41,6 +42,23 @@ std::string text_of(const Json& object, const char* key) {
     return value != nullptr && value->is_string() ? value->get<std::string>() : std::string();
 }
 
+/// Whether a reason says anything: a letter of any alphabet.
+bool says_something(std::string_view text) {
+    return std::any_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80 || std::isalpha(static_cast<unsigned char>(c)) != 0; });
+}
+
+/// A token as it stands in the text: its bytes where they are given, since a character may be cut over several tokens.
+std::string spelling_of(const Json& token) {
+    const Json* bytes = member(token, "bytes");
+    if (bytes == nullptr || !bytes->is_array()) return text_of(token, "token");
+    std::string text;
+    for (const Json& byte : *bytes) {
+        if (!byte.is_number_integer() || byte < 0 || byte > 255) return text_of(token, "token");
+        text += static_cast<char>(byte.get<int>());
+    }
+    return text;
+}
+
 /// Expectation over the score tokens at the token of `content` in which byte `position` lies; none
 /// where the probabilities cannot be used.
 std::optional<double> expected_score(const Template& asked, const Json& choice,
@@ -52,7 +70,7 @@ std::optional<double> expected_score(const Template& asked, const Json& choice,
     std::string joined;
     std::vector<std::size_t> ends;
     for (const Json& token : *tokens) {
-        joined += text_of(token, "token");
+        joined += spelling_of(token);
         ends.push_back(joined.size());
     }
     const auto begin = joined.rfind(content);
@@ -78,7 +96,7 @@ std::optional<double> expected_score(const Template& asked, const Json& choice,
         sum += probability[i];
         expectation += static_cast<double>(i + 1) * probability[i];
     }
-    if (!(sum > 0)) return {};
+    if (!(sum >= least_score_mass)) return {};
     return std::clamp(expectation / sum, 1.0, static_cast<double>(levels));
 }
 
@@ -107,6 +125,8 @@ Answer parse_answer(const Template& asked, std::string_view text) {
     if (begin == std::string_view::npos) fail("the answer ends before its score");
     const auto end = text.find_first_of(blanks, begin);
     std::string_view word = text.substr(begin, end == text.npos ? text.npos : end - begin);
+    if (end != text.npos && !trimmed(text.substr(end), " \t\r\n*`\"'_.").empty())
+        fail(fmt::format("the score is not the end: {} follows", excerpt(trimmed(text.substr(end)), 40)));
     word = trimmed(word, "*`\"'_.,;");
     if (word.ends_with("/5")) word.remove_suffix(2);
     answer.position = begin;
@@ -117,7 +137,7 @@ Answer parse_answer(const Template& asked, std::string_view text) {
     else
         fail(fmt::format("the score {} is none of {}", excerpt(word, 20),
                          fmt::join(asked.score_tokens, ", ")));
-    if (answer.reason.empty()) fail("the answer gives no reason");
+    if (!says_something(answer.reason)) fail("the answer gives no reason");
     return answer;
 }
 

@@ -93,6 +93,8 @@ class HttpJudge final : public reward::Scorer {
     reward::Verdict read(const Question& question, const HttpResponse& response) const;
     void wait_for_the_server(const std::string& last_failure) const;
     void wait(double seconds) const;
+    /// No question goes out before: the server has asked for it.
+    void leave_alone(double seconds) const;
     std::uint64_t draw(RandomUse use, const Question& question, int attempt) const;
     /// A text without the key, whoever wrote it in.
     std::string redacted(std::string text) const {
@@ -112,6 +114,7 @@ class HttpJudge final : public reward::Scorer {
     mutable std::mutex mutex_;
     mutable std::condition_variable wake_;
     mutable bool interrupted_ = false;
+    mutable Clock::time_point not_before_{};
 };
 
 reward::Verdicts HttpJudge::score(const reward::Request& request, int) const {
@@ -196,7 +199,10 @@ reward::Verdict HttpJudge::ask(const Question& q) const {
         double pause = std::min(std::ldexp(config_.backoff_seconds, attempt),
                                 config_.longest_wait_seconds);
         pause *= 0.5 + std::ldexp(static_cast<double>(draw(RandomUse::retry_jitter, q, attempt) >> 11), -54);
-        if (response.retry_after) pause = std::max(pause, *response.retry_after);
+        if (response.retry_after) {
+            pause = std::max(pause, *response.retry_after);
+            if (*response.retry_after <= config_.longest_wait_seconds) leave_alone(*response.retry_after);
+        }
         const bool may_repeat =
             response.status == 0 || response.status == 200 || is_passing(response.status);
         try {
@@ -234,7 +240,16 @@ reward::Verdict HttpJudge::read(const Question& q, const HttpResponse& response)
     return verdict;
 }
 
+void HttpJudge::leave_alone(double seconds) const {
+    const std::lock_guard lock(mutex_);
+    not_before_ = std::max(not_before_, Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds)));
+}
+
 void HttpJudge::wait_for_the_server(const std::string& last_failure) const {
+    {
+        std::unique_lock lock(mutex_);
+        while (!interrupted_ && Clock::now() < not_before_) wake_.wait_until(lock, not_before_);
+    }
     for (;;) {
         const auto advice = breaker_.advise(Clock::now());
         if (advice == CircuitBreaker::Advice::ask) return;

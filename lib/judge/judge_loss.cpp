@@ -23,18 +23,23 @@ Softmax sums(std::span<const float> logits, std::span<const std::int32_t> candid
 
 }  // namespace
 
-TrainingSample make_training_sample(const JudgeModel& model, const Template& asked,
+TrainingSample make_training_sample(const QuestionMaker& model, const Template& asked,
                                     const LabelledSample& labelled) {
     ATELIER_CHECK_INPUT(!labelled.rationale.empty(),
                         "{} of '{}' has no rationale: a judge learns scores from reasons",
                         labelled.dimension, labelled.id);
+    ATELIER_CHECK_INPUT(labelled.rationale.find(score_marker) == std::string::npos, "the rationale of {} of '{}' holds \"{}\": it would teach two scores",
+                        labelled.dimension, labelled.id, score_marker);
     ATELIER_CHECK_INPUT(labelled.applies() || asked.may_not_apply, "{} of '{}' is said not to apply, and {} has no may_not_apply", labelled.dimension,
                         labelled.id, asked.path.string());
     std::vector<io::Image> sources;
     for (const auto& source : labelled.sources) sources.push_back(*source);
     TrainingSample t;
-    t.question = model.make_question(
-        make_conversation(asked, labelled.prompt, *labelled.picture, sources));
+    try {
+        t.question = model.make_question(make_conversation(asked, labelled.prompt, *labelled.picture, sources));
+    } catch (const Error& e) {
+        ATELIER_FAIL(ErrorKind::input, "{} of '{}': {}", labelled.dimension, labelled.id, e.message());
+    }
     const ScoreTokens score = model.score_tokens(asked);
     t.candidates = score.candidates;
     auto& ids = t.question.ids;

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "judge/judge_model.hpp"
 #include "judge/labels.hpp"
+#include "judge/question_maker.hpp"
 
 namespace atelier::judge {
 
@@ -21,7 +21,7 @@ struct TrainingSample {
     std::vector<double> scores;            ///< labels, one for each annotator who gave a score
 };
 /// Throws Error(input) naming the sample if it has no rationale, or does not apply where the template's dimension always does.
-TrainingSample make_training_sample(const JudgeModel& model, const Template& asked,
+TrainingSample make_training_sample(const QuestionMaker& model, const Template& asked,
                                     const LabelledSample& labelled);
 
 /// Expected score R = sum of s q(s), q the softmax over the candidates' logits alone.

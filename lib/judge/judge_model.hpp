@@ -1,66 +1,24 @@
 #pragma once
 
 #include <filesystem>
-#include <memory>
-#include <string>
-#include <vector>
 
-#include "judge/template.hpp"
-#include "model/processor/image_inputs.hpp"
-#include "model/tokenizer/tokenizer.hpp"
-#include "model/vlm/vlm.hpp"
+#include "judge/question_maker.hpp"
 #include "nn/parameters.hpp"
 
 namespace atelier::judge {
 
-/// A question as the model takes it: the chat template's tokens up to where the answer begins.
-struct Question {
-    std::vector<std::int32_t> ids;  ///< a picture's token repeated once for each of its merged patches
-    model::VisionInputs vision;
-    Tensor pixel_values() const {
-        return Tensor::of(vision.pixel_values.data(), {vision.patches, vision.patch_elements});
-    }
-};
-
-/// The tokens around a template's score. After the reason the answer goes on with `marker` ("Score:"),
-/// then `gap`, then one of `candidates`; or, where the dimension does not apply, with `absent` at
-/// the `absent_at`-th place after the marker.
-struct ScoreTokens {
-    std::vector<std::int32_t> marker, gap, candidates;
-    std::vector<std::int32_t> none;  ///< what follows the marker where the dimension does not apply
-    std::int32_t absent = -1;  ///< -1: the dimension always applies
-    std::size_t absent_at = 0;  ///< 0 to gap.size()
-};
-
-/// A Qwen3-VL as a judge: a transformers directory (config.json, weights, tokenizer.json,
-/// preprocessor_config.json or processor_config.json).
-class JudgeModel {
+/// A Qwen3-VL as a judge: a transformers directory, weights beside the files that QuestionMaker reads.
+class JudgeModel : public QuestionMaker {
   public:
     /// `adapter`: a LoRA (nn/lora_file.hpp) that is merged into the weights; empty: none. Throws Error(input) naming the file and what is
     /// wrong with it.
     explicit JudgeModel(const std::filesystem::path& directory, const std::filesystem::path& adapter = {});
 
-    /// Tokens of a conversation in Qwen's chat template, pictures over white through the processor.
-    /// Throws Error(reward) for a text that holds a special token's spelling: it would forge a turn.
-    Question make_question(const Conversation& conversation) const;
-    /// Throws Error(usage) naming the template for score tokens that are not one token each.
-    ScoreTokens score_tokens(const Template& asked) const;
-
-    const vlm::Vlm& vlm() const { return *vlm_; }
     const nn::ParameterStore& weights() const { return weights_; }
-    const model::Tokenizer& tokenizer() const { return tokenizer_; }
-    std::int32_t end_of_turn() const { return end_of_turn_; }
-    std::size_t weight_bytes() const { return arena_.used(); }
-    const std::filesystem::path& directory() const { return directory_; }
 
   private:
-    std::filesystem::path directory_;
-    model::Tokenizer tokenizer_;
-    model::ProcessorConfig processor_;
-    std::unique_ptr<vlm::Vlm> vlm_;
     Arena arena_;
     nn::ParameterStore weights_;
-    std::int32_t start_of_turn_, end_of_turn_, vision_start_, vision_end_;
 };
 
 }  // namespace atelier::judge

@@ -25,6 +25,26 @@ void JudgeTrainer::Sizes::cover(const TrainingSample& s) {
     rows = std::max(rows, static_cast<std::int64_t>(s.rows.size()) + 1);
 }
 
+JudgeTrainer::Buffers::Buffers(const vlm::Vlm& vlm, const nn::LoraTable* adapter, const Sizes& sizes, Arena& arena)
+    : adapter_gradients(adapter != nullptr ? std::optional<nn::LoraStore>(std::in_place, *adapter, arena) : std::nullopt),
+      gradients(adapter_gradients ? nn::ParameterStore(vlm.table(), *adapter_gradients) : nn::ParameterStore(vlm.table(), arena)),
+      pass(vlm, sizes.tokens, sizes.patches, sizes.rows, arena),
+      logits(arena.take_f32({sizes.rows, vlm.config().text.vocabulary})) {}
+
+std::size_t JudgeTrainer::trained_numbers(const vlm::Vlm& vlm, const JudgeTrainerConfig& config) {
+    return static_cast<std::size_t>(config.lora.rank > 0 ? nn::LoraTable(vlm.table(), config.lora).table().flat_size() : vlm.table().flat_size());
+}
+
+std::size_t JudgeTrainer::planned_bytes(const vlm::Vlm& vlm, const JudgeTrainerConfig& config, const Sizes& sizes) {
+    std::optional<nn::LoraTable> adapter;
+    if (config.lora.rank > 0) adapter.emplace(vlm.table(), config.lora);
+    const std::size_t buffers = Workspace::measure([&](Arena& arena) {
+                                    if (adapter) nn::LoraStore(*adapter, arena);
+                                    Buffers(vlm, adapter ? &*adapter : nullptr, sizes, arena);
+                                }).host;
+    return buffers + 2 * trained_numbers(vlm, config) * sizeof(float);
+}
+
 JudgeTrainer::JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& config,
                            const Sizes& sizes)
     : model_(model),
@@ -40,16 +60,7 @@ JudgeTrainer::JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& co
     }
     const nn::ParameterTable& table = adapter_ ? adapter_->table().table() : vlm.table();
     weights_ = model.weights().with_lora(adapter());
-    const auto build = [&](Arena& arena) {
-        if (adapter_) {
-            adapter_gradients_.emplace(adapter_->table(), arena);
-            gradients_ = nn::ParameterStore(vlm.table(), *adapter_gradients_);
-        } else {
-            gradients_ = nn::ParameterStore(table, arena);
-        }
-        pass_.emplace(model.vlm(), sizes.tokens, sizes.patches, sizes.rows, arena);
-        logits_ = arena.take_f32({sizes.rows, model.vlm().config().text.vocabulary});
-    };
+    const auto build = [&](Arena& arena) { buffers_.emplace(vlm, adapter_ ? &adapter_->table() : nullptr, sizes, arena); };
     arena_ = Arena("judge's training", Workspace::measure(build));
     build(arena_);
     for (int i = 0; i < table.size(); ++i) {
@@ -68,16 +79,12 @@ JudgeTrainer::JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& co
     v_.resize(m_.size());
 }
 
-std::size_t JudgeTrainer::bytes() const {
-    return arena_.used() + (adapter_ ? adapter_->bytes().host : 0) + (m_.size() + v_.size()) * sizeof(float);
-}
-
-std::span<float> JudgeTrainer::trained_numbers() const {
+std::span<float> JudgeTrainer::trained_values() const {
     return {adapter_ ? adapter_->store().values().data() : model_.weights().data(), m_.size()};
 }
 
 std::span<float> JudgeTrainer::trained_gradients() const {
-    return {adapter_ ? adapter_gradients_->values().data() : gradients_.data(), m_.size()};
+    return {adapter_ ? buffers_->adapter_gradients->values().data() : buffers_->gradients.data(), m_.size()};
 }
 
 void JudgeTrainer::zero_gradients() {
@@ -92,14 +99,14 @@ void JudgeTrainer::merge() const {
 JudgeLoss JudgeTrainer::run(
     const TrainingSample& s, double weight, double language_weight,
     const std::function<double(std::span<float>, double, double&)>& on_score) {
-    const auto n = static_cast<std::int64_t>(s.rows.size()), vocabulary = logits_.size(1);
-    pass_->forward(weights_, s.question.ids, s.question.pixel_values(),
+    const auto n = static_cast<std::int64_t>(s.rows.size()), vocabulary = buffers_->logits.size(1);
+    buffers_->pass.forward(weights_, s.question.ids, s.question.pixel_values(),
                    s.question.vision.image_grid_thw);
     std::vector<std::int64_t> rows = s.rows;
     if (s.score_row >= 0) rows.push_back(s.score_row);
     const auto answer = static_cast<std::int64_t>(rows.size());
-    const Tensor logits = logits_.slice(0, answer);
-    pass_->logits(weights_, rows, logits);
+    const Tensor logits = buffers_->logits.slice(0, answer);
+    buffers_->pass.logits(weights_, rows, logits);
     JudgeLoss loss;
     double mass = 0;
     if (s.score_row >= 0)
@@ -109,7 +116,7 @@ JudgeLoss JudgeTrainer::run(
                     mass / static_cast<double>(answer);
     const auto scale = static_cast<float>(weight * language_weight);
     std::for_each_n(logits.f32(), n * vocabulary, [=](float& g) { g *= scale; });
-    pass_->backward(weights_, gradients_, logits, {});
+    buffers_->pass.backward(weights_, buffers_->gradients, logits, {});
     return loss;
 }
 
@@ -124,11 +131,11 @@ JudgeLoss JudgeTrainer::add_sample(const TrainingSample& s, double weight) {
 }
 
 double JudgeTrainer::forward_score(const TrainingSample& s) {
-    pass_->forward(weights_, s.question.ids, s.question.pixel_values(),
+    buffers_->pass.forward(weights_, s.question.ids, s.question.pixel_values(),
                    s.question.vision.image_grid_thw);
     const std::int64_t row = s.score_row;
-    const Tensor logits = logits_.slice(0, 1);
-    pass_->logits(weights_, std::span(&row, 1), logits);
+    const Tensor logits = buffers_->logits.slice(0, 1);
+    buffers_->pass.logits(weights_, std::span(&row, 1), logits);
     return expected_score({logits.f32(), static_cast<std::size_t>(logits.size(1))}, s.candidates);
 }
 
@@ -167,7 +174,7 @@ double JudgeTrainer::step(double rate, const std::function<void(std::span<float>
     ++update_;
     optim::adamw_step(config_.adamw, rate, update_,
                       optim::clip_scale(norm, config_.max_grad_norm), ranges_, gradient,
-                      trained_numbers(), m_, v_);
+                      trained_values(), m_, v_);
     return norm;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "judge/judge_loss.hpp"
+#include "judge/judge_model.hpp"
 #include "model/vlm/training.hpp"
 #include "nn/lora_file.hpp"
 #include "optim/adamw.hpp"
@@ -40,6 +41,9 @@ class JudgeTrainer {
         std::int64_t tokens = 0, patches = 0, rows = 0;
         void cover(const TrainingSample& sample);
     };
+    /// Numbers that AdamW goes over, and all bytes that a trainer holds, without making one.
+    static std::size_t trained_numbers(const vlm::Vlm& vlm, const JudgeTrainerConfig& config);
+    static std::size_t planned_bytes(const vlm::Vlm& vlm, const JudgeTrainerConfig& config, const Sizes& sizes);
     /// Throws Error(usage) for an adapter of what is no product, and where nothing is trained.
     JudgeTrainer(const JudgeModel& model, const JudgeTrainerConfig& config, const Sizes& sizes);
 
@@ -53,20 +57,27 @@ class JudgeTrainer {
     /// Throws Error(numeric) for a gradient that is not finite.
     double step(double rate, const std::function<void(std::span<float>)>& sum);
     std::int64_t updates() const { return update_; }
-    /// Numbers that AdamW goes over.
-    std::size_t count() const { return m_.size(); }
-    const nn::ParameterStore& gradients() const { return gradients_; }
+    const nn::ParameterStore& gradients() const { return buffers_->gradients; }
     /// Null: the weights themselves are trained.
     const nn::LoraStore* adapter() const { return adapter_ ? &adapter_->store() : nullptr; }
     /// Adds the adapter to the model's weights. The last thing that is done with both.
     void merge() const;
-    std::size_t bytes() const;
     /// Moments and number of updates, HDF5; what is trained is kept beside them, an adapter (read from `adapter`) by nn::save_lora.
     /// Throws Error(io), Error(input).
     void save_state(const std::filesystem::path& file) const;
     void load_state(const std::filesystem::path& file, const std::filesystem::path& adapter = {});
 
   private:
+    /// Gradients, a sequence's activations, its logits.
+    struct Buffers {
+        Buffers(const vlm::Vlm& vlm, const nn::LoraTable* adapter, const Sizes& sizes, Arena& arena);
+        Buffers(const Buffers&) = delete;
+        Buffers& operator=(const Buffers&) = delete;
+        std::optional<nn::LoraStore> adapter_gradients;
+        nn::ParameterStore gradients;  ///< by the model's table
+        vlm::TrainingPass pass;
+        Tensor logits;
+    };
     /// Forward, then `on_score` makes the gradient of the score's row in place of its logits.
     JudgeLoss run(const TrainingSample& sample, double weight, double language_weight,
                   const std::function<double(std::span<float>, double mass_weight, double& mass)>&
@@ -74,18 +85,15 @@ class JudgeTrainer {
     double forward_score(const TrainingSample& sample);
 
     /// What AdamW goes over: the model's weights or the adapter's numbers; and their gradients.
-    std::span<float> trained_numbers() const;
+    std::span<float> trained_values() const;
     std::span<float> trained_gradients() const;
 
     const JudgeModel& model_;
     JudgeTrainerConfig config_;
     Arena arena_;
     std::optional<nn::LoraAdapter> adapter_;
-    std::optional<nn::LoraStore> adapter_gradients_;
     nn::ParameterStore weights_;  ///< the model's, with the adapter beside them
-    nn::ParameterStore gradients_;
-    std::optional<vlm::TrainingPass> pass_;
-    Tensor logits_;
+    std::optional<Buffers> buffers_;
     std::vector<optim::ParameterRange> ranges_;  ///< of the rows of what AdamW goes over, in order
     std::vector<std::uint8_t> trained_;          ///< by range
     std::vector<float> m_, v_;

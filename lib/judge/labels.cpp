@@ -1,5 +1,6 @@
 #include "judge/labels.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -30,7 +31,7 @@ class PictureFiles {
     std::shared_ptr<const io::Image> at(const Json& name, const std::string& place) {
         ATELIER_CHECK_INPUT(name.is_string(), "{}: {} names no picture", place, name.dump());
         const fs::path relative = name.get<std::string>();
-        ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the file's directory",
+        ATELIER_CHECK_INPUT(io::stays_inside(relative) && relative.string().find('\0') == std::string::npos, "{}: picture {} lies outside the file's directory",
                             place, relative.string());
         auto& picture = pictures_[relative.lexically_normal().string()];
         if (!picture)
@@ -52,10 +53,15 @@ void check(const LabelledSample& s, const std::string& place,
     ATELIER_CHECK_INPUT(seen.insert({s.id, s.kind + "/" + s.dimension}).second,
                         "{}: {} of '{}' stands twice", place, s.dimension, s.id);
     ATELIER_CHECK_INPUT(!s.scores.empty(), "{}: no score", place);
-    for (const auto& [annotator, score] : s.scores)
+    ATELIER_CHECK_INPUT(s.kind == "t2i" || !s.sources.empty(), "{}: an edit without 'sources'", place);
+    for (const auto& [annotator, score] : s.scores) {
+        ATELIER_CHECK_INPUT(!annotator.empty(), "{}: an annotator without a name", place);
         ATELIER_CHECK_INPUT(std::isnan(score) || (score >= 1 && score <= 5), "{}: {} gives {}: a score lies within 1 and 5",
                             place, annotator, score);
+    }
 }
+
+constexpr std::string_view fields[] = {"id", "kind", "dimension", "category", "prompt", "picture", "sources", "scores", "rationale"};
 
 std::vector<LabelledSample> read_lines(const fs::path& file) {
     ATELIER_CHECK_INPUT(fs::exists(file), "cannot open the label file {}", file.string());
@@ -65,7 +71,7 @@ std::vector<LabelledSample> read_lines(const fs::path& file) {
     std::set<std::pair<std::string, std::string>> seen;
     std::string text;
     for (int number = 1; std::getline(in, text); ++number) {
-        if (text.empty()) continue;
+        if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
         const std::string place = fmt::format("{}:{}", file.string(), number);
         const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
@@ -85,7 +91,11 @@ std::vector<LabelledSample> read_lines(const fs::path& file) {
         s.rationale = field("rationale", false);
         ATELIER_CHECK_INPUT(line.contains("picture"), "{}: no text 'picture'", place);
         s.picture = pictures.at(line["picture"], place);
-        for (const Json& source : line.value("sources", Json::array()))
+        for (const auto& [key, value] : line.items())
+            ATELIER_CHECK_INPUT(std::find(std::begin(fields), std::end(fields), key) != std::end(fields), "{}: unknown field '{}'", place, key);
+        const Json sources = line.value("sources", Json::array());
+        ATELIER_CHECK_INPUT(sources.is_array(), "{}: 'sources' is no list of pictures", place);
+        for (const Json& source : sources)
             s.sources.push_back(pictures.at(source, place));
         const Json scores = line.value("scores", Json());
         ATELIER_CHECK_INPUT(scores.is_object(), "{}: no 'scores' by annotator", place);
@@ -107,14 +117,16 @@ std::vector<LabelledSample> read_hdf5(const fs::path& path) {
                             file.integer_attribute("/", "schema_version") == schema_version,
                         "{} is no file of labels of version {}", path.string(), schema_version);
     std::vector<std::shared_ptr<const io::Image>> pictures;
-    for (std::size_t i = 0; i < file.children("/pictures").size(); ++i) {
+    const std::size_t count = file.children("/pictures").size();
+    for (std::size_t i = 0; i < count; ++i) {
         const std::string name = fmt::format("/pictures/{}", i);
         const auto extents = file.extents(name);
         ATELIER_CHECK_INPUT(extents.size() == 3 && (extents[2] == 3 || extents[2] == 4),
                             "{}: {} is no picture", path.string(), name);
-        auto picture = std::make_shared<io::Image>(static_cast<int>(extents[1]),
-                                                   static_cast<int>(extents[0]),
-                                                   static_cast<int>(extents[2]));
+        auto picture = std::make_shared<io::Image>();
+        picture->height = static_cast<int>(extents[0]);
+        picture->width = static_cast<int>(extents[1]);
+        picture->channels = static_cast<int>(extents[2]);
         picture->pixels = file.read<std::uint8_t>(name, {-1, -1, -1});
         pictures.push_back(std::move(picture));
     }
@@ -160,10 +172,7 @@ std::vector<LabelledSample> read_hdf5(const fs::path& path) {
                         path.string(), annotator.size(), scored.size());
     for (std::size_t i = 0; i < scored.size(); ++i)
         sample_at(scored[i]).scores.emplace_back(annotator[i], score[i]);
-    std::set<std::pair<std::string, std::string>> seen;
-    for (std::size_t i = 0; i < samples.size(); ++i)
-        check(samples[i], fmt::format("{}: sample {}", path.string(), i), seen);
-    ATELIER_CHECK_INPUT(!samples.empty(), "{} holds no label", path.string());
+    check_labels(samples, path);
     return samples;
 }
 
@@ -186,6 +195,12 @@ bool LabelledSample::applies() const { return 2 * given_scores().size() > scores
 double LabelledSample::mean_score() const {
     const std::vector<double> given = given_scores();
     return std::accumulate(given.begin(), given.end(), 0.0) / static_cast<double>(given.size());
+}
+
+void check_labels(const std::vector<LabelledSample>& samples, const fs::path& place) {
+    ATELIER_CHECK_INPUT(!samples.empty(), "{} holds no label", place.string());
+    std::set<std::pair<std::string, std::string>> seen;
+    for (std::size_t i = 0; i < samples.size(); ++i) check(samples[i], fmt::format("{}: sample {}", place.string(), i), seen);
 }
 
 std::vector<LabelledSample> read_labels(const fs::path& file) {

@@ -38,6 +38,9 @@ struct LabelledSample {
 /// a picture outside the file's directory.
 std::vector<LabelledSample> read_labels(const std::filesystem::path& file);
 
+/// Throws Error(input) naming `place` and the sample's number where one of them is none that read_labels takes.
+void check_labels(const std::vector<LabelledSample>& samples, const std::filesystem::path& place);
+
 /// HDF5: / attributes schema = "atelier.labels", schema_version; /samples/{id, kind, dimension,
 /// category, prompt, rationale} strings [S], /samples/picture u32 [S]; /sources/{sample, picture}
 /// u32 [K]; /scores/{sample u32, annotator (string), score f64, NaN: does not apply} [L]; /pictures/<i> u8 [H, W, 3 or

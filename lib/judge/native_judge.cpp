@@ -53,28 +53,79 @@ std::string_view trimmed(std::string_view text) {
     return text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
 }
 
+using TemplatesByKind = std::map<std::string, std::vector<Template>>;
+
+std::int64_t rubric_tokens(const QuestionMaker& model, const Template& t) {
+    std::string text = t.rubric + t.answer;
+    for (std::size_t i = 0; i < levels; ++i) text += t.score_tokens[i] + ": " + t.level[i] + "\n";
+    return static_cast<std::int64_t>(model.tokenizer().encode(text).size());
+}
+
+/// What answers are written with: a pass over what their questions share, and a decoder for all of them.
+struct AnswerBuffers {
+    std::optional<vlm::Session> session;
+    std::optional<vlm::Decoder> decoder;
+    Tensor states, logits;  ///< [answers, hidden], [answers, vocabulary]
+
+    AnswerBuffers(const QuestionMaker& model, const NativeJudgeConfig& config, const TemplatesByKind& templates, Arena& arena) {
+        const vlm::Config& c = model.vlm().config();
+        std::int64_t own_tokens = 0;
+        for (const auto& [kind, list] : templates)
+            for (const Template& t : list)
+                own_tokens = std::max(own_tokens, rubric_tokens(model, t) + t.reasoning_tokens + tokens_around_score);
+        session.emplace(model.vlm(), config.context, config.context * c.vision.merge * c.vision.merge, arena);
+        // A prefix for each answer: no two dimensions need share one.
+        decoder.emplace(model.vlm(), vlm::DecoderSize{config.answers, config.answers, config.context, own_tokens}, arena);
+        states = arena.take_f32({config.answers, c.text.hidden});
+        logits = arena.take_f32({config.answers, c.text.vocabulary});
+    }
+};
+
+/// Whether two dimensions are asked about the same pictures in the same words, up to their rubrics.
+bool share_question(const Template& a, const Template& b) {
+    return a.system == b.system && a.question == b.question && a.shows_source == b.shows_source;
+}
+
+/// Pictures of questions on their way: patches once for dimensions that share a question, of each picture three channels, two frames,
+/// in fp32, where RGBA is four bytes; an edit's source beside the result where it is shown.
+std::size_t question_bytes(const TemplatesByKind& templates, std::size_t workers, std::size_t picture_bytes) {
+    std::size_t most = 0;
+    for (const auto& [kind, list] : templates) {
+        std::size_t pictures = 0;
+        for (auto t = list.begin(); t != list.end(); ++t)
+            if (std::none_of(list.begin(), t, [&](const Template& before) { return share_question(before, *t); })) pictures += t->shows_source ? 2 : 1;
+        most = std::max(most, pictures);
+    }
+    return workers * most * 6 * picture_bytes;
+}
+
 }  // namespace
+
+std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConfig& config, const TemplatesByKind& templates,
+                               std::size_t workers, std::size_t picture_bytes) {
+    const std::size_t buffers = Workspace::measure([&](Arena& arena) { AnswerBuffers(model, config, templates, arena); }).host;
+    return model.weight_bytes() + buffers + question_bytes(templates, workers, picture_bytes);
+}
 
 class NativeJudge::Engine {
   public:
-    Engine(const NativeJudgeConfig& config, std::map<std::string, std::vector<Template>> templates)
-        : config_(config), model_(config.directory, config.adapter) {
-        for (auto& [kind, list] : templates) {
+    Engine(const NativeJudgeConfig& config, TemplatesByKind templates)
+        : config_(config), model_(config.directory, config.adapter), templates_(std::move(templates)) {
+        for (const auto& [kind, list] : templates_) {
             ATELIER_CHECK_USAGE(static_cast<int>(list.size()) <= config.answers,
                                 "judge.answers = {}, but {} dimensions of {} are asked for",
                                 config.answers, list.size(), kind);
-            for (Template& t : list) {
+            for (const Template& t : list) {
                 dimensions_[kind].push_back(t.dimension);
-                own_tokens_ = std::max(own_tokens_, rubric_tokens(t) + t.reasoning_tokens +
-                                                        tokens_around_score);
-                const ScoreTokens tokens = model_.score_tokens(t);
-                asked_[kind].push_back({std::move(t), tokens});
+                asked_[kind].push_back({t, model_.score_tokens(t)});
             }
         }
         line_end_ = model_.tokenizer().encode("\n");
-        const auto plan = [&](Arena& arena) { build(arena); };
+        const auto plan = [&](Arena& arena) { buffers_.emplace(model_, config_, templates_, arena); };
         arena_ = Arena("judge", Workspace::measure(plan));
         plan(arena_);
+        for (int i = config_.answers; i > 0; --i) free_slots_.push_back(i - 1);
+        prefix_users_.assign(static_cast<std::size_t>(config_.answers), 0);
         const SignalsBlocked blocked;
         thread_ = std::thread([this] { work(); });
     }
@@ -88,10 +139,7 @@ class NativeJudge::Engine {
         return found->second;
     }
     std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const {
-        std::size_t most = 0;
-        for (const auto& [kind, list] : asked_) most = std::max(most, list.size());
-        // Each dimension's question holds its patches: three channels, two frames, in fp32.
-        return model_.weight_bytes() + arena_.used() + workers * most * 6 * picture_bytes;
+        return model_.weight_bytes() + arena_.used() + question_bytes(templates_, workers, picture_bytes);
     }
     void interrupt() noexcept {
         {
@@ -104,7 +152,7 @@ class NativeJudge::Engine {
 
   private:
     struct Asked {
-        Template text;
+        const Template& text;
         ScoreTokens tokens;
     };
     /// Dimensions of a sample that share what comes before their rubrics.
@@ -135,6 +183,7 @@ class NativeJudge::Engine {
         std::vector<std::int32_t> written;
         std::deque<std::int32_t> forced;  ///< go next
         bool scores = false;              ///< the reason is complete
+        bool is_cut = false;              ///< by the template's budget
         std::size_t gap = 0;              ///< tokens of the gap that went
         std::string reason;
         std::vector<float> state;
@@ -145,12 +194,6 @@ class NativeJudge::Engine {
         }
     };
 
-    std::int64_t rubric_tokens(const Template& t) const {
-        std::string text = t.rubric + t.answer;
-        for (std::size_t i = 0; i < levels; ++i) text += t.score_tokens[i] + ": " + t.level[i] + "\n";
-        return static_cast<std::int64_t>(model_.tokenizer().encode(text).size());
-    }
-    void build(Arena& arena);
     void work();
     void admit(std::unique_ptr<Job> job);
     void advance();
@@ -161,14 +204,12 @@ class NativeJudge::Engine {
 
     NativeJudgeConfig config_;
     JudgeModel model_;
+    TemplatesByKind templates_;
     std::map<std::string, std::vector<Asked>> asked_;
     std::map<std::string, std::vector<std::string>> dimensions_;
     std::vector<std::int32_t> line_end_;
-    std::int64_t own_tokens_ = 0;
     Arena arena_ = Arena::measuring("judge");
-    std::optional<vlm::Session> session_;
-    std::optional<vlm::Decoder> decoder_;
-    Tensor states_, logits_;
+    std::optional<AnswerBuffers> buffers_;
     // The thread's own.
     std::list<Line> lines_;
     std::vector<std::unique_ptr<Job>> jobs_;
@@ -182,21 +223,6 @@ class NativeJudge::Engine {
     std::thread thread_;
 };
 
-void NativeJudge::Engine::build(Arena& arena) {
-    const vlm::Config& c = model_.vlm().config();
-    const std::int64_t patches = config_.context * c.vision.merge * c.vision.merge;
-    session_.emplace(model_.vlm(), config_.context, patches, arena);
-    // A prefix for each answer: no two dimensions need share one.
-    decoder_.emplace(model_.vlm(),
-                     vlm::DecoderSize{config_.answers, config_.answers, config_.context, own_tokens_},
-                     arena);
-    states_ = arena.take_f32({config_.answers, c.text.hidden});
-    logits_ = arena.take_f32({config_.answers, c.text.vocabulary});
-    free_slots_.clear();
-    for (int i = config_.answers; i > 0; --i) free_slots_.push_back(i - 1);
-    prefix_users_.assign(static_cast<std::size_t>(config_.answers), 0);
-}
-
 reward::Verdicts NativeJudge::Engine::judge(const reward::Request& request, int attempt) {
     static const std::vector<io::Image> none;
     io::Image picture(static_cast<int>(request.width), static_cast<int>(request.height), 4);
@@ -206,17 +232,14 @@ reward::Verdicts NativeJudge::Engine::judge(const reward::Request& request, int 
     job->noise_key = request.noise_key;
     job->attempt = attempt;
     for (const Asked& asked : asked_.at(request.kind)) {
-        Question q = model_.make_question(make_conversation(
-            asked.text, request.prompt, picture, request.sources ? *request.sources : none));
+        auto shared = std::find_if(job->shared.begin(), job->shared.end(),
+                                   [&](const Shared& s) { return share_question(s.asked[0]->text, asked.text); });
+        Question q = model_.make_question(make_conversation(asked.text, request.prompt, picture, request.sources ? *request.sources : none),
+                                          shared == job->shared.end() ? nullptr : &shared->questions[0].vision);
         ATELIER_CHECK_KIND(ErrorKind::reward,
                            static_cast<std::int64_t>(q.ids.size()) <= config_.context,
                            "{}: a question of {} tokens, judge.context allows {}",
                            asked.text.dimension, q.ids.size(), config_.context);
-        auto shared = std::find_if(job->shared.begin(), job->shared.end(), [&](const Shared& s) {
-            const Template& t = s.asked[0]->text;
-            return t.system == asked.text.system && t.question == asked.text.question &&
-                   t.shows_source == asked.text.shows_source;
-        });
         if (shared == job->shared.end()) {
             job->shared.emplace_back();
             shared = std::prev(job->shared.end());
@@ -272,15 +295,15 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
     for (Shared& s : job.shared) {
         const Question& first = s.questions[0];
         const auto ids = std::span(first.ids);
-        session_->encode(model_.weights(), ids.subspan(0, s.prefix), first.pixel_values(),
+        buffers_->session->encode(model_.weights(), ids.subspan(0, s.prefix), first.pixel_values(),
                          first.vision.image_grid_thw);
-        const std::int64_t position = session_->next_position();
+        const std::int64_t position = buffers_->session->next_position();
         const auto prefix = static_cast<int>(
             std::find(prefix_users_.begin(), prefix_users_.end(), 0) - prefix_users_.begin());
-        decoder_->set_prefix(prefix, *session_);
+        buffers_->decoder->set_prefix(prefix, *buffers_->session);
         for (std::size_t i = 0; i < s.asked.size(); ++i) {
-            session_->rewind(static_cast<std::int64_t>(s.prefix), position);
-            const Tensor states = session_->extend(
+            buffers_->session->rewind(static_cast<std::int64_t>(s.prefix), position);
+            const Tensor states = buffers_->session->extend(
                 model_.weights(), std::span(s.questions[i].ids).subspan(s.prefix));
             Line line;
             line.job = &job;
@@ -289,7 +312,7 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
             line.slot = free_slots_.back();
             free_slots_.pop_back();
             ++prefix_users_[static_cast<std::size_t>(prefix)];
-            decoder_->set_sequence(line.slot, prefix, *session_);
+            buffers_->decoder->set_sequence(line.slot, prefix, *buffers_->session);
             const Tensor last = states.slice(states.size(0) - 1, states.size(0));
             line.state.assign(last.f32(), last.f32() + last.elements());
             lines_.push_back(std::move(line));
@@ -299,20 +322,20 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
 }
 
 void NativeJudge::Engine::advance() {
-    const std::int64_t hidden = states_.size(1), vocabulary = logits_.size(1);
+    const std::int64_t hidden = buffers_->states.size(1), vocabulary = buffers_->logits.size(1);
     std::int64_t rows = 0;
     for (const Line& line : lines_)
         if (line.needs_logits())
-            std::copy(line.state.begin(), line.state.end(), states_.f32() + rows++ * hidden);
+            std::copy(line.state.begin(), line.state.end(), buffers_->states.f32() + rows++ * hidden);
     if (rows > 0)
-        decoder_->logits(model_.weights(), states_.slice(0, rows), logits_.slice(0, rows));
+        buffers_->decoder->logits(model_.weights(), buffers_->states.slice(0, rows), buffers_->logits.slice(0, rows));
     std::vector<int> slots;
     std::vector<std::int32_t> ids;
     std::int64_t row = 0;
     for (auto line = lines_.begin(); line != lines_.end();) {
         std::span<const float> logits;
         if (line->needs_logits())
-            logits = {logits_.f32() + row++ * vocabulary, static_cast<std::size_t>(vocabulary)};
+            logits = {buffers_->logits.f32() + row++ * vocabulary, static_cast<std::size_t>(vocabulary)};
         if (const auto id = next_token(*line, logits)) {
             slots.push_back(line->slot);
             ids.push_back(*id);
@@ -322,7 +345,7 @@ void NativeJudge::Engine::advance() {
         }
     }
     if (slots.empty()) return;
-    const Tensor states = decoder_->step(model_.weights(), slots, ids);
+    const Tensor states = buffers_->decoder->step(model_.weights(), slots, ids);
     row = 0;
     for (Line& line : lines_) {
         line.state.assign(states.f32() + row * hidden, states.f32() + (row + 1) * hidden);
@@ -349,6 +372,7 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
             return id;
         }
         line.scores = true;
+        line.is_cut = id != model_.end_of_turn();
         if (!line.reason.ends_with("\n"))
             line.forced.insert(line.forced.end(), line_end_.begin(), line_end_.end());
         line.forced.insert(line.forced.end(), tokens.marker.begin(), tokens.marker.end());
@@ -373,8 +397,14 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
     const auto marker = line.reason.rfind(score_marker);
     verdict.reason = std::string(trimmed(std::string_view(line.reason).substr(0, marker)));
     std::replace(verdict.reason.begin(), verdict.reason.end(), '\0', ' ');
-    if (applies) verdict.score = vlm::read_score(logits, tokens.candidates).expected_score;
-    if (verdict.reason.empty())
+    const bool is_empty = verdict.reason.empty();
+    if (line.is_cut) verdict.reason += std::string(" ") + cut_mark;
+    if (applies) {
+        const vlm::ScoreReading read = vlm::read_score(logits, tokens.candidates);
+        verdict.score = read.expected_score;
+        if (read.probability_of_candidates < least_score_mass) verdict.reason += std::string(" ") + unlikely_mark;
+    }
+    if (is_empty)
         finish(line, nullptr, text.dimension + ": the judge gave no reason");
     else if (!std::isfinite(verdict.score))
         finish(line, nullptr, text.dimension + ": the judge's score is no number");

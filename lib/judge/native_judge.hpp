@@ -20,12 +20,17 @@ struct NativeJudgeConfig {
     std::uint64_t seed = 0;
 };
 
+/// Bytes that a NativeJudge of this model takes, as its bytes() says, without making one.
+std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConfig& config,
+                               const std::map<std::string, std::vector<Template>>& templates, std::size_t workers,
+                               std::size_t picture_bytes);
+
 /// Judges with the engine's own Qwen3-VL. Pictures, question and prompt run once for all dimensions
 /// of a sample whose templates have the same system text, question and pictures; then all answers
 /// of all samples at hand are written token by token in one batch, samples coming and going. A
 /// sample's verdicts have the same bits in any company, at any number of ranks.
 ///
-/// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens; the
+/// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens (then it says so: `cut_mark`); the
 /// score is the expectation over the score tokens at the place that follows. An answer without
 /// reason fails. Sampling is keyed by (seed, sample, dimension, attempt, place).
 class NativeJudge final : public reward::Scorer {

@@ -93,11 +93,12 @@ Template read_template(const std::filesystem::path& file) {
     reader.only_known();
     ATELIER_CHECK_USAGE(t.kind == "t2i" || t.kind == "edit", "{}: kind must be t2i or edit, found {}",
                         file.string(), t.kind);
-    ATELIER_CHECK_USAGE(t.dimension.find('/') == std::string::npos,
+    ATELIER_CHECK_USAGE(t.dimension.find('/') == std::string::npos && t.dimension[0] != '.',
                         "{}: '{}' cannot name a dimension", file.string(), t.dimension);
     ATELIER_CHECK_USAGE(t.question.find(placeholder) != std::string::npos,
                         "{}: question must hold {}", file.string(), placeholder);
-    ATELIER_CHECK_USAGE(t.reasoning_tokens >= 1, "{}: reasoning_tokens must be at least 1, found {}",
+    ATELIER_CHECK_USAGE(t.tier >= 0, "{}: tier counts from 0, found {}", file.string(), t.tier);
+    ATELIER_CHECK_USAGE(t.reasoning_tokens >= 1 && t.reasoning_tokens <= 65'536, "{}: reasoning_tokens must be 1 to 65536, found {}",
                         file.string(), t.reasoning_tokens);
     for (const std::string& token : t.score_tokens)
         ATELIER_CHECK_USAGE(token.find_first_of(" \t\r\n*`\"'") == std::string::npos,

@@ -122,10 +122,9 @@ void publish_shards(const std::filesystem::path& directory, std::size_t count,
     std::vector<std::string> shards;
     for (std::size_t unit = 0; unit < count; ++unit)
         shards.push_back(GroupRollout::shard_name(unit));
-    io::publish_trajectory_index(directory, shards);
+    for (const std::string& name : io::publish_trajectory_index(directory, shards)) manifest.outputs[name] = {};
     for (const std::string& name : shards)
         manifest.outputs[name] = digests.contains(name) ? digests.at(name) : io::FileDigest{};
-    manifest.outputs[io::trajectory_index_name] = {};
     io::publish_manifest(directory, std::move(manifest));
 }
 

@@ -15,13 +15,6 @@
 namespace atelier::stage {
 namespace {
 
-std::size_t largest_picture_bytes(const config::Config& config) {
-    std::size_t largest = 0;
-    for (const std::string& task : config.tasks())
-        for (const model::PictureSize& size : configured_sizes(config, task)) largest = std::max(largest, picture_bytes(target_grid(size)));
-    return largest;
-}
-
 int judge(const Context& c, comm::Mailbox& mailbox, int generators) {
     StageMemory memory;
     std::set<std::string> kinds;
@@ -50,6 +43,13 @@ std::int64_t samples_in_work(const config::Config& config, int ranks) {
                         "lower reward.ranks",
                         judges, ranks, ranks == 1 ? "" : "s");
     return std::max<std::int64_t>(1, judges * of_each / (ranks - judges));
+}
+
+std::size_t largest_picture_bytes(const config::Config& config) {
+    std::size_t largest = 0;
+    for (const std::string& task : config.tasks())
+        for (const model::PictureSize& size : configured_sizes(config, task)) largest = std::max(largest, picture_bytes(target_grid(size)));
+    return largest;
 }
 
 std::size_t judge_picture_bytes(const Context& c) {

@@ -15,6 +15,8 @@ int with_judge_ranks(const Context& context, const std::function<int(const Conte
 /// Samples of one rank that samples which may be in work at once, among `ranks` of both kinds. Throws Error(usage) where none is left to
 /// sample.
 std::int64_t samples_in_work(const config::Config& config, int ranks);
+/// Bytes of the largest picture that is drawn, RGBA.
+std::size_t largest_picture_bytes(const config::Config& config);
 /// Bytes of the pictures that a judge rank holds, each in its message and taken out of it, with its prompt's own where there are edits.
 std::size_t judge_picture_bytes(const Context& context);
 

@@ -7,9 +7,9 @@
 #include "core/progress.hpp"
 #include "eval/score_agreement.hpp"
 #include "io/csv.hpp"
-#include "judge/native_judge.hpp"
-#include "reward/pool.hpp"
 #include "stage/gather.hpp"
+#include "stage/scorers.hpp"
+#include "stage/scoring.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -57,6 +57,18 @@ reward::Request request_of(const Picture& p, std::size_t number) {
     return r;
 }
 
+/// What the judge is asked: dimensions that labels are there for, by kind.
+std::map<std::string, std::vector<judge::Template>> asked_templates(const Context& c, const std::vector<judge::LabelledSample>& heldout) {
+    std::map<std::string, std::vector<judge::Template>> templates;
+    for (const judge::LabelledSample& s : heldout)
+        if (!templates.contains(s.kind)) templates[s.kind] = judge::read_templates(c.config.text("judge.templates"), s.kind);
+    for (auto& [kind, list] : templates)
+        std::erase_if(list, [&, k = kind](const judge::Template& t) {
+            return std::none_of(heldout.begin(), heldout.end(), [&](const auto& s) { return s.kind == k && s.dimension == t.dimension; });
+        });
+    return templates;
+}
+
 Json to_json(const eval::Statistic& s) {
     return {{"value", s.value}, {"low", s.low}, {"high", s.high}, {"n", s.n}};
 }
@@ -93,44 +105,35 @@ Json agreement(const Context& c, const Group& group) {
     if (const auto s = eval::pairwise_accuracy(bootstrap, values))
         found["pairwise_accuracy"] = to_json(*s);
     found["calibration"] = Json::array();
-    for (const auto& l : eval::calibration(values))
-        found["calibration"].push_back({{"level", l.level},
-                                        {"n", l.n},
-                                        {"mean_score", l.mean_score},
-                                        {"mean_label", l.mean_label}});
+    for (const auto& l : eval::calibration(bootstrap, values))
+        found["calibration"].push_back({{"level", l.level}, {"n", l.n}, {"mean_score", l.mean_score}, {"mean_label", to_json(l.label)}});
     return found;
 }
 
 }  // namespace
 
+std::size_t judging_bytes(const Context& c, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout) {
+    std::size_t picture = 0, request = 0;  // of the largest
+    for (const judge::LabelledSample& s : heldout) {
+        const auto rgba = [](const io::Image& p) { return 4 * static_cast<std::size_t>(p.height) * static_cast<std::size_t>(p.width); };
+        std::size_t all = rgba(*s.picture);
+        picture = std::max(picture, all);
+        for (const auto& source : s.sources) picture = std::max(picture, rgba(*source)), all += source->pixels.size();
+        request = std::max(request, all);
+    }
+    const reward::PoolConfig pool = pool_config(c.config);
+    const auto workers = static_cast<std::size_t>(pool.workers), waiting = static_cast<std::size_t>(pool.queue) + workers;
+    return judge::native_judge_bytes(model, native_judge_config(c, {}), asked_templates(c, heldout), workers, picture) + waiting * request;
+}
+
 HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& directory, const std::filesystem::path& adapter,
                             const std::vector<judge::LabelledSample>& heldout) {
     const auto pictures = pictures_of(heldout);
-    std::map<std::string, std::vector<judge::Template>> templates;
-    for (const Picture& p : pictures)
-        if (!templates.contains(p.first->kind))
-            templates[p.first->kind] =
-                judge::read_templates(c.config.text("judge.templates"), p.first->kind);
-    for (auto& [kind, list] : templates)  // only what labels are there for
-        std::erase_if(list, [&, k = kind](const judge::Template& t) {
-            return std::none_of(heldout.begin(), heldout.end(), [&](const auto& s) {
-                return s.kind == k && s.dimension == t.dimension;
-            });
-        });
-    judge::NativeJudgeConfig native;
-    native.directory = directory;
-    native.adapter = adapter;
-    native.answers = static_cast<int>(c.config.integer("judge.answers"));
-    native.context = c.config.integer("judge.context");
-    native.temperature = c.config.number("judge.temperature");
-    native.seed = c.seed();
     std::vector<double> scores(heldout.size());  // in the order of `heldout`
     Json said = Json::array();
     {
-        const judge::NativeJudge judge(native, templates);
-        reward::Pool pool(judge, {static_cast<int>(c.config.integer("reward.workers")),
-                                  static_cast<int>(c.config.integer("reward.queue")),
-                                  static_cast<int>(c.config.integer("reward.retries"))});
+        const judge::NativeJudge judge(native_judge_config(c, directory, adapter), asked_templates(c, heldout));
+        reward::Pool pool(judge, pool_config(c.config));
         std::vector<std::pair<std::size_t, std::future<reward::Outcome>>> outcomes;
         for (std::size_t i = 0; i < pictures.size(); ++i)
             if (c.is_mine(i)) outcomes.emplace_back(i, pool.submit(request_of(pictures[i], i)));
@@ -194,6 +197,13 @@ std::string judge_table(const Json& report) {
                 "{:<22} {:<12} {:>6} {:>22} {:>22} {:>22} {:>7}\n", name, part,
                 of.contains("mae") ? of.at("mae").at("n").get<std::int64_t>() : 0, cell(of, "mae"),
                 cell(of, "spearman"), cell(of, "pairwise_accuracy"), of.at("failed").get<int>());
+    for (const auto& [name, parts] : report.at("dimensions").items()) {
+        if (!parts.at("all").contains("calibration")) continue;
+        std::string levels;
+        for (const Json& l : parts.at("all").at("calibration"))
+            levels += fmt::format("{} {:.2f} to {}", levels.empty() ? "" : ",", l.at("mean_score").get<double>(), cell(l, "mean_label"));
+        table += fmt::format("{}: mean score to mean label, by level{}\n", name, levels);
+    }
     for (const auto& [name, parts] : report.at("dimensions").items()) {
         const Json& absent = parts.at("all").at("absent");
         const int right = absent.at("right"), missed = absent.at("missed"), wrong = absent.at("wrong");

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "judge/labels.hpp"
+#include "judge/question_maker.hpp"
 #include "stage/context.hpp"
 
 namespace atelier::stage {
@@ -13,7 +14,8 @@ namespace atelier::stage {
 /// of held-out pictures, divided over the ranks, and compares them with the labels:
 /// {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
 /// "dimensions": {"<kind>/<dimension>": {"all": {"mae", "spearman", "pairwise_accuracy", each
-/// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score", "mean_label"}],
+/// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score",
+/// "mean_label": {"value", "low", "high", "n"}}],
 /// "failed", "absent": {"right", "missed", "wrong"}}, "<category>": …}}} with 95 % bootstrap bounds over
 /// pictures; a statistic that does not exist (one side constant) is left out. `absent` counts verdicts that
 /// a dimension does not apply: where labels say so too, where labels say so and the judge gave a score, and where
@@ -24,6 +26,9 @@ struct HeldoutReport {
 };
 HeldoutReport judge_heldout(const Context& context, const std::filesystem::path& directory, const std::filesystem::path& adapter,
                             const std::vector<judge::LabelledSample>& heldout);
+
+/// Bytes that judging takes beside the labels themselves.
+std::size_t judging_bytes(const Context& context, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout);
 
 /// The same as text, one line a dimension and category.
 std::string judge_table(const nlohmann::json& report);

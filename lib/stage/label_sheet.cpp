@@ -15,7 +15,9 @@
 #include "io/image/png.hpp"
 #include "io/publish.hpp"
 #include "io/trajectory.hpp"
+#include "io/lookup.hpp"
 #include "judge/labels.hpp"
+#include "model/tokenizer/byte_level.hpp"
 #include "stage/inspect.hpp"
 
 namespace atelier::stage {
@@ -71,9 +73,16 @@ std::vector<std::string> words(const std::string& text) {
     return found;
 }
 
+std::string trimmed(const std::string& text) {
+    const auto begin = text.find_first_not_of(" \t\r\n");
+    return begin == text.npos ? std::string() : text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
+}
+
 /// A number written with a point or, as some spreadsheets do, a comma; NaN for "none".
 double score_in(std::string text, const std::string& place) {
-    if (text == "none" || text == "None") return std::numeric_limits<double>::quiet_NaN();
+    std::string lower = text;
+    std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    if (lower == "none") return std::numeric_limits<double>::quiet_NaN();
     std::replace(text.begin(), text.end(), ',', '.');
     double score = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), score);
@@ -133,7 +142,7 @@ int write_label_sheet(const fs::path& path, const fs::path& directory) {
             }
         }
     }
-    io::publish_text(directory / "labels.csv", io::to_csv(rows));
+    io::publish_text(directory / "labels.csv", "\xef\xbb\xbf" + io::to_csv(rows));  // the mark tells spreadsheets that it is UTF-8
     io::publish_text(directory / "index.html", html);
     return count;
 }
@@ -144,26 +153,29 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
     std::map<std::pair<std::string, std::string>, std::size_t> numbers;
     std::map<std::string, std::shared_ptr<const io::Image>> pictures;
     std::map<std::string, int> by_annotator;
+    int left_out = 0;
     for (const fs::path& sheet : sheets) {
         const io::CsvRows rows = io::read_csv(sheet);
         ATELIER_CHECK_INPUT(!rows.empty(), "{} is empty", sheet.string());
         std::map<std::string, std::size_t> at;
-        for (std::size_t i = 0; i < rows[0].size(); ++i) at[rows[0][i]] = i;
+        for (std::size_t i = 0; i < rows[0].size(); ++i)
+            ATELIER_CHECK_INPUT(at.emplace(trimmed(rows[0][i]), i).second, "{} has two columns '{}'", sheet.string(), rows[0][i]);
         for (const std::string& name : columns)
             ATELIER_CHECK_INPUT(at.contains(name) || name.starts_with("judge_"),
                                 "{} has no column '{}'", sheet.string(), name);
         const auto picture = [&](const std::string& name) {
+            ATELIER_CHECK_INPUT(io::stays_inside(name), "{}: picture {} lies outside the sheet's directory", sheet.string(), name);
             const fs::path file = sheet.parent_path() / name;
             auto& found = pictures[fs::absolute(file).lexically_normal().string()];
             if (!found) found = std::make_shared<const io::Image>(io::read_png(file));
             return found;
         };
         for (std::size_t i = 1; i < rows.size(); ++i) {
-            const auto field = [&](const char* name) -> const std::string& {
-                return rows[i][at.at(name)];
-            };
-            if (field("score").empty()) continue;
             const std::string place = fmt::format("{}: row {}", sheet.string(), i + 1);
+            for (const std::string& each : rows[i])
+                ATELIER_CHECK_INPUT(model::find_invalid_utf8(each) == std::string::npos, "{} is not UTF-8: save the sheet as such", place);
+            const auto field = [&](const char* name) { return trimmed(rows[i][at.at(name)]); };
+            if (field("score").empty()) continue;
             ATELIER_CHECK_INPUT(!field("annotator").empty(), "{} has a score and no annotator",
                                 place);
             const auto [number, is_new] = numbers.try_emplace(
@@ -181,8 +193,12 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
                 samples.push_back(std::move(s));
             }
             judge::LabelledSample& s = samples[number->second];
-            if (s.rationale.empty()) s.rationale = field("rationale");
-            const std::string& annotator = field("annotator");
+            ATELIER_CHECK_INPUT(s.prompt == field("prompt"), "{}: another prompt of '{}' than before: \"{}\"", place, s.id, field("prompt"));
+            if (s.rationale.empty())
+                s.rationale = field("rationale");
+            else if (const std::string other = field("rationale"); !other.empty() && other != s.rationale)
+                ++left_out;
+            const std::string annotator = field("annotator");
             ATELIER_CHECK_INPUT(std::none_of(s.scores.begin(), s.scores.end(),
                                              [&](const auto& each) {
                                                  return each.first == annotator;
@@ -193,11 +209,11 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
         }
     }
     ATELIER_CHECK_INPUT(!samples.empty(), "no row of {} sheets has a score", sheets.size());
-    io::publish_file(labels,
-                     [&](const fs::path& temporary) { judge::write_labels(temporary, samples); });
-    judge::read_labels(labels);
+    judge::check_labels(samples, labels);  // before anything is published
+    io::publish_file(labels, [&](const fs::path& temporary) { judge::write_labels(temporary, samples); });
     for (const auto& [annotator, count] : by_annotator)
         out << fmt::format("{}: {} labels\n", annotator, count);
+    if (left_out > 0) out << fmt::format("{} rationales were left out: a label keeps the first annotator's\n", left_out);
     std::map<std::string, std::vector<std::vector<double>>> units;
     for (const judge::LabelledSample& s : samples) {
         units[s.kind + "/" + s.dimension].push_back(s.given_scores());

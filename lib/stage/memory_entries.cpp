@@ -94,6 +94,21 @@ dit::Grid ModelOutline::largest() const {
     return found;
 }
 
+void GroupOutlines::cover(const GroupOutline& group) {
+    std::string key;
+    for (const dit::Grid& grid : group.prompt.conditional.references) key += fmt::format("{}x{} ", grid.height, grid.width);
+    GroupOutline& longest = groups_[key + fmt::format("{}x{}", group.target.height, group.target.width)];
+    longest.target = group.target;
+    if (group.prompt.conditional.tokens > longest.prompt.conditional.tokens) longest.prompt.conditional = group.prompt.conditional;
+    if (group.prompt.unconditional.tokens > longest.prompt.unconditional.tokens) longest.prompt.unconditional = group.prompt.unconditional;
+}
+
+std::vector<GroupOutline> GroupOutlines::all() const {
+    std::vector<GroupOutline> all;
+    for (const auto& [key, group] : groups_) all.push_back(group);
+    return all;
+}
+
 std::size_t picture_bytes(dit::Grid target) {
     return static_cast<std::size_t>(target.tokens() * model::pixels_per_latent * model::pixels_per_latent * 4);
 }

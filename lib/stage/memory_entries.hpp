@@ -1,5 +1,7 @@
 #pragma once
 
+#include <map>
+#include <string>
 #include <vector>
 
 #include "core/memory.hpp"
@@ -14,6 +16,16 @@ namespace atelier::stage {
 struct GroupOutline {
     EncodedPair prompt;
     dit::Grid target;
+};
+
+/// Of groups with equal pictures the longest prompts: what memory follows from, however many groups there are.
+class GroupOutlines {
+  public:
+    void cover(const GroupOutline& group);
+    std::vector<GroupOutline> all() const;
+
+  private:
+    std::map<std::string, GroupOutline> groups_;  ///< by sizes of the references and of the target
 };
 
 /// What entries are made from.

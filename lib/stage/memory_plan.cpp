@@ -15,6 +15,8 @@
 #include "stage/judge_ranks.hpp"
 #include "stage/memory_entries.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/reward_train_memory.hpp"
+#include "stage/scorers.hpp"
 #include "stage/student.hpp"
 
 namespace atelier::stage {
@@ -59,31 +61,19 @@ class TaskOutline {
         tokens_ = std::max({tokens_, p.tokens + slots, negative_tokens + slots});
         patches_ = std::max(patches_, patches);
         for (const dit::Grid& reference : p.references) uses_.insert({reference.height, reference.width, false});
-        std::string key;
-        for (const dit::Grid& grid : p.references) key += fmt::format("{}x{} ", grid.height, grid.width);
+        const EncodedPair pair{encoded(p, p.tokens - p.system), encoded(p, negative_tokens - p.system)};
         for (const dit::Grid& target : p.targets) {
             uses_.insert({target.height, target.width, true});
-            GroupOutline& group = groups_[key + fmt::format("{}x{}", target.height, target.width)];
-            group.target = target;
-            if (p.tokens - p.system + slots <= group.prompt.conditional.tokens) continue;
-            group.prompt.conditional = encoded(p, p.tokens - p.system);
-            group.prompt.unconditional = encoded(p, negative_tokens - p.system);
+            groups_.cover({pair, target});
         }
     }
     void cover(const TaskOutline& other) {
         tokens_ = std::max(tokens_, other.tokens_);
         patches_ = std::max(patches_, other.patches_);
         uses_.insert(other.uses_.begin(), other.uses_.end());
-        for (const auto& [key, group] : other.groups_) {
-            GroupOutline& own = groups_[key];
-            if (group.prompt.conditional.tokens > own.prompt.conditional.tokens) own = group;
-        }
+        for (const GroupOutline& group : other.groups_.all()) groups_.cover(group);
     }
-    std::vector<GroupOutline> groups() const {
-        std::vector<GroupOutline> all;
-        for (const auto& [key, group] : groups_) all.push_back(group);
-        return all;
-    }
+    std::vector<GroupOutline> groups() const { return groups_.all(); }
     std::int64_t tokens() const { return tokens_; }
     std::int64_t patches() const { return patches_; }
     /// Of the autoencoder: encoding, and decoding so many pictures at once (0: none).
@@ -109,7 +99,7 @@ class TaskOutline {
         return e;
     }
     std::int64_t tokens_ = 0, patches_ = 0;
-    std::map<std::string, GroupOutline> groups_;
+    GroupOutlines groups_;
     std::set<std::tuple<std::int64_t, std::int64_t, bool>> uses_;
 };
 
@@ -183,13 +173,22 @@ class Planner {
         return plan;
     }
 
-    /// A rank that judges, but for the caches of the answers that it writes: those depend on the judge's tokenizer.
+    /// A rank that judges.
     MemoryPlan judge_rank() const {
         MemoryPlan plan = program_;
-        if (const std::string& directory = c_.config.text("judge.directory"); c_.config.text("reward.scorer") == "judge" && !directory.empty())
-            plan.hold("the judge's parameters",
-                      static_cast<std::size_t>(vlm::Vlm(vlm::load_config(fs::path(directory) / "config.json")).table().flat_size()) * sizeof(float));
+        plan.hold("the judge", judge_bytes());
         plan.hold("pictures to score", judge_picture_bytes(c_));
+        return plan;
+    }
+
+    /// The stage that trains the judge. Reads the labels.
+    MemoryPlan reward_train() const {
+        const config::Config& config = c_.config;
+        const judge::QuestionMaker model(config.text("reward_train.start"));
+        const auto labels = judge::read_labels(config.text("reward_train.labels")), heldout = judge::read_labels(config.text("reward_train.heldout"));
+        LabelTemplates templates(config.text("judge.templates"));
+        MemoryPlan plan = program_;
+        hold_reward_train(plan, c_, model, training_sizes(model, templates, labels), labels, heldout, q_.ranks);
         return plan;
     }
 
@@ -202,15 +201,26 @@ class Planner {
                                 count(lora_->table()), 100 * count(lora_->table()) / count(files_.dit.table()));
         text += fmt::format("\n{} rank{}, compute.zero = {}, compute.device = {}, numbers in fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_,
                             c_.config.text("compute.device"));
-        if (c_.config.text("reward.scorer") == "judge") text += "the judge's own memory is not in these figures\n";
+        if (judges_here() && judge_bytes() == 0) text += "the judge's own memory is not in these figures: it is yet to be trained, from a start that is not named\n";
         return text;
     }
 
   private:
     static dit::Keep keep(bool recomputes) { return recomputes ? dit::Keep::inputs : dit::Keep::activations; }
-    /// Of a rank that samples; the scorer itself is not in these figures.
+    /// Of a rank that samples.
     ScoringMemory scoring() const {
-        return {static_cast<std::size_t>(samples_in_work(c_.config, q_.ranks)), 0, c_.config.integer("reward.ranks") > 0};
+        const bool elsewhere = c_.config.integer("reward.ranks") > 0;
+        return {static_cast<std::size_t>(samples_in_work(c_.config, q_.ranks)), elsewhere ? 0 : judge_bytes(), elsewhere};
+    }
+    bool judges_here() const { return c_.config.text("reward.scorer") == "judge"; }
+    /// Of the engine's own judge: the configured one, or the one that it is trained from; 0: none, or unknown.
+    std::size_t judge_bytes() const {
+        const std::string& directory = c_.config.text(c_.config.text("judge.directory").empty() ? "reward_train.start" : "judge.directory");
+        if (!judges_here() || directory.empty()) return 0;
+        if (!judge_bytes_)
+            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory), native_judge_config(c_, directory), judge_templates(c_.config),
+                                                     static_cast<std::size_t>(c_.config.integer("reward.workers")), largest_picture_bytes(c_.config));
+        return *judge_bytes_;
     }
     bool has_snapshots() const { return c_.config.integer("checkpoint.every") > 0; }
 
@@ -308,6 +318,7 @@ class Planner {
     std::map<std::string, TaskOutline> training_, heldout_;
     TaskOutline all_training_, all_heldout_;
     mutable std::map<std::string, Bytes> codec_;
+    mutable std::optional<std::size_t> judge_bytes_;
 };
 
 using StagePlan = std::function<MemoryPlan(int micro_batch, bool recomputes)>;
@@ -382,6 +393,8 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     ATELIER_CHECK_USAGE(q.ranks >= 1 && q.prompt_tokens >= 0 && q.references >= 1, "ranks and references count from 1, prompt tokens from 0");
     const Planner planner(c, q);
     std::string text = planner.parameters();
+    if (c.config.flag("pipeline.judge"))
+        text += table("reward-train", [&](int, bool) { return planner.reward_train(); }, 0, 1, false, Device::cpu, q.device_memory);
     const int members = static_cast<int>(c.config.integer("rollout.group_size")), micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
     const int drawn = static_cast<int>(c.config.integer("distill.group_size")), dumped = std::gcd(drawn, micro_batch);
     for (const std::string& task : c.config.tasks()) {
@@ -392,7 +405,7 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, drawn, dumped, true, c.device(), q.device_memory);
     text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, c.device(), q.device_memory);
     if (c.config.integer("reward.ranks") > 0)
-        text += table("a judge of curate, rollout, evaluate, without its answers' caches", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false, Device::cpu,
+        text += table("a judge of curate, rollout, evaluate", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false, Device::cpu,
                       q.device_memory);
     return text;
 }

@@ -24,8 +24,7 @@ void retain(const Context& c, const std::filesystem::path& directory) {
                 io::write_trajectory(temporary / name, shard);
                 manifest.outputs[name] = {};
             }
-            io::publish_trajectory_index(temporary, shards);
-            manifest.outputs[io::trajectory_index_name] = {};
+            for (const std::string& name : io::publish_trajectory_index(temporary, shards)) manifest.outputs[name] = {};
         }
         if (std::filesystem::exists(directory / timeline_name))
             std::filesystem::copy_file(directory / timeline_name, temporary / timeline_name);

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <iostream>
-#include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "core/progress.hpp"
 #include "io/metrics.hpp"
-#include "judge/judge_trainer.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/judge_report.hpp"
+#include "stage/reward_train_memory.hpp"
 #include "stage/stage_memory.hpp"
 
 namespace atelier::stage {
@@ -20,29 +18,6 @@ namespace fs = std::filesystem;
 constexpr const char* state_name = "judge_training.h5";
 
 using Labels = std::vector<judge::LabelledSample>;
-
-/// Templates by kind and dimension.
-class Templates {
-  public:
-    explicit Templates(const fs::path& directory) : directory_(directory) {}
-    const judge::Template& at(const judge::LabelledSample& s) {
-        auto& of_kind = by_kind_[s.kind];
-        if (of_kind.empty()) of_kind = judge::read_templates(directory_, s.kind);
-        const auto found =
-            std::find_if(of_kind.begin(), of_kind.end(),
-                         [&](const judge::Template& t) { return t.dimension == s.dimension; });
-        ATELIER_CHECK_INPUT(found != of_kind.end(), "{} holds no template for {} of {}, which '{}' "
-                            "is labelled for",
-                            directory_.string(), s.dimension, s.kind, s.id);
-        ATELIER_CHECK_INPUT(s.applies() || found->may_not_apply, "'{}' is labelled as one that {} does not apply to, and {} has no may_not_apply", s.id,
-                            s.dimension, found->path.string());
-        return *found;
-    }
-
-  private:
-    fs::path directory_;
-    std::map<std::string, std::vector<judge::Template>> by_kind_;
-};
 
 /// A sample, or a preference: the first is better.
 struct Item {
@@ -89,20 +64,6 @@ std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwi
     return items;
 }
 
-judge::JudgeTrainerConfig trainer_config(const Context& c) {
-    const config::Config& config = c.config;
-    judge::JudgeTrainerConfig t;
-    t.lora = c.lora("reward_train.lora_");
-    t.seed = c.seed() ^ task_number("lora/judge");
-    t.language_weight = config.number("reward_train.language_weight");
-    t.train_vision = config.flag("reward_train.vision");
-    t.train_mergers = config.flag("reward_train.mergers");
-    t.train_text = config.flag("reward_train.text");
-    t.adamw = {0.9, 0.999, 1e-8, config.number("reward_train.weight_decay")};
-    t.max_grad_norm = config.number("reward_train.max_grad_norm");
-    return t;
-}
-
 /// Every file that is there so far is an output.
 void name_outputs(const fs::path& directory, io::Manifest& manifest) {
     for (const auto& entry : fs::recursive_directory_iterator(directory))
@@ -126,7 +87,8 @@ int run_reward_train(const Context& c) {
     const fs::path start = path("reward_train.start"), train_file = path("reward_train.labels"),
                    heldout_file = path("reward_train.heldout");
     const Labels labels = judge::read_labels(train_file), heldout = judge::read_labels(heldout_file);
-    Templates templates(path("judge.templates"));
+    return_holes();  // HDF5 keeps what it knows of each picture's dataset between the pictures until the file is closed
+    LabelTemplates templates(path("judge.templates"));
     manifest.inputs["labels"] = io::digest_file(train_file);
     manifest.inputs["heldout"] = io::digest_file(heldout_file);
     for (const judge::LabelledSample& s : labels) {
@@ -151,24 +113,10 @@ int run_reward_train(const Context& c) {
     const auto sample_of = [&](std::size_t i) {
         return judge::make_training_sample(model, templates.at(labels[i]), labels[i]);
     };
-    judge::JudgeTrainer::Sizes sizes;
-    for (std::size_t i = 0; i < labels.size(); ++i) sizes.cover(sample_of(i));
-    judge::JudgeTrainer trainer(model, trainer_config(c), sizes);
+    const judge::JudgeTrainer::Sizes sizes = training_sizes(model, templates, labels);
+    judge::JudgeTrainer trainer(model, judge_trainer_config(c), sizes);
     if (resumes) trainer.load_state(checkpoint / state_name, checkpoint);
-    memory.plan.hold("weights", model.weight_bytes());
-    memory.plan.hold("training", trainer.bytes());
-    memory.plan.hold("gradients' sum",
-                     comm::sum_bytes(c.world->size(), trainer.count()));
-    std::set<const io::Image*> pictures;
-    std::size_t picture_bytes = 0;
-    for (const Labels* list : {&labels, &heldout})
-        for (const judge::LabelledSample& s : *list) {
-            if (pictures.insert(s.picture.get()).second) picture_bytes += s.picture->pixels.size();
-            for (const auto& source : s.sources)
-                if (pictures.insert(source.get()).second) picture_bytes += source->pixels.size();
-        }
-    memory.plan.hold("labels", picture_bytes);
-    memory.plan.hold_during("reporting", "the trained judge", model.weight_bytes());
+    hold_reward_train(memory.plan, c, model, sizes, labels, heldout, c.world->size());
     memory.say(c);
 
     // Losses of the epoch's updates so far.

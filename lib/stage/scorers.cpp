@@ -8,23 +8,9 @@
 
 #include "identity/identity_scorer.hpp"
 #include "judge/http_judge.hpp"
-#include "judge/native_judge.hpp"
 
 namespace atelier::stage {
 namespace {
-
-std::map<std::string, std::vector<judge::Template>> templates_of(const Context& c) {
-    std::map<std::string, std::vector<judge::Template>> templates;
-    for (const std::string& task : c.config.tasks())
-        if (!templates.contains(c.kind(task)))
-            templates[c.kind(task)] =
-                judge::read_templates(c.config.text("judge.templates"), c.kind(task));
-    if (c.config.text("reward.identity") != "scorer" && templates.contains("edit"))
-        std::erase_if(templates["edit"], [](const judge::Template& t) {
-            return t.dimension == identity::identity_dimension;  // not asked of the judge
-        });
-    return templates;
-}
 
 /// A secret, from the environment.
 std::string key_of(const config::Config& config) {
@@ -63,7 +49,7 @@ std::unique_ptr<reward::Scorer> make_http_scorer(const Context& c) {
     h.breaker.failures = static_cast<int>(config.integer("judge.breaker_failures"));
     h.breaker.pause_seconds = config.number("judge.breaker_pause");
     h.breaker.outage_seconds = config.number("judge.outage");
-    return judge::make_http_judge(h, templates_of(c));
+    return judge::make_http_judge(h, judge_templates(c.config));
 }
 
 /// The configured judge, or the one that the run has trained.
@@ -73,20 +59,10 @@ std::filesystem::path judge_directory(const Context& c) {
     return c.run.judge();
 }
 
-std::unique_ptr<reward::Scorer> make_native_scorer(const Context& c) {
-    judge::NativeJudgeConfig n;
-    n.directory = judge_directory(c);
-    n.answers = static_cast<int>(c.config.integer("judge.answers"));
-    n.context = c.config.integer("judge.context");
-    n.temperature = c.config.number("judge.temperature");
-    n.seed = c.seed();
-    return std::make_unique<judge::NativeJudge>(n, templates_of(c));
-}
-
 std::unique_ptr<reward::Scorer> make_named(const Context& c) {
     const std::string& name = c.config.text("reward.scorer");
     if (name == "http") return make_http_scorer(c);
-    if (name == "judge") return make_native_scorer(c);
+    if (name == "judge") return std::make_unique<judge::NativeJudge>(native_judge_config(c, judge_directory(c)), judge_templates(c.config));
     return reward::make_world_scorer();
 }
 
@@ -113,6 +89,29 @@ std::unique_ptr<reward::Scorer> with_identity(const config::Config& config,
 }
 
 }  // namespace
+
+judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesystem::path& directory, const std::filesystem::path& adapter) {
+    judge::NativeJudgeConfig n;
+    n.directory = directory;
+    n.adapter = adapter;
+    n.answers = static_cast<int>(c.config.integer("judge.answers"));
+    n.context = c.config.integer("judge.context");
+    n.temperature = c.config.number("judge.temperature");
+    n.seed = c.seed();
+    return n;
+}
+
+std::map<std::string, std::vector<judge::Template>> judge_templates(const config::Config& config) {
+    std::map<std::string, std::vector<judge::Template>> templates;
+    for (const std::string& task : config.tasks())
+        if (const std::string& kind = config.text("task." + task + ".kind"); !templates.contains(kind))
+            templates[kind] = judge::read_templates(config.text("judge.templates"), kind);
+    if (config.text("reward.identity") != "scorer" && templates.contains("edit"))
+        std::erase_if(templates["edit"], [](const judge::Template& t) {
+            return t.dimension == identity::identity_dimension;  // not asked of the judge
+        });
+    return templates;
+}
 
 std::unique_ptr<reward::Scorer> make_scorer(const Context& c) {
     check_scorer(c.config);
@@ -148,10 +147,19 @@ void check_scorer(const config::Config& config) {
         ATELIER_CHECK_USAGE(!config.text("identity.network").empty(),
                             "reward.identity = \"small\" needs identity.network, a directory");
     if (identity != "scorer") identity::ScoreTable(config.list("identity.table"), "identity.table");
+    ATELIER_CHECK_USAGE(config.number("reward.gap_stop") == 0 || !config.text("reward.truth").empty(),
+                        "reward.gap_stop needs reward.truth: without it no gap is measured");
     if (config.text("reward.scorer") == "world") return;
     ATELIER_CHECK_USAGE(!config.text("judge.templates").empty(),
                         "reward.scorer = \"{}\" needs judge.templates, a directory of templates",
                         config.text("reward.scorer"));
+    const auto truth = make_truth(config);
+    for (const auto& [kind, asked] : judge_templates(config))
+        ATELIER_CHECK_USAGE(config.number("reward.gap_stop") == 0 || std::any_of(asked.begin(), asked.end(), [&](const judge::Template& t) {
+                                const auto& known = truth->dimensions(kind);
+                                return std::find(known.begin(), known.end(), t.dimension) != known.end();
+                            }),
+                            "reward.gap_stop: no dimension of {} that the judge is asked for is measured by reward.truth", kind);
     if (config.text("reward.scorer") == "judge")
         ATELIER_CHECK_USAGE(!config.text("judge.directory").empty() || config.flag("pipeline.judge"),
                             "reward.scorer = \"judge\" needs judge.directory, a Qwen3-VL, or "
@@ -166,7 +174,7 @@ std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
     for (const std::filesystem::path& file : identity_files(c.config))
         inputs["identity/" + file.filename().string()] = io::digest_file(file);
     if (c.config.text("reward.scorer") == "world") return inputs;
-    for (const auto& [kind, templates] : templates_of(c))
+    for (const auto& [kind, templates] : judge_templates(c.config))
         for (const judge::Template& t : templates)
             inputs["judge/" + kind + "/" + t.dimension] = io::digest_file(t.path);
     if (c.config.text("reward.scorer") == "judge")

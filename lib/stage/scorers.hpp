@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "judge/native_judge.hpp"
 #include "reward/scorer.hpp"
 #include "stage/context.hpp"
 
@@ -11,6 +12,12 @@ namespace atelier::stage {
 /// Error(usage) naming the key for settings that don't fit, a template that isn't right, or a key
 /// variable that the environment lacks.
 std::unique_ptr<reward::Scorer> make_scorer(const Context& context);
+
+/// The settings of [judge] for a judge of this directory, with an adapter merged into it unless that is empty.
+judge::NativeJudgeConfig native_judge_config(const Context& context, const std::filesystem::path& directory,
+                                             const std::filesystem::path& adapter = {});
+/// What the scorer asks a judge, by kind. Throws Error(usage), Error(input).
+std::map<std::string, std::vector<judge::Template>> judge_templates(const config::Config& config);
 
 /// The scorer that [reward] truth names; null: none.
 std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);

@@ -13,6 +13,7 @@ ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
     ModelOutline outline;
     outline.dit = &model.dit();
     outline.schedule = model.schedule_config();
+    GroupOutlines groups;
     for (const Prompt* prompt : prompts) {
         const auto references = prepare_references(model, c, *prompt);
         const model::PictureSize size = picture_size(c, *prompt);
@@ -21,9 +22,10 @@ ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
         group.prompt.conditional = model.reserve(prompt->text, references);
         if (with_negative)
             group.prompt.unconditional = model.reserve(c.negative(prompt->task), references);
-        outline.groups.push_back(std::move(group));
+        groups.cover(group);
         if (decoded > 0) model.codec().reserve({size.height, size.width, decoded});
     }
+    outline.groups = groups.all();
     outline.parameters = model.weight_bytes() - model.frozen_bytes();
     outline.frozen = model.frozen_bytes();
     outline.text_encoder = model.encoder_bytes();

@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <iterator>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "core/error.hpp"
@@ -14,18 +17,25 @@
 #include "io/image/png.hpp"
 #include "io/file_io.hpp"
 #include "io/publish.hpp"
-#include "stage/gather.hpp"
 
 namespace atelier::stage {
 namespace {
 
 using Json = nlohmann::json;
 
-Json event_of(const Span& s) {
-    Json event{{"name", s.what}, {"ph", "X"}, {"pid", s.rank}, {"tid", s.worker + 1}, {"ts", std::round(s.begin * 1e6)},
-               {"dur", std::round(s.seconds * 1e6)}, {"args", {{"group", s.group}}}};
-    if (s.sample >= 0) event["args"]["sample"] = s.sample;
-    return event;
+/// A span between ranks.
+struct SentSpan {
+    char what[16];
+    int rank, worker;
+    double begin, seconds;
+    std::int64_t group, sample;
+};
+
+SentSpan sent(const Span& s) {
+    SentSpan out{{}, s.rank, s.worker, s.begin, s.seconds, s.group, s.sample};
+    ATELIER_CHECK(s.what.size() < sizeof(out.what), "the span \"{}\" has a long name", s.what);
+    std::copy(s.what.begin(), s.what.end(), out.what);
+    return out;
 }
 
 std::string row_name(int rank, int worker) {
@@ -38,27 +48,40 @@ Timeline::Measure::~Measure() {
     timeline.add({what, process().rank, -1, begin, seconds_since_1970() - begin, group});
 }
 
+void Timeline::add(Span span) {
+    if (spans_.size() < most_spans)
+        spans_.push_back(std::move(span));
+    else
+        ++left_out_;
+}
+
 void Timeline::publish(comm::Communicator& world, const std::filesystem::path& directory) const {
-    Json mine = Json::array();
-    for (const Span& s : spans_) mine.push_back(event_of(s));
-    auto all = gather_json(world, mine);
-    if (!world.is_root()) return;
-    Json events = Json::array();
-    for (Json& part : all)
-        for (Json& event : part) events.push_back(std::move(event));
-    if (events.empty()) return;  // all was there already: what stands there says how it came about
-    const auto key = [](const Json& e) { return std::tuple(e["pid"].get<int>(), e["tid"].get<int>(), e["ts"].get<double>()); };
-    std::sort(events.begin(), events.end(), [&](const Json& a, const Json& b) { return key(a) < key(b); });
-    std::map<std::pair<int, int>, bool> rows;
-    for (const Json& e : events) rows[{e["pid"].get<int>(), e["tid"].get<int>()}] = true;
-    Json names = Json::array();
-    for (const auto& [row, there] : rows)
-        names.push_back({{"name", "thread_name"}, {"ph", "M"}, {"pid", row.first}, {"tid", row.second},
-                         {"args", {{"name", row_name(row.first, row.second - 1)}}}});
-    std::string lines = "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";
-    for (const Json& e : names) lines += e.dump() + ",\n";
-    for (std::size_t i = 0; i < events.size(); ++i) lines += events[i].dump() + (i + 1 < events.size() ? ",\n" : "\n");
-    io::publish_text(directory / timeline_name, lines + "]}\n");
+    const std::size_t share = std::min(spans_.size(), most_spans / static_cast<std::size_t>(world.size()));
+    std::vector<SentSpan> mine;
+    for (std::size_t i = 0; i < share; ++i) mine.push_back(sent(spans_[i]));
+    double left_out = static_cast<double>(left_out_ + spans_.size() - share);
+    world.sum(std::span(&left_out, 1));
+    std::vector<SentSpan> all;
+    for (const auto& part : world.gather(std::as_bytes(std::span(mine)))) {
+        const std::size_t before = all.size();
+        all.resize(before + part.size() / sizeof(SentSpan));
+        std::memcpy(all.data() + before, part.data(), part.size());
+    }
+    if (all.empty() || !world.is_root()) return;  // empty: all was there already, what stands there says how it came about
+    std::sort(all.begin(), all.end(),
+              [](const SentSpan& a, const SentSpan& b) { return std::tuple(a.rank, a.worker, a.begin) < std::tuple(b.rank, b.worker, b.begin); });
+    std::string lines = fmt::format("{{\"displayTimeUnit\": \"ms\", \"otherData\": {{\"left_out\": {}}}, \"traceEvents\": [\n", left_out);
+    const auto out = std::back_inserter(lines);
+    std::set<std::pair<int, int>> rows;
+    for (const SentSpan& s : all)
+        if (rows.emplace(s.rank, s.worker).second)
+            fmt::format_to(out, R"({{"name": "thread_name", "ph": "M", "pid": {}, "tid": {}, "args": {{"name": "{}"}}}},{})", s.rank, s.worker + 1,
+                           row_name(s.rank, s.worker), '\n');
+    for (const SentSpan& s : all)
+        fmt::format_to(out, R"({}{{"name": "{}", "ph": "X", "pid": {}, "tid": {}, "ts": {:.0f}, "dur": {:.0f}, "args": {{"group": {}{}}}}})",
+                       &s == all.data() ? "" : ",\n", s.what, s.rank, s.worker + 1, s.begin * 1e6, s.seconds * 1e6, s.group,
+                       s.sample >= 0 ? fmt::format(", \"sample\": {}", s.sample) : "");
+    io::publish_text(directory / timeline_name, lines + "\n]}\n");
 }
 
 std::vector<Span> read_timeline(const std::filesystem::path& path) {

@@ -26,14 +26,16 @@ inline constexpr const char* timeline_name = "timeline.json";
 /// Spans of a stage, as they pass.
 class Timeline {
   public:
-    void add(Span span) { spans_.push_back(std::move(span)); }
+    /// Spans of a stage that are kept, of all ranks: the first ones.
+    static constexpr std::size_t most_spans = 65'536;
+    void add(Span span);
     /// Runs `body` and notes how long it took.
     template <typename Body>
     auto measure(const char* what, std::int64_t group, const Body& body) {
         const Measure measure{*this, what, group, seconds_since_1970()};
         return body();
     }
-    /// Writes the spans of all ranks, in order of rank, worker and time, on rank 0, if there are any; all ranks call it. The form is Chrome's trace events,
+    /// Writes the spans of all ranks, in order of rank, worker and time, on rank 0, if there are any, and how many were left out; all ranks call it. The form is Chrome's trace events,
     /// which Perfetto shows too: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
     void publish(comm::Communicator& world, const std::filesystem::path& directory) const;
 
@@ -46,6 +48,7 @@ class Timeline {
         ~Measure();
     };
     std::vector<Span> spans_;
+    std::size_t left_out_ = 0;
 };
 
 /// Reads what Timeline::publish wrote. Throws Error(input) naming the file.

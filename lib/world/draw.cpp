@@ -54,24 +54,31 @@ double ellipse(double dx, double dy, double rx, double ry) {
 
 double box(double dx, double dy, double rx, double ry) { return std::max(std::abs(dx) - rx, std::abs(dy) - ry); }
 
-template <std::size_t N>
-double polygon(const std::array<std::array<double, 2>, N>& p, double x, double y) {
-    double nearest = 1e9;
+using Corners = std::vector<std::array<double, 2>>;
+
+bool is_inside(const Corners& p, double x, double y) {
     bool inside = false;
-    for (std::size_t i = 0, j = N - 1; i < N; j = i++) {
+    for (std::size_t i = 0, j = p.size() - 1; i < p.size(); j = i++)
+        if ((p[i][1] > y) != (p[j][1] > y) && x < (p[j][0] - p[i][0]) * (y - p[i][1]) / (p[j][1] - p[i][1]) + p[i][0]) inside = !inside;
+    return inside;
+}
+
+double distance_to_edge(const Corners& p, double x, double y) {
+    double nearest = 1e9;
+    for (std::size_t i = 0, j = p.size() - 1; i < p.size(); j = i++) {
         const double ex = p[j][0] - p[i][0], ey = p[j][1] - p[i][1];
         const double wx = x - p[i][0], wy = y - p[i][1];
         const double t = std::clamp((wx * ex + wy * ey) / (ex * ex + ey * ey), 0.0, 1.0);
         nearest = std::min(nearest, std::hypot(wx - t * ex, wy - t * ey));
-        if ((p[i][1] > y) != (p[j][1] > y) && x < ex * (y - p[i][1]) / ey + p[i][0]) inside = !inside;
     }
-    return inside ? -nearest : nearest;
+    return nearest;
 }
 
 void draw_general(Canvas& canvas, const Scene& scene) {
-    for (const Object& o : scene.objects)
-        canvas.paint(colour_of(o.colour),
-                     [&](double x, double y) { return shape_distance(o.shape, x - o.x, y - o.y, o.radius); });
+    for (const Object& o : scene.objects) {
+        const ShapeOutline outline(o.shape, o.radius);
+        canvas.paint(colour_of(o.colour), [&](double x, double y) { return outline.distance(x - o.x, y - o.y); });
+    }
 }
 
 void draw_portrait(Canvas& canvas, const Scene& scene) {
@@ -127,11 +134,12 @@ void draw_landscape(Canvas& canvas, const Scene& scene) {
     canvas.paint(ground_colour(scene.ground, scene.time),
                  [&](double x, double y) { return horizon_at(scene, x) - y; });
     const Colour trunk = night ? Colour{50, 35, 25} : Colour{110, 70, 35};
+    const ShapeOutline crown("triangle", 15);
     for (int i = 0; i < scene.trees; ++i) {
         const double tx = 64 + (i - (scene.trees - 1) / 2.0) * 36;
         canvas.paint(trunk, [&](double x, double y) { return box(x - tx, y - 104, 2.5, 9); });
         canvas.paint(tree_colour(scene.time), [&](double x, double y) {
-            return shape_distance("triangle", x - tx, y - 86, 15);
+            return crown.distance(x - tx, y - 86);
         });
     }
 }
@@ -191,21 +199,23 @@ Colour tree_colour(std::string_view time) {
     return {20 * dim, 95 * dim, 40 * dim};
 }
 
-double shape_distance(std::string_view shape, double dx, double dy, double r) {
-    if (shape == "circle") return std::hypot(dx, dy) - r;
-    if (shape == "square") return box(dx, dy, 0.88 * r, 0.88 * r);
-    if (shape == "triangle") {
-        const std::array<std::array<double, 2>, 3> p{{{0, -r}, {r, 0.8 * r}, {-r, 0.8 * r}}};
-        return polygon(p, dx, dy);
-    }
-    ATELIER_CHECK(shape == "star", "the world has no shape '{}'", shape);
-    std::array<std::array<double, 2>, 10> p;
-    for (int i = 0; i < 10; ++i) {
-        const double angle = -std::numbers::pi / 2 + i * std::numbers::pi / 5, radius = i % 2 == 0 ? 1.1 * r : 0.48 * r;
-        p[static_cast<std::size_t>(i)] = {radius * std::cos(angle), radius * std::sin(angle)};
-    }
-    return polygon(p, dx, dy);
+ShapeOutline::ShapeOutline(std::string_view shape, double r) : radius_(r) {
+    if (shape == "square") half_side_ = 0.88 * r;
+    if (shape == "triangle") corners_ = {{0, -r}, {r, 0.8 * r}, {-r, 0.8 * r}};
+    if (shape == "star")
+        for (int i = 0; i < 10; ++i) {
+            const double angle = -std::numbers::pi / 2 + i * std::numbers::pi / 5, radius = i % 2 == 0 ? 1.1 * r : 0.48 * r;
+            corners_.push_back({radius * std::cos(angle), radius * std::sin(angle)});
+        }
+    ATELIER_CHECK(shape == "circle" || half_side_ > 0 || !corners_.empty(), "the world has no shape '{}'", shape);
 }
+
+double ShapeOutline::distance(double dx, double dy) const {
+    if (!corners_.empty()) return is_inside(corners_, dx, dy) ? -distance_to_edge(corners_, dx, dy) : distance_to_edge(corners_, dx, dy);
+    return half_side_ > 0 ? box(dx, dy, half_side_, half_side_) : std::hypot(dx, dy) - radius_;
+}
+
+bool ShapeOutline::covers(double dx, double dy) const { return corners_.empty() ? distance(dx, dy) <= 0 : is_inside(corners_, dx, dy); }
 
 std::array<std::uint8_t, 7> letter_bitmap(char letter) {
     static const std::map<char, std::array<std::uint8_t, 7>> table{

@@ -20,8 +20,19 @@ Colour sky_colour(std::string_view time);
 Colour ground_colour(std::string_view ground, std::string_view time);
 Colour tree_colour(std::string_view time);
 
-/// Signed distance in pixels to a shape of the world (negative inside), at (dx, dy) from its centre.
-double shape_distance(std::string_view shape, double dx, double dy, double radius);
+/// A shape of the world around its centre: circle, square, triangle or star. Throws Error(internal) for another.
+class ShapeOutline {
+  public:
+    ShapeOutline(std::string_view shape, double radius);
+    /// Signed, in pixels, negative inside, at (dx, dy) from the centre.
+    double distance(double dx, double dy) const;
+    /// Whether (dx, dy) is inside, without the way to the edge.
+    bool covers(double dx, double dy) const;
+
+  private:
+    double radius_, half_side_ = 0;               ///< of a circle, of a square
+    std::vector<std::array<double, 2>> corners_;  ///< of the others
+};
 
 /// 5 x 7 bitmap of a capital letter: seven rows, five bits each, the leftmost pixel in bit 4.
 std::array<std::uint8_t, 7> letter_bitmap(char letter);

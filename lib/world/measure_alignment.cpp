@@ -3,6 +3,7 @@
 
 #include <numbers>
 #include <numeric>
+#include <optional>
 
 #include "world/pixels.hpp"
 
@@ -35,26 +36,33 @@ ShapeGeometry geometry(std::string_view shape) {
 double overlap(const Blob& blob, std::string_view shape) {
     const ShapeGeometry g = geometry(shape);
     const double r = std::sqrt(blob.area() / g.area), cx = blob.x, cy = blob.y - g.centroid * r;
+    const ShapeOutline outline(shape, r);
     double both = 0, ideal = 0;
     for (int at : blob.pixels)
-        if (shape_distance(shape, at % side + 0.5 - cx, at / side + 0.5 - cy, r) <= 0) ++both;
+        if (outline.covers(at % side + 0.5 - cx, at / side + 0.5 - cy)) ++both;
     const int reach = static_cast<int>(1.2 * r) + 1;
     for (int y = std::max(0, int(cy) - reach); y < std::min(side, int(cy) + reach + 1); ++y)
         for (int x = std::max(0, int(cx) - reach); x < std::min(side, int(cx) + reach + 1); ++x)
-            if (shape_distance(shape, x + 0.5 - cx, y + 0.5 - cy, r) <= 0) ++ideal;
+            if (outline.covers(x + 0.5 - cx, y + 0.5 - cy)) ++ideal;
     return both / (blob.area() + ideal - both);
 }
 
+/// How well each of `shapes` fits a blob.
+using Fits = std::array<double, std::size(shapes)>;
+Fits fits_of(const Blob& blob) {
+    Fits fits;
+    for (std::size_t i = 0; i < fits.size(); ++i) fits[i] = overlap(blob, shapes[i]);
+    return fits;
+}
+
 /// 1 for the asked shape drawn well, at most 1/2 where another shape fits better.
-double shape_match(const Blob& blob, const std::string& asked) {
+double shape_match(const Fits& fits, const std::string& asked) {
     double mine = 0, other = 0;
-    for (std::string_view shape : shapes) {
-        const double fit = overlap(blob, shape);
-        if (shape == asked)
-            mine = fit;
+    for (std::size_t i = 0; i < fits.size(); ++i)
+        if (shapes[i] == asked)
+            mine = fits[i];
         else
-            other = std::max(other, fit);
-    }
+            other = std::max(other, fits[i]);
     return std::clamp((mine - 0.6) / 0.28, 0.0, 1.0) * (mine >= other ? 1.0 : 0.5);
 }
 
@@ -63,6 +71,7 @@ Measurement measure_general(Picture p, const Scene& asked) {
     const double frame = background_match(p, background);
     const auto found = blobs(p, [&](int x, int y) { return distance(pixel(p, x, y), background) > 55; }, 30);
     const std::size_t wanted = asked.objects.size();
+    std::vector<std::optional<Fits>> fits(found.size());
     // The best way to give asked objects their blobs.
     std::vector<std::size_t> order(std::max(wanted, std::min<std::size_t>(found.size(), 4)));
     std::iota(order.begin(), order.end(), 0);
@@ -78,7 +87,9 @@ Measurement measure_general(Picture p, const Scene& asked) {
                 continue;
             }
             const Blob& blob = found[order[i]];
-            const double c = colour_match(blob.colour, colour_of(o.colour)), s = shape_match(blob, o.shape);
+            std::optional<Fits>& fit = fits[order[i]];
+            if (!fit) fit = fits_of(blob);
+            const double c = colour_match(blob.colour, colour_of(o.colour)), s = shape_match(*fit, o.shape);
             if (c < 0.5) faults.push_back(fmt::format("the {} is not {}", o.shape, o.colour));
             if (s < 0.5) faults.push_back(fmt::format("the {} thing is no clear {}", o.colour, o.shape));
             sum += 0.15 * c + 0.15 * s + 0.7 * c * s;

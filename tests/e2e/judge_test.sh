@@ -99,6 +99,17 @@ code 0 "$bin/atelier-inspect" "$work/labels.h5"
 grep -q "24 labelled samples, 48 scores" "$work/out" || { cat "$work/out" >&2; fail "labels"; }
 code 3 "$bin/atelier-inspect" --filled-sheet "$work/sheet/anna.csv" --filled-sheet "$work/sheet/anna.csv" --labels "$work/labels.h5"
 grep -q "anna scores .* twice" "$work/out" || fail "the second score was not named"
+[[ $(head -c 3 "$work/sheet/labels.csv" | od -An -tx1) == " ef bb bf" ]] || fail "spreadsheets would not know that the sheet is UTF-8"
+sheets() { sed "$1" "$work/sheet/anna.csv" >"$work/sheet/odd.csv"; code "$2" "$bin/atelier-inspect" --filled-sheet "$work/sheet/odd.csv" --labels "$work/odd.h5"; }
+sheets 's/,anna,1,/, anna , NONE ,/' 0
+cp "$work/odd.h5" "$work/odd-before.h5"
+sheets 's/,edit,instruction,/,video,instruction,/' 3
+[[ $(<"$work/out") == *"kind must be t2i or edit"* ]] || fail "the wrong kind was not named"
+sheets 's#pictures/#../sheet/pictures/#' 3
+sheets 's/seen/s\xe9en/' 3
+[[ $(<"$work/out") == *"not UTF-8"* ]] || fail "Latin-1 was not named"
+sheets '1s/judge_reason/score/' 3
+cmp "$work/odd.h5" "$work/odd-before.h5" || fail "a sheet that was refused has changed the labels"
 
 # The engine's own judge, here the miniature's text encoder, which was never taught to judge.
 mkdir "$work/judge"

@@ -142,15 +142,17 @@ rm "$work/labels/t2i-portrait.toml"
 
 plan none --set reward_train.labels="$work/labels/none.jsonl"
 code 3 train none
-sed 's/"rationale"/"reason"/' "$work/labels/train.jsonl" >"$work/labels/silent.jsonl"
+sed 's/, "rationale": "[^"]*"//' "$work/labels/train.jsonl" >"$work/labels/silent.jsonl"
 plan silent --set reward_train.labels="$work/labels/silent.jsonl"
 code 3 train silent
 grep -q "has no rationale" "$work/out" || fail "the missing rationale was not named"
 
 # What was trained judges.
+code 2 "$bin/atelier-plan" --config configs/mini.toml --run "$work/half" --set reward.scorer=judge --set judge.templates="$work/labels" --set pipeline.judge=true
+[[ $(<"$work/out") == *"no template"*"edit"* ]] || fail "that edits have no template was not named"
+sed 's/"t2i"/"edit"/; s/"alignment"/"instruction"/' "$work/labels/t2i-alignment.toml" >"$work/labels/edit-instruction.toml"
 plan judged --set reward.scorer=judge --set curate.enabled=false --set rollout.prompts_per_iteration=2 --set rollout.group_size=4 \
     --set rollout.micro_batch=4 --set reward.max_absent=1
-sed -i '/^\[task.edit\]/,/^$/d' "$work/judged/config.toml"
 code 3 "$bin/atelier-rollout" --run "$work/judged" --policy t2i --iteration 1
 grep -q "run atelier-reward-train first" "$work/out" || fail "the missing judge was not named"
 code 0 train judged

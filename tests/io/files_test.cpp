@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <functional>
@@ -327,7 +328,7 @@ TEST_F(Files, AnIndexShowsAllShardsAsOne) {
     EXPECT_THAT(refusal(ErrorKind::input, [&] { publish_trajectory_index(directory_, names); }), HasSubstr("shard-00001.h5"));
 }
 
-// HDF5 gives zeros for the part of a virtual dataset whose file it cannot open, or where there is no such dataset.
+// HDF5 itself gives zeros for the part of a virtual dataset whose file it cannot open, or where there is no such dataset.
 TEST_F(Files, AVirtualDatasetWithADamagedPartIsRefused) {
     const std::vector<std::string> parts{"a.h5", "b.h5"};
     const float values[] = {1, 2};
@@ -342,7 +343,7 @@ TEST_F(Files, AVirtualDatasetWithADamagedPartIsRefused) {
     EXPECT_EQ(read(), (std::vector<float>{1, 2, 1, 2}));
 
     write("b.h5", [](hdf5::File&) {});
-    EXPECT_THAT(refusal(ErrorKind::input, read), HasSubstr("/values of b.h5"));
+    EXPECT_THAT(refusal(ErrorKind::input, read), HasSubstr("b.h5: dataset /values is missing"));
     fs::resize_file(directory_ / "a.h5", fs::file_size(directory_ / "a.h5") / 2);
     EXPECT_THAT(refusal(ErrorKind::input, read), HasSubstr("a.h5 is no complete HDF5 file"));
     fs::remove(directory_ / "a.h5");
@@ -403,6 +404,80 @@ TEST_F(Files, AnIndexOfShardsOfDifferentShapes) {
     for (const TrajectorySamples& s : all.shapes) {
         EXPECT_EQ(s.x, (x[{s.height, s.width}]));
         EXPECT_EQ(s.prompt, (prompts[{s.height, s.width}]));
+    }
+}
+
+TEST_F(Files, ManyShardsGetAnIndexOfIndices) {
+    std::vector<std::string> names;
+    std::vector<float> x;
+    std::vector<std::uint32_t> prompts;
+    for (std::uint32_t i = 0; i < 5; ++i) {
+        auto shard = make_shard(2);
+        for (float& value : shard.shapes[0].x) value += static_cast<float>(i);
+        shard.prompts.id[0] = fmt::format("p{}", i);
+        if (i == 3) shard.prompts.images.clear();
+        for (const std::uint32_t p : shard.shapes[0].prompt) prompts.push_back(2 * i + p);
+        names.push_back(fmt::format("shard-{:05}.h5", i));
+        write_trajectory(directory_ / names.back(), shard);
+        x.insert(x.end(), shard.shapes[0].x.begin(), shard.shapes[0].x.end());
+    }
+    EXPECT_THAT(publish_trajectory_index(directory_, names, 3, 5),  // two shards of two samples each: a third would be six samples
+                testing::ElementsAre("trajectories-00000.h5", "trajectories-00001.h5", "trajectories-00002.h5", "trajectories.h5"));
+    const auto all = read_trajectory(directory_ / trajectory_index_name, "config"), one = read_trajectory(directory_ / "trajectories-00001.h5");
+    EXPECT_THAT(all.prompts.id, testing::ElementsAre("p0", testing::_, "p1", testing::_, "p2", testing::_, "p3", testing::_, "p4", testing::_));
+    EXPECT_EQ(all.prompts.images.at(3).prompt, 9u);
+    EXPECT_EQ(all.prompts.images.at(3).rgba, std::vector<std::uint8_t>(24, 7));
+    EXPECT_EQ(all.shapes.at(0).x, x);
+    EXPECT_EQ(all.shapes.at(0).prompt, prompts);
+    EXPECT_EQ(all.shapes.at(0).reward.at("alignment").reason.size(), 10u);
+    EXPECT_EQ(one.shapes.at(0).prompt, (std::vector<std::uint32_t>(prompts.begin(), prompts.begin() + 4)));
+    EXPECT_EQ(one.shapes.at(0).x, (std::vector<float>(x.begin() + static_cast<std::ptrdiff_t>(x.size() * 2 / 5), x.begin() + static_cast<std::ptrdiff_t>(x.size() * 4 / 5))));
+
+    // As HDF5 itself reads it.
+    const auto others = [&] {
+        const hdf5::Handle file(H5Fopen((directory_ / trajectory_index_name).c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose),
+            set(H5Dopen2(file.id(), "/shape-2x3/x", H5P_DEFAULT), H5Dclose);
+        std::vector<float> values(x.size());
+        EXPECT_GE(H5Dread(set.id(), H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), 0);
+        return values;
+    };
+    EXPECT_EQ(others(), x);
+    std::filesystem::remove(directory_ / names[3]);
+    const auto without = others();
+    const auto third = static_cast<std::ptrdiff_t>(x.size() * 3 / 5), fourth = static_cast<std::ptrdiff_t>(x.size() * 4 / 5);
+    EXPECT_TRUE(std::equal(without.begin(), without.begin() + third, x.begin())) << "the rest is read";
+    EXPECT_TRUE(std::all_of(without.begin() + third, without.begin() + fourth, [](float v) { return std::isnan(v); })) << "no number where there is none";
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(directory_ / trajectory_index_name); }), HasSubstr("shard-00003.h5, which is missing"));
+}
+
+TEST_F(Files, WhatAnIndexRefersToStaysInsideToo) {
+    const std::string outside = (directory_ / "outside.h5").string();
+    const fs::path inside = directory_ / "run";
+    fs::create_directory(inside);
+    {
+        auto file = hdf5::File::create(outside);
+        const std::vector<float> secret{1, 2};
+        file.write("/x", Tensor::of(secret.data(), {2}));
+        file.close();
+    }
+    const auto make = [&](const char* name, const std::function<void(hid_t)>& put) {
+        const hdf5::Handle file(H5Fcreate((inside / name).c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+        put(file.id());
+    };
+    const auto map = [](hid_t file, const char* source, const char* dataset) {
+        const hsize_t two = 2;
+        const hdf5::Handle space(H5Screate_simple(1, &two, nullptr), H5Sclose), creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+        H5Pset_virtual(creation.id(), space.id(), source, dataset, space.id());
+        const hdf5::Handle set(H5Dcreate2(file, "x", H5T_IEEE_F32LE, space.id(), H5P_DEFAULT, creation.id(), H5P_DEFAULT), H5Dclose);
+    };
+    make("leads-out.h5", [&](hid_t file) { map(file, outside.c_str(), "/x"); });
+    make("links-out.h5", [&](hid_t file) { H5Lcreate_external(outside.c_str(), "/x", file, "x", H5P_DEFAULT, H5P_DEFAULT); });
+    make("maps.h5", [&](hid_t file) { map(file, "leads-out.h5", "/x"); });
+    make("links.h5", [&](hid_t file) { H5Lcreate_external("links-out.h5", "/x", file, "x", H5P_DEFAULT, H5P_DEFAULT); });
+    make("maps-itself.h5", [&](hid_t file) { map(file, "maps-itself.h5", "/x"); });
+    for (const char* name : {"leads-out.h5", "links-out.h5", "maps.h5", "links.h5", "maps-itself.h5"}) {
+        const auto file = hdf5::File::open(inside / name);
+        EXPECT_NE(refusal(ErrorKind::input, [&] { (void)file.read<float>("/x", {2}); }), "(no error)") << name;
     }
 }
 

@@ -38,6 +38,7 @@ TEST(Answer, ReasonAndScore) {
              {"Two cats.\n**Score: 4**\n", 4},
              {"Two cats.\nScore:3.", 3},
              {"Two cats.\nScore: 2/5", 2},
+             {"Two cats.\nScore: 4 **.\n", 4},
              {"A bad Score: 9 comes first.\nScore: 1", 1}}) {
         const Answer a = parse_answer(make_template(), text);
         EXPECT_EQ(a.score, score) << text;
@@ -70,6 +71,10 @@ TEST(Answer, WhatIsNone) {
     EXPECT_THAT(says("Lovely.\nScore: nan"), HasSubstr("the score nan"));
     EXPECT_THAT(says("Score: 4"), HasSubstr("gives no reason"));
     EXPECT_THAT(says(" ** \nScore: 4"), HasSubstr("gives no reason"));
+    EXPECT_THAT(says(".\nScore: 4"), HasSubstr("gives no reason"));
+    EXPECT_THAT(says("1.\nScore: 4"), HasSubstr("gives no reason"));
+    EXPECT_THAT(says("Lovely.\nScore: 3 out of 10"), HasSubstr("the score is not the end: out of 10 follows"));
+    EXPECT_THAT(says("Lovely.\nScore: 3 or 5, hard to say"), HasSubstr("the score is not the end"));
     EXPECT_THAT(says("No face.\nScore: none"), HasSubstr("the score none"));
     EXPECT_FALSE(parse_answer(make_template(true), "No face.\nScore: none").applies);
 }
@@ -94,6 +99,17 @@ TEST(Completion, TokensThatDifferInSpacesAreAddedUp) {
                 1e-12);
 }
 
+TEST(Completion, ACharacterCutOverTwoTokensIsJoinedFromItsBytes) {
+    Json c = completion("Two \xf0\x9f\x90\xb1.\nScore: 4", {0, 0, 0, 0.5, 0.5});
+    auto& tokens = c["choices"][0]["logprobs"]["content"];
+    Json whole = tokens.back();
+    tokens = Json::array({{{"token", "Two "}, {"bytes", {84, 119, 111, 32}}},
+                          {{"token", "\xef\xbf\xbd"}, {"bytes", {0xf0, 0x9f}}},
+                          {{"token", "\xef\xbf\xbd"}, {"bytes", {0x90, 0xb1}}},
+                          {{"token", ".\nScore: "}, {"bytes", nullptr}}, whole});
+    EXPECT_NEAR(read_completion(make_template(), c).score, 4.5, 1e-12);
+}
+
 TEST(Completion, AReasonGivenApart) {
     Json c = completion("Two cats.\nScore: 4", {0, 0, 0, 0.5, 0.5});
     auto& message = c["choices"][0]["message"];
@@ -112,7 +128,8 @@ TEST(Completion, WithoutProbabilitiesTheScoreIsReadAndMarked) {
     other_text["choices"][0]["logprobs"]["content"][0]["token"] = "One";
     Json empty = completion("Two cats.\nScore: 4", {0, 0, 0, 0.5, 0.5});
     empty["choices"][0]["logprobs"]["content"].back()["top_logprobs"] = Json::array();
-    for (const Json& c : {without, elsewhere, other_text, empty}) {
+    const Json unlikely = completion("Two cats.\nScore: 4", {0, 0, 0, 1e-4, 0.3});
+    for (const Json& c : {without, elsewhere, other_text, empty, unlikely}) {
         const auto verdict = read_completion(make_template(), c);
         EXPECT_EQ(verdict.score, 4.0);
         EXPECT_EQ(verdict.reason, std::string("Two cats. ") + parsed_mark);

@@ -131,6 +131,9 @@ TEST_F(JudgeTraining, TheAnswerStandsWhereItIsLearnt) {
     LabelledSample silent = sample(0);
     silent.rationale.clear();
     EXPECT_THROW(make_training_sample(model, asked_, silent), Error);
+    LabelledSample twice = sample(0);
+    twice.rationale = "fine. Score: 5";
+    EXPECT_THROW(make_training_sample(model, asked_, twice), Error) << "two scores would be taught";
 }
 
 TEST_F(JudgeTraining, WhatDoesNotApplyIsLearntAsNone) {
@@ -436,6 +439,12 @@ TEST_F(JudgeTraining, LabelsThatAreNone) {
     EXPECT_THAT(why(with("t2i", "t2v")), HasSubstr("t2i or edit"));
     EXPECT_THAT(why(with("\"prompt\"", "\"promt\"")), HasSubstr("no text 'prompt'"));
     EXPECT_THAT(why("[1]"), HasSubstr("not a JSON object"));
+    EXPECT_EQ(why("\r\n" + good + "\r\n \r\n"), "nothing was wrong");
+    EXPECT_THAT(why(with("\"scores\"", "\"scroes\": {}, \"scores\"")), HasSubstr("unknown field 'scroes'"));
+    EXPECT_THAT(why(with("\"scores\"", "\"sources\": \"p.png\", \"scores\"")), HasSubstr("'sources' is no list"));
+    EXPECT_THAT(why(with("t2i", "edit")), HasSubstr("an edit without 'sources'"));
+    EXPECT_THAT(why(with("\"x\"", "\"\"")), HasSubstr("an annotator without a name"));
+    EXPECT_THAT(why(with("p.png", "p.png\\u0000b")), HasSubstr("outside"));
     EXPECT_THROW(read_labels(folder_ / "none.jsonl"), Error);
 }
 

@@ -71,7 +71,8 @@ TEST_F(Templates, Refused) {
     EXPECT_THAT(why(good_ + "tier = \"low\"\n"), HasSubstr(":8: tier must be an integer"));
     EXPECT_THAT(why(good_ + "score_tokens = [\"1\", \"2\", \"3\", \"4\", \"4\"]\n"), HasSubstr("entry 5 of score_tokens"));
     EXPECT_THAT(why(good_ + "score_tokens = [\"1\", \"2\", \"3\", \"4\", \"4 or 5\"]\n"), HasSubstr("more than a word"));
-    EXPECT_THAT(why(good_ + "reasoning_tokens = 0\n"), HasSubstr("at least 1"));
+    EXPECT_THAT(why(good_ + "reasoning_tokens = 0\n"), HasSubstr("must be 1 to 65536, found 0"));
+    EXPECT_THAT(why(good_ + "tier = -1\n"), HasSubstr("counts from 0"));
     EXPECT_THAT(why(without("kind") + "kind = \"video\"\n"), HasSubstr("t2i or edit, found video"));
     EXPECT_THAT(why(without("question") + "question = \"Asked?\"\n"), HasSubstr("{prompt}"));
     EXPECT_THAT(why(good_ + "x = [\n"), HasSubstr("t.toml:"));

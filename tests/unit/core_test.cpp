@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <filesystem>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "core/arena.hpp"
@@ -99,6 +101,27 @@ TEST(Parallel, CoversEveryIndexOnceAndRethrows) {
                      Error);
     }
     set_threads(1);
+}
+
+TEST(Parallel, SecondCallersWorkBesideTheFirst) {
+    set_threads(2);
+    constexpr std::int64_t count = 4096;
+    const auto count_again_and_again = [](std::int64_t& wrong) {
+        std::vector<int> seen(count);
+        for (int round = 1; round <= 200; ++round) {
+            parallel_for(count, 16, [&](std::int64_t begin, std::int64_t end) {
+                for (std::int64_t i = begin; i < end; ++i) ++seen[static_cast<std::size_t>(i)];
+            });
+            wrong += std::count_if(seen.begin(), seen.end(), [&](int times) { return times != round; });
+        }
+    };
+    std::int64_t wrong[3] = {};
+    {
+        std::vector<std::jthread> callers;
+        for (std::int64_t& mine : wrong) callers.emplace_back([&] { count_again_and_again(mine); });
+    }
+    set_threads(1);
+    for (const std::int64_t mine : wrong) EXPECT_EQ(mine, 0);
 }
 
 }  // namespace

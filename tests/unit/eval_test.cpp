@@ -241,12 +241,12 @@ TEST(ScoreAgreement, ErrorAndRanks) {
 
 TEST(ScoreAgreement, CalibrationByLevel) {
     const std::vector<ScoredLabel> values{{1.2, 1, 0}, {1.4, 2, 1}, {4.6, 5, 2}};
-    const auto levels = calibration(values);
+    const auto levels = calibration({}, values);
     ASSERT_EQ(levels.size(), 2u);
     EXPECT_EQ(levels[0].level, 1);
     EXPECT_EQ(levels[0].n, 2);
     EXPECT_NEAR(levels[0].mean_score, 1.3, 1e-12);
-    EXPECT_NEAR(levels[0].mean_label, 1.5, 1e-12);
+    EXPECT_NEAR(levels[0].label.value, 1.5, 1e-12);
     EXPECT_EQ(levels[1].level, 5);
 }
 

@@ -42,6 +42,22 @@ TEST(Timeline, IsReadBackInOrder) {
     std::filesystem::remove_all(where);
 }
 
+TEST(Timeline, OfALongStageKeepsItsBeginningAndSaysWhatIsMissing) {
+    const auto world = comm::make_self();
+    const auto where = directory();
+    Timeline timeline;
+    for (std::size_t i = 0; i < Timeline::most_spans + 3; ++i) timeline.add({"judging", 0, 0, static_cast<double>(i), 0.5, static_cast<std::int64_t>(i), -1});
+    timeline.publish(*world, where);
+    const auto spans = read_timeline(where / timeline_name);
+    ASSERT_EQ(spans.size(), Timeline::most_spans);
+    EXPECT_EQ(spans.back().group, static_cast<std::int64_t>(Timeline::most_spans) - 1);
+    std::ifstream file(where / timeline_name);
+    std::string first;
+    std::getline(file, first);
+    EXPECT_THAT(first, ::testing::HasSubstr("\"left_out\": 3"));
+    std::filesystem::remove_all(where);
+}
+
 TEST(Timeline, IsDrawnByRankAndThread) {
     const auto image = draw_timeline({{"sampling", 0, -1, 100, 5, 0, -1}, {"judging", 1, 0, 105, 5, 0, 0}, {"gather", 0, -1, 105, 5, 0, -1}});
     // Left half of the first row in the sampling's colour, right half in the gathering's; the judge's row empty, then filled.

@@ -24,7 +24,7 @@ static_assert(lanes == 16);
 constexpr std::int64_t block_rows = 4, block_cols = 3;
 
 template <int rows, int cols>
-void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int64_t y_stride) {
+void multiply(std::int64_t k, const float* x, std::int64_t x_stride, const float* w, float* y, std::int64_t y_stride) {
     const std::int64_t whole = k / lanes * lanes;
     __m256 half[2][rows][cols];
     for (int part = 0; part < 2; ++part) {
@@ -33,7 +33,7 @@ void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int
             for (int c = 0; c < cols; ++c) sum[r][c] = _mm256_setzero_ps();
         for (std::int64_t i = part * 8; i < whole; i += lanes) {
             __m256 a[rows];
-            for (int r = 0; r < rows; ++r) a[r] = _mm256_loadu_ps(x + r * k + i);
+            for (int r = 0; r < rows; ++r) a[r] = _mm256_loadu_ps(x + r * x_stride + i);
             for (int c = 0; c < cols; ++c) {
                 const __m256 b = _mm256_loadu_ps(w + c * k + i);
                 for (int r = 0; r < rows; ++r) sum[r][c] = _mm256_fmadd_ps(a[r], b, sum[r][c]);
@@ -44,7 +44,7 @@ void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int
             const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
             for (int r = 0; r < rows; ++r)
                 for (int c = 0; c < cols; ++c)
-                    sum[r][c] = _mm256_fmadd_ps(_mm256_maskload_ps(x + r * k + first, mask),
+                    sum[r][c] = _mm256_fmadd_ps(_mm256_maskload_ps(x + r * x_stride + first, mask),
                                                 _mm256_maskload_ps(w + c * k + first, mask), sum[r][c]);
         }
         for (int r = 0; r < rows; ++r)
@@ -69,18 +69,18 @@ void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int
 constexpr std::int64_t block_rows = 4, block_cols = 4;
 
 template <int rows, int cols>
-void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int64_t y_stride) {
+void multiply(std::int64_t k, const float* x, std::int64_t x_stride, const float* w, float* y, std::int64_t y_stride) {
     float partial[rows][cols][lanes] = {};
     std::int64_t i = 0;
     for (; i + lanes <= k; i += lanes)
         for (int r = 0; r < rows; ++r)
             for (int c = 0; c < cols; ++c)
                 for (int l = 0; l < lanes; ++l)
-                    partial[r][c][l] = std::fma(x[r * k + i + l], w[c * k + i + l], partial[r][c][l]);
+                    partial[r][c][l] = std::fma(x[r * x_stride + i + l], w[c * k + i + l], partial[r][c][l]);
     for (int l = 0; i + l < k; ++l)
         for (int r = 0; r < rows; ++r)
             for (int c = 0; c < cols; ++c)
-                partial[r][c][l] = std::fma(x[r * k + i + l], w[c * k + i + l], partial[r][c][l]);
+                partial[r][c][l] = std::fma(x[r * x_stride + i + l], w[c * k + i + l], partial[r][c][l]);
     for (int r = 0; r < rows; ++r)
         for (int c = 0; c < cols; ++c) {
             float* p = partial[r][c];
@@ -92,12 +92,23 @@ void multiply(std::int64_t k, const float* x, const float* w, float* y, std::int
 
 #endif
 
-using Multiply = void (*)(std::int64_t, const float*, const float*, float*, std::int64_t);
+/// y[r, c] = sum over i < k of x[r, i] w[c, i]; x and y with the strides of their rows, w packed.
+using Multiply = void (*)(std::int64_t k, const float* x, std::int64_t x_stride, const float* w, float* y, std::int64_t y_stride);
 template <int rows>
 constexpr auto by_columns = []<int... c>(std::integer_sequence<int, c...>) {
     return std::array<Multiply, sizeof...(c)>{multiply<rows, c + 1>...};
 }(std::make_integer_sequence<int, block_cols>());
 constexpr std::array<std::array<Multiply, block_cols>, block_rows> multiplies{by_columns<1>, by_columns<2>, by_columns<3>, by_columns<4>};
+
+/// out[i] = sum over tokens of shares[token] * values[token, i], the first part's tokens before the second's; `width` numbers in registers.
+template <int width>
+void weigh_values(const std::array<CachedTokens, 2>& parts, const float* shares, std::int64_t stride, float* out) {
+    float sum[width] = {};
+    for (const CachedTokens& part : parts)
+        for (std::int64_t j = 0; j < part.length; ++j, ++shares)
+            for (int i = 0; i < width; ++i) sum[i] = std::fma(*shares, part.v[j * stride + i], sum[i]);
+    std::copy_n(sum, width, out);
+}
 
 }  // namespace
 
@@ -110,7 +121,7 @@ void linear_rows(const Tensor& x, const Tensor& weight, const Tensor& y) {
             for (std::int64_t i = 0; i < m; i += block_rows) {
                 const std::int64_t rows = std::min(block_rows, m - i), cols = std::min(block_cols, n - j);
                 multiplies[static_cast<std::size_t>(rows - 1)][static_cast<std::size_t>(cols - 1)](
-                    k, x.f32() + i * k, weight.f32() + j * k, y.f32() + i * n + j, n);
+                    k, x.f32() + i * k, k, weight.f32() + j * k, y.f32() + i * n + j, n);
             }
     });
 }
@@ -129,27 +140,30 @@ void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<
     parallel_for(rows * s.heads, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t t = begin; t < end; ++t) {
             const std::int64_t row = t / s.heads, head = t % s.heads, key_head = head / (s.heads / s.kv_heads);
-            const CachedTokens* parts[] = {&first[static_cast<std::size_t>(row)], &second[static_cast<std::size_t>(row)]};
-            const float* query = q.f32() + t * d;
+            std::array<CachedTokens, 2> parts{first[static_cast<std::size_t>(row)], second[static_cast<std::size_t>(row)]};
             float* p = scores.f32() + t * s.most_keys;
             std::int64_t keys = 0;
-            for (const CachedTokens* part : parts)
-                for (std::int64_t j = 0; j < part->length; ++j) {
-                    const float* key = part->k + j * width + key_head * d;
-                    p[keys++] = s.scale * lane_sum(d, [=](std::int64_t i) { return query[i] * key[i]; });
+            for (CachedTokens& part : parts) {
+                part.k += key_head * d;
+                part.v += key_head * d;
+                for (std::int64_t j = 0; j < part.length; j += block_rows) {
+                    const std::int64_t n = std::min(block_rows, part.length - j);
+                    multiplies[static_cast<std::size_t>(n - 1)][0](d, part.k + j * width, width, q.f32() + t * d, p + keys + j, 1);
                 }
+                keys += part.length;
+            }
+            for (std::int64_t j = 0; j < keys; ++j) p[j] *= s.scale;
             const float top = lane_max(keys, -INFINITY, [=](std::int64_t j) { return p[j]; });
             for (std::int64_t j = 0; j < keys; ++j) p[j] = exp_f32(p[j] - top);
             const float inverse = 1.0f / lane_sum(keys, [=](std::int64_t j) { return p[j]; });
-            float* sum = out.f32() + t * d;
-            std::fill_n(sum, d, 0.0f);
-            std::int64_t at = 0;
-            for (const CachedTokens* part : parts)
-                for (std::int64_t j = 0; j < part->length; ++j, ++at) {
-                    const float* value = part->v + j * width + key_head * d;
-                    const float share = p[at] * inverse;
-                    for (std::int64_t i = 0; i < d; ++i) sum[i] = std::fma(share, value[i], sum[i]);
-                }
+            for (std::int64_t j = 0; j < keys; ++j) p[j] *= inverse;
+            for (std::int64_t i = 0; i < d;) {
+                const bool wide = d - i >= 32;
+                const int n = wide ? 32 : d - i >= 8 ? 8 : 1;
+                (wide ? weigh_values<32> : n == 8 ? weigh_values<8> : weigh_values<1>)(parts, p, width, out.f32() + t * d + i);
+                for (CachedTokens& part : parts) part.v += n;
+                i += n;
+            }
         }
     });
 }
