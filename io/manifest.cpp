@@ -29,18 +29,21 @@ std::map<std::string, FileDigest> files_from(const Json& json) {
     return files;
 }
 
-void check_outputs(const fs::path& directory, const Manifest& m) {
-    for (const auto& [name, digest] : m.outputs) {
-        ATELIER_CHECK_INPUT(stays_inside(name),
-                            "{}: output '{}' lies outside the directory", (directory / manifest_name).string(), name);
-        ATELIER_CHECK_INPUT(is_file(directory / name), "cannot open {}: no file stands there", (directory / name).string());
-        const FileDigest found = digest_file(directory / name);
-        ATELIER_CHECK_INPUT(found == digest, "{} does not match its manifest: {} bytes with hash {} expected, found {} with {}",
-                            (directory / name).string(), digest.size, digest.hash, found.size, found.hash);
-    }
-}
-
 }  // namespace
+
+void check_output(const fs::path& directory, const std::string& name, const FileDigest& digest, bool by_hash) {
+    const fs::path path = directory / name;
+    ATELIER_CHECK_INPUT(stays_inside(name), "{}: output '{}' lies outside the directory", (directory / manifest_name).string(), name);
+    ATELIER_CHECK_INPUT(is_file(path), "cannot open {}: no file stands there", path.string());
+    if (!by_hash) {
+        const std::uint64_t size = fs::file_size(path);
+        ATELIER_CHECK_INPUT(size == digest.size, "{} does not match its manifest: {} bytes expected, found {}", path.string(), digest.size, size);
+        return;
+    }
+    const FileDigest found = digest_file(path);
+    ATELIER_CHECK_INPUT(found == digest, "{} does not match its manifest: {} bytes with hash {} expected, found {} with {}", path.string(),
+                        digest.size, digest.hash, found.size, found.hash);
+}
 
 std::string utc_now() {
     const std::time_t now = std::time(nullptr);
@@ -68,10 +71,25 @@ void publish_manifest(const fs::path& directory, Manifest m) {
     publish_text(directory / manifest_name, json.dump(1) + "\n");
 }
 
+void republish_manifest(const fs::path& directory, const std::function<bool(const std::string&)>& drops, const std::string& fact, const Json& value) {
+    const fs::path path = directory / manifest_name;
+    const std::string text = read_text(path);
+    parse_manifest(text, path);  // says what is wrong with it
+    Json json = parse_json(text, path.string());
+    Json& outputs = json.at("outputs");
+    for (auto entry = outputs.begin(); entry != outputs.end();) entry = drops(entry.key()) ? outputs.erase(entry) : std::next(entry);
+    json["facts"][fact] = value;
+    publish_text(path, json.dump(1) + "\n");
+}
+
 Manifest read_manifest(const fs::path& directory) {
     const fs::path path = directory / manifest_name;
     ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());
-    const Json json = parse_json(read_text(path), path.string());
+    return parse_manifest(read_text(path), path);
+}
+
+Manifest parse_manifest(const std::string& text, const fs::path& path) {
+    const Json json = parse_json(text, path.string());
     ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
     try {
         Manifest m;
@@ -100,7 +118,7 @@ bool is_complete(const fs::path& directory) {
     // Outputs are read one after another: a directory that is published anew meanwhile is looked at again.
     for (std::string seen = read_text(directory / manifest_name);;) {
         try {
-            check_outputs(directory, read_manifest(directory));
+            for (const auto& [name, digest] : read_manifest(directory).outputs) check_output(directory, name, digest, true);
             return true;
         } catch (const Error&) {
             if (!fs::exists(directory / manifest_name)) return false;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -27,8 +28,17 @@ inline constexpr const char* manifest_name = "manifest.json";
 /// far (peak_resident_kib).
 void publish_manifest(const std::filesystem::path& directory, Manifest manifest);
 
+/// Publishes the manifest anew without the outputs that `drops` says, and with one fact more; all else stays as it was.
+void republish_manifest(const std::filesystem::path& directory, const std::function<bool(const std::string& name)>& drops, const std::string& fact,
+                        const nlohmann::json& value);
+
 /// Throws Error(input) naming the file and what is wrong with it.
 Manifest read_manifest(const std::filesystem::path& directory);
+/// The same from its text; `path`: what errors call it.
+Manifest parse_manifest(const std::string& text, const std::filesystem::path& path);
+
+/// Throws Error(input) unless the output is there and has the size that the manifest says, and, by_hash, the hash, for which it is read.
+void check_output(const std::filesystem::path& directory, const std::string& name, const FileDigest& digest, bool by_hash);
 
 /// The manifest is there and every output has its size and hash. A manifest that doesn't match is an Error(input): the
 /// outputs were changed or damaged after they were published.

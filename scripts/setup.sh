@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs what building and running Atelier needs on Debian or Ubuntu, or says what is missing.
-#   scripts/setup.sh [build|slurm|cuda|opencv|checks]...     default: build
+#   scripts/setup.sh [build|slurm|cuda|opencv|checks|python]...     default: build
 # checks: Clang with its sanitizers, libFuzzer and clang-tidy.
+# python: a Python with the packages of scripts/python-packages.txt, several GB in the cache folder, made once; the last line on
+# standard output is its path.
 # cuda: the header-only C++ frontend of cuDNN, where there is a CUDA toolkit; without it the CUDA backend is left out.
 set -euo pipefail
 
@@ -30,7 +32,28 @@ fetch_cudnn_frontend() {
     rm -rf "$download"
 }
 
-wanted=()
+# A virtual environment in the cache folder; one that is there with the same packages stays as it is.
+make_python() {
+    local here=${BASH_SOURCE[0]%/*} folder=${XDG_CACHE_HOME:-$HOME/.cache}/atelier/python
+    mkdir -p "$folder"
+    exec 9>"$folder/lock"
+    flock 9
+    if ! cmp -s "$here/python-packages.txt" "$folder/installed.txt"; then
+        rm -rf "$folder/venv" "$folder/installed.txt"
+        echo "setup: installing the packages of scripts/python-packages.txt into $folder" >&2
+        if ! { python3 -m venv "$folder/venv" && "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r "$here/python-packages.txt"; } \
+            >"$folder/log" 2>&1; then
+            echo "setup: the Python packages could not be installed: $(grep -m 1 "^ERROR" "$folder/log" || tail -n 1 "$folder/log") ($folder/log)" >&2
+            rm -rf "$folder/venv"
+            return 1
+        fi
+        cp "$here/python-packages.txt" "$folder/installed.txt"
+    fi
+    flock -u 9
+    echo "$folder/venv/bin/python"
+}
+
+wanted=() needs_python=false
 for kind in "${@:-build}"; do
     case $kind in
         build) wanted+=("${build_packages[@]}") ;;
@@ -38,7 +61,11 @@ for kind in "${@:-build}"; do
         opencv) wanted+=("${opencv_packages[@]}") ;;
         checks) wanted+=("${checks_packages[@]}") ;;
         cuda) fetch_cudnn_frontend ;;
-        *) echo "setup: unknown kind '$kind' (build, slurm, cuda, opencv or checks)" >&2; exit 2 ;;
+        python)
+            needs_python=true
+            python3 -c 'import ensurepip, venv' 2>/dev/null || wanted+=(python3-venv)
+            ;;
+        *) echo "setup: unknown kind '$kind' (build, slurm, cuda, opencv, checks or python)" >&2; exit 2 ;;
     esac
 done
 
@@ -46,16 +73,19 @@ missing=()
 for package in "${wanted[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 done
-((${#missing[@]} == 0)) && exit 0
 
-as_root=()
-if ((EUID != 0)); then
-    if sudo -n true 2>/dev/null; then as_root=(sudo -n); else
-        echo "setup: missing packages, and no right to install them. Ask for:" >&2
-        echo "    apt-get install ${missing[*]}" >&2
-        exit 1
+install_missing() {
+    local as_root=()
+    if ((EUID != 0)); then
+        if sudo -n true 2>/dev/null; then as_root=(sudo -n); else
+            echo "setup: missing packages, and no right to install them. Ask for:" >&2
+            echo "    apt-get install ${missing[*]}" >&2
+            exit 1
+        fi
     fi
-fi
-echo "setup: installing ${missing[*]}"
-"${as_root[@]}" apt-get update -qq
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+    echo "setup: installing ${missing[*]}" >&2
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+if ((${#missing[@]} > 0)); then install_missing; fi
+if $needs_python; then make_python; fi

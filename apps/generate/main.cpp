@@ -70,12 +70,12 @@ void run(const Options& o) {
     set_threads(o.threads);
     const auto requests = generate::make_requests(o);
     if (o.output_dir) std::filesystem::create_directories(*o.output_dir);
-    ATELIER_CHECK_USAGE(o.loras.empty() || o.device == Device::cpu, "--lora goes with --device cpu; atelier-export merges an adapter for others");
     pipeline::Placement placement(o.device);
     if (o.device == Device::cuda) placement.precision = ops::ProductPrecision::bf16;
     pipeline::Pipeline model(o.model, o.transformer, placement);
     for (const nn::LoraRequest& lora : o.loras)
         nn::merge_lora(nn::load_lora(lora.path, model.dit().table()).store(), model.dit_weights(), lora.scale);
+    if (!o.loras.empty()) model.weights_were_changed();
     const auto begin = std::chrono::steady_clock::now();
     for (std::size_t i = 0; i < requests.size(); ++i) {
         run_request(o, model, requests[i], i);

@@ -1,5 +1,7 @@
 // atelier-plan: resolves a configuration, shows it and its jobs, and makes a run directory from it.
 #include <boost/program_options.hpp>
+#include <fmt/ranges.h>
+
 #include <iostream>
 
 #include "comm/run_main.hpp"
@@ -7,6 +9,7 @@
 #include "config/config.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
+#include "core/progress.hpp"
 #include "io/publish.hpp"
 #include "stage/dag.hpp"
 #include "stage/memory_plan.hpp"
@@ -20,7 +23,7 @@ namespace {
 namespace po = boost::program_options;
 using namespace atelier;
 
-/// Makes the run's directory, or checks that it was made from the same configuration.
+/// Makes the run's directory. One that is there must be of a configuration with the same results; what differs otherwise is new from here on.
 void make_run(const stage::RunDirectory& run, const config::Config& config,
               const std::vector<stage::Job>& jobs) {
     io::make_directories(run.root / "logs");
@@ -29,9 +32,13 @@ void make_run(const stage::RunDirectory& run, const config::Config& config,
         io::remove_temporaries(run.root, name);
     if (std::filesystem::exists(run.config())) {
         const auto before = config::Config::resolve(run.config(), {}, stage::schema());
-        ATELIER_CHECK_USAGE(before.hash() == config.hash(),
-                            "{} is a run of another configuration: choose another directory",
-                            run.root.string());
+        const auto changed = config.differences(before, true), elsewhere = config.differences(before, false);
+        ATELIER_CHECK_USAGE(changed.empty(), "{} is a run of another configuration ({}): choose another directory",
+                            run.root.string(), fmt::join(changed, "; "));
+        if (!elsewhere.empty()) {
+            io::publish_text(run.config(), config.to_toml());
+            log_line(fmt::format("{}: changed for the stages that start from now on: {}", run.config().string(), fmt::join(elsewhere, "; ")));
+        }
     } else {
         io::publish_text(run.config(), config.to_toml());
     }
@@ -46,9 +53,9 @@ int run(comm::Communicator& world, int argc, char** argv) {
     std::vector<std::string> overrides;
     bool print = false, dot = false, storage = false, memory = false;
     po::options_description text(
-        "atelier-plan: a configuration resolved, its jobs, and the run directory made from it");
+        "atelier-plan [CONFIG]: a configuration resolved, its jobs, and the run directory made from it");
     text.add_options()("help", "this text")("config", po::value(&file),
-                                            "TOML file (default: that of --run)")(
+                                            "TOML file (also without --config; default: that of --run)")(
         "set", po::value(&overrides)->composing(),
         "section.key=value, over the file's; may be repeated")("run", po::value(&directory),
                                                                "run directory to make")(
@@ -61,12 +68,14 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "device-memory", po::value(&device_memory), "memory of a rank that --memory compares with, as 141GiB")(
         "prompt-tokens", po::value(&question.prompt_tokens)->default_value(question.prompt_tokens), "tokens of a prompt that --memory counts with; 0: those of the prompt files, or 256")(
         "references", po::value(&question.references)->default_value(question.references), "reference pictures of edits, where no prompt file is read");
-    if (!config::parse_command_line(text, argc, argv)) return 0;
+    po::positional_options_description places;
+    places.add("config", 1);
+    if (!config::parse_command_line(text, argc, argv, places)) return 0;
     const stage::RunDirectory run{
         directory.empty() ? "run" : std::filesystem::absolute(directory).lexically_normal()};
     if (file.empty() && !directory.empty() && std::filesystem::exists(run.config()))
         file = run.config().string();
-    ATELIER_CHECK_USAGE(!file.empty(), "--config is required (see --help)");
+    ATELIER_CHECK_USAGE(!file.empty(), "a configuration is needed (see --help)");
     stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world,
                            "", 1};
     stage::check_scorer(context.config);

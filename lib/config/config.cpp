@@ -152,9 +152,13 @@ struct Reader {
     }
 };
 
-void Config::set(const std::string& name, Value value, const std::string& origin) {
+const Key& Config::key_of(const std::string& name) const {
     const std::string pattern = pattern_of(name);
-    const auto key = std::find_if(schema_.begin(), schema_.end(), [&](const Key& k) { return k.name == pattern; });
+    return *std::find_if(schema_.begin(), schema_.end(), [&](const Key& k) { return k.name == pattern; });
+}
+
+void Config::set(const std::string& name, Value value, const std::string& origin) {
+    const Key* key = &key_of(name);
     double number = 0;
     if (const auto* i = std::get_if<std::int64_t>(&value)) number = static_cast<double>(*i);
     if (const auto* d = std::get_if<double>(&value)) number = *d;
@@ -250,11 +254,15 @@ std::vector<std::pair<std::string, std::vector<std::pair<std::string, const Conf
     return {by_section.begin(), by_section.end()};
 }
 
-std::string Config::to_toml() const {
+std::string Config::to_toml() const { return to_toml(false); }
+
+std::string Config::to_toml(bool only_what_changes_results) const {
     std::string out;
     for (const auto& [section, entries] : sections()) {
-        out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
-        for (const auto& [key, entry] : entries) out += fmt::format("{} = {}\n", key, to_text(entry->value));
+        std::string lines;
+        for (const auto& [key, entry] : entries)
+            if (!only_what_changes_results || key_of(section + "." + key).changes_results) lines += fmt::format("{} = {}\n", key, to_text(entry->value));
+        if (!lines.empty()) out += fmt::format("{}[{}]\n{}", out.empty() ? "" : "\n", section, lines);
     }
     return out;
 }
@@ -264,8 +272,7 @@ std::string Config::describe() const {
     for (const auto& [section, entries] : sections()) {
         out += fmt::format("{}[{}]\n", out.empty() ? "" : "\n", section);
         for (const auto& [name, entry] : entries) {
-            const std::string pattern = pattern_of(section + "." + name);
-            const auto key = std::find_if(schema_.begin(), schema_.end(), [&](const Key& k) { return k.name == pattern; });
+            const Key* key = &key_of(section + "." + name);
             out += fmt::format("{} = {}  # {}{}{} ({})\n", name, to_text(entry->value), key->meaning,
                                key->unit.empty() ? "" : fmt::format(", {}", key->unit),
                                key->choices.empty() ? "" : fmt::format(": {}", fmt::join(key->choices, " | ")), entry->origin);
@@ -275,9 +282,25 @@ std::string Config::describe() const {
 }
 
 std::string Config::hash() const {
-    const std::string text = to_toml();
+    const std::string text = to_toml(true);
     const XXH128_hash_t h = XXH3_128bits(text.data(), text.size());
     return fmt::format("{:016x}{:016x}", h.high64, h.low64);
+}
+
+std::vector<std::string> Config::differences(const Config& other, bool that_change_results) const {
+    std::vector<std::string> found;
+    std::map<std::string, const Entry*> theirs;
+    for (const auto& [name, entry] : other.entries_) theirs[name] = &entry;
+    for (const auto& [name, entry] : entries_) {
+        const auto before = theirs.find(name);
+        const bool is_there = before != theirs.end();
+        if (key_of(name).changes_results == that_change_results && (!is_there || before->second->value != entry.value))
+            found.push_back(fmt::format("{} = {}, was {}", name, to_text(entry.value), is_there ? to_text(before->second->value) : "not there"));
+        if (is_there) theirs.erase(before);
+    }
+    for (const auto& [name, entry] : theirs)
+        if (key_of(name).changes_results == that_change_results) found.push_back(fmt::format("{} is not there, was {}", name, to_text(entry->value)));
+    return found;
 }
 
 }  // namespace atelier::config

@@ -26,6 +26,9 @@ struct Key {
     double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
     std::vector<std::string> choices = {};  ///< of a text; empty: any
     bool is_path = false;  ///< a text made absolute: relative to the file it stands in, or to the working directory with --set
+    /// Whether other results (beyond the rounding of sums in another order) come of another value. False for where, how fast and with what
+    /// room a run is made: a run goes on with another one.
+    bool changes_results = true;
 };
 
 /// Every key with its value and where that came from.
@@ -49,8 +52,11 @@ class Config {
     std::string to_toml() const;
     /// The same with meaning, unit and origin of every key.
     std::string describe() const;
-    /// xxh3-128 of to_toml().
+    /// xxh3-128 of the keys that change results, as to_toml() has them.
     std::string hash() const;
+    /// Keys of which `other` has another value, or that only one of them has, as "section.key = 1, was 2"; those that change results, or
+    /// those that don't.
+    std::vector<std::string> differences(const Config& other, bool that_change_results) const;
 
   private:
     struct Entry {
@@ -58,8 +64,10 @@ class Config {
         std::string origin;
     };
     const Value& at(const std::string& name) const;
+    const Key& key_of(const std::string& name) const;
     void set(const std::string& name, Value value, const std::string& origin);
     void read_file(const std::filesystem::path& file, int depth);
+    std::string to_toml(bool only_what_changes_results) const;
     /// Entries by section: a section's own keys before those of its subsections.
     std::vector<std::pair<std::string, std::vector<std::pair<std::string, const Entry*>>>> sections() const;
     std::vector<Key> schema_;

@@ -9,11 +9,10 @@
 #include "ops/backend.hpp"
 
 namespace atelier::nn {
-namespace {
-
-bool is_floating(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
-
-}  // namespace
+void check_dtype(const io::Safetensors& file, const io::StoredTensor& stored) {
+    ATELIER_CHECK_INPUT(stored.dtype == DType::f32 || stored.dtype == DType::bf16 || stored.dtype == DType::f16,
+                        "{}: tensor {} must hold f32, bf16 or f16, found {}", file.path().string(), stored.name, name_of(stored.dtype));
+}
 
 void check_weights(const ParameterTable& table, const io::Safetensors& file, std::span<const std::string> ignorable) {
     const std::string path = file.path().string();
@@ -23,8 +22,7 @@ void check_weights(const ParameterTable& table, const io::Safetensors& file, std
         const io::StoredTensor& found = file.at(spec.name);
         ATELIER_CHECK_INPUT(found.shape == spec.shape, "{}: tensor {} must have shape {}, found {}", path, spec.name,
                             spec.shape.str(), found.shape.str());
-        ATELIER_CHECK_INPUT(is_floating(found.dtype), "{}: tensor {} must hold f32, bf16 or f16, found {}", path, spec.name,
-                            name_of(found.dtype));
+        check_dtype(file, found);
     }
     for (const auto& [name, stored] : file.tensors()) {
         ATELIER_CHECK_INPUT(

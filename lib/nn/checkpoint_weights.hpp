@@ -14,6 +14,9 @@
 
 namespace atelier::nn {
 
+/// Weights are stored as f32, bf16 or f16. Throws Error(input) for any other dtype.
+void check_dtype(const io::Safetensors& file, const io::StoredTensor& stored);
+
 /// Every row of the table must be there with its shape and in a floating dtype, and nothing else, except names in `ignorable`
 /// (tensors that a variant of the class stores and no computation uses). Throws Error(input) naming the file, the
 /// tensor, the expected and the found. Headers alone are read.

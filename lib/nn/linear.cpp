@@ -48,39 +48,39 @@ MatrixView stacked(const ParameterStore& store, int first, std::int64_t n) {
     return {t.f32(), n * t.size(0), t.size(1), t.size(1)};
 }
 
-/// Calls f(first row, rows, their share of down, of up) over the rows of an input.
+/// Calls f(first row, rows, their share of down, of up) over the rows of an input of one matrix.
 template <typename Function>
-void each_chunk(const LoraStore& adapter, std::int64_t rows, Function f) {
+void each_chunk(const LoraStore& adapter, int row, std::int64_t rows, Function f) {
     for (std::int64_t at = 0; at < rows; at += LoraStore::chunk) {
         const std::int64_t n = std::min(LoraStore::chunk, rows - at);
-        f(at, n, view(adapter.down().slice(0, n)), view(adapter.up().slice(0, n)));
+        f(at, n, view(adapter.down(row, n)), view(adapter.up(row, n)));
     }
 }
 
 void add_lora(const LoraStore& adapter, int row, const MatrixView& x, const MatrixView& y) {
     const MatrixView a = view(adapter.a(row)), b = view(adapter.b(row));
-    each_chunk(adapter, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView&) {
+    each_chunk(adapter, row, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView&) {
         ops::matmul(false, true, 1.0f, rows_of(x, at, n), a, 0.0f, down);
-        ops::matmul(false, true, adapter.table().scale(), down, b, 1.0f, rows_of(y, at, n));
+        ops::matmul(false, true, adapter.table().scale(row), down, b, 1.0f, rows_of(y, at, n));
     });
 }
 
 /// scale dy B, the gradient of the adapter's inner numbers, of a piece of rows.
 void to_inner(const LoraStore& adapter, int row, const MatrixView& dy, const MatrixView& up) {
-    ops::matmul(false, false, adapter.table().scale(), dy, view(adapter.b(row)), 0.0f, up);
+    ops::matmul(false, false, adapter.table().scale(row), dy, view(adapter.b(row)), 0.0f, up);
 }
 
 void lora_gradients(const LoraStore& adapter, const LoraStore& gradients, int row, const MatrixView& x, const MatrixView& dy) {
-    each_chunk(adapter, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView& up) {
+    each_chunk(adapter, row, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView& up) {
         to_inner(adapter, row, rows_of(dy, at, n), up);
         ops::matmul(false, true, 1.0f, rows_of(x, at, n), view(adapter.a(row)), 0.0f, down);
         ops::matmul(true, false, 1.0f, up, rows_of(x, at, n), 1.0f, view(gradients.a(row)));
-        ops::matmul(true, false, adapter.table().scale(), rows_of(dy, at, n), down, 1.0f, view(gradients.b(row)));
+        ops::matmul(true, false, adapter.table().scale(row), rows_of(dy, at, n), down, 1.0f, view(gradients.b(row)));
     });
 }
 
 void add_lora_input_gradient(const LoraStore& adapter, int row, const MatrixView& dy, const MatrixView& dx) {
-    each_chunk(adapter, dy.rows, [&](std::int64_t at, std::int64_t n, const MatrixView&, const MatrixView& up) {
+    each_chunk(adapter, row, dy.rows, [&](std::int64_t at, std::int64_t n, const MatrixView&, const MatrixView& up) {
         to_inner(adapter, row, rows_of(dy, at, n), up);
         ops::matmul(false, false, 1.0f, up, view(adapter.a(row)), 1.0f, rows_of(dx, at, n));
     });

@@ -1,7 +1,6 @@
 #include "nn/lora_file.hpp"
 
 #include <cmath>
-#include <fstream>
 #include <map>
 
 #include "core/device.hpp"
@@ -15,123 +14,69 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr const char* metadata_key = "lora_adapter_metadata";
-constexpr const char* peft_weights = "adapter_model.safetensors";
-constexpr const char* peft_config = "adapter_config.json";
-constexpr std::string_view down = ".lora_A.weight", up = ".lora_B.weight";
-// As a pipeline, PEFT and the transformer alone name its modules.
-constexpr std::string_view prefixes[] = {"transformer.", "base_model.model.", ""};
-
-/// The weights' file of what the user named.
-fs::path weights_file(const fs::path& path) {
-    if (!fs::is_directory(path)) return path;
-    for (const char* name : {lora_file_name, peft_weights})
-        if (fs::exists(path / name)) return path / name;
-    ATELIER_FAIL(ErrorKind::input, "{} holds neither {} nor {}", path.string(), lora_file_name, peft_weights);
-}
-
-/// The prefix that every tensor of the file has.
-std::string prefix_of(const io::Safetensors& file) {
-    for (const std::string_view prefix : prefixes) {
-        bool all = !file.tensors().empty();
-        for (const auto& [name, stored] : file.tensors()) all = all && name.starts_with(prefix);
-        if (all) return std::string(prefix);
-    }
-    ATELIER_FAIL(ErrorKind::input, "{} holds no tensors", file.path().string());
-}
-
-/// The adapter's configuration as PEFT writes it, from the file's metadata or from the file beside it.
-Json read_settings(const io::Safetensors& file) {
-    const std::string path = file.path().string();
-    Json json;
-    if (const auto found = file.metadata().find(metadata_key); found != file.metadata().end()) {
-        const Json all = parse_json(found->second, fmt::format("{}: {}", path, metadata_key));
-        ATELIER_CHECK_INPUT(all.is_object(), "{}: {} is not a JSON object", path, metadata_key);
-        json = Json::object();
-        for (const auto& [key, value] : all.items())
-            json[key.starts_with("transformer.") ? key.substr(prefixes[0].size()) : key] = value;
-    } else {
-        const fs::path beside = file.path().parent_path() / peft_config;
-        ATELIER_CHECK_INPUT(fs::exists(beside), "{}: no {} in the file's metadata and no {} beside it, so rank and alpha are unknown", path,
-                            metadata_key, peft_config);
-        json = read_json(beside);
-        ATELIER_CHECK_INPUT(json.is_object(), "{} is not a JSON object", beside.string());
-    }
-    ATELIER_CHECK_INPUT(json.contains("lora_alpha") && json["lora_alpha"].is_number() && json.contains("r") &&
-                            json["r"].is_number_integer() && json["r"].get<std::int64_t>() > 0 && json["lora_alpha"].get<double>() > 0,
-                        "{}: its configuration has no positive numbers r and lora_alpha", path);
-    for (const char* flag : {"use_dora", "use_rslora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"})
-        ATELIER_CHECK_INPUT(!json.contains(flag) || json[flag].is_null() || json[flag] == false, "{}: {} = {} is not supported", path, flag,
-                            json[flag].dump());
-    for (const char* pattern : {"rank_pattern", "alpha_pattern"})
-        ATELIER_CHECK_INPUT(!json.contains(pattern) || json[pattern].is_null() || json[pattern].empty(),
-                            "{}: {} = {} is not supported", path, pattern, json[pattern].dump());
-    return json;
-}
-
-void read_matrix(const io::Safetensors& file, const std::string& name, const Tensor& to) {
-    io::to_f32(file.at(name), to.f32());
+void read_matrix(const io::Safetensors& file, const io::StoredTensor& stored, const Tensor& to) {
+    io::to_f32(stored, to.f32());
     for (std::int64_t i = 0; i < to.elements(); ++i)
-        ATELIER_CHECK_INPUT(std::isfinite(to.f32()[i]), "{}: tensor {} holds {} at element {}", file.path().string(), name, to.f32()[i], i);
+        ATELIER_CHECK_INPUT(std::isfinite(to.f32()[i]), "{}: tensor {} holds {} at element {}", file.path().string(), stored.name, to.f32()[i], i);
 }
 
+/// As PEFT writes it: the first module's rank and alpha for all, and by name for those that have others.
 Json settings_of(const LoraTable& table) {
-    Json modules = Json::array();
+    const auto size_of = [&](int row) { return table.sizes()[static_cast<std::size_t>(row)]; };
+    const LoraSize usual = size_of(table.adapted().front());
+    Json modules = Json::array(), ranks = Json::object(), alphas = Json::object();
     for (const int row : table.adapted()) {
         const std::string& name = table.model().spec(row).name;
         modules.push_back(name.substr(0, name.size() - std::string_view(".weight").size()));
+        const std::string pattern = "^" + modules.back().get<std::string>();  // the whole name, as diffusers writes it
+        if (size_of(row).rank != usual.rank) ranks[pattern] = size_of(row).rank;
+        if (size_of(row).alpha != usual.alpha) alphas[pattern] = size_of(row).alpha;
     }
-    return {{"peft_type", "LORA"},  {"r", table.rank()},    {"lora_alpha", table.config().alpha}, {"target_modules", modules},
-            {"bias", "none"},       {"lora_dropout", 0.0}, {"use_dora", false},                  {"use_rslora", false},
-            {"fan_in_fan_out", false}, {"inference_mode", true}};
+    return {{"peft_type", "LORA"},     {"r", usual.rank},         {"lora_alpha", usual.alpha}, {"rank_pattern", ranks},
+            {"alpha_pattern", alphas}, {"target_modules", modules}, {"bias", "none"},            {"lora_dropout", 0.0},
+            {"use_dora", false},       {"use_rslora", false},     {"fan_in_fan_out", false},   {"inference_mode", true}};
 }
 
 }  // namespace
 
-LoraAdapter::LoraAdapter(const ParameterTable& model, const LoraConfig& config, Device device)
-    : table_(std::make_unique<LoraTable>(model, config)),
+LoraAdapter::LoraAdapter(LoraTable table, Device device)
+    : table_(std::make_unique<LoraTable>(std::move(table))),
       arena_(Arena::of("adapter", [&](Arena& arena) { store_ = std::make_unique<LoraStore>(*table_, arena, device); })) {}
 
+LoraAdapter::LoraAdapter(const ParameterTable& model, const LoraConfig& config, Device device) : LoraAdapter(LoraTable(model, config), device) {}
+
 LoraAdapter LoraAdapter::copy_to(Device device) const {
-    LoraAdapter copy(table_->model(), table_->config(), device);
+    LoraAdapter copy(*table_, device);
     transfer(store_->values().flat(), copy.store().values().flat());
     return copy;
 }
 
 LoraAdapter load_lora(const fs::path& path, const ParameterTable& model) {
-    const io::Safetensors file = io::Safetensors::open(weights_file(path));
-    const std::string where = file.path().string(), prefix = prefix_of(file);
-    const Json settings = read_settings(file);
-    LoraConfig config{settings["r"].get<std::int64_t>(), settings["lora_alpha"].get<double>(), {}};
+    const LoraListing listing = list_lora(path);
+    const std::string where = listing.file.path().string();
     // Everything is checked before any memory is taken.
-    for (const auto& [name, stored] : file.tensors()) {
-        const bool is_up = name.ends_with(up);
-        ATELIER_CHECK_INPUT((is_up || name.ends_with(down)) && name.size() > prefix.size() + up.size(), "{}: tensor {} is no part of a LoRA adapter",
-                            where, name);
-        const std::string stem = name.substr(0, name.size() - up.size()), module = stem.substr(prefix.size());
-        const std::string partner = stem + std::string(is_up ? down : up);
-        ATELIER_CHECK_INPUT(file.contains(partner), "{}: {} stands without {}", where, name, partner);
-        if (is_up) continue;
-        const int row = model.find(module + ".weight");
-        ATELIER_CHECK_INPUT(row >= 0, "{}: the model has no {}.weight to adapt: the adapter is of another architecture", where, module);
-        const Shape &shape = model.spec(row).shape, &a = stored.shape, &b = file.at(partner).shape;
-        ATELIER_CHECK_INPUT(shape.rank() == 2 && a == (Shape{config.rank, shape[1]}) && b == (Shape{shape[0], config.rank}),
-                            "{}: {} adapts a matrix {} at rank {}, found A {} and B {}", where, module, shape.str(), config.rank, a.str(),
-                            b.str());
-        config.targets.push_back(module);
+    std::vector<LoraSize> sizes(static_cast<std::size_t>(model.size()));
+    for (const LoraListing::Module& module : listing.modules) {
+        const int row = model.find(module.name + ".weight");
+        ATELIER_CHECK_INPUT(row >= 0, "{}: the model has no {}.weight to adapt: the adapter is of another architecture", where, module.name);
+        const Shape &shape = model.spec(row).shape, &a = module.a.shape, &b = module.b.shape;
+        ATELIER_CHECK_INPUT(shape.rank() == 2 && a[1] == shape[1] && b[0] == shape[0], "{}: {} adapts a matrix {}, found A {} and B {}", where,
+                            module.name, shape.str(), a.str(), b.str());
+        sizes[static_cast<std::size_t>(row)] = module.size;
     }
-    LoraAdapter adapter(model, config);
-    // A module's whole name may be the end of another's: what was adapted must be what the file holds.
-    ATELIER_CHECK_INPUT(adapter.table().adapted().size() == config.targets.size(), "{}: its {} modules match {} matrices of the model", where,
-                        config.targets.size(), adapter.table().adapted().size());
-    const ParameterTable& table = adapter.table().table();
-    for (int row = 0; row < table.size(); ++row) read_matrix(file, prefix + table.spec(row).name, adapter.store().values()[row]);
+    LoraAdapter adapter(LoraTable(model, std::move(sizes)));
+    for (const LoraListing::Module& module : listing.modules) {
+        const int row = model.find(module.name + ".weight");
+        read_matrix(listing.file, module.a, adapter.store().a(row));
+        read_matrix(listing.file, module.b, adapter.store().b(row));
+    }
     return adapter;
 }
 
 LoraRequest parse_lora_request(const std::string& text) {
     const auto colon = text.rfind(':');
-    if (colon == std::string::npos || colon + 1 == text.size() || fs::exists(text)) return {text, 1.0f};
+    if (fs::exists(text)) return {text, 1.0f};
+    ATELIER_CHECK_INPUT(colon != std::string::npos && fs::exists(text.substr(0, colon)), "--lora {}: {} is missing", text, text.substr(0, colon));
     std::size_t read = 0;
     float scale = 0;
     try {
@@ -139,13 +84,13 @@ LoraRequest parse_lora_request(const std::string& text) {
     } catch (const std::exception&) {
         read = 0;
     }
-    ATELIER_CHECK_USAGE(read == text.size() - colon - 1 && std::isfinite(scale), "{}: what stands behind the colon must be a scale", text);
+    ATELIER_CHECK_USAGE(read == text.size() - colon - 1 && std::isfinite(scale), "--lora {}: what stands behind the colon must be a scale", text);
     return {text.substr(0, colon), scale};
 }
 
 std::vector<std::string> save_lora(const LoraStore& adapter, const fs::path& directory, LoraLayout layout) {
     const Json settings = settings_of(adapter.table());
-    const std::string prefix(layout == LoraLayout::peft ? prefixes[1] : prefixes[0]);
+    const std::string prefix(layout == LoraLayout::peft ? peft_prefix : pipeline_prefix);
     std::vector<io::TensorToWrite> tensors;
     const ParameterTable& table = adapter.table().table();
     for (int row = 0; row < table.size(); ++row)
@@ -153,12 +98,12 @@ std::vector<std::string> save_lora(const LoraStore& adapter, const fs::path& dir
     if (layout == LoraLayout::diffusers) {
         Json named = Json::object();
         for (const auto& [key, value] : settings.items()) named[prefix + key] = value;
-        io::write_safetensors(directory / lora_file_name, tensors, {{"format", "pt"}, {metadata_key, named.dump()}});
+        io::write_safetensors(directory / lora_file_name, tensors, {{"format", "pt"}, {lora_metadata_key, named.dump()}});
         return {lora_file_name};
     }
-    io::write_safetensors(directory / peft_weights, tensors, {{"format", "pt"}});
-    io::write_text(directory / peft_config, settings.dump(2) + "\n");
-    return {peft_weights, peft_config};
+    io::write_safetensors(directory / peft_file_name, tensors, {{"format", "pt"}});
+    io::write_text(directory / peft_config_name, settings.dump(2) + "\n");
+    return {peft_file_name, peft_config_name};
 }
 
 }  // namespace atelier::nn

@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "nn/lora.hpp"
+#include "nn/lora_listing.hpp"
 
 namespace atelier::nn {
 
 /// An adapter with its own memory.
 class LoraAdapter {
   public:
+    explicit LoraAdapter(LoraTable table, Device device = Device::cpu);
     LoraAdapter(const ParameterTable& model, const LoraConfig& config, Device device = Device::cpu);
     /// The same adapter on a device.
     LoraAdapter copy_to(Device device) const;
@@ -30,20 +32,17 @@ enum class LoraLayout {
     diffusers,  ///< pytorch_lora_weights.safetensors, "transformer.<module>.lora_A.weight", configuration in its metadata
     peft,       ///< adapter_model.safetensors, "base_model.model.<module>.lora_A.weight", and adapter_config.json
 };
-inline constexpr const char* lora_file_name = "pytorch_lora_weights.safetensors";
 
-/// Reads an adapter of a model: a file, or a directory that holds one in either layout. Names may have the prefix "transformer." or
-/// "base_model.model." or none. Throws Error(input) naming file and tensor for a module that the model doesn't have, a shape that
-/// doesn't fit, half a pair, a missing rank or alpha, numbers that are not finite, or a variant that changes the result (DoRA, rsLoRA,
-/// patterns, biases).
+/// Reads an adapter of a model, as list_lora() finds it. Throws Error(input) as that does, and for a module that the model doesn't have,
+/// a shape that doesn't fit, numbers that are not finite.
 LoraAdapter load_lora(const std::filesystem::path& path, const ParameterTable& model);
 
-/// "FILE[:SCALE]" of a command line: an adapter and how much of it is added (1 unless said).
+/// "FILE[:SCALE]" of an option --lora: an adapter and how much of it is added (1 unless said).
 struct LoraRequest {
     std::filesystem::path path;
     float scale = 1;
 };
-/// Throws Error(usage).
+/// Throws Error(usage) for another scale than a number, Error(input) where there is no such file or directory.
 LoraRequest parse_lora_request(const std::string& text);
 
 /// Writes the adapter's files into a directory, fp32. Returns their names. Not atomic.

@@ -20,6 +20,39 @@ void load_shard(const Partition& partition, int rank, const io::Safetensors& fil
     });
 }
 
+namespace {
+
+// Numbers of the mean that are made at a time: 16 MiB, and as much of a checkpoint.
+constexpr std::int64_t mean_numbers = 1 << 22;
+
+}  // namespace
+
+std::size_t mean_bytes(const Partition& partition) {
+    return 2 * sizeof(float) * static_cast<std::size_t>(std::min(mean_numbers, partition.shard_size()));
+}
+
+void load_mean(const Partition& partition, int rank, std::span<const io::Safetensors> files, const Tensor& shard) {
+    std::vector<NumbersLoader> loaders;
+    for (const io::Safetensors& file : files) {
+        check_weights(partition.table(), file);
+        loaders.emplace_back(file, Device::cpu);
+    }
+    const std::int64_t room = std::min(mean_numbers, partition.shard_size());
+    const Numbers mean(room), one(room);
+    const float share = 1.0f / static_cast<float>(files.size());
+    for (const Partition::Piece& p : partition.pieces(rank))
+        for (std::int64_t at = 0; at < p.count; at += room) {
+            const std::int64_t count = std::min(room, p.count - at);
+            for (std::size_t f = 0; f < files.size(); ++f) {
+                loaders[f].load(files[f].at(partition.table().spec(p.row).name), p.first + at, one.tensor().slice(0, count));
+                parallel_for(count, 1 << 15, [&](std::int64_t begin, std::int64_t end) {
+                    for (std::int64_t i = begin; i < end; ++i) mean.data()[i] = (f == 0 ? 0.0f : mean.data()[i]) + share * one.data()[i];
+                });
+            }
+            transfer(mean.tensor().slice(0, count), shard.slice(p.local + at, p.local + at + count));
+        }
+}
+
 ShardedWeights::ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device)
     : BlockWindow(partition, partition.table().blocks(), AfterLast::before, arena, device), world_(&world), shard_(shard) {
     if (shard.empty()) shard_ = arena.take_f32({partition.shard_size()}, device);

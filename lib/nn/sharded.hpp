@@ -12,6 +12,12 @@ namespace atelier::nn {
 /// load_weights.
 void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard);
 
+/// Gives a rank's shard, wherever it lies, the mean of checkpoints: fp32 sums in their order, made in host memory piece by piece, so that
+/// it has the same bits wherever the shard is and however it is cut. Errors as load_weights.
+void load_mean(const Partition& partition, int rank, std::span<const io::Safetensors> files, const Tensor& shard);
+/// Bytes of host memory that it takes.
+std::size_t mean_bytes(const Partition& partition);
+
 /// Weights of which each rank holds its shard: blocks are gathered as they come into the window. Collective.
 class ShardedWeights final : public BlockWindow {
   public:

@@ -162,6 +162,13 @@ void Pipeline::read_own_weights(const fs::path& directory, const Tensor& own) co
     if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own));
 }
 
+void Pipeline::load_mean(std::span<const fs::path> directories) {
+    std::vector<io::Safetensors> files;
+    for (const fs::path& directory : directories) files.push_back(dit::open_weights(directory));
+    nn::load_mean(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), files, own_weights());
+    weights_were_changed();
+}
+
 void Pipeline::weights_were_changed() {
     loaded_.clear();
     if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));

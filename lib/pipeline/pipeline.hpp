@@ -91,8 +91,10 @@ class Pipeline {
     Tensor own_weights() const;
     /// Reads the same numbers of a component directory into `own`, wherever that is.
     void read_own_weights(const std::filesystem::path& directory, const Tensor& own) const;
-    /// To be said by whoever writes into own_weights(): they are no directory's any more. Collective.
-    void weights_were_changed();
+    /// Replaces the transformer's weights by the mean of component directories' (nn::load_mean): no second model is in memory. Collective.
+    void load_mean(std::span<const std::filesystem::path> directories);
+    /// Bytes of host memory that this takes.
+    std::size_t mean_bytes() const { return nn::mean_bytes(*partition_); }
     /// sample_sigmas of model_index.json; empty: none.
     const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
     const ProcessorConfig& processor() const { return processor_; }
@@ -119,6 +121,8 @@ class Pipeline {
 
   private:
     void drop_adapter();
+    /// What follows the weights does so; they are no directory's any more. Collective.
+    void weights_were_changed();
     /// The device's rounded copies of weights (ops/backend.hpp) go with them.
     void forget_copies();
     /// A session for prompts of this size at least.

@@ -2,13 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <set>
-
 #include "core/progress.hpp"
 #include "core/signals.hpp"
 #include "flow/step_choice.hpp"
 #include "io/image/png.hpp"
 #include "stage/curated.hpp"
+#include "stage/retention.hpp"
 
 namespace atelier::stage {
 
@@ -37,18 +36,20 @@ double Context::learning_rate() const {
     return own > 0 ? own : config.number("grpo.learning_rate");
 }
 
-std::filesystem::path Context::starting_policy() const {
+std::filesystem::path Context::starting_policy(Reads reads) const {
     if (iteration == 1) return base_transformer();
     const auto directory = run.policy(policy, iteration - 1);
-    require_complete(directory, fmt::format("run iteration {} of {} first", iteration - 1, policy));
+    require_complete(*world, directory, fmt::format("run iteration {} of {} first", iteration - 1, policy), reads);
+    if (reads == reads_weights_and_state) require_state(directory);
     return directory;
 }
 
 std::filesystem::path Context::final_policy(const std::string& name) const {
     const auto directory = run.policy(name, iterations(name));
-    require_complete(
-        directory, fmt::format("policy {} has not had its {} iterations", name, iterations(name)));
-    return config.number("grpo.ema") > 0 ? directory / "ema" : directory;
+    const bool averages = config.number("grpo.ema") > 0;
+    require_complete(*world, directory, fmt::format("policy {} has not had its {} iterations", name, iterations(name)),
+                     averages ? reads_average : reads_weights);
+    return averages ? directory / "ema" : directory;
 }
 
 rl::SamplingSpec Context::sampling(const flow::ScheduleConfig& schedule) const {
@@ -85,11 +86,6 @@ io::Manifest Context::new_manifest(const std::string& stage) const {
     m.code_version = code_version();
     m.started_utc = io::utc_now();
     return m;
-}
-
-void require_complete(const std::filesystem::path& directory, const std::string& what) {
-    ATELIER_CHECK_INPUT(io::is_complete(directory), "{} is not complete: {}", directory.string(),
-                        what);
 }
 
 nn::StorageFormat Context::storage(const nn::ParameterTable& table) const {
@@ -133,24 +129,8 @@ void prepare_adapter(const Context& c, pipeline::Pipeline& model) {
         return;
     }
     const nn::LoraTable &found = model.adapter()->table(), expected(model.dit().table(), wanted);
-    ATELIER_CHECK_INPUT(found.rank() == wanted.rank && found.config().alpha == wanted.alpha &&
-                            found.adapted() == expected.adapted(),
-                        "{} holds an adapter of rank {}, alpha {} for {} matrices; [lora] asks for rank {}, alpha {} for {}",
-                        model.transformer_directory().string(), found.rank(), found.config().alpha, found.adapted().size(),
-                        wanted.rank, wanted.alpha, expected.adapted().size());
-}
-
-std::string weights_hash(const std::filesystem::path& transformer) {
-    if (std::filesystem::exists(transformer / nn::lora_file_name))
-        return io::digest_file(transformer / nn::lora_file_name).hash;
-    std::set<std::filesystem::path> files;
-    const io::Safetensors stored = dit::open_weights(transformer);
-    for (const auto& [name, tensor] : stored.tensors())
-        files.insert(tensor.file->path());
-    if (files.size() == 1) return io::digest_file(*files.begin()).hash;
-    std::string hashes;
-    for (const auto& file : files) hashes += io::digest_file(file).hash;
-    return io::digest_bytes(hashes.data(), hashes.size());
+    ATELIER_CHECK_INPUT(found.sizes() == expected.sizes(), "{} holds an adapter of {}; [lora] asks for {}",
+                        model.transformer_directory().string(), found.text(), expected.text());
 }
 
 StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,

@@ -10,6 +10,7 @@
 #include "config/config.hpp"
 #include "io/manifest.hpp"
 #include "rl/group_policy.hpp"
+#include "stage/completeness.hpp"
 #include "stage/prompts.hpp"
 
 namespace atelier::reward {
@@ -72,9 +73,9 @@ struct Context {
     double learning_rate() const;
 
     /// The transformer that this iteration starts from: the base's, or the previous iteration's
-    /// policy.
-    std::filesystem::path starting_policy() const;
-    /// What a policy is after its last iteration: its weights, or their moving average.
+    /// policy, of which `reads` is compared with its hashes. Collective.
+    std::filesystem::path starting_policy(Reads reads) const;
+    /// What a policy is after its last iteration: its weights, or their moving average; compared with their hashes. Collective.
     std::filesystem::path final_policy(const std::string& policy) const;
 
     const std::string& negative(const std::string& task) const {
@@ -109,13 +110,6 @@ struct Context {
 /// With [lora]: gives the model the adapter that is trained, a new one where it has none yet. Throws Error(input) when the policy's
 /// adapter is not the configuration's.
 void prepare_adapter(const Context& context, pipeline::Pipeline& model);
-
-/// Throws Error(input) unless the directory's manifest is there and its outputs match; `what` says
-/// how to make it.
-void require_complete(const std::filesystem::path& directory, const std::string& what);
-
-/// Hash of a directory's transformer weights (all shards), or of its adapter: what names the policy that made a file.
-std::string weights_hash(const std::filesystem::path& transformer);
 
 /// One stage's right to its directory on all ranks: rank 0 holds the lock, temporaries of killed
 /// runs are removed. Every rank throws when another job holds it.

@@ -46,6 +46,7 @@ std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::in
 struct Done {
     std::int64_t updates = 0;
     double norm_sum = 0, first_loss = 0;
+    std::vector<double> losses, norms;                      ///< of each update
     std::map<std::string, std::pair<double, double>> loss;  ///< of this epoch, by task: sum and terms
     double mean_loss() const {
         double sum = 0, terms = 0;
@@ -53,10 +54,10 @@ struct Done {
         return terms > 0 ? sum / terms : 0;
     }
     nlohmann::json to_json() const {
-        return {{"updates", updates}, {"norm_sum", norm_sum}, {"first_loss", first_loss}, {"loss", loss}};
+        return {{"updates", updates}, {"norm_sum", norm_sum}, {"first_loss", first_loss}, {"losses", losses}, {"norms", norms}, {"loss", loss}};
     }
     static Done from_json(const nlohmann::json& json) {
-        return {json.at("updates"), json.at("norm_sum"), json.at("first_loss"), json.at("loss")};
+        return {json.at("updates"), json.at("norm_sum"), json.at("first_loss"), json.at("losses"), json.at("norms"), json.at("loss")};
     }
 };
 
@@ -68,14 +69,15 @@ int run_distill(const Context& c) {
                         c.config.integer("distill.rounds"));
     const auto directory = c.run.student(round);
     const StageLock stage = begin_stage(c, c.run.round(round), directory);
-    const auto retain_dumps = [&] {
+    const auto retain_all = [&] {
         for (const std::string& task : c.config.tasks()) retain(c, c.run.dump(round, task));
+        retain_states(c, round, [&](std::int64_t r) { return c.run.student(r); });
     };
     const auto updates = c.run.round(round) / "updates";
     if (stage.is_complete) {
         if (c.world->is_root()) {
             remove_snapshots(updates);
-            retain_dumps();
+            retain_all();
         }
         return 0;
     }
@@ -84,25 +86,23 @@ int run_distill(const Context& c) {
     StageMemory memory;
     for (const std::string& task : c.config.tasks()) {
         const auto dump = c.run.dump(round, task);
-        require_complete(
-            dump,
-            fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
+        require_complete(*c.world, dump, fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
         manifest.inputs["teacher-" + task + "/" + io::manifest_name] =
             io::digest_file(dump / io::manifest_name);
         for (const auto& [name, digest] : io::read_manifest(dump).outputs)
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
-    const auto source = student_source(c, round);
+    const StudentStart start = student_start(c, round, reads_weights_and_state);
     const TrainingRanks training_ranks(c);
-    pipeline::Pipeline model(c.model(), source, c.placement(training_ranks.sharded()));
-    load_start(c, round, model);
+    pipeline::Pipeline model(c.model(), start.source, c.placement(training_ranks.sharded()));
+    load_start(start, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());
     const auto spec_of = [&](const io::TrajectorySamples& s) {
         return on_grid(spec, model.schedule_config(), {s.height, s.width});
     };
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
-    Trainer trainer(model, source,
+    Trainer trainer(model, start.source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
                      c.config.number("distill.max_grad_norm"),
                      0.0,
@@ -191,14 +191,18 @@ int run_distill(const Context& c) {
         // Where passes are collective every rank makes as many as the first one.
         if (trainer.is_collective() && mine.size() < (end - begin + ranks - 1) / ranks)
             train_shard(shards[order[begin]], 0.0);
-        done.norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+        done.norms.push_back(trainer.step(rate.at(trainer.updates() + 1)));
+        done.norm_sum += done.norms.back();
         if (b == 0) done.loss = {};
+        double all[2] = {0, 0};
         for (auto& [task, sum] : sums) {
             double pair[2] = {sum.first, sum.second};
             c.world->sum(std::span(pair));
             done.loss[task].first += pair[0];
             done.loss[task].second += pair[1];
+            all[0] += pair[0], all[1] += pair[1];
         }
+        done.losses.push_back(all[0] / all[1]);
         ++done.updates;
         if (epoch == 0 && b + 1 == batches) done.first_loss = done.mean_loss();
         snapshots.after_update(done.to_json());
@@ -216,6 +220,8 @@ int run_distill(const Context& c) {
         {"loss_kind", distill::name_of(kind)},
         {"gradient_norm",
          done.norm_sum / static_cast<double>(epochs * static_cast<std::int64_t>(batches))},
+        {"losses", done.losses},
+        {"gradient_norms", done.norms},
         {"trained_parameters", trainer.count()},
         {"updates", trainer.updates()},
         {"learning_rate", rate.at(trainer.updates())}};
@@ -237,7 +243,7 @@ int run_distill(const Context& c) {
         log_line(fmt::format(
             "distill {}: loss {:.5f} over {} trajectories' prompts, gradient norm {:.3g}", round,
             last_loss, shards.size(), metrics["gradient_norm"].get<double>()));
-        retain_dumps();
+        retain_all();
     }
     c.world->barrier();
     return 0;

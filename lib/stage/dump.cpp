@@ -83,17 +83,17 @@ int run_teacher_dump(const Context& c) {
              c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round)))
         drawn.push_back(pool[i]);
     put_sizes_together(c, drawn);
-    pipeline::Pipeline model(c.model(), student_source(c, round), c.placement());
+    const StudentStart start = student_start(c, round, reads_weights);
+    pipeline::Pipeline model(c.model(), start.source, c.placement());
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());
     const auto spec_of = [&](const Prompt& prompt) {
         return on_grid(spec, model.schedule_config(), target_grid(c, prompt));
     };
     const rl::SamplingSpec sampling = c.sampling(model);
     const bool guided = sampling.uses_guidance();
-    const std::string config_hash = c.config.hash(),
-                      student_hash = load_start(c, round, model),
-                      teacher_hash = weights_hash(teacher);
-    auto header = shard_header(c, "teacher_dump", sampling, student_hash);
+    const std::string config_hash = c.config.hash(), teacher_hash = weights_hash(*c.world, teacher);
+    load_start(start, model);
+    auto header = shard_header(c, "teacher_dump", sampling, start.hash);
     header.sampler = flow::name_of(spec.sampler);
     header.eta = spec.eta;
 
@@ -104,7 +104,7 @@ int run_teacher_dump(const Context& c) {
         const auto path = directory / GroupRollout::shard_name(unit);
         if (std::filesystem::exists(path)) {
             const auto shard = io::read_trajectory(path, config_hash, io::TrajectoryParts::scores);
-            ATELIER_CHECK_INPUT(shard.header.model_hash == student_hash,
+            ATELIER_CHECK_INPUT(shard.header.model_hash == start.hash,
                                 "{} holds another student's trajectories: remove it",
                                 path.string());
         } else {
@@ -117,9 +117,8 @@ int run_teacher_dump(const Context& c) {
     {
         std::vector<const Prompt*> mine;
         for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
-        const bool averages = starts_from_average(c, round);
         workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
-                                    units.size(), resident, averages ? Bytes(model.own_weights().bytes()) : Bytes()));
+                                    units.size(), resident, start.teachers.empty() ? 0 : model.mean_bytes()));
         memory.say(c);
     }
     double longest = static_cast<double>((units.size() + resident - 1) / resident);
@@ -134,7 +133,7 @@ int run_teacher_dump(const Context& c) {
             return static_cast<int>(ErrorKind::requeue);
         }
         std::vector<Group> groups;
-        if (turn > 0) load_start(c, round, model);
+        if (turn > 0) load_start(start, model);
         for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident);
              ++i) {
             Group g;
@@ -177,7 +176,7 @@ int run_teacher_dump(const Context& c) {
     const auto digests = gather_digests(*c.world, writer.digests());
     c.world->barrier();
     if (c.world->is_root()) {
-        manifest.inputs["student"] = {0, student_hash};
+        manifest.inputs["student"] = {0, start.hash};
         manifest.inputs["teacher"] = {0, teacher_hash};
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},

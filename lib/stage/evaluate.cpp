@@ -8,7 +8,6 @@
 #include "core/progress.hpp"
 #include "io/file_io.hpp"
 #include "stage/evaluation_report.hpp"
-#include "stage/gather.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
@@ -46,15 +45,17 @@ std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::st
                         c.config.text("sampling.guidance_train") != "none";
     std::vector<Candidate> list{{"base", c.base_transformer(), false}};
     if (guides) list.push_back({"base-guided", c.base_transformer(), true});
+    // The same answer on every rank.
+    const auto is_published = [&](const std::filesystem::path& directory) { return c.world->any(std::filesystem::exists(directory / io::manifest_name)); };
     const auto add_policy = [&](const std::string& policy, const std::string& name) {
-        if (std::filesystem::exists(c.run.policy(policy, c.iterations(policy)) / io::manifest_name))
+        if (is_published(c.run.policy(policy, c.iterations(policy))))
             list.push_back({name, c.final_policy(policy), guides});
     };
     for (const std::string& task : c.config.tasks()) add_policy(task, "teacher-" + task);
     add_policy(mix_policy, mix_policy);
     const auto student = c.run.student(c.config.integer("distill.rounds"));
-    if (std::filesystem::exists(student / io::manifest_name)) {
-        require_complete(student, "the student was changed");
+    if (is_published(student)) {
+        require_complete(*c.world, student, "the student was changed", reads_weights);
         list.push_back({"student", student, false});
     }
     for (const std::string& text : extra) {
@@ -62,6 +63,7 @@ std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::st
         ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0,
                             "--model {}: NAME=DIRECTORY was expected", text);
         list.push_back({text.substr(0, equals), text.substr(equals + 1), false});
+        require_unchanged(*c.world, list.back().transformer);
     }
     return list;
 }
@@ -76,14 +78,12 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::unique_ptr<io::DirectoryLock> lock;
     std::byte is_done{0};
     std::vector<std::string> hashes;  // of the candidates' weights, in their order
+    for (const Candidate& candidate : candidates) hashes.push_back(weights_hash(*c.world, candidate.transformer));
     if (c.world->is_root()) {
         lock = std::make_unique<io::DirectoryLock>(directory);
         io::remove_temporaries(directory);
         manifest.inputs = scorer_inputs(c);
-        for (const Candidate& candidate : candidates) {
-            hashes.push_back(weights_hash(candidate.transformer));
-            manifest.inputs[candidate.name] = {0, hashes.back()};
-        }
+        for (std::size_t i = 0; i < candidates.size(); ++i) manifest.inputs[candidates[i].name] = {0, hashes[i]};
         if (io::is_complete(directory)) {
             const io::Manifest before = io::read_manifest(directory);
             if (before.inputs == manifest.inputs && before.config_hash == manifest.config_hash &&
@@ -100,7 +100,6 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         if (c.world->is_root()) std::cout << io::read_text(directory / "table.txt");
         return 0;
     }
-    hashes = gather_json(*c.world, hashes).at(0).get<std::vector<std::string>>();
     c.iteration = 0;  // no training iteration draws these sizes
     std::map<std::string, EvaluatedTask> tasks;
     std::int64_t total = 0;

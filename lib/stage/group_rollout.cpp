@@ -137,7 +137,7 @@ GroupRollout::GroupRollout(const Context& context, pipeline::Pipeline& model,
       spec_(spec),
       stage_(stage),
       config_hash_(context.config.hash()),
-      model_hash_(weights_hash(transformer)),
+      model_hash_(weights_hash(*context.world, transformer)),
       directory_(std::move(directory)),
       states_(states),
       scoring_(context) {}

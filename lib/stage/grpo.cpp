@@ -319,13 +319,14 @@ struct Done {
     std::int64_t updates = 0;  ///< minibatches, with or without groups
     std::int64_t steps = 0;    ///< of the optimizer
     double norm_sum = 0;
+    std::vector<double> losses, norms;  ///< of each step
     rl::ObjectiveStats stats;
     Json to_json() const {
-        return {{"updates", updates}, {"steps", steps}, {"norm_sum", norm_sum},
+        return {{"updates", updates}, {"steps", steps}, {"norm_sum", norm_sum}, {"losses", losses}, {"norms", norms},
                 {"stats", {stats.terms, stats.loss, stats.ratio, stats.ratio_deviation, stats.clipped, stats.outside, stats.kl}}};
     }
     static Done from_json(const Json& json) {
-        Done d{json.at("updates"), json.at("steps"), json.at("norm_sum"), {}};
+        Done d{json.at("updates"), json.at("steps"), json.at("norm_sum"), json.at("losses"), json.at("norms"), {}};
         const std::vector<double> sums = json.at("stats");
         rl::ObjectiveStats& s = d.stats;
         s.terms = sums.at(0), s.loss = sums.at(1), s.ratio = sums.at(2), s.ratio_deviation = sums.at(3), s.clipped = sums.at(4),
@@ -342,21 +343,25 @@ int run_grpo(const Context& c) {
     // The lock stands beside the policy, which is published as a whole.
     const StageLock stage = begin_stage(c, c.run.iteration(c.policy, c.iteration), directory);
     const auto updates = c.run.iteration(c.policy, c.iteration) / "updates";
+    const auto retain_all = [&] {
+        retain(c, rollout);
+        retain_states(c, c.iteration, [&](std::int64_t i) { return c.run.policy(c.policy, i); });
+    };
     if (stage.is_complete) {
         if (c.world->is_root()) {
             remove_snapshots(updates);
-            retain(c, rollout);
+            retain_all();
         }
         return 0;
     }
-    require_complete(rollout, "run atelier-rollout first");
+    require_complete(*c.world, rollout, "run atelier-rollout first");
     io::Manifest manifest = c.new_manifest("grpo");
     StageMemory memory;
     std::vector<std::string> shards;
     for (const auto& [name, digest] : io::read_manifest(rollout).outputs)
         if (name.starts_with("shard-")) shards.push_back(name);
 
-    const auto policy = c.starting_policy();
+    const auto policy = c.starting_policy(reads_weights_and_state);
     const TrainingRanks ranks(c);
     pipeline::Pipeline model(c.model(), policy, c.placement(ranks.sharded()));
     prepare_adapter(c, model);
@@ -407,7 +412,9 @@ int run_grpo(const Context& c) {
         done.stats.merge(stats);
         ++done.updates;
         if (kept > 0) {
-            done.norm_sum += trainer.step(rate.at(trainer.updates() + 1));
+            done.norms.push_back(trainer.step(rate.at(trainer.updates() + 1)));
+            done.norm_sum += done.norms.back();
+            done.losses.push_back(stats.mean(stats.loss));
             ++done.steps;
             snapshots.after_update(done.to_json());
         }
@@ -424,6 +431,8 @@ int run_grpo(const Context& c) {
     metrics["clip_share"] = all.mean(all.clipped);
     metrics["kl"] = all.mean(all.kl);
     metrics["loss"] = all.mean(all.loss);
+    metrics["losses"] = done.losses;
+    metrics["gradient_norms"] = done.norms;
     metrics["learning_rate"] = c.learning_rate();
     if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the policy: a policy always has its record
     publish_together(
@@ -445,7 +454,7 @@ int run_grpo(const Context& c) {
                         total.value("high", 0.0), metrics["groups_dropped"].get<int>(),
                         metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
                         metrics["clip_share"].get<double>()));
-        retain(c, rollout);
+        retain_all();
     }
     c.world->barrier();
     return 0;

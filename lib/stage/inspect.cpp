@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <ostream>
+#include <set>
 
+#include "core/json.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
@@ -165,14 +167,48 @@ void describe_tensors(const io::Safetensors& file, std::ostream& out) {
                        count);
 }
 
-/// Adapters say their rank; how much that is of a model only the model knows (atelier-plan --memory).
+/// Adapters say their rank; how much that is of a model only the model knows (atelier-plan --memory). `path`: a file or a directory.
 void describe_adapter(const fs::path& path, std::ostream& out) {
+    const nn::LoraListing adapter = nn::list_lora(path);
+    describe_tensors(adapter.file, out);
+    out << fmt::format("adapter of {}, {} parameters\n", adapter.text(), adapter.parameters());
+}
+
+void describe_weights(const fs::path& path, std::ostream& out) {
     const auto file = io::Safetensors::open(path);
-    describe_tensors(file, out);
-    std::int64_t rank = 0, matrices = 0;
     for (const auto& [name, tensor] : file.tensors())
-        if (name.ends_with(".lora_A.weight")) rank = tensor.shape[0], ++matrices;
-    out << fmt::format("adapter of rank {} for {} matrices\n", rank, matrices);
+        if (name.find(".lora_") != std::string::npos) return describe_adapter(path, out);
+    describe_tensors(file, out);
+}
+
+/// Weights of a model's component, as diffusers or transformers call them.
+io::Safetensors open_component(const fs::path& directory) {
+    const bool is_model = fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json");
+    return io::Safetensors::open_component(directory, is_model ? "model" : dit::weights_stem);
+}
+
+/// A pipeline directory: parameters of every component that has weights, from headers alone.
+void describe_model(const fs::path& directory, std::ostream& out) {
+    const auto index = read_json(directory / "model_index.json");
+    std::int64_t all = 0;
+    for (const auto& [component, entry] : index.items()) {
+        if (!entry.is_array() || entry.size() != 2 || !entry[1].is_string()) continue;
+        std::int64_t count = 0;
+        std::set<std::string> dtypes;
+        bool has_weights = false;
+        if (fs::is_directory(directory / component))
+            for (const auto& file : fs::directory_iterator(directory / component)) has_weights |= file.path().extension() == ".safetensors";
+        if (!has_weights) continue;
+        const io::Safetensors weights = open_component(directory / component);
+        for (const auto& [name, tensor] : weights.tensors()) {
+            count += tensor.shape.elements();
+            dtypes.insert(name_of(tensor.dtype));
+        }
+        out << fmt::format("{:<14} {:<34} {:>13} parameters in {} tensors, {}\n", component, entry[1].get<std::string>(), count,
+                           weights.tensors().size(), fmt::join(dtypes, ", "));
+        all += count;
+    }
+    out << fmt::format("{}: {} parameters\n", directory.string(), all);
 }
 
 void describe_run(const RunDirectory& run, std::ostream& out) {
@@ -236,24 +272,18 @@ void describe(const fs::path& path, std::ostream& out) {
         if (fs::exists(path / io::manifest_name)) describe_manifest(path, out);
         if (fs::exists(path / io::trajectory_index_name)) return describe_shards(shards_at(path), out);
         for (const fs::path& file : TrainingState::files(path)) describe(file, out);
-        if (fs::exists(path / nn::lora_file_name)) return describe_adapter(path / nn::lora_file_name, out);
+        if (nn::holds_lora(path)) return describe_adapter(path, out);
+        if (fs::exists(path / "model_index.json")) return describe_model(path, out);
         if (fs::exists(path / "config.json") && !fs::exists(path / io::manifest_name))
-            return describe_tensors(
-                io::Safetensors::open_component(
-                    path,
-                    fs::exists(path / "model.safetensors") ||
-                            fs::exists(path / "model.safetensors.index.json")
-                        ? "model"
-                        : dit::weights_stem),
-                out);
+            return describe_tensors(open_component(path), out);
         ATELIER_CHECK_INPUT(fs::exists(path / io::manifest_name),
-                            "{} is neither a run, nor a stage's directory, nor a model component",
+                            "{} is neither a run, nor a stage's directory, nor a model, a component of one or an adapter",
                             path.string());
         return;
     }
     if (path.filename() == io::manifest_name) return describe_manifest(path.parent_path(), out);
     if (path.extension() == ".safetensors" || path.string().ends_with(".safetensors.index.json"))
-        return describe_tensors(io::Safetensors::open(path), out);
+        return describe_weights(path, out);
     const auto file = io::hdf5::File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
     if (schema == io::TrajectoryShard::schema)

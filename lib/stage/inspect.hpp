@@ -8,7 +8,7 @@
 namespace atelier::stage {
 
 /// Says what stands at `path`: a run, a stage's directory, a manifest, a shard or an index of
-/// shards, curated prompts, a training state, a transformer component or a safetensors file. Throws
+/// shards, curated prompts, a training state, a model, a component of one, an adapter or a safetensors file. Throws
 /// Error(input) for anything else and for what is damaged.
 void describe(const std::filesystem::path& path, std::ostream& out);
 

@@ -160,7 +160,7 @@ GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::
 }
 
 Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
-                std::size_t resident, const Bytes& averaged) {
+                std::size_t resident, std::size_t averaging) {
     const WorkspaceBytes group = student_bytes(model, spec, guided, dit::Keep::nothing);
     // The first start is made before the rest is taken, later ones when it is there.
     const char* const phase = groups > resident ? nullptr : "sampling";
@@ -172,7 +172,7 @@ Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::Stud
     const auto hold = [&](const char* what, std::size_t bytes) { phase == nullptr ? plan.hold(what, bytes) : plan.hold_during(phase, what, bytes); };
     hold("resident groups", std::min(groups, resident) * members * (sample_bytes(largest, channels, steps, 0) - picture_bytes(largest)));
     hold("shards to write", (1 + ShardWriter::most_held) * members * sample_bytes(largest, channels, steps, steps));
-    plan.hold_during("averaging", "a teacher's weights", averaged);
+    plan.hold_during("averaging", "pieces of the mean", averaging);
     return group.all;
 }
 

@@ -74,10 +74,10 @@ struct GrpoWorkspaces {
 };
 GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep, const GrpoMemory& memory);
 
-/// The student's trajectories and the teacher's velocities of `groups` groups, `resident` at a time. `averaged`: bytes of a teacher's weights
-/// beside the mean of all. Returns the bytes of the trajectories' workspace.
+/// The student's trajectories and the teacher's velocities of `groups` groups, `resident` at a time. `averaging`: bytes of host memory that the
+/// mean of the teachers takes. Returns the bytes of the trajectories' workspace.
 Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
-                std::size_t resident, const Bytes& averaged);
+                std::size_t resident, std::size_t averaging);
 
 /// Training on dumps. Returns the bytes of the trajectories' workspace.
 Bytes hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,

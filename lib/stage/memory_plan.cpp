@@ -145,7 +145,9 @@ class Planner {
         hold_model(plan, model, s.members);
         const auto prompts = static_cast<std::size_t>(c_.config.integer("distill.prompts")), ranks = static_cast<std::size_t>(q_.ranks);
         const auto resident = static_cast<std::size_t>(c_.config.integer("distill.resident_groups"));
-        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident, c_.config.text("distill.start") == "average" ? model.parameters : Bytes());
+        const bool averages = c_.config.text("distill.start") == "average";
+        hold_dump(plan, model, s, spec(task, 1).uses_guidance(), (prompts + ranks - 1) / ranks, resident,
+                  averages ? nn::mean_bytes(nn::Partition(files_.dit.table(), 1)) : 0);
         return plan;
     }
 
@@ -197,8 +199,8 @@ class Planner {
         std::string text = fmt::format("transformer {:.1f} M parameters, text encoder {:.1f} M, autoencoder {:.1f} M", count(files_.dit.table()),
                                        count(files_.vlm.table()), count(files_.vae.table()));
         if (lora_)
-            text += fmt::format("; trained: an adapter of rank {} for {} matrices, {:.2f} M ({:.2f} %)", lora_->rank(), lora_->adapted().size(),
-                                count(lora_->table()), 100 * count(lora_->table()) / count(files_.dit.table()));
+            text += fmt::format("; trained: an adapter of {}, {:.2f} M ({:.2f} %)", lora_->text(), count(lora_->table()),
+                                100 * count(lora_->table()) / count(files_.dit.table()));
         text += fmt::format("\n{} rank{}, compute.zero = {}, compute.device = {}, numbers in fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_,
                             c_.config.text("compute.device"));
         if (judges_here() && judge_bytes() == 0) text += "the judge's own memory is not in these figures: it is yet to be trained, from a start that is not named\n";

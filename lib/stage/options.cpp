@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <boost/program_options.hpp>
+#include <span>
 
 #include "config/command_line.hpp"
 #include "core/parallel.hpp"
@@ -43,6 +44,11 @@ std::unique_ptr<Context> make_context(const char* program, const char* what, Nam
     auto context = std::make_unique<Context>(
         Context{directory, config::Config::resolve(directory.config(), {}, schema()), &world,
                 policy, iteration});
+    // atelier-plan may publish another one at any time.
+    const std::string text_read = context->config.to_toml(), read = io::digest_bytes(text_read.data(), text_read.size());
+    for (const auto& theirs : world.gather(std::as_bytes(std::span(read))))
+        ATELIER_CHECK_KIND(ErrorKind::requeue, std::ranges::equal(theirs, std::as_bytes(std::span(read))),
+                           "{} was changed while the ranks started: run the stage again", directory.config().string());
     const auto tasks = context->config.tasks();
     const bool is_mix = policy == mix_policy && names == Names::policy_and_iteration;
     ATELIER_CHECK_USAGE(

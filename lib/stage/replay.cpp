@@ -34,8 +34,8 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
     const auto world = comm::make_self();
     const Context c{run, config::Config::resolve(run.config(), {}, schema()), world.get(),
                     first.header.task, first.header.iteration};
-    const auto policy = c.starting_policy();
-    ATELIER_CHECK_INPUT(weights_hash(policy) == first.header.model_hash,
+    const auto policy = c.starting_policy(reads_weights);
+    ATELIER_CHECK_INPUT(weights_hash(*world, policy) == first.header.model_hash,
                         "{} is not the policy that sampled {}", policy.string(), files[0].string());
     pipeline::Pipeline model(c.model(), policy, c.placement());
     const rl::SamplingSpec sampling = c.sampling(model);

@@ -3,6 +3,7 @@
 #include "io/trajectory.hpp"
 #include "io/trajectory_index.hpp"
 #include "stage/timeline.hpp"
+#include "stage/training_state.hpp"
 
 namespace atelier::stage {
 
@@ -10,7 +11,8 @@ void retain(const Context& c, const std::filesystem::path& directory) {
     const std::string keep = c.config.text("storage.keep");
     if (keep == "all" || !std::filesystem::exists(directory / io::manifest_name)) return;
     io::Manifest manifest = io::read_manifest(directory);
-    if (manifest.facts.value("kept", "all") == keep) return;
+    const std::string before = manifest.facts.value("kept", "all");
+    if (before == keep || before == "nothing") return;
     std::vector<std::string> shards;
     for (const auto& [name, digest] : manifest.outputs)
         if (name.starts_with("shard-")) shards.push_back(name);
@@ -30,6 +32,43 @@ void retain(const Context& c, const std::filesystem::path& directory) {
             std::filesystem::copy_file(directory / timeline_name, temporary / timeline_name);
         io::publish_manifest(temporary, manifest);
     });
+}
+
+namespace {
+
+constexpr const char* state_fact = "optimizer_state";
+
+/// How many files it removed.
+int remove_state(const std::filesystem::path& product) {
+    std::vector<std::filesystem::path> files;
+    for (const auto& entry : std::filesystem::directory_iterator(product))
+        if (TrainingState::is_file(entry.path().filename().string())) files.push_back(entry.path());
+    for (const std::filesystem::path& file : files) {  // renamed away first: nobody sees half of a state
+        std::error_code error;
+        std::filesystem::rename(file, product / (io::temporary_prefix + file.filename().string()), error);
+        ATELIER_CHECK_IO(!error, "cannot remove {}: {}", file.string(), error.message());
+    }
+    return static_cast<int>(files.size()) + io::remove_temporaries(product);
+}
+
+}  // namespace
+
+void retain_states(const Context& c, std::int64_t newest, const std::function<std::filesystem::path(std::int64_t)>& product) {
+    const std::int64_t kept = c.config.integer("storage.states");
+    if (kept == 0) return;
+    for (std::int64_t i = newest - kept; i >= 1; --i) {
+        const auto directory = product(i);
+        if (!std::filesystem::exists(directory / io::manifest_name)) continue;
+        const bool was_said = io::read_manifest(directory).facts.contains(state_fact);
+        if (!was_said) io::republish_manifest(directory, TrainingState::is_file, state_fact, "given up");
+        if (remove_state(directory) == 0 && was_said) break;  // and so are the older ones
+    }
+}
+
+void require_state(const std::filesystem::path& product) {
+    ATELIER_CHECK_INPUT(!io::read_manifest(product).facts.contains(state_fact),
+                        "{}: its optimizer's state was given up when a later one was published, so no training can go on from it; storage.states "
+                        "says how many of the newest are kept", product.string());
 }
 
 }  // namespace atelier::stage

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "stage/context.hpp"
 
 namespace atelier::stage {
@@ -8,5 +10,13 @@ namespace atelier::stage {
 /// `summary` publishes it anew without states and final latents; `nothing` leaves the manifest
 /// alone, without outputs. The manifest stays true at every moment.
 void retain(const Context& context, const std::filesystem::path& directory);
+
+/// Applies storage.states to a policy's iterations, or to the students of a distillation, once `newest` of them is published: the optimizer's
+/// states of older ones are given up, first in their manifests, then on disk. What a killed stage left is removed too. `product`: the
+/// directory of each.
+void retain_states(const Context& context, std::int64_t newest, const std::function<std::filesystem::path(std::int64_t)>& product);
+
+/// Throws Error(input) where a product's optimizer state was given up: training cannot go on from it.
+void require_state(const std::filesystem::path& product);
 
 }  // namespace atelier::stage

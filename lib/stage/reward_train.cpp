@@ -99,7 +99,7 @@ int run_reward_train(const Context& c) {
 
     const bool resumes = fs::exists(checkpoint / io::manifest_name);
     if (resumes) {
-        require_complete(checkpoint, "remove it to train from the start");
+        require_complete(*c.world, checkpoint, "remove it to train from the start");
         const io::Manifest before = io::read_manifest(checkpoint);
         ATELIER_CHECK_INPUT(before.config_hash == manifest.config_hash &&
                                 before.inputs == manifest.inputs,

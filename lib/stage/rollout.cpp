@@ -34,7 +34,7 @@ int run_rollout(const Context& c) {
     if (stage.is_complete) return 0;
     io::Manifest manifest = c.new_manifest("rollout");
     StageMemory memory;
-    const auto policy = c.starting_policy();
+    const auto policy = c.starting_policy(reads_weights);
     pipeline::Pipeline model(c.model(), policy, c.placement());
     const rl::SamplingSpec spec = c.sampling(model);
     const auto drawn = draw_iteration(c);

@@ -52,17 +52,21 @@ std::unique_ptr<reward::Scorer> make_http_scorer(const Context& c) {
     return judge::make_http_judge(h, judge_templates(c.config));
 }
 
-/// The configured judge, or the one that the run has trained.
+/// The configured judge, or the one that the run trains.
 std::filesystem::path judge_directory(const Context& c) {
-    if (const std::string& named = c.config.text("judge.directory"); !named.empty()) return named;
-    require_complete(c.run.judge(), "run atelier-reward-train first");
-    return c.run.judge();
+    const std::string& named = c.config.text("judge.directory");
+    return named.empty() ? c.run.judge() : std::filesystem::path(named);
+}
+
+std::unique_ptr<reward::Scorer> make_native_judge(const Context& c) {
+    if (c.config.text("judge.directory").empty()) require_complete(*c.world, c.run.judge(), "run atelier-reward-train first");
+    return std::make_unique<judge::NativeJudge>(native_judge_config(c, judge_directory(c)), judge_templates(c.config));
 }
 
 std::unique_ptr<reward::Scorer> make_named(const Context& c) {
     const std::string& name = c.config.text("reward.scorer");
     if (name == "http") return make_http_scorer(c);
-    if (name == "judge") return std::make_unique<judge::NativeJudge>(native_judge_config(c, judge_directory(c)), judge_templates(c.config));
+    if (name == "judge") return make_native_judge(c);
     return reward::make_world_scorer();
 }
 
@@ -179,10 +183,8 @@ std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
             inputs["judge/" + kind + "/" + t.dimension] = io::digest_file(t.path);
     if (c.config.text("reward.scorer") == "judge")
         for (const char* name : {"model.safetensors", "model.safetensors.index.json"})
-            if (const std::filesystem::path file =
-                    judge_directory(c) / name;
-                std::filesystem::exists(file))
-                inputs[std::string("judge/") + name] = io::digest_file(file);
+            if (const auto directory = judge_directory(c); std::filesystem::exists(directory / name))
+                inputs[std::string("judge/") + name] = stated_digest(directory, name);
     return inputs;
 }
 

@@ -2,7 +2,7 @@
 
 #include <chrono>
 
-#include "io/hdf5.hpp"
+#include "stage/background.hpp"
 #include "stage/gather.hpp"
 
 namespace atelier::stage {
@@ -15,7 +15,7 @@ double since(Clock::time_point begin) { return std::chrono::duration<double>(Clo
 }  // namespace
 
 ShardWriter::ShardWriter() {
-    if (io::hdf5::is_thread_safe()) thread_ = std::thread([this] { work(); });
+    if (writes_in_background()) thread_ = std::thread([this] { work(); });
 }
 
 ShardWriter::~ShardWriter() {

@@ -5,7 +5,7 @@
 #include "core/json.hpp"
 #include "core/progress.hpp"
 #include "io/file_io.hpp"
-#include "io/hdf5.hpp"
+#include "stage/background.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -70,8 +70,9 @@ void Snapshots::after_update(const nlohmann::json& cursor) {
     cursor_ = cursor;
     if (auto write = trainer_.prepare_state(writing_to(), context_)) {
         // Only a library that is safe for threads may write beside what this one reads.
-        written_ = std::async(io::hdf5::is_thread_safe() ? std::launch::async : std::launch::deferred, std::move(write));
-        if (!io::hdf5::is_thread_safe()) written_.wait();
+        const bool beside = writes_in_background();
+        written_ = std::async(beside ? std::launch::async : std::launch::deferred, std::move(write));
+        if (!beside) written_.wait();
     }
 }
 

@@ -2,7 +2,7 @@
 
 #include <numeric>
 
-#include "core/numbers.hpp"
+#include "stage/retention.hpp"
 
 namespace atelier::stage {
 
@@ -18,42 +18,34 @@ distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& 
     return s;
 }
 
-std::filesystem::path student_source(const Context& c, std::int64_t round) {
-    if (round == 1) return c.base_transformer();
-    const auto directory = c.run.student(round - 1);
-    require_complete(directory, fmt::format("run round {} of the distillation first", round - 1));
-    return directory;
-}
-
-bool starts_from_average(const Context& c, std::int64_t round) {
-    return round == 1 && c.config.text("distill.start") == "average";
-}
-
-std::string load_start(const Context& c, std::int64_t round, pipeline::Pipeline& model) {
-    const auto source = student_source(c, round);
-    model.load_transformer(source);
-    if (!starts_from_average(c, round)) return weights_hash(source);
+StudentStart student_start(const Context& c, std::int64_t round, Reads reads) {
+    StudentStart start;
+    if (round > 1) {
+        start.source = c.run.student(round - 1);
+        require_complete(*c.world, start.source, fmt::format("run round {} of the distillation first", round - 1), reads);
+        if (reads == reads_weights_and_state) require_state(start.source);
+    } else {
+        start.source = c.base_transformer();
+    }
+    if (round > 1 || c.config.text("distill.start") != "average") {
+        start.hash = weights_hash(*c.world, start.source);
+        return start;
+    }
     ATELIER_CHECK_USAGE(c.config.integer("lora.rank") == 0,
                         "distill.start = average: the mean of adapters is no adapter of the same rank; with [lora] a "
                         "student starts from the base (distill.start = base)");
-    const auto tasks = c.config.tasks();
-    // Before the room for a teacher is taken: hashing maps a whole file.
     std::string hashes;
-    for (const std::string& task : tasks) hashes += weights_hash(c.final_policy(task));
-    const Tensor own = model.own_weights();
-    const Numbers teacher(own.elements());
-    // The mean is made in host memory, so that it has the same bits wherever the model is.
-    const Numbers room = own.device() == Device::cpu ? Numbers() : Numbers(own.elements());
-    const std::span<float> mean(room.empty() ? own.f32() : room.data(), static_cast<std::size_t>(own.elements()));
-    const float share = 1.0f / static_cast<float>(tasks.size());
-    for (std::size_t t = 0; t < tasks.size(); ++t) {
-        model.read_own_weights(c.final_policy(tasks[t]), teacher.tensor());
-        for (std::size_t i = 0; i < mean.size(); ++i)
-            mean[i] = (t == 0 ? 0.0f : mean[i]) + share * teacher.span()[i];
+    for (const std::string& task : c.config.tasks()) {
+        start.teachers.push_back(c.final_policy(task));
+        hashes += weights_hash(*c.world, start.teachers.back());
     }
-    if (!room.empty()) transfer(room.tensor(), own);
-    model.weights_were_changed();
-    return io::digest_bytes(hashes.data(), hashes.size());
+    start.hash = io::digest_bytes(hashes.data(), hashes.size());
+    return start;
+}
+
+void load_start(const StudentStart& start, pipeline::Pipeline& model) {
+    model.load_transformer(start.source);
+    if (!start.teachers.empty()) model.load_mean(start.teachers);
 }
 
 }  // namespace atelier::stage

@@ -8,17 +8,19 @@ namespace atelier::stage {
 /// How the student's trajectories are sampled, of sampling.height x sampling.width; of others see on_grid().
 distill::StudentSpec student_spec(const Context& context, const flow::ScheduleConfig& schedule);
 
-/// The transformer directory that a round's student is read from: the previous round's student; in
-/// the first round the base (whose weights load_start() may replace). Throws Error(input) when the
-/// previous round is not complete.
-std::filesystem::path student_source(const Context& context, std::int64_t round);
+/// What a round's student starts from.
+struct StudentStart {
+    /// Transformer directory: the previous round's student; in the first round the base.
+    std::filesystem::path source;
+    /// In a first round with distill.start = average: those whose mean replaces the source's weights, in task order.
+    std::vector<std::filesystem::path> teachers;
+    std::string hash;  ///< names these weights
+};
+/// Finds it, and compares what of it the stage `reads` with its hashes. Throws Error(input) when a round or policy before is not
+/// complete, Error(usage) for an average of adapters. Collective.
+StudentStart student_start(const Context& context, std::int64_t round, Reads reads);
 
-/// Whether a round's student starts from the mean of the teachers: the first one's, with distill.start = average.
-bool starts_from_average(const Context& context, std::int64_t round);
-
-/// Gives the model what the round starts from: student_source()'s weights, or in a first round with
-/// distill.start = average, the mean of the teachers in task order (fp32 sums). Returns the hash that
-/// names these weights. Throws Error(usage) for an average of adapters.
-std::string load_start(const Context& context, std::int64_t round, pipeline::Pipeline& model);
+/// Gives the model these weights: an average's are fp32 sums in task order.
+void load_start(const StudentStart& start, pipeline::Pipeline& model);
 
 }  // namespace atelier::stage

@@ -259,7 +259,7 @@ void Trainer::save_weights(const nn::ParameterStore& values, const std::filesyst
     io::make_directories(to);
     std::vector<std::string> names;
     if (weights_.lora() != nullptr) {
-        const nn::LoraAdapter adapter(weights_.table(), weights_.lora()->table().config());
+        const nn::LoraAdapter adapter(weights_.lora()->table());
         for (int row = 0; row < values.table().size(); ++row)
             transfer(values[row], adapter.store().values()[row]);
         names = nn::save_lora(adapter.store(), to, nn::LoraLayout::diffusers);

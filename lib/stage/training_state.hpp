@@ -36,6 +36,8 @@ struct TrainingState {
     static constexpr std::size_t piece_bytes = 16 << 20;
     /// The weights of such files, to wherever `weights` [shard] is.
     static void load_weights(const std::filesystem::path& directory, const nn::Partition& partition, int rank, const Tensor& weights);
+    /// Whether this is the name of one.
+    static bool is_file(const std::string& name) { return name.starts_with("training") && name.ends_with(".h5"); }
     /// The name under which a rank's shard is written.
     static std::string name_of_shard(int rank, int ranks);
     /// The directory's files: none, or a complete set. Throws Error(input) naming a missing one.

@@ -5,7 +5,7 @@
 
 Every case: both sides prepare, run once, and what comes out is compared (a case whose outputs differ is not timed, and the script
 fails); then they take turns, and the medians' ratio is printed with the smallest and largest ratio of neighbours. Where Python lacks
-what it needs it is installed into build/bench-venv first. Builds build/bin/engine_bench.
+what it needs, that of `scripts/setup.sh python` runs it. Builds build/bin/engine_bench.
 """
 import argparse
 import os
@@ -18,7 +18,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("ATELIER_BUILD_DIR", ROOT / "build"))
-PACKAGES = ["torch", "torchvision", "diffusers", "transformers", "safetensors", "pillow", "numpy"]
 
 try:
     import numpy as np
@@ -29,14 +28,11 @@ try:
     from PIL import Image
     from engine import EDIT_IMAGE, MINI, Engine
 except ImportError as error:
-    venv = BUILD / "bench-venv"
-    if os.environ.get("ATELIER_BENCH_VENV"):
+    if os.environ.get("ATELIER_BENCH_PYTHON"):
         sys.exit(f"compare.py: {sys.executable} still cannot run the comparison: {error}")
-    if not (venv / "bin/python").exists():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        subprocess.run([venv / "bin/pip", "install", "--quiet"] + PACKAGES, check=True)
-    os.environ["ATELIER_BENCH_VENV"] = str(venv)
-    os.execv(venv / "bin/python", [str(venv / "bin/python")] + sys.argv)
+    python = subprocess.run([ROOT / "scripts/setup.sh", "python"], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    os.environ["ATELIER_BENCH_PYTHON"] = python
+    os.execv(python, [python] + sys.argv)
 
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()

@@ -65,7 +65,7 @@ io::TrajectoryHeader header(const std::string& stage, const std::string& config_
 void write_groups(const fs::path& run, const std::string& task, comm::Communicator& world) {
     const stage::Context c{{run}, config::Config::resolve(run / "config.toml", {}, stage::schema()), &world, task, 0};
     const auto prompts = stage::read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task));
-    const auto h = header("curate", c.config.hash(), stage::weights_hash(c.base_transformer()));
+    const auto h = header("curate", c.config.hash(), stage::weights_hash(*c.world, c.base_transformer()));
     const auto members = static_cast<std::size_t>(c.config.integer("curate.group_size"));
     io::make_directories(c.run.curation(task));
     for (std::size_t unit = 0; unit < prompts.size(); ++unit)

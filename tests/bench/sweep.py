@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Cost against size: seconds of the engine's work over tokens, prompts, group size, references and ranks, with the exponent fitted.
+"""Cost against size: processor seconds of the engine's work over tokens, prompts, group size, references and ranks, with the exponents.
 
-    tests/bench/sweep.py [--threads 1] [--repeats 5] [--png docs/cost.png]
+    tests/bench/sweep.py [--threads 1] [--repeats 7] [--png docs/cost.png]
 
-Times are the least of the repeats. The exponent is the slope of log seconds over log size, least squares; 1 is linear. Needs torch and
-matplotlib (those of tests/bench/compare.py's environment, and matplotlib). Ranks: an iteration's rollout of the miniature with mpirun.
+Processor time, medians of the repeats, so that other work on the machine spoils little; the load is printed with the table. Exponents:
+the slope of log seconds over log size, least squares over all sizes, and between the two largest; 1 is linear. Needs torch, safetensors
+and matplotlib, and what was built with tests. Ranks: a rollout of the miniature under mpirun; the processor time of the rank that
+waited least, since ranks wait for each other by asking again and again.
 """
 import argparse
 import math
+import os
+import shutil
+import statistics
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import matplotlib
@@ -23,9 +27,10 @@ from engine import BUILD, EDIT_IMAGE, MINI, ROOT, Engine
 
 
 def seconds_of(engine, repeats):
-    found = [engine.run() for _ in range(repeats + 1)]
+    """The first run takes its memory and is left out."""
+    found = [engine.processor_seconds() for _ in range(repeats + 1)][1:]
     engine.close()
-    return min(found[1:])
+    return statistics.median(found)
 
 
 def step(directory, arguments, prompts, group, size):
@@ -43,55 +48,74 @@ def update(directory, arguments, references):
     return seconds_of(engine, arguments.repeats)
 
 
-def rollout(directory, ranks):
-    """Wall seconds of a rollout of 16 groups of 8, start and publishing included."""
+def rollout(directory, arguments, ranks):
+    """A rollout of 16 groups of 8: start, sampling, scores and publishing."""
     run = directory / f"ranks-{ranks}"
-    subprocess.run([BUILD / "bin/atelier-plan", "--config", ROOT / "configs/mini.toml", "--run", run, "--set", "curate.prompts=16", "--set",
-                    "curate.range_min=0", "--set", "rollout.prompts_per_iteration=16"], check=True, capture_output=True)
-    launch = ["mpirun", "--oversubscribe", "-n", str(ranks)]
-    subprocess.run(launch + [BUILD / "bin/atelier-curate", "--run", run, "--task", "t2i"], check=True, capture_output=True)
-    begin = time.perf_counter()
-    subprocess.run(launch + [BUILD / "bin/atelier-rollout", "--run", run, "--policy", "t2i", "--iteration", "1"], check=True, capture_output=True)
-    return time.perf_counter() - begin
+    programs = BUILD / "bin"
+    subprocess.run([programs / "atelier-plan", "--config", ROOT / "configs/mini.toml", "--run", run, "--set", "curate.enabled=false", "--set",
+                    "rollout.prompts_per_iteration=16", "--set", "storage.keep=all"], check=True, capture_output=True)
+    times = directory / "times"
+    timed = f'TIMEFORMAT="%U %S"; {{ time "$@" >/dev/null 2>"{directory}/log"; }} 2>"{times}.$OMPI_COMM_WORLD_RANK"'
+    found = []
+    for _ in range(arguments.repeats):
+        shutil.rmtree(run / "t2i", ignore_errors=True)
+        result = subprocess.run(["mpirun", "--oversubscribe", "-n", str(ranks), "bash", "-c", timed, "rank", programs / "atelier-rollout",
+                                 "--run", run, "--policy", "t2i", "--iteration", "1"], capture_output=True)
+        if result.returncode != 0:
+            raise SystemExit(f"atelier-rollout on {ranks} ranks failed: {(directory / 'log').read_text()[-500:]}")
+        found.append(min(sum(map(float, Path(f"{times}.{r}").read_text().split())) for r in range(ranks)))
+    return statistics.median(found)
 
 
-def exponent(sizes, seconds):
+def slope(sizes, seconds):
     x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
 
 
+def plot(rows, png):
+    """A panel for each (title, sizes, seconds); dashed: in proportion to the size."""
+    figure, axes = plt.subplots(1, len(rows), figsize=(3 * len(rows), 3.2), squeeze=False)
+    for axis, (title, sizes, seconds) in zip(axes[0], rows):
+        total, last = slope(sizes, seconds), slope(sizes[-2:], seconds[-2:])
+        axis.loglog(sizes, seconds, "o-")
+        axis.loglog(sizes, [seconds[-1] * (n / sizes[-1]) ** (-1 if total < 0 else 1) for n in sizes], "--", color="gray", linewidth=1)
+        axis.set_xticks(sizes, [str(s) for s in sizes])
+        axis.minorticks_off()
+        axis.set_title(f"{title}\nexponent {total:.2f}, at the end {last:.2f}", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("processor seconds")
+    figure.tight_layout()
+    figure.savefig(png, dpi=70)
+    plt.close(figure)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--png", type=Path, default=ROOT / "docs/cost.png")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--png", type=Path, default=ROOT / "docs/cost.png", help="drawn anew after each sweep")
     arguments = parser.parse_args()
-    subprocess.run(["cmake", "--build", BUILD, "--target", "engine_bench", "atelier-plan", "atelier-curate", "atelier-rollout"], check=True,
-                   stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         sweeps = {
-            "latent tokens (one prompt, group 1)": ([64, 144, 256, 576, 1024], lambda n: step(directory, arguments, 1, 1, math.isqrt(n))),
-            "prompts (group 1, 64 tokens)": ([1, 2, 4, 8, 16, 32], lambda n: step(directory, arguments, n, 1, 8)),
-            "group size (one prompt, 64 tokens)": ([1, 2, 4, 8, 16, 32], lambda n: step(directory, arguments, 1, n, 8)),
-            "prefix: 1 + references (group 8)": ([1, 2, 3, 4], lambda n: update(directory, arguments, n - 1)),
-            "ranks (rollout of 16 groups of 8)": ([1, 2], lambda n: rollout(directory, n)),
+            "latent tokens\n(training step, one prompt)": ([64, 144, 256, 576, 1024], lambda n: step(directory, arguments, 1, 1, math.isqrt(n))),
+            "prompts\n(training step, 64 tokens)": ([1, 2, 4, 8, 16, 32], lambda n: step(directory, arguments, n, 1, 8)),
+            "group size\n(training step, one prompt)": ([1, 2, 4, 8, 16, 32], lambda n: step(directory, arguments, 1, n, 8)),
+            "references + 1\n(GRPO update, group of 8)": ([1, 2, 3, 4], lambda n: update(directory, arguments, n - 1)),
+            "ranks\n(rollout of 16 groups of 8)": ([1, 2, 4], lambda n: rollout(directory, arguments, n)),
         }
-        figure, axes = plt.subplots(1, len(sweeps), figsize=(4 * len(sweeps), 3.6))
-        print("| over | sizes | seconds | exponent |\n|---|---|---|---|")
-        for axis, (title, (sizes, measure)) in zip(axes, sweeps.items()):
+        print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the beginning")
+        print("| over | sizes | processor seconds | exponent | between the two largest |\n|---|---|---|---|---|")
+        rows = []
+        for title, (sizes, measure) in sweeps.items():
             seconds = [measure(n) for n in sizes]
-            slope = exponent(sizes, seconds)
-            print(f"| {title} | {', '.join(map(str, sizes))} | {', '.join(f'{s:.4f}' for s in seconds)} | {slope:.2f} |", flush=True)
-            axis.loglog(sizes, seconds, "o-")
-            axis.set_xticks(sizes, [str(s) for s in sizes])
-            axis.minorticks_off()
-            axis.set_title(f"{title}\nexponent {slope:.2f}", fontsize=9)
-            axis.set_ylabel("seconds")
-            axis.grid(alpha=0.3)
-        figure.tight_layout()
-        figure.savefig(arguments.png, dpi=90)
+            rows.append((title, sizes, seconds))
+            print(f"| {title.replace(chr(10), ' ')} | {', '.join(map(str, sizes))} | {', '.join(f'{s:.3g}' for s in seconds)} | "
+                  f"{slope(sizes, seconds):.2f} | {slope(sizes[-2:], seconds[-2:]):.2f} |", flush=True)
+            plot(rows, arguments.png)
+        print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
-main()
+if __name__ == "__main__":
+    main()

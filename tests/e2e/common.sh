@@ -16,7 +16,7 @@ code() {
     cat "$work/out" >>"$work/said"
     ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
 }
-says() { grep -q "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
+says() { grep -q -- "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
 # distance A B: largest difference of all numbers of two directories' weights
 distance() {
     python3 - "$@" <<'P'

@@ -96,6 +96,19 @@ code 0 on 1 rollout lora-1 --policy t2i --iteration 2
 code 0 "$bin/atelier-inspect" --replay "$work/lora-1/t2i/iter-0002/rollout"
 says " 0 differ"
 
+# An adapter merged into weights on the device: the picture of the exported merge, to the bit, and another one than the base's.
+draw() {
+    code 0 "$bin/atelier-generate" --device cuda --model "$1" --output-resolution 64 --steps 2 --prompt "a red circle" --output "$work/$2.png" \
+        --output-latents "$work/$2.safetensors" "${@:3}"
+}
+code 0 "$bin/atelier-export" --model assets/mini/base --lora "$(policy lora-0):50" --output "$work/merged" --dtype f32
+draw "$work/merged" merged
+draw assets/mini/base added --lora "$(policy lora-0):50"
+draw assets/mini/base none
+cmp "$work/merged.safetensors" "$work/added.safetensors" || fail "an adapter merged on the device differs from its export"
+for name in added none; do mkdir "$work/l-$name" && cp "$work/$name.safetensors" "$work/l-$name/"; done
+within 1e-2 "$(distance "$work/l-none" "$work/l-added")" "the adapter changes nothing"
+
 # Killed in the middle of an update.
 for where in device host; do
     more=(--set grpo.epochs=3 --set checkpoint.every=1 --set compute.optimizer=$where)

@@ -178,7 +178,7 @@ if mkdir "$work/small" && mount -t tmpfs -o size=1500k none "$work/small" 2>/dev
     done
     umount "$work/small"
 else
-    echo "no right to mount: the full disk was not tried"
+    echo "skipped: no right to mount, so the full disk was not tried"
 fi
 
 # A rank that dies ends the others within seconds; a rerun gives the same samples.

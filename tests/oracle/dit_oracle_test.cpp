@@ -172,7 +172,7 @@ void check_case(const fs::path& folder) {
     if (info.contains("adapter")) {
         adapter = std::make_unique<nn::LoraAdapter>(nn::load_lora(folder / info["adapter"].get<std::string>(), model.dit.table()));
         if (model.dit.device() == Device::cpu) {
-            gradients = std::make_unique<nn::LoraAdapter>(model.dit.table(), adapter->table().config());
+            gradients = std::make_unique<nn::LoraAdapter>(adapter->table());
             model.weights = model.weights.with_lora(&adapter->store());
             model.gradients = nn::ParameterStore(model.dit.table(), gradients->store());
         } else {  // beside the weights it runs on the CPU

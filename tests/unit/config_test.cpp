@@ -11,6 +11,8 @@
 namespace atelier::config {
 namespace {
 
+using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -82,6 +84,28 @@ TEST_F(ConfigFile, TheResolvedFileReadsBackTheSame) {
     EXPECT_EQ(back.hash(), c.hash());
     const std::vector<std::string> other{"run.seed=2"};
     EXPECT_NE(Config::resolve(file(c.to_toml()), other, schema).hash(), c.hash());
+}
+
+TEST_F(ConfigFile, WhatChangesNoResultIsNotInTheHash) {
+    std::vector<Key> keys = schema;
+    for (Key& key : keys)
+        if (key.name == "sampling.eta" || key.name == "task.*.group") key.changes_results = false;
+    const auto path = file("[task.edit]\ngroup = 8\n[run]\nseed = 5\n");
+    const auto c = Config::resolve(path, {}, keys);
+    const std::vector<std::string> elsewhere{"sampling.eta=0.25", "task.edit.group=4"}, another{"run.seed=6", "sampling.eta=0.25"}, task{"task.t2i.group=1"};
+    const auto moved = Config::resolve(path, elsewhere, keys);
+    EXPECT_EQ(moved.hash(), c.hash());
+    EXPECT_NE(moved.to_toml(), c.to_toml());
+    EXPECT_TRUE(moved.differences(c, true).empty());
+    EXPECT_THAT(moved.differences(c, false), ElementsAre(HasSubstr("sampling.eta = 0.25, was "), "task.edit.group = 4, was 8"));
+    const auto other = Config::resolve(path, another, keys);
+    EXPECT_NE(other.hash(), c.hash());
+    EXPECT_THAT(other.differences(c, true), ElementsAre("run.seed = 6, was 5"));
+    // A task more is another run, whichever way one looks.
+    const auto more = Config::resolve(path, task, keys);
+    EXPECT_NE(more.hash(), c.hash());
+    EXPECT_THAT(more.differences(c, true), Contains(HasSubstr("task.t2i.kind")));
+    EXPECT_THAT(c.differences(more, true), Contains(HasSubstr("task.t2i.kind is not there")));
 }
 
 TEST_F(ConfigFile, MistakesAreNamedWithFileLineAndKey) {

@@ -40,7 +40,8 @@ TEST(LoraTargets, AreGlobsOrEndsOfNames) {
     EXPECT_THAT(rows({"*.?.to_q", "mlp"}), ::testing::ElementsAre(0, 2, 3));
     EXPECT_THAT(rows({"*to_q*"}), ::testing::ElementsAre(0, 3, 4));
     const LoraTable table(model, {2, 4, {"mlp"}});
-    EXPECT_EQ(table.scale(), 2.0f);
+    EXPECT_EQ(table.scale(2), 2.0f);
+    EXPECT_EQ(table.text(), "rank 2, alpha 4 for 1 matrices");
     EXPECT_EQ(table.table().count(), 2 * 6 + 7 * 2);
     EXPECT_EQ(table.find(1), -1);
     for (const LoraConfig& bad : {LoraConfig{0, 1, {"mlp"}}, LoraConfig{2, 0, {"mlp"}}, LoraConfig{2, 1, {"mlp", "to_k"}}, LoraConfig{7, 1, {"mlp"}},
@@ -100,9 +101,7 @@ TEST_F(LoraFile, BothLayoutsComeBackAsTheyWere) {
         const auto names = save_lora(adapter_->store(), to, layout);
         for (const fs::path& path : {to, to / names[0]}) {
             const LoraAdapter again = load_lora(path, model_);
-            EXPECT_EQ(again.table().rank(), 2);
-            EXPECT_EQ(again.table().config().alpha, 3);
-            EXPECT_EQ(again.table().adapted(), adapter_->table().adapted());
+            EXPECT_EQ(again.table().sizes(), adapter_->table().sizes());
             const Tensor a = again.store().values().flat(), b = adapter_->store().values().flat();
             ASSERT_EQ(a.elements(), b.elements());
             for (int row = 0; row < again.table().table().size(); ++row)
@@ -121,27 +120,126 @@ TEST_F(LoraFile, RefusesWhatDoesNotFit) {
                 }),
                 HasSubstr("no blocks.9.mlp.weight to adapt: the adapter is of another architecture"));
     EXPECT_THAT(with([&](auto& t, Json&) { t[a] = {std::vector<float>(3 * 6), {3, 6}}, t[b] = {std::vector<float>(7 * 3), {7, 3}}; }),
-                HasSubstr("adapts a matrix [7, 6] at rank 2, found A [3, 6] and B [7, 3]"));
+                HasSubstr("blocks.0.mlp has rank 2 by the configuration, found A [3, 6] and B [7, 3]"));
     EXPECT_THAT(with([&](auto& t, Json&) { t[a].second = {6, 2}; }), HasSubstr("found A [6, 2]"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.r"] = 4; }), HasSubstr("at rank 4"));
+    EXPECT_THAT(with([&](auto& t, Json&) { t[a] = {std::vector<float>(2 * 5), {2, 5}}; }), HasSubstr("adapts a matrix [7, 6], found A [2, 5]"));
+    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.r"] = 4; }), HasSubstr("has rank 4 by the configuration"));
     EXPECT_THAT(with([&](auto& t, Json&) { t[a].first[3] = NAN; }), HasSubstr("holds nan at element 3"));
     EXPECT_THAT(with([&](auto& t, Json&) { t["transformer.blocks.0.mlp.bias"] = t[a]; }), HasSubstr("is no part of a LoRA adapter"));
     EXPECT_THAT(with([](auto&, Json& s) { s.erase("transformer.lora_alpha"); }), HasSubstr("no positive numbers r and lora_alpha"));
     EXPECT_THAT(with([](auto&, Json& s) { s["transformer.r"] = 0; }), HasSubstr("no positive numbers r and lora_alpha"));
-    EXPECT_THAT(with([](auto&, Json& s) { s = nullptr; }), HasSubstr("so rank and alpha are unknown"));
+    EXPECT_THAT(with([](auto& t, Json& s) {
+                    s = nullptr;
+                    std::map<std::string, std::pair<std::vector<float>, Shape>> renamed;
+                    for (auto& [name, v] : t) renamed["base_model.model." + name.substr(12)] = v;
+                    t = renamed;
+                }),
+                HasSubstr("so alpha is unknown"));
     EXPECT_THAT(with([](auto&, Json& s) { s["transformer.use_dora"] = true; }), HasSubstr("use_dora = true is not supported"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 4}}; }), HasSubstr("rank_pattern"));
+    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 4}}; }), HasSubstr("blocks.0.mlp has rank 4"));
+    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 0}}; }), HasSubstr("must give positive numbers"));
+    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.alpha_pattern"] = {{"ml(p", 4}}; }), HasSubstr("pattern ml(p is no regular expression"));
+    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.alpha_pattern"] = {{"((\\w|.)*)*[xz]", 4}}; }), HasSubstr("failed on blocks.0"));
+    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.alpha_pattern"] = {4}; }), HasSubstr("must be an object"));
+    EXPECT_THAT(with([](auto& t, Json&) { t["transformer.blocks.0.mlp.alpha"] = {{1.0f}, {}}; }), HasSubstr("which of the two holds is not said"));
+    EXPECT_THAT(with([](auto& t, Json& s) { s = nullptr, t["transformer.blocks.0.mlp.alpha"] = {{-1.0f}, {}}; }), HasSubstr("must be positive"));
+    EXPECT_THAT(with([](auto& t, Json& s) { s = nullptr, t["transformer.blocks.0.mlp.alpha"] = {{1.0f, 2.0f}, {2}}; }), HasSubstr("must hold one number"));
+    EXPECT_THAT(with([](auto& t, Json& s) { s = nullptr, t["transformer.blocks.1.mlp.alpha"] = {{1.0f}, {}}; }), HasSubstr("belongs to no module"));
+    EXPECT_THAT(with([&](auto& t, Json& s) {
+                    s = nullptr, t["transformer.blocks.0.mlp.lora_down.weight"] = t[a], t["transformer.blocks.0.mlp.lora_up.weight"] = t[b];
+                }),
+                HasSubstr("blocks.0.mlp is adapted twice"));
     EXPECT_THAT(refusal(directory_ / "none.safetensors"), HasSubstr("cannot open"));
     fs::create_directories(directory_ / "empty");
     EXPECT_THAT(refusal(directory_ / "empty"), HasSubstr("holds neither"));
 }
 
-TEST(LoraRequest, IsAFileAndAScale) {
-    EXPECT_EQ(parse_lora_request("a.safetensors").scale, 1.0f);
-    EXPECT_EQ(parse_lora_request("a.safetensors:0.5").scale, 0.5f);
-    EXPECT_EQ(parse_lora_request("a:b:-2").path, "a:b");
-    EXPECT_THROW(parse_lora_request("a.safetensors:much"), Error);
-    EXPECT_THROW(parse_lora_request("a.safetensors:0.5x"), Error);
+// What pipe.save_lora_weights() writes without a configuration, and with tensors for alpha: read as diffusers 0.42 reads it.
+TEST_F(LoraFile, WithoutAConfigurationTheShapesSayTheRank) {
+    const auto sizes = [&] {
+        const auto all = load_lora(directory_, model_).table().sizes();
+        return std::vector<LoraSize>{all[0], all[2], all[3]};
+    };
+    const std::string a = "transformer.blocks.0.mlp.lora_A.weight", b = "transformer.blocks.0.mlp.lora_B.weight";
+    EXPECT_EQ(with([](auto&, Json& s) { s = nullptr; }), "(no error)");
+    EXPECT_THAT(sizes(), ::testing::Each(LoraSize{2, 2}));
+    const auto wider = [&](auto& t) { t[a] = {std::vector<float>(3 * 6, 1.0f), {3, 6}}, t[b] = {std::vector<float>(7 * 3, 1.0f), {7, 3}}; };
+    EXPECT_EQ(with([&](auto& t, Json& s) { s = nullptr, wider(t); }), "(no error)");
+    EXPECT_THAT(sizes(), ::testing::ElementsAre(LoraSize{2, 2}, LoraSize{3, 3}, LoraSize{2, 2}));
+    EXPECT_EQ(with([&](auto& t, Json& s) {
+                  s = nullptr;
+                  t["transformer.blocks.0.mlp.alpha"] = {{0.5f}, {}};
+                  std::map<std::string, std::pair<std::vector<float>, Shape>> renamed;
+                  for (auto& [name, v] : t) {
+                      std::string other = name;
+                      if (const auto at = other.find("lora_A"); at != std::string::npos) other.replace(at, 6, "lora_down");
+                      if (const auto at = other.find("lora_B"); at != std::string::npos) other.replace(at, 6, "lora_up");
+                      renamed["diffusion_model." + other.substr(12)] = v;
+                  }
+                  t = renamed;
+              }),
+              "(no error)");
+    EXPECT_THAT(sizes(), ::testing::ElementsAre(LoraSize{2, 2}, LoraSize{2, 0.5}, LoraSize{2, 2}));
+}
+
+// Patterns as PEFT matches them: ends of names from a dot on, the first that matches; sqrt(rank) in the scale of rsLoRA.
+TEST_F(LoraFile, PatternsGiveMatricesRanksAndAlphasOfTheirOwn) {
+    const std::string a = "transformer.blocks.0.mlp.lora_A.weight", b = "transformer.blocks.0.mlp.lora_B.weight";
+    const auto change = [&](auto& t, Json& s) {
+        t[a] = {std::vector<float>(9 * 6, 1.0f), {9, 6}}, t[b] = {std::vector<float>(7 * 9, 2.0f), {7, 9}};  // a rank above the matrix's own
+        s["transformer.rank_pattern"] = {{"mlp", 9}, {"lp", 5}};
+        s["transformer.alpha_pattern"] = {{"^blocks.1.to_q", 6}, {"blocks.[01].to_q", 7}, {"to_", 9}};
+    };
+    EXPECT_EQ(with(change), "(no error)");
+    const LoraAdapter adapter = load_lora(directory_, model_);
+    const std::vector<LoraSize> expected{{2, 7}, {}, {9, 3}, {2, 6}, {}};
+    EXPECT_EQ(adapter.table().sizes(), expected);
+    EXPECT_EQ(adapter.table().text(), "rank 2 to 9, alpha 3 to 7 for 3 matrices");
+    for (const LoraLayout layout : {LoraLayout::diffusers, LoraLayout::peft}) {
+        const fs::path to = directory_ / (layout == LoraLayout::peft ? "peft" : "diffusers");
+        fs::create_directories(to);
+        save_lora(adapter.store(), to, layout);
+        const LoraAdapter again = load_lora(to, model_);
+        EXPECT_EQ(again.table().sizes(), expected);
+        EXPECT_EQ(std::memcmp(again.store().values().flat().raw(), adapter.store().values().flat().raw(), adapter.store().values().flat().bytes()), 0);
+    }
+    std::vector<float> w(42, 0.0f);
+    merge_lora(adapter.store(), 2, 1.0f, w.data());
+    for (const float v : w) EXPECT_NEAR(v, 3.0 / 9 * 9 * 2, 1e-5);
+    EXPECT_EQ(with([&](auto& t, Json& s) { change(t, s), s["transformer.use_rslora"] = true; }), "(no error)");
+    EXPECT_EQ(load_lora(directory_, model_).table().sizes()[2], (LoraSize{9, 9}));
+}
+
+TEST_F(LoraFile, RefusesOtherDtypes) {
+    std::vector<std::int32_t> integers(14);
+    std::vector<float> floats(12);
+    for (const DType dtype : {DType::i32, DType::f32}) {
+        const Tensor up(integers.data(), dtype, {7, 2});
+        io::write_safetensors(directory_ / lora_file_name, {{"transformer.blocks.0.mlp.lora_A.weight", Tensor::of(floats.data(), {2, 6}), DType::f32},
+                                                            {"transformer.blocks.0.mlp.lora_B.weight", up, dtype}});
+        EXPECT_THAT(refusal(directory_), HasSubstr(dtype == DType::f32 ? "(no error)" : "blocks.0.mlp.lora_B.weight must hold f32, bf16 or f16, found i32"));
+    }
+}
+
+TEST_F(LoraFile, RequestIsAFileAndAScale) {
+    const std::string file = directory_ / "a.safetensors", other = directory_ / "a:b";
+    std::ofstream(file).put(' ');
+    std::ofstream(other).put(' ');
+    EXPECT_EQ(parse_lora_request(file).scale, 1.0f);
+    EXPECT_EQ(parse_lora_request(file + ":0.5").scale, 0.5f);
+    EXPECT_EQ(parse_lora_request(other + ":-2").path, other);
+    EXPECT_EQ(parse_lora_request(other).scale, 1.0f);
+    const auto refused = [](const std::string& text) {
+        try {
+            parse_lora_request(text);
+        } catch (const Error& e) {
+            return e.message();
+        }
+        return std::string("(no error)");
+    };
+    EXPECT_THAT(refused(file + ":much"), HasSubstr("must be a scale"));
+    EXPECT_THAT(refused(file + ":0.5x"), HasSubstr("must be a scale"));
+    EXPECT_THAT(refused("absent.safetensors:0.5"), HasSubstr("--lora absent.safetensors:0.5: absent.safetensors is missing"));
 }
 
 // More rows than go through an adapter at a time; both products beside their definition in fp64.
@@ -150,7 +248,9 @@ TEST(LoraLinear, IsTheMatrixWithTheAdapterAdded) {
     Arena arena("model", static_cast<std::size_t>(model.flat_size()) * 4);
     const ParameterStore base(model, arena);
     initialise(base, 1);
-    const LoraAdapter adapter(model, {2, 3, {"mlp"}}), gradients(model, {2, 3, {"mlp"}});
+    // The room for inner numbers is another matrix's, of a larger rank.
+    const LoraTable table(model, std::vector<LoraSize>{{3, 1}, {}, {2, 3}, {}, {}});
+    const LoraAdapter adapter(table), gradients(table);
     initialise(adapter.store(), 2);
     for (std::int64_t i = 0; i < 14; ++i) adapter.store().b(2).f32()[i] = 0.1f * static_cast<float>(i - 5);
     const ParameterStore weights = base.with_lora(&adapter.store());
@@ -236,7 +336,7 @@ TEST(LoraTraining, GradientOfAGroupsObjective) {
     const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};
     rl::ObjectiveConfig objective;
     objective.clip = 1e9;
-    const LoraAdapter gradients(model.dit().table(), model.adapter()->table().config());
+    const LoraAdapter gradients(model.adapter()->table());
     const float* g = gradients.store().values().data();
     for (const dit::Keep keep : {dit::Keep::activations, dit::Keep::inputs}) {
         std::fill_n(gradients.store().values().data(), size, 0.0f);

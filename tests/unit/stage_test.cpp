@@ -1,4 +1,5 @@
 // What stages share: scores to advantages, curated prompts on disk, the jobs of a configuration.
+#include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -16,6 +17,17 @@
 #include "stage/shard_writer.hpp"
 #include "stage/training_state.hpp"
 #include "stage/truth_gap.hpp"
+
+namespace {
+bool hdf5_lacks_threads = false;
+}
+/// Stands before the library's: what it says, or that it is not safe for threads.
+extern "C" herr_t H5is_library_threadsafe(hbool_t* safe) {
+    static const auto library = reinterpret_cast<herr_t (*)(hbool_t*)>(dlsym(RTLD_NEXT, "H5is_library_threadsafe"));
+    const herr_t status = library(safe);
+    if (hdf5_lacks_threads) *safe = 0;
+    return status;
+}
 
 namespace atelier::stage {
 namespace {
@@ -172,6 +184,39 @@ TEST_F(Run, TrainingStateLargerThanAPieceComesBack) {
     EXPECT_EQ(list(s.ema), list(expected.ema));
 }
 
+TEST_F(Run, TheMeanOfCheckpointsIsThatOfWholeModels) {
+    nn::ParameterTable table = blocks_table();
+    table.add({"longer than a piece", {5, 900'001}});
+    std::vector<io::Safetensors> files;
+    std::vector<float> expected(static_cast<std::size_t>(table.flat_size()));
+    const float share = 1.0f / 3;
+    for (int f = 0; f < 3; ++f) {
+        Arena arena("weights", static_cast<std::size_t>(table.flat_size()) * sizeof(float) + 4096);
+        const nn::ParameterStore store(table, arena);
+        Random random(random_key(1, RandomUse::test, static_cast<std::uint64_t>(f)));
+        for (std::int64_t i = 0; i < table.flat_size(); ++i) store.data()[i] = static_cast<float>(random.below(1000)) / 7 - 50;
+        nn::StorageFormat format;
+        format.dtypes.assign(static_cast<std::size_t>(table.size()), f == 0 ? DType::bf16 : DType::f32);
+        const fs::path directory = directory_ / std::to_string(f);
+        fs::create_directories(directory);
+        nn::save_weights(store, directory, "weights", format);
+        files.push_back(io::Safetensors::open(directory / "weights.safetensors"));
+        nn::load_weights(store, files.back());
+        for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = (f == 0 ? 0.0f : expected[i]) + share * store.data()[i];
+    }
+    for (const int ranks : {1, 3}) {
+        const nn::Partition partition(table, ranks);
+        for (int rank = 0; rank < ranks; ++rank) {
+            const Numbers shard(partition.shard_size());
+            nn::load_mean(partition, rank, files, shard.tensor());
+            for (const auto& p : partition.pieces(rank))
+                for (std::int64_t i = 0; i < p.count; ++i)
+                    ASSERT_EQ(shard.data()[p.local + i], expected[static_cast<std::size_t>(p.global + i)]) << ranks << " ranks, number " << p.global + i;
+        }
+    }
+    EXPECT_EQ(nn::mean_bytes(nn::Partition(table, 1)), std::size_t{2} << 24) << "no more than two pieces, however large the model is";
+}
+
 io::TrajectoryShard small_shard(std::uint64_t id) {
     io::TrajectoryShard shard;
     io::TrajectoryPrompts& p = shard.prompts;
@@ -200,6 +245,24 @@ TEST_F(Run, ShardsAreWrittenInOrderBesideTheWork) {
     const auto world = comm::make_self();
     EXPECT_EQ(gather_digests(*world, writer.digests()), writer.digests());
     EXPECT_GT(writer.seconds(), 0);
+}
+
+TEST_F(Run, AnHdf5WithoutThreadsWritesAtOnceAndTheLogSaysSoOnce) {
+    hdf5_lacks_threads = true;
+    ::testing::internal::CaptureStderr();
+    for (std::uint64_t i = 0; i < 2; ++i) {
+        ShardWriter writer;
+        const fs::path path = directory_ / fmt::format("shard-{}.h5", i);
+        writer.put(path, small_shard(i));
+        EXPECT_TRUE(fs::exists(path));
+        writer.finish();
+        EXPECT_EQ(writer.digests().at(path.filename().string()), io::digest_file(path));
+    }
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    hdf5_lacks_threads = false;
+    const std::string words = "not built for several threads";
+    EXPECT_THAT(said, HasSubstr(words));
+    EXPECT_EQ(said.find(words), said.rfind(words));
 }
 
 TEST_F(Run, AShardThatCannotBeWrittenIsSaidAndEndsTheWriting) {

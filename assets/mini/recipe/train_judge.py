@@ -34,6 +34,7 @@ from judge_truth import DEFECTS, DIMENSIONS, defects_of, differences, failing_wo
 from measure_judge import ranks
 
 EMBEDDED = 4.0   # length of a word's vector, and about that of a place's
+VERDICT = 5   # weight of the words behind the caption, few and decisive, in the language loss
 LOOK = 3   # layers after which the heads read
 DEFAULT_SHARE = dict(alignment=1, aesthetics=0.6, portrait=1, instruction=1, identity=1)
 SOUND = dict(portrait="a face with its features in place", identity="the same person")
@@ -44,7 +45,6 @@ class Rows:
 
     def __init__(self, labels, questions, trusted=0.25, written={}):
         self.labels, self.q, self.trusted, self.written = labels, questions, trusted, written
-        self.hidden = 0.2 if written else 0.5   # share of scores whose rationale is out of sight
         self.by_dimension = {}
         for item in labels.items:
             for d, (rationale, _) in item["known"].items():
@@ -62,7 +62,7 @@ class Rows:
         first = len(prefix) + len(question) - 1
         none = [0] * len(ids)
         return dict(ids=ids, places=[q.places(ids)], branch=none, veiled=none, tail=none, shown=item["pictures"], at=list(range(first, len(ids))), targets=answer,
-                    scores=[], blame=[], end=0, defects=[], labels=[])
+                    weights=[1] * len(answer), scores=[], blame=[], end=0, defects=[], labels=[])
 
     def row(self, item, rng, plain=False):
         """One picture with its questions. `plain`: every question, true rationales, out of sight of the score."""
@@ -70,7 +70,7 @@ class Rows:
         q = self.q
         prefix, words = q.prefix(kind, prompt)
         n = len(prefix)
-        row = dict(ids=list(prefix), places=[q.places(prefix)], branch=[0] * n, veiled=[0] * n, tail=[0] * n, at=[], targets=[], scores=[], shown=shown)
+        row = dict(ids=list(prefix), places=[q.places(prefix)], branch=[0] * n, veiled=[0] * n, tail=[0] * n, at=[], targets=[], weights=[], scores=[], shown=shown)
         start = row["places"][0][0, -1] + 1
         for number, (k, d) in enumerate(q.templates):
             if k != kind or (d not in known and not q.templates[k, d].get("may_not_apply")):
@@ -80,8 +80,8 @@ class Rows:
                     continue
                 rationale, score = known[d]
                 sight = 0 if plain else rng.random()
-                own = self.written.get((item["id"], d)) if sight > self.hidden else None
-                other = own is not None or sight > self.hidden + self.trusted
+                own = self.written.get((item["id"], d)) if sight > 0.5 else None
+                other = own is not None or sight > 0.5 + self.trusted
                 if own is not None:
                     rationale = own
                 elif other:
@@ -95,11 +95,12 @@ class Rows:
             question = q.tails[k, d]
             first = len(row["ids"]) + len(question) - 1           # predicts the answer's first token
             said = len(q.encode(rationale))
+            seen = len(q.encode(rationale.split(";")[0])) if d in ("alignment", "instruction") else 0
             row["ids"] += question + answer[:-1]
             m = len(question) + len(answer) - 1
             row["places"].append(np.tile(np.arange(start, start + m), (3, 1)))
             row["branch"] += [number + 1] * m
-            hide = sight < self.hidden and place >= 0
+            hide = sight < 0.5 and place >= 0
             row["veiled"] += [0] * len(question) + [int(hide)] * said + [0] * (m - len(question) - said)
             row["tail"] += [0] * (len(question) + said) + [int(hide)] * (m - len(question) - said)
             for i, token in enumerate(answer):
@@ -108,6 +109,7 @@ class Rows:
                 elif not other or i > said:
                     row["at"].append(first + i)
                     row["targets"].append(token)
+                    row["weights"].append(VERDICT if seen < i < said else 1)
         blame, colour = failing_words(prompt, known["alignment"][0]) if kind == "t2i" else ({}, {})
         row["blame"] = [(words[w], 0, b) for w, b in blame.items()] + [(words[w], 1, b) for w, b in colour.items()]
         row["end"] = n - 1
@@ -137,6 +139,7 @@ class Batch:
         flat = lambda key: [(i, *v) if isinstance(v, tuple) else (i, v) for i, r in enumerate(rows) for v in r[key]]
         self.at = torch.tensor(flat("at")).T
         self.targets = torch.tensor([x for r in rows for x in r["targets"]])
+        self.weights = torch.tensor([x for r in rows for x in r["weights"]]).float()
         scores = flat("scores")
         self.score_at = torch.tensor([s[:2] for s in scores], dtype=torch.long).view(-1, 2).T
         self.label = torch.tensor([s[2] for s in scores]).float()
@@ -183,7 +186,8 @@ def expected(model, states, batch, q):
 
 def losses(model, heads, batch, eyes, q):
     looked, states = forward(model, batch, eyes)
-    language = F.cross_entropy(model.lm_head(states[batch.at[0], batch.at[1]]), batch.targets)
+    language = F.cross_entropy(model.lm_head(states[batch.at[0], batch.at[1]]), batch.targets, reduction="none")
+    language = (language * batch.weights).sum() / batch.weights.sum()
     if not len(batch.label):
         return dict(language=language)
     logits, log_p, score = expected(model, states, batch, q)
@@ -235,7 +239,7 @@ def write(model, kind, d, items, pictures, q, longest=48):
         for x, prefix, s in zip(items, prefixes, said):
             ids = prefix + tail + s
             rows.append(dict(ids=ids, places=[q.places(ids)], branch=[0] * len(ids), veiled=[0] * len(ids), tail=[0] * len(ids), shown=x["pictures"], at=[len(ids) - 1],
-                             targets=[0], scores=[(0, 0, 0)], blame=[], end=0, defects=[], labels=[]))
+                             targets=[0], weights=[1], scores=[(0, 0, 0)], blame=[], end=0, defects=[], labels=[]))
         batch = Batch(rows, q)
         _, states = forward(model, batch, eyes)
         for i, token in enumerate(model.lm_head(states[batch.at[0], batch.at[1]]).argmax(-1).tolist()):
@@ -273,7 +277,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=20, help="on the clock: the learning rate decays to zero within it")
     parser.add_argument("--seeing", type=int, default=0, help="updates before that, which teach captions alone")
     parser.add_argument("--shut", type=float, default=0.6, help="share of the time for which the eyes stay as they are")
-    parser.add_argument("--trusted", type=float, default=0.25, help="share of scores that see the true rationale; half (with --written a fifth) see none, the rest another picture's")
+    parser.add_argument("--trusted", type=float, default=0.25, help="share of scores that see the true rationale; half see none, the rest another picture's")
     parser.add_argument("--written", type=Path, help="judgements.csv of atelier-reward-train with a start of these labels as its held-out ones")
     parser.add_argument("--batch", type=int, default=32, help="pictures with all their questions")
     parser.add_argument("--lr", type=float, default=2e-3)
