@@ -5,8 +5,7 @@
 #include <cstddef>
 #include <string>
 
-// HDF5's way to files that are read. HDF5 says that a call has failed, but not why, and gives zeros for the part of a virtual dataset whose
-// file it cannot open: what the system said stands here.
+// HDF5's way to files that are read. HDF5 says that a call has failed, but not why: what the system said stands here.
 namespace atelier::io::hdf5 {
 
 /// What the system refused: opening a file that may be there, or reading it.
