@@ -635,6 +635,7 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
     std::vector<char*> texts(static_cast<std::size_t>(found[0]), nullptr);
     if (texts.empty()) return {};
     const Handle transfer = text_transfer(texts.size());
+    take_read_failure();
     ATELIER_CHECK_READ(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, transfer.id(), texts.data()) >= 0, "{}: dataset {} is damaged",
                         path_.string(), name);
     std::vector<std::string> values;
