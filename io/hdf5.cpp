@@ -264,7 +264,7 @@ void File::check_storage(const Dataset& set) const {
     const hssize_t elements = H5Sget_simple_extent_npoints(space.id());
     const hsize_t most = stored / std::max<std::size_t>(H5Tget_size(type.id()), 1);
     ATELIER_CHECK_READ(elements >= 0 && static_cast<hsize_t>(elements) <= most, "{}: {} has {} elements, and bytes for {} at most", path_.string(),
-                        name, elements, most);
+                       name, elements, most);
 }
 
 bool File::exists(const std::string& name) const {
@@ -637,7 +637,7 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
     const Handle transfer = text_transfer(texts.size());
     take_read_failure();
     ATELIER_CHECK_READ(H5Dread(set.id(), type.id(), H5S_ALL, H5S_ALL, transfer.id(), texts.data()) >= 0, "{}: dataset {} is damaged",
-                        path_.string(), name);
+                       path_.string(), name);
     std::vector<std::string> values;
     for (char* text : texts) {
         values.emplace_back(text == nullptr ? "" : text);
