@@ -5,4 +5,4 @@ set -euo pipefail
 ranks=$1
 shift
 "${MPIEXEC:-mpirun}" --oversubscribe --bind-to none -n "$ranks" bash -c \
-    'code=0; "$@" >/dev/null 2>&1 || code=$?; while read -r key bytes; do [[ $key == rchar: ]] && echo "rank $OMPI_COMM_WORLD_RANK: $bytes bytes read, exit $code"; done </proc/$$/io' - "$@"
+    'code=0; "$@" >/dev/null 2>&1 || code=$?; while read -r key bytes; do [[ $key == rchar: ]] && echo "rank $OMPI_COMM_WORLD_RANK: $bytes bytes read, exit $code"; done </proc/$$/io; exit $code' - "$@"
