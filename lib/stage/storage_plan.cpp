@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "io/hdf5.hpp"
 #include "model/dit/dit.hpp"
 #include "model/processor/image_inputs.hpp"
 #include "stage/picture_sizes.hpp"
@@ -100,8 +101,10 @@ std::string describe_storage(const Context& c) {
         weights += static_cast<double>(dit.table().spec(i).shape.elements()) * static_cast<double>(size_of(storage.dtypes[static_cast<std::size_t>(i)]));
     if (adapts) weights = vector = static_cast<double>(nn::LoraTable(dit.table(), c.lora()).table().count()) * 4;
     // Two moments, and the optimizer's own weights where they are stored in less than fp32; with a moving average its place in the
-    // state and its weights.
-    const double student_state = vector * (2 + (has_master ? 1 : 0)), policy_state = student_state + (averages ? vector : 0);
+    // state and its weights. Each is a dataset of whole chunks.
+    const auto numbers = static_cast<std::int64_t>(vector / 4), chunk = io::hdf5::File::chunk_rows(DType::f32, {numbers});
+    const double stored = static_cast<double>((numbers + chunk - 1) / chunk * chunk) * 4;
+    const double student_state = stored * (2 + (has_master ? 1 : 0)), policy_state = student_state + (averages ? stored : 0);
     const double policy = weights * (averages ? 2 : 1);
     // Within a stage with the weights: checkpoint.keep of them, and one in writing.
     const double within = config.integer("checkpoint.every") > 0 ? number("checkpoint.keep") + 1 : 0;
