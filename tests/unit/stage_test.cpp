@@ -196,6 +196,7 @@ TEST_F(Run, TheMeanOfCheckpointsIsThatOfWholeModels) {
         Random random(random_key(1, RandomUse::test, static_cast<std::uint64_t>(f)));
         for (std::int64_t i = 0; i < table.flat_size(); ++i) store.data()[i] = static_cast<float>(random.below(1000)) / 7 - 50;
         nn::StorageFormat format;
+        format.shard_bytes = 1 << 30;
         format.dtypes.assign(static_cast<std::size_t>(table.size()), f == 0 ? DType::bf16 : DType::f32);
         const fs::path directory = directory_ / std::to_string(f);
         fs::create_directories(directory);
