@@ -64,7 +64,7 @@ code 0 on 1 distill run --round 1
 grpo_curve=$(curve grpo t2i) distill_curve=$(curve distill student)
 mv "$policy" "$work/policy-0"
 mv "$student" "$work/student-0"
-bound=2e-5 curve_bound=1e-5
+bound=1e-5 curve_bound=1e-6
 for zero in 1 2 3; do
     code 0 plan run --set compute.zero=$zero --set slurm.grpo.ranks=2 --set slurm.grpo.time=02:00:00
     says "compute.zero = $zero, was $((zero - 1))"
