@@ -8,11 +8,7 @@
 #include <new>
 
 #include "io/fletcher32.hpp"
-#include "io/hdf5_read_driver.hpp"
-
-#if H5_VERSION_GE(1, 13, 0)
-#include <H5FDdevelop.h>
-#endif
+#include "io/hdf5_driver.hpp"
 
 namespace atelier::io::hdf5 {
 namespace {
@@ -141,14 +137,7 @@ herr_t cut(H5FD_t* file, hid_t, hbool_t) {
 }
 
 hid_t register_driver() {
-    static H5FD_class_t driver{};
-#if H5_VERSION_GE(1, 13, 0)
-    driver.version = H5FD_CLASS_VERSION;
-    driver.value = static_cast<H5FD_class_value_t>(600);
-#endif
-    driver.name = "atelier";
-    driver.maxaddr = HADDR_MAX;
-    driver.fc_degree = H5F_CLOSE_STRONG;
+    static H5FD_class_t driver = describe_driver("atelier", 600, H5F_CLOSE_STRONG);
     driver.fapl_size = sizeof(AccessInfo);
     driver.open = open_file;
     driver.close = close_file;
@@ -160,8 +149,6 @@ hid_t register_driver() {
     driver.read = read_bytes;
     driver.write = write_bytes;
     driver.truncate = cut;
-    const H5FD_mem_t map[] = H5FD_FLMAP_DICHOTOMY;
-    std::copy(std::begin(map), std::end(map), std::begin(driver.fl_map));
     return H5FDregister(&driver);
 }
 

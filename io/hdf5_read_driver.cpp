@@ -4,18 +4,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
 
 #include "core/open_failure.hpp"
-
-#if H5_VERSION_GE(1, 13, 0)
-#include <H5FDdevelop.h>
-#endif
+#include "io/hdf5_driver.hpp"
 
 namespace atelier::io::hdf5 {
 namespace {
@@ -98,14 +93,7 @@ herr_t read_bytes(H5FD_t* file, H5FD_mem_t, hid_t, haddr_t address, std::size_t 
 herr_t refuse_to_write(H5FD_t*, H5FD_mem_t, hid_t, haddr_t, std::size_t, const void*) { return -1; }
 
 hid_t register_driver() {
-    static H5FD_class_t driver{};
-#if H5_VERSION_GE(1, 13, 0)
-    driver.version = H5FD_CLASS_VERSION;
-    driver.value = static_cast<H5FD_class_value_t>(601);
-#endif
-    driver.name = "atelier_read";
-    driver.maxaddr = HADDR_MAX;
-    driver.fc_degree = H5F_CLOSE_WEAK;
+    static H5FD_class_t driver = describe_driver("atelier_read", 601, H5F_CLOSE_WEAK);
     driver.open = open_file;
     driver.close = close_file;
     driver.cmp = compare;
@@ -115,8 +103,6 @@ hid_t register_driver() {
     driver.get_eof = size_of_file;
     driver.read = read_bytes;
     driver.write = refuse_to_write;
-    const H5FD_mem_t map[] = H5FD_FLMAP_DICHOTOMY;
-    std::copy(std::begin(map), std::end(map), std::begin(driver.fl_map));
     return H5FDregister(&driver);
 }
 
@@ -129,23 +115,6 @@ hid_t make_read_access() {
     const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_driver(access, driver, nullptr);
     return access;
-}
-
-int read_at(int descriptor, haddr_t address, std::size_t size, void* out) {
-    auto* to = static_cast<char*>(out);
-    while (size > 0) {
-        const ssize_t count = pread(descriptor, to, size, static_cast<off_t>(address));
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return errno;
-        if (count == 0) {
-            std::memset(to, 0, size);
-            return 0;
-        }
-        to += count;
-        address += static_cast<haddr_t>(count);
-        size -= static_cast<std::size_t>(count);
-    }
-    return 0;
 }
 
 }  // namespace atelier::io::hdf5

@@ -2,7 +2,6 @@
 
 #include <hdf5.h>
 
-#include <cstddef>
 #include <string>
 
 // HDF5's way to files that are read. HDF5 says that a call has failed, but not why: what the system said stands here.
@@ -19,8 +18,5 @@ ReadFailure take_read_failure();
 
 /// Access properties under which H5Fopen reads a file, and the files that its links and virtual datasets lead to.
 hid_t make_read_access();
-
-/// Reads `size` bytes from an address on; what lies beyond the file's end is zero. Returns errno, or 0.
-int read_at(int descriptor, haddr_t address, std::size_t size, void* out);
 
 }  // namespace atelier::io::hdf5

@@ -14,14 +14,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::string_view blanks = " \t\r\n";
 constexpr std::string_view ornaments = " \t\r\n*`\"'_";  // that models put around words
-
-std::string_view trimmed(std::string_view text, std::string_view what = blanks) {
-    const auto begin = text.find_first_not_of(what);
-    if (begin == std::string_view::npos) return {};
-    return text.substr(begin, text.find_last_not_of(what) - begin + 1);
-}
 
 /// Index of the score token that a text is, spaces around it aside.
 std::optional<std::size_t> score_of(const Template& asked, std::string_view text) {
@@ -101,6 +94,12 @@ std::optional<double> expected_score(const Template& asked, const Json& choice,
 }
 
 }  // namespace
+
+std::string_view trimmed(std::string_view text, std::string_view what) {
+    const auto begin = text.find_first_not_of(what);
+    if (begin == std::string_view::npos) return {};
+    return text.substr(begin, text.find_last_not_of(what) - begin + 1);
+}
 
 std::string excerpt(std::string_view text, std::size_t most) {
     std::string line(text.substr(0, most));

@@ -19,6 +19,10 @@ inline constexpr const char* unlikely_mark = "[the scores together were unlikely
 /// Ends a reason that took all of the template's reasoning_tokens.
 inline constexpr const char* cut_mark = "[cut off]";
 
+inline constexpr std::string_view blanks = " \t\r\n";
+/// A text without any of these characters at its ends.
+std::string_view trimmed(std::string_view text, std::string_view what = blanks);
+
 /// What a judge wrote, taken apart.
 struct Answer {
     std::string reason;

@@ -46,13 +46,6 @@ std::uint64_t number_of(const std::string& name) {
     return n;
 }
 
-std::string_view trimmed(std::string_view text) {
-    constexpr std::string_view blanks = " \t\r\n";
-    const auto begin = text.find_first_not_of(blanks);
-    if (begin == text.npos) return {};
-    return text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
-}
-
 using TemplatesByKind = std::map<std::string, std::vector<Template>>;
 
 std::int64_t rubric_tokens(const QuestionMaker& model, const Template& t) {

@@ -16,6 +16,7 @@
 #include "io/publish.hpp"
 #include "io/trajectory.hpp"
 #include "io/lookup.hpp"
+#include "judge/answer.hpp"
 #include "judge/labels.hpp"
 #include "model/tokenizer/byte_level.hpp"
 #include "stage/inspect.hpp"
@@ -71,11 +72,6 @@ std::vector<std::string> words(const std::string& text) {
         begin = end + 1;
     }
     return found;
-}
-
-std::string trimmed(const std::string& text) {
-    const auto begin = text.find_first_not_of(" \t\r\n");
-    return begin == text.npos ? std::string() : text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
 /// A number written with a point or, as some spreadsheets do, a comma; NaN for "none".
@@ -159,7 +155,7 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
         ATELIER_CHECK_INPUT(!rows.empty(), "{} is empty", sheet.string());
         std::map<std::string, std::size_t> at;
         for (std::size_t i = 0; i < rows[0].size(); ++i)
-            ATELIER_CHECK_INPUT(at.emplace(trimmed(rows[0][i]), i).second, "{} has two columns '{}'", sheet.string(), rows[0][i]);
+            ATELIER_CHECK_INPUT(at.emplace(judge::trimmed(rows[0][i]), i).second, "{} has two columns '{}'", sheet.string(), rows[0][i]);
         for (const std::string& name : columns)
             ATELIER_CHECK_INPUT(at.contains(name) || name.starts_with("judge_"),
                                 "{} has no column '{}'", sheet.string(), name);
@@ -174,7 +170,7 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
             const std::string place = fmt::format("{}: row {}", sheet.string(), i + 1);
             for (const std::string& each : rows[i])
                 ATELIER_CHECK_INPUT(model::find_invalid_utf8(each) == std::string::npos, "{} is not UTF-8: save the sheet as such", place);
-            const auto field = [&](const char* name) { return trimmed(rows[i][at.at(name)]); };
+            const auto field = [&](const char* name) { return std::string(judge::trimmed(rows[i][at.at(name)])); };
             if (field("score").empty()) continue;
             ATELIER_CHECK_INPUT(!field("annotator").empty(), "{} has a score and no annotator",
                                 place);

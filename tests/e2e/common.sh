@@ -17,8 +17,8 @@ code() {
     ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
 }
 says() { grep -q -- "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
-# distance A B: largest difference of all numbers of two directories' weights
-distance() {
+# apart A B: largest difference of all numbers of two directories' weights, in fp32 or bf16, and which share of them differ
+apart() {
     python3 - "$@" <<'P'
 import array, glob, json, struct, sys
 def numbers(folder):
@@ -27,14 +27,20 @@ def numbers(folder):
         data = open(name, "rb").read()
         (n,) = struct.unpack("<Q", data[:8])
         for key, t in json.loads(data[8:8 + n]).items():
-            if key != "__metadata__":
-                out[key] = array.array("f", data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]])
+            if key == "__metadata__":
+                continue
+            raw = data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]]
+            out[key] = array.array("f", raw if t["dtype"] == "F32" else array.array("I", (b << 16 for b in array.array("H", raw))).tobytes())
     return out
 a, b = numbers(sys.argv[1]), numbers(sys.argv[2])
 assert a and a.keys() == b.keys(), "other tensors"
-print(max(max(map(abs, map(float.__sub__, a[k], b[k]))) if a[k] != b[k] else 0.0 for k in a))
+moved = [k for k in a if a[k] != b[k]]
+largest = max((max(map(abs, map(float.__sub__, a[k], b[k]))) for k in moved), default=0.0)
+print(largest, sum(x != y for k in moved for x, y in zip(a[k], b[k])) / sum(map(len, a.values())))
 P
 }
+# distance A B: the largest difference alone
+distance() { local found; found=$(apart "$@") && echo "${found% *}"; }
 # trained RUN: the last update of a run had groups that train, and moved something
 trained() {
     python3 - "$work/$1/metrics.jsonl" <<'P' || fail "nothing was trained in $1"

@@ -30,29 +30,6 @@ assert len(a) == len(b) >= 10 and len(set(a)) > 5, (a, b)
 print(max(abs(x - y) for x, y in zip(a, b)))
 P
 }
-# stored A B: the largest difference of two directories' weights, whatever they are stored in, in units of the last place of bf16 where they are
-stored() {
-    python3 - "$@" <<'P'
-import array, glob, json, struct, sys
-def numbers(folder):
-    out = {}
-    for name in sorted(glob.glob(folder + "/*.safetensors")):
-        data = open(name, "rb").read()
-        (n,) = struct.unpack("<Q", data[:8])
-        for key, t in json.loads(data[8:8 + n]).items():
-            if key == "__metadata__":
-                continue
-            raw = data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]]
-            out[key] = array.array("f", raw if t["dtype"] == "F32" else array.array("I", (b << 16 for b in array.array("H", raw))).tobytes())
-    return out
-a, b = numbers(sys.argv[1]), numbers(sys.argv[2])
-assert a and a.keys() == b.keys(), "other tensors"
-different = sum(x != y for k in a for x, y in zip(a[k], b[k]))
-largest = max(max(map(abs, map(float.__sub__, a[k], b[k]))) for k in a)
-print(largest, different / sum(map(len, a.values())))
-P
-}
-
 # One rollout, one dump. Then every update is made from them: the run's configuration changes, its files stay.
 plan run >/dev/null
 for task in t2i edit; do
@@ -106,7 +83,7 @@ go_on() {
         cp -r "$work/$name-updates" "$updates"
         code 0 on $ranks "$program" run "$@"
         says "goes on from .*update-000002"
-        read -r largest share <<<"$(stored "$work/$name-undisturbed" "$work/run/$product")"
+        read -r largest share <<<"$(apart "$work/$name-undisturbed" "$work/run/$product")"
         echo "$name: killed on 2 ranks, resumed on $ranks: weights within $largest, $share of them differ"
         if ((ranks == 2)); then
             [[ $largest == 0.0 ]] || fail "$name: another policy after a kill"
