@@ -58,6 +58,7 @@ void each_chunk(const LoraStore& adapter, int row, std::int64_t rows, Function f
 }
 
 void add_lora(const LoraStore& adapter, int row, const MatrixView& x, const MatrixView& y) {
+    const ops::PrecisionScope fp32(ops::ProductPrecision::fp32);
     const MatrixView a = view(adapter.a(row)), b = view(adapter.b(row));
     each_chunk(adapter, row, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView&) {
         ops::matmul(false, true, 1.0f, rows_of(x, at, n), a, 0.0f, down);
@@ -71,6 +72,7 @@ void to_inner(const LoraStore& adapter, int row, const MatrixView& dy, const Mat
 }
 
 void lora_gradients(const LoraStore& adapter, const LoraStore& gradients, int row, const MatrixView& x, const MatrixView& dy) {
+    const ops::PrecisionScope fp32(ops::ProductPrecision::fp32);
     each_chunk(adapter, row, x.rows, [&](std::int64_t at, std::int64_t n, const MatrixView& down, const MatrixView& up) {
         to_inner(adapter, row, rows_of(dy, at, n), up);
         ops::matmul(false, true, 1.0f, rows_of(x, at, n), view(adapter.a(row)), 0.0f, down);
@@ -80,6 +82,7 @@ void lora_gradients(const LoraStore& adapter, const LoraStore& gradients, int ro
 }
 
 void add_lora_input_gradient(const LoraStore& adapter, int row, const MatrixView& dy, const MatrixView& dx) {
+    const ops::PrecisionScope fp32(ops::ProductPrecision::fp32);
     each_chunk(adapter, row, dy.rows, [&](std::int64_t at, std::int64_t n, const MatrixView&, const MatrixView& up) {
         to_inner(adapter, row, rows_of(dy, at, n), up);
         ops::matmul(false, false, 1.0f, up, view(adapter.a(row)), 1.0f, rows_of(dx, at, n));

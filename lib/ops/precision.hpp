@@ -13,8 +13,9 @@ inline thread_local constinit ProductPrecision current_precision = ProductPrecis
 /// Of the calling thread's products on the CPU; a device's backend has its own (ops/backend.hpp).
 inline ProductPrecision product_precision() { return detail::current_precision; }
 
-/// The calling thread's products take operands of this precision for the scope's life. A product doesn't round: whoever makes an operand
-/// does, once (`round_operand`; weights when they are loaded and updated).
+/// The calling thread's products take operands of this precision for the scope's life. A processor that has bf16 products rounds in them
+/// (ops/cpu/bf16_matmul.hpp); for others, whoever makes an operand does, once (`round_operand`). Weights are rounded when they are loaded
+/// and updated.
 class PrecisionScope {
   public:
     explicit PrecisionScope(ProductPrecision precision) : before_(detail::current_precision) { detail::current_precision = precision; }
@@ -31,7 +32,7 @@ namespace cpu {
 void round_to_bf16(std::int64_t rows, std::int64_t width, std::int64_t stride, float* x);
 }  // namespace cpu
 
-/// What a product will take: rounded in place where products of the calling thread run on the CPU in bf16, else left as it is.
+/// What a product will take: rounded in place where products of the calling thread run on the CPU in bf16 and don't round, else left as it is.
 void round_operand(std::int64_t rows, std::int64_t width, std::int64_t stride, float* x);
 
 }  // namespace atelier::ops

@@ -49,7 +49,8 @@ def timed(function):
 class TorchTransformer:
     """P prompts with G targets each as one batch, as trainers run it."""
 
-    def __init__(self, model, inputs, depth, compiled=False):
+    def __init__(self, model, inputs, depth, compiled=False, dtype="f32"):
+        self.dtype = dtype
         self.net = QwenImage21Transformer2DModel.from_pretrained(model, subfolder="transformer", torch_dtype=torch.float32)
         self.call = torch.compile(self.net) if compiled else self.net
         p, g, tokens, channels = inputs["latents"].shape
@@ -63,13 +64,17 @@ class TorchTransformer:
         if depth == "step":
             self.adamw = torch.optim.AdamW(self.net.parameters(), lr=1e-6, weight_decay=0.01, fused=True)
 
+    def velocities(self):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
+            return self.call(**self.arguments)[0][:, -self.tokens:].float()
+
     def once(self):
         if self.depth == "forward":
             with torch.no_grad():
-                self.velocity = self.call(**self.arguments)[0][:, -self.tokens:]
+                self.velocity = self.velocities()
             return
         self.net.zero_grad()
-        velocity = self.call(**self.arguments)[0][:, -self.tokens:]
+        velocity = self.velocities()
         torch.nn.functional.mse_loss(velocity, self.goal).backward()
         self.velocity = velocity.detach()
         if self.depth == "step":
@@ -223,17 +228,22 @@ def held_out_prompts(count):
     return [json.loads(line)["text"] for line in lines[:count]]
 
 
-def cases(threads, directory):
+def cases(threads, directory, bf16):
     """name -> (target ratio, function that makes (engine, peer, names compared, tolerance))"""
     all_cases = {}
 
     def transformer(name, model, target, depth, prompts, group, text, size, compiled, tolerance=2e-4):
-        def make():
-            where = model()
-            inputs = random_transformer_inputs(where, prompts, group, text, size)
-            names = ["velocity"] if depth == "forward" else ["velocity", "gradient_norm"]
-            return (Engine(depth, where, threads, directory, inputs), TorchTransformer(where, inputs, depth, compiled), names, tolerance)
-        all_cases[name] = (target, make)
+        def case(dtype, tolerance):
+            def make():
+                where = model()
+                inputs = random_transformer_inputs(where, prompts, group, text, size)
+                names = ["velocity"] if depth == "forward" else ["velocity", "gradient_norm"]
+                return (Engine(depth, where, threads, directory, inputs, dtype=dtype), TorchTransformer(where, inputs, depth, compiled, dtype), names,
+                        tolerance)
+            return make
+        all_cases[name] = (target, case("f32", tolerance))
+        if bf16:
+            all_cases[f"{name}/bf16"] = (target, case("bf16", 0.2))  # the peer also keeps activations in bf16
 
     mini, mid = lambda: MINI, lambda: mid_size(directory)
     for compiled, target in ((False, 2.0), (True, 1.4)):
@@ -320,7 +330,7 @@ def main():
     print("\n".join(lines), flush=True)
     good = True
     with tempfile.TemporaryDirectory() as directory:
-        chosen = cases(arguments.threads, Path(directory))
+        chosen = cases(arguments.threads, Path(directory), "avx512_bf16" in Path("/proc/cpuinfo").read_text())
         wanted = [w for w in arguments.only.split(",") if w]
         for name, (target, make) in chosen.items():
             if wanted and not any(name.startswith(w) for w in wanted):

@@ -12,6 +12,7 @@
 #include "flow/noise.hpp"
 #include "io/image/png.hpp"
 #include "io/safetensors.hpp"
+#include "ops/cpu/bf16_matmul.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
 #include "pipeline/generate.hpp"
@@ -27,6 +28,13 @@ struct Options {
     std::vector<std::string> images;
     int threads = 1, group = 8, steps = 10;
     double guidance = 1;
+    std::string dtype = "f32";
+    ops::ProductPrecision precision() const { return dtype == "bf16" ? ops::ProductPrecision::bf16 : ops::ProductPrecision::fp32; }
+    pipeline::Placement placement() const {
+        pipeline::Placement p;
+        p.precision = precision();
+        return p;
+    }
 };
 
 /// Work that can be done again and again.
@@ -70,7 +78,7 @@ class Transformer final : public Work {
   public:
     enum class Depth { forward, backward, step };
     Transformer(const Options& o, Depth depth)
-        : depth_(depth), inputs_(io::Safetensors::open(o.inputs)), dit_(dit::load_config(fs::path(o.model) / "transformer/config.json")) {
+        : depth_(depth), inputs_(io::Safetensors::open(o.inputs)), dit_(dit::load_config(fs::path(o.model) / "transformer/config.json"), Device::cpu, o.precision()) {
         const auto& states = inputs_.at("states").shape;
         const auto& latents = inputs_.at("latents").shape;
         prompts_ = states[0], group_ = latents[1];
@@ -141,7 +149,7 @@ constexpr std::int64_t resolution = 128;
 
 /// A model with one prompt encoded, and a second one where there is guidance.
 struct Prompted {
-    explicit Prompted(const Options& o) : model(o.model), prompt(o.prompt), negative(o.negative), guided(o.guidance > 1) {
+    explicit Prompted(const Options& o) : model(o.model, {}, o.placement()), prompt(o.prompt), negative(o.negative), guided(o.guidance > 1) {
         std::vector<io::Image> images;
         for (const std::string& file : o.images) images.push_back(io::read_png(file));
         references = model.prepare(images, resolution);
@@ -301,6 +309,7 @@ std::unique_ptr<Work> make_work(const Options& o) {
 }
 
 void serve(const Options& o) {
+    ATELIER_CHECK_USAGE(o.dtype == "f32" || (o.dtype == "bf16" && ops::cpu::has_bf16_products()), "dtype {}: f32, or bf16 on a processor with bf16 products", o.dtype);
     set_threads(o.threads);
     const auto work = make_work(o);
     std::cout << "ready" << std::endl;
@@ -326,7 +335,8 @@ int main(int argc, char** argv) {
     po::options_description text("engine_bench: one piece of work, again and again");
     text.add_options()("work", po::value(&o.work)->required())("model", po::value(&o.model)->required())("inputs", po::value(&o.inputs))(
         "outputs", po::value(&o.outputs))("prompt", po::value(&o.prompt))("negative", po::value(&o.negative))("image", po::value(&o.images)->composing())(
-        "guidance", po::value(&o.guidance))("threads", po::value(&o.threads))("group", po::value(&o.group))("steps", po::value(&o.steps));
+        "guidance", po::value(&o.guidance))("threads", po::value(&o.threads))("group", po::value(&o.group))("steps", po::value(&o.steps))(
+        "dtype", po::value(&o.dtype));
     try {
         po::variables_map values;
         po::store(po::parse_command_line(argc, argv, text), values);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A model of the real architecture with random weights, as large as this machine holds, through rollout, grpo (an adapter; all weights cut
-# over two ranks), teacher-dump and distill: one prompt group each of text to image and of an edit with two references. Seconds, planned and
-# peak memory of a rank; the plan that reads no weight beside them.
+# A model of the real architecture with random weights, as large as this machine holds, through rollout, grpo, teacher-dump and distill (with
+# an adapter; with all weights cut over two ranks): one prompt group each of text to image and of an edit with two references. Seconds,
+# planned and peak memory of a rank; the plan that reads no weight beside them. Fails where a peak is more than 5 % away from its plan.
 #   tests/bench/mid_size.sh BIN_DIR WORK [LAYERS] [HEADS] [PARTS] [STEPS]
 # From the repository's root; 8 layers of 16 heads (0.46 B parameters; 18: 1.0 B), parts "adapter full", 4 sampling steps without.
 # Real: head size 128, mlp ratio 3, rotary axes, vocabulary 151936, the autoencoder's widths, 512 x 512 pictures. Smaller: layers, heads, the
@@ -70,11 +70,13 @@ plan() {
         --set "task.t2i.train=$work/prompts/t2i.jsonl" --set "task.t2i.heldout=$work/prompts/t2i.jsonl" \
         --set "task.edit.train=$work/prompts/edit.jsonl" --set "task.edit.heldout=$work/prompts/edit.jsonl" --set pipeline.mix=false "${@:2}" >/dev/null
 }
+apart=0
 show() {  # RANKS PROGRAM DIRECTORY SECONDS
     local planned peak
     planned=$(sed -n 's/^ *"planned_kib": *\([0-9]*\).*/\1/p' "$3/manifest.json") peak=$(sed -n 's/^ *"peak_resident_kib": *\([0-9]*\).*/\1/p' "$3/manifest.json")
     awk -v r="$1" -v s="$2" -v p="$planned" -v k="$peak" -v t="$4" \
-        'BEGIN { printf "%-28s %d rank(s) %7d s   planned %6.2f GiB   peak %6.2f GiB   peak/planned %.3f\n", s, r, t, p / 1048576, k / 1048576, k / p }'
+        'BEGIN { printf "%-28s %d rank(s) %7d s   planned %6.2f GiB   peak %6.2f GiB   peak/planned %.3f\n", s, r, t, p / 1048576, k / 1048576, k / p
+            exit k < 0.95 * p || k > 1.05 * p }' || apart=$((apart + 1))
 }
 stage() {  # RANKS RUN PRODUCT PROGRAM ARGUMENTS...
     local ranks=$1 run=$2 product=$3 program=$4 begin=$SECONDS
@@ -88,26 +90,33 @@ stage() {  # RANKS RUN PRODUCT PROGRAM ARGUMENTS...
 }
 outline() { "$bin/atelier-plan" --run "$work/$1" --memory --ranks "$2" | awk -v want="$3" '$0 ~ "^" want { on = 1 } /^$/ { on = 0 } on && /at once/' | sed "s/^/    without weights, $3:/"; }
 
+all_stages() {  # RUN RANKS
+    local task
+    for task in t2i edit; do
+        stage "$2" "$1" $task/iter-0001/rollout rollout --policy $task --iteration 1
+        outline "$1" "$2" "curate, rollout $task"
+        stage "$2" "$1" $task/iter-0001/policy grpo --policy $task --iteration 1
+        outline "$1" "$2" "grpo $task"
+    done
+    for task in t2i edit; do stage "$2" "$1" opd/round-01/teacher-$task teacher-dump --task $task --round 1; done
+    outline "$1" "$2" "teacher-dump edit"
+    stage "$2" "$1" opd/round-01/student distill --round 1
+    outline "$1" "$2" distill
+}
+
 if [[ $parts == *adapter* ]]; then
     plan adapter --set lora.rank=16 --set compute.threads=2
-    for task in t2i edit; do
-        stage 1 adapter $task/iter-0001/rollout rollout --policy $task --iteration 1
-        outline adapter 1 "curate, rollout $task"
-        stage 1 adapter $task/iter-0001/policy grpo --policy $task --iteration 1
-        outline adapter 1 "grpo $task"
-    done
-    for task in t2i edit; do stage 1 adapter opd/round-01/teacher-$task teacher-dump --task $task --round 1; done
-    outline adapter 1 "teacher-dump edit"
-    stage 1 adapter opd/round-01/student distill --round 1
-    outline adapter 1 distill
+    all_stages adapter 1
 fi
 if [[ $parts == *full* ]]; then
     plan full --set compute.zero=3
-    stage 2 full edit/iter-0001/rollout rollout --policy edit --iteration 1
-    stage 2 full edit/iter-0001/policy grpo --policy edit --iteration 1
-    outline full 2 "grpo edit"
+    all_stages full 2
 fi
 
 if [[ -n ${ATELIER_PYTHON:-} ]]; then
     "$ATELIER_PYTHON" "$here/mid_size.py" "$bin" "$model" "$work" "$work/prompts/1.png" "$work/prompts/2.png"
+fi
+if ((apart)); then
+    echo "mid_size: $apart peaks are more than 5 % away from their plan" >&2
+    exit 1
 fi

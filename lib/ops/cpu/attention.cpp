@@ -88,8 +88,9 @@ void attention(const AttentionShape& s, const float* q, AttentionKeys shared, At
     check(s, workspace);
     const std::int64_t blocks = (s.queries + block_queries - 1) / block_queries;
     const std::int64_t keys = s.shared_keys + s.own_keys;
-    const bool in_bf16 = product_precision() == ProductPrecision::bf16;  // of the caller, not of the pool's threads
+    const ProductPrecision precision = product_precision();  // the caller's
     parallel_for(s.batch * s.heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+        const PrecisionScope of_the_caller(precision);
         float* scores = workspace.f32() + thread_index() * 2 * block_queries * keys;
         for (std::int64_t t = begin; t < end; ++t) {
             const std::int64_t first = t % blocks * block_queries;
@@ -100,7 +101,7 @@ void attention(const AttentionShape& s, const float* q, AttentionKeys shared, At
                               ? nullptr
                               : log_sum_exp + (b.batch * s.heads + b.head) * s.queries + first;
             softmax_rows(b, scores, kept);
-            if (in_bf16) round_to_bf16(1, b.rows * keys, 0, scores);
+            round_operand(1, b.rows * keys, 0, scores);
             const MatrixView o = b.queries(out, s.out_stride);
             if (s.shared_keys > 0) matmul(false, false, 1.0f, b.shared_part(scores), b.shared(shared.v), 0.0f, o);
             if (s.own_keys > 0)
@@ -114,9 +115,10 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
                         AttentionKeyGradients dshared, AttentionKeyGradients down, const Tensor& workspace) {
     check(s, workspace);
     const std::int64_t keys = s.shared_keys + s.own_keys, group = s.heads / s.kv_heads;
-    const bool in_bf16 = product_precision() == ProductPrecision::bf16;
+    const ProductPrecision precision = product_precision();
     // One task per key head: it alone adds to that head's key gradients, batch entries in order.
     parallel_for(s.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+        const PrecisionScope of_the_caller(precision);
         float* weights = workspace.f32() + thread_index() * 2 * block_queries * keys;
         float* dscores = weights + block_queries * keys;
         for (std::int64_t kv = begin; kv < end; ++kv)
@@ -141,8 +143,7 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
                                 for (std::int64_t j = 0; j < keys; ++j) p[j] = b.sees(i, j) ? p[j] : 0.0f;
                             for (std::int64_t j = 0; j < keys; ++j) d[j] = p[j] * (d[j] - dot) * s.scale;
                         }
-                        if (in_bf16)
-                            for (float* operand : {weights, dscores}) round_to_bf16(1, b.rows * keys, 0, operand);
+                        for (float* operand : {weights, dscores}) round_operand(1, b.rows * keys, 0, operand);
                         const MatrixView dqs = b.queries(dq, s.q_stride);
                         // The first block of the first head of the group writes own gradients, later ones add.
                         const float add = head == kv * group && first == 0 ? 0.0f : 1.0f;

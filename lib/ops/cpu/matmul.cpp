@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "core/parallel.hpp"
+#include "ops/cpu/bf16_matmul.hpp"
 #include "ops/cpu/onednn.hpp"
+#include "ops/precision.hpp"
 
 namespace atelier::ops::cpu {
 namespace {
@@ -23,14 +25,21 @@ Cut equal_pieces(std::int64_t n, std::int64_t least) { return {n, n / (n / least
 ///
 /// A row's bits must not depend on its place: members of a group have the same results wherever they stand. oneDNN's AVX2
 /// kernels take six rows at a time and add up one to three left-over rows in another order (and, with B not transposed, cut from 76 rows
-/// on at other places): tiles are whole sixes there, and few left-over rows go through the kernel as six.
+/// on at other places): tiles are whole sixes there, and few left-over rows go through the kernel as six. Its AVX-512 kernels add up rows in
+/// another order where there are fewer than 16 of them: those go through the kernel as 16.
 struct Tiling {
-    std::int64_t rows, rows_transposed_b, step, fewest;
+    std::int64_t rows, rows_transposed_b;
+    std::int64_t filled;  ///< what few rows are filled up to
 };
 bool avx512() { return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core; }
 const Tiling& tiling() {
-    static const Tiling instance = avx512() ? Tiling{128, 128, 1, 0} : Tiling{72, 126, 6, 3};
+    static const Tiling instance = avx512() ? Tiling{128, 128, 16} : Tiling{72, 126, 6};
     return instance;
+}
+/// How many of a tile's last rows the kernel would treat in a way of their own.
+std::int64_t few_of(std::int64_t rows) {
+    if (avx512()) return rows < 16 ? rows : 0;
+    return rows % 6 <= 3 ? rows % 6 : 0;
 }
 
 /// From this size on oneDNN's AVX2 products copy both operands into the order in which they are used, which is faster, and treat all rows
@@ -66,7 +75,7 @@ void tile(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, floa
 /// As `tile` with A not transposed, for m rows that the kernel would treat in a way of their own: together with rows of zeros.
 void few_rows(bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a, std::int64_t lda, const float* b,
               std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
-    const std::int64_t rows = tiling().step;
+    const std::int64_t rows = tiling().filled;
     thread_local std::vector<float> room;  // grows to the largest product's once
     room.assign(static_cast<std::size_t>(rows * (k + n)), 0.0f);
     float *in = room.data(), *out = in + rows * k;
@@ -88,14 +97,15 @@ void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView
                   "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows, a.cols, ta ? "^T" : "", b.rows, b.cols,
                   tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
+    if (product_precision() == ProductPrecision::bf16 && has_bf16_products()) return bf16_matmul(ta, tb, alpha, a, b, beta, c);
     const Tiles tiles = tiles_of(ta, tb, m, n, k);
     parallel_for(tiles.rows.pieces * tiles.cols.pieces, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t t = begin; t < end; ++t) {
             const std::int64_t row = t / tiles.cols.pieces, col = t % tiles.cols.pieces, i = tiles.rows.begin(row), j = tiles.cols.begin(col),
-                               here = tiles.rows.length(row), wide = tiles.cols.length(col), left = here % tiling().step;
+                               here = tiles.rows.length(row), wide = tiles.cols.length(col), left = ta || tiles.copied ? 0 : few_of(here);
             const float *from = a.data + (ta ? i : i * a.stride), *by = b.data + (tb ? j * b.stride : j);
             float* to = c.data + i * c.stride + j;
-            if (ta || tiles.copied || left == 0 || left > tiling().fewest) {
+            if (left == 0) {
                 tile(ta, tb, here, wide, k, alpha, from, a.stride, by, b.stride, beta, to, c.stride);
                 continue;
             }

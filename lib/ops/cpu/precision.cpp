@@ -4,6 +4,7 @@
 
 #include "core/device.hpp"
 #include "core/parallel.hpp"
+#include "ops/cpu/bf16_matmul.hpp"
 
 namespace atelier::ops {
 
@@ -27,7 +28,8 @@ void round_to_bf16(std::int64_t rows, std::int64_t width, std::int64_t stride, f
 }  // namespace cpu
 
 void round_operand(std::int64_t rows, std::int64_t width, std::int64_t stride, float* x) {
-    if (product_precision() == ProductPrecision::bf16 && current_device() == Device::cpu) cpu::round_to_bf16(rows, width, stride, x);
+    if (product_precision() == ProductPrecision::bf16 && current_device() == Device::cpu && !cpu::has_bf16_products())
+        cpu::round_to_bf16(rows, width, stride, x);
 }
 
 }  // namespace atelier::ops

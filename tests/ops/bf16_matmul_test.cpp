@@ -1,0 +1,104 @@
+// The processor's own bf16 products (AVX-512 BF16, AMX): against double sums of rounded operands, and what bits may depend on.
+#include <gtest/gtest.h>
+
+#include "core/convert.hpp"
+#include "core/parallel.hpp"
+#include "harness.hpp"
+#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/precision.hpp"
+
+namespace atelier::ops {
+namespace {
+
+using testing::Doubles;
+using testing::Floats;
+
+class Bf16Matmul : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        if (!cpu::has_bf16_products()) GTEST_SKIP() << "skipped: this processor has no bf16 products";
+    }
+    void TearDown() override { set_threads(1); }
+};
+
+Floats normal(std::int64_t n, std::uint64_t which) {
+    Floats v(static_cast<std::size_t>(n));
+    fill_normal(random_key(3, RandomUse::test, which), v);
+    return v;
+}
+
+double rounded(float x) { return bf16_to_f32(f32_to_bf16(x)); }
+
+TEST_F(Bf16Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
+    const PrecisionScope scope(ProductPrecision::bf16);
+    for (const auto& [m, n, k] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {20, 30, 2100}})
+        for (const bool ta : {false, true})
+            for (const bool tb : {false, true})
+                for (const float beta : {0.0f, 1.0f}) {
+                    const std::int64_t ar = ta ? k : m, ac = ta ? m : k, br = tb ? n : k, bc = tb ? k : n, pad = 3;
+                    Floats a = normal(ar * (ac + pad), 1), b = normal(br * (bc + pad), 2), c = normal(m * (n + pad), 3);
+                    const Floats before = c;
+                    if (beta == 0.0f) std::fill(c.begin(), c.end(), NAN);  // must be overwritten, not multiplied
+                    matmul(ta, tb, 0.5f, {a.data(), ar, ac, ac + pad}, {b.data(), br, bc, bc + pad}, beta, {c.data(), m, n, n + pad});
+                    Doubles expected;
+                    Floats found;
+                    for (std::int64_t i = 0; i < m; ++i) {
+                        for (std::int64_t j = 0; j < n; ++j) {
+                            double sum = 0;
+                            for (std::int64_t l = 0; l < k; ++l)
+                                sum += rounded(ta ? a[l * (ac + pad) + i] : a[i * (ac + pad) + l]) * rounded(tb ? b[j * (bc + pad) + l] : b[l * (bc + pad) + j]);
+                            expected.push_back(0.5 * sum + (beta == 0.0f ? 0 : before[i * (n + pad) + j]));
+                            found.push_back(c[i * (n + pad) + j]);
+                        }
+                        for (std::int64_t j = n; j < n + pad && beta != 0.0f; ++j)
+                            EXPECT_EQ(c[i * (n + pad) + j], before[i * (n + pad) + j]);  // beside C
+                    }
+                    // Products of bf16 are exact in fp32; sums are rounded as in matmul_test.cpp.
+                    EXPECT_LT(testing::error_over_rms(found, expected), 8 * 0x1p-24 * std::sqrt(std::max<double>(static_cast<double>(k), 4)))
+                        << m << " " << n << " " << k << " " << ta << tb;
+                }
+}
+
+TEST_F(Bf16Matmul, BitsDoNotDependOnThreads) {
+    const PrecisionScope scope(ProductPrecision::bf16);
+    for (const bool ta : {false, true}) {
+        const std::int64_t m = 515, n = 577, k = 1193;
+        Floats a = normal(m * k, 1), b = normal(n * k, 2), first;
+        for (const int t : {1, 2, 3, 4}) {
+            set_threads(t);
+            Floats c(static_cast<std::size_t>(m * n));
+            matmul(ta, false, 1, {a.data(), ta ? k : m, ta ? m : k, ta ? m : k}, {b.data(), k, n, n}, 0, {c.data(), m, n, n});
+            if (t == 1) first = c;
+            EXPECT_EQ(c, first) << t;
+        }
+    }
+}
+
+TEST_F(Bf16Matmul, ARowsBitsDoNotDependOnItsPlace) {
+    const PrecisionScope scope(ProductPrecision::bf16);
+    for (const bool tb : {false, true})
+        for (const auto& [n, k] : {std::pair<std::int64_t, std::int64_t>{64, 32}, {32, 64}, {20, 16}, {192, 192}, {576, 192}, {192, 768}, {400, 3072}, {96, 4100}}) {
+            const Floats row = normal(k, 1);
+            Floats b = normal(n * k, 2), one;
+            for (std::int64_t m : {1, 2, 7, 16, 17, 31, 33, 64, 65, 127, 128, 129, 192, 255, 257, 300}) {
+                Floats a, c(static_cast<std::size_t>(m * n), 0.5f);
+                for (std::int64_t i = 0; i < m; ++i) a.insert(a.end(), row.begin(), row.end());
+                matmul(false, tb, 0.7f, {a.data(), m, k, k}, {b.data(), tb ? n : k, tb ? k : n, tb ? k : n}, 1.0f, {c.data(), m, n, n});
+                if (m == 1) one = c;
+                for (std::int64_t i = 0; i < m; ++i)
+                    ASSERT_TRUE(std::equal(one.begin(), one.end(), c.begin() + i * n)) << m << " " << n << " " << k << " " << tb << " row " << i;
+            }
+        }
+}
+
+TEST_F(Bf16Matmul, OnlyInItsScope) {
+    Floats a{1.0f + 0x1p-12f}, b{1.0f}, c{0.0f};
+    matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
+    EXPECT_EQ(c[0], a[0]);
+    const PrecisionScope scope(ProductPrecision::bf16);
+    matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
+    EXPECT_EQ(c[0], 1.0f);
+}
+
+}  // namespace
+}  // namespace atelier::ops
