@@ -7,6 +7,10 @@
 #include <unordered_map>
 #include <vector>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "ops/cpu/onednn.hpp"
@@ -18,21 +22,28 @@ using Bf16 = std::uint16_t;  ///< the upper half of an fp32 number
 
 // Output tiles: a bf16 tile of B (columns x depth) serves all rows of a task, `rows` of them at a time. Of 64 to 128 rows and some hundred
 // columns oneDNN's products are fastest (AMX, 192 to 4096 deep), and tile, operands and sums stay in a core's second-level cache.
-constexpr std::int64_t rows = 128, rows_of_task = 256, columns = 384;
+constexpr std::int64_t rows = 128, rows_of_task = 256, numbers_of_b = 1 << 18;
 // Longer sums are added in pieces: oneDNN would cut them at places that depend on the number of rows.
 constexpr std::int64_t depth = 1024;
 // Rows of a tile of A^T B, a gradient of weights.
 constexpr std::int64_t few_columns_of_a = 96, many_columns_of_a = 192;
+/// By the shape of B alone: whole, where it fits, so that sums can go straight to where C lies.
+std::int64_t columns_of(std::int64_t n, std::int64_t k) { return std::min(n, std::max<std::int64_t>(numbers_of_b / std::min(k, depth) / 64 * 64, 64)); }
 /// What a tile of few rows is filled up to, with zeros: below, oneDNN's kernels add up a row in another order (in some shapes from 16 rows
 /// down), and the same row must have the same bits in any company.
 std::int64_t filled(std::int64_t n) { return n > 64 ? rows : n > 32 ? 64 : 32; }
 
-/// A piece of a matrix, rounded, rows one behind the other. (The loop is f32_to_bf16 of core/convert.hpp, without branches.)
+/// A piece of a matrix, rounded, rows one behind the other.
 void round_into(const float* from, std::int64_t stride, std::int64_t height, std::int64_t width, Bf16* to) {
     for (std::int64_t i = 0; i < height; ++i) {
         const float* row = from + i * stride;
         Bf16* out = to + i * width;
-        for (std::int64_t j = 0; j < width; ++j) {
+        std::int64_t j = 0;
+#ifdef __AVX512BF16__
+        for (; j + 32 <= width; j += 32)
+            _mm512_storeu_si512(out + j, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + j + 16), _mm512_loadu_ps(row + j))));
+#endif
+        for (; j < width; ++j) {  // as f32_to_bf16 of core/convert.hpp, without branches
             const auto bits = std::bit_cast<std::uint32_t>(row[j]);
             const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
             out[j] = static_cast<Bf16>((nan ? bits | 0x400000U : bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
@@ -134,8 +145,10 @@ void rows_task(bool tb, float alpha, const MatrixView& a, const MatrixView& b, f
             const std::int64_t here = std::min(rows, first + size - i), tall = filled(here);
             round_into(a.data + i * a.stride + at, a.stride, here, deep, from);
             std::fill(from + here * deep, from + tall * deep, Bf16{0});
-            product(false, tb, tall, wide, deep)(from, by, sums);
-            combine(sums, here, wide, alpha, at == 0 ? beta : 1.0f, c.data + i * c.stride + column, c.stride);
+            float* to = c.data + i * c.stride + column;
+            const bool in_place = here == tall && c.stride == wide && alpha == 1.0f && beta == 0.0f && k <= depth;
+            product(false, tb, tall, wide, deep)(from, by, in_place ? to : sums);
+            if (!in_place) combine(sums, here, wide, alpha, at == 0 ? beta : 1.0f, to, c.stride);
         }
     }
 }
@@ -165,7 +178,7 @@ bool has_bf16_products() {
 
 void bf16_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
     const std::int64_t tall = ta ? (c.rows >= 4 * many_columns_of_a ? many_columns_of_a : few_columns_of_a) : rows_of_task;
-    const std::int64_t across = pieces(c.cols, columns), count = pieces(c.rows, tall) * across;
+    const std::int64_t columns = columns_of(c.cols, ta ? a.rows : a.cols), across = pieces(c.cols, columns), count = pieces(c.rows, tall) * across;
     try {
         parallel_for(count, 1, [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t t = begin; t < end; ++t) {
