@@ -4,7 +4,9 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "io/fletcher32.hpp"
@@ -115,6 +117,15 @@ void File::swap(File& other) noexcept {
 
 void File::check_written(const std::string& what) const {
     ATELIER_CHECK_IO(status_->error == 0, "cannot write {} to {}: {}", what, path_.string(), std::strerror(status_->error));
+}
+
+bool is_hdf5(const std::filesystem::path& path) {
+    constexpr std::string_view signature = "\x89HDF\r\n\x1a\n";
+    std::ifstream in(path, std::ios::binary);
+    std::string begin(signature.size(), '\0');
+    in.read(begin.data(), static_cast<std::streamsize>(begin.size()));
+    ATELIER_CHECK_IO(!in.bad() && in.rdbuf()->is_open(), "cannot read {}", path.string());
+    return in.gcount() == static_cast<std::streamsize>(signature.size()) && begin == signature;
 }
 
 File File::open(const std::filesystem::path& path) {

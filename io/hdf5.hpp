@@ -41,6 +41,9 @@ class Handle {
 /// Whether several threads may be in the library at a time, on different files.
 bool is_thread_safe();
 
+/// Whether a file begins as HDF5's do. Throws Error(io) where it can't be read.
+bool is_hdf5(const std::filesystem::path& path);
+
 /// A file opened or created, or a group in it. Paths in it are absolute ("/prompts/text").
 class File {
   public:

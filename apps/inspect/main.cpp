@@ -41,7 +41,7 @@ int run(int argc, char** argv) {
     ATELIER_CHECK_USAGE(filled.empty() == labels.empty(),
                         "--filled-sheet and --labels go together (see --help)");
     if (!filled.empty()) {
-        ATELIER_CHECK_USAGE(labels.ends_with(".h5"), "--labels {}: a name in .h5 was expected",
+        ATELIER_CHECK_USAGE(labels.ends_with(".h5") || labels.ends_with(".hdf5"), "--labels {}: a name in .h5 or .hdf5 was expected",
                             labels);
         stage::read_label_sheets(
             std::vector<std::filesystem::path>(filled.begin(), filled.end()), labels, std::cout);

@@ -81,7 +81,10 @@ int run(comm::Communicator& world, int argc, char** argv) {
     stage::check_scorer(context.config);
     for (const std::string& task : context.config.tasks()) stage::configured_sizes(context.config, task);
     const auto jobs = stage::pipeline_jobs(context);
-    if (!directory.empty()) make_run(run, context.config, jobs);
+    if (!directory.empty()) {
+        stage::check_scorer_files(context);
+        make_run(run, context.config, jobs);
+    }
     if (print) std::cout << context.config.describe();
     if (storage) std::cout << stage::describe_storage(context);
     if (memory) {

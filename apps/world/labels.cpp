@@ -24,11 +24,11 @@ using Bytes = std::vector<std::uint8_t>;
 constexpr std::array<std::string_view, 4> t2i_categories{"general", "portrait", "landscape", "typography"};
 constexpr std::array<std::string_view, 2> edit_categories{"general", "portrait"};
 
-std::shared_ptr<const io::Image> image_of(world::Picture rgba) {
-    auto image = std::make_shared<io::Image>(world::side, world::side, 3);
+std::shared_ptr<const judge::LabelledPicture> image_of(world::Picture rgba) {
+    io::Image image(world::side, world::side, 3);
     for (std::size_t i = 0; i < rgba.size() / 4; ++i)
-        std::copy_n(rgba.begin() + static_cast<std::ptrdiff_t>(4 * i), 3, image->pixels.begin() + static_cast<std::ptrdiff_t>(3 * i));
-    return image;
+        std::copy_n(rgba.begin() + static_cast<std::ptrdiff_t>(4 * i), 3, image.pixels.begin() + static_cast<std::ptrdiff_t>(3 * i));
+    return std::make_shared<const judge::LabelledPicture>(std::move(image));
 }
 
 bool names_second_first(const std::string& prompt) { return prompt.find(" right of ") != prompt.npos || prompt.find(" below ") != prompt.npos; }
@@ -40,7 +40,7 @@ class Labeller {
 
     /// `shown`: the scene that is there, whatever was asked.
     void add(const std::string& id, const std::string& kind, const std::string& category, const std::string& prompt, const nlohmann::json& attributes,
-             const world::Scene& shown, world::Picture picture, const std::vector<std::shared_ptr<const io::Image>>& sources) {
+             const world::Scene& shown, world::Picture picture, const std::vector<std::shared_ptr<const judge::LabelledPicture>>& sources) {
         const auto image = image_of(picture);
         const std::uint64_t image_number = pictures_++;
         Random random(random_key(plan_.seed, RandomUse::world, 3, image_number));
@@ -155,7 +155,7 @@ void add_samples(const fs::path& directory, Labeller& labels) {
     ATELIER_CHECK_INPUT(!shards.empty(), "{} holds no shard", directory.string());
     for (const fs::path& file : shards) {
         const auto shard = io::read_trajectory(file);
-        std::vector<std::vector<std::shared_ptr<const io::Image>>> sources(shard.prompts.id.size());
+        std::vector<std::vector<std::shared_ptr<const judge::LabelledPicture>>> sources(shard.prompts.id.size());
         for (const io::ReferenceImage& reference : shard.prompts.images) sources.at(reference.prompt).push_back(image_of(reference.rgba));
         for (const io::TrajectorySamples& s : shard.shapes) {
             const std::size_t bytes = s.picture.size() / static_cast<std::size_t>(s.samples());

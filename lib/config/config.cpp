@@ -96,6 +96,7 @@ Value convert(const toml::node& node, const Value& like, const std::string& name
         for (const auto& entry : *node.as_array()) list.push_back(entry.value<std::string>().value());
         return list;
     }
+    if (std::holds_alternative<std::vector<std::string>>(like) && node.is_string()) return std::vector{node.as_string()->get()};
     if (std::holds_alternative<Pairs>(like) && node.is_array() && is_list_of_pairs(*node.as_array())) {
         Pairs pairs;
         for (const auto& entry : *node.as_array()) {
@@ -146,9 +147,14 @@ struct Reader {
     /// Paths made absolute from `directory`.
     static Value located(const Key& key, Value value, const std::filesystem::path& directory) {
         if (!key.is_path) return value;
-        const auto& text = std::get<std::string>(value);
-        if (text.empty()) return value;
-        return std::filesystem::absolute(directory / text).lexically_normal().string();
+        const auto absolute = [&](std::string& text) {
+            if (!text.empty()) text = std::filesystem::absolute(directory / text).lexically_normal().string();
+        };
+        if (auto* list = std::get_if<std::vector<std::string>>(&value))
+            for (std::string& text : *list) absolute(text);
+        else
+            absolute(std::get<std::string>(value));
+        return value;
     }
 };
 

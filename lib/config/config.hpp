@@ -25,7 +25,7 @@ struct Key {
     std::string unit = "";
     double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
     std::vector<std::string> choices = {};  ///< of a text; empty: any
-    bool is_path = false;  ///< a text made absolute: relative to the file it stands in, or to the working directory with --set
+    bool is_path = false;  ///< a text, or a list of them, made absolute: relative to the file it stands in, or to the working directory with --set
     /// Whether other results (beyond the rounding of sums in another order) come of another value. False for where, how fast and with what
     /// room a run is made: a run goes on with another one.
     bool changes_results = true;

@@ -32,11 +32,12 @@ TrainingSample make_training_sample(const QuestionMaker& model, const Template& 
                         labelled.dimension, labelled.id, score_marker);
     ATELIER_CHECK_INPUT(labelled.applies() || asked.may_not_apply, "{} of '{}' is said not to apply, and {} has no may_not_apply", labelled.dimension,
                         labelled.id, asked.path.string());
+    const io::Image picture = labelled.picture->load();
     std::vector<io::Image> sources;
-    for (const auto& source : labelled.sources) sources.push_back(*source);
+    for (const auto& source : labelled.sources) sources.push_back(source->load());
     TrainingSample t;
     try {
-        t.question = model.make_question(make_conversation(asked, labelled.prompt, *labelled.picture, sources));
+        t.question = model.make_question(make_conversation(asked, labelled.prompt, picture, sources));
     } catch (const Error& e) {
         ATELIER_FAIL(ErrorKind::input, "{} of '{}': {}", labelled.dimension, labelled.id, e.message());
     }

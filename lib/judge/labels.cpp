@@ -24,24 +24,35 @@ using Json = nlohmann::json;
 constexpr const char* schema_name = "atelier.labels";
 constexpr std::int64_t schema_version = 1;
 
-/// Pictures by file, each read once.
+/// `found`: read once, so that a broken picture is known before anything is done.
+std::shared_ptr<const LabelledPicture> picture_of_file(const io::Image& found, const std::function<io::Image()>& read, const fs::path& file) {
+    const auto again = [read, file, height = found.height, width = found.width, channels = found.channels] {
+        io::Image picture = read();
+        ATELIER_CHECK_INPUT(picture.height == height && picture.width == width && picture.channels == channels, "{} has changed since the labels were read",
+                            file.string());
+        return picture;
+    };
+    return std::make_shared<const LabelledPicture>(found, again);
+}
+
+/// Pictures by file, each checked once.
 class PictureFiles {
   public:
     explicit PictureFiles(const fs::path& directory) : directory_(directory) {}
-    std::shared_ptr<const io::Image> at(const Json& name, const std::string& place) {
+    std::shared_ptr<const LabelledPicture> at(const Json& name, const std::string& place) {
         ATELIER_CHECK_INPUT(name.is_string(), "{}: {} names no picture", place, name.dump());
         const fs::path relative = name.get<std::string>();
         ATELIER_CHECK_INPUT(io::stays_inside(relative) && relative.string().find('\0') == std::string::npos, "{}: picture {} lies outside the file's directory",
                             place, relative.string());
         auto& picture = pictures_[relative.lexically_normal().string()];
-        if (!picture)
-            picture = std::make_shared<const io::Image>(io::read_png(directory_ / relative));
+        const fs::path file = directory_ / relative;
+        if (!picture) picture = picture_of_png(file);
         return picture;
     }
 
   private:
     fs::path directory_;
-    std::map<std::string, std::shared_ptr<const io::Image>> pictures_;
+    std::map<std::string, std::shared_ptr<const LabelledPicture>> pictures_;
 };
 
 void check(const LabelledSample& s, const std::string& place,
@@ -64,7 +75,6 @@ void check(const LabelledSample& s, const std::string& place,
 constexpr std::string_view fields[] = {"id", "kind", "dimension", "category", "prompt", "picture", "sources", "scores", "rationale"};
 
 std::vector<LabelledSample> read_lines(const fs::path& file) {
-    ATELIER_CHECK_INPUT(fs::exists(file), "cannot open the label file {}", file.string());
     std::istringstream in(io::read_text(file));  // whole first: a read that fails must not end the list early
     PictureFiles pictures(file.parent_path());
     std::vector<LabelledSample> samples;
@@ -111,24 +121,27 @@ std::vector<LabelledSample> read_lines(const fs::path& file) {
     return samples;
 }
 
+io::Image read_picture(const io::hdf5::File& file, const fs::path& path, std::size_t i) {
+    const std::string name = fmt::format("/pictures/{}", i);
+    const auto extents = file.extents(name);
+    ATELIER_CHECK_INPUT(extents.size() == 3 && (extents[2] == 3 || extents[2] == 4), "{}: {} is no picture", path.string(), name);
+    io::Image picture;
+    picture.height = static_cast<int>(extents[0]);
+    picture.width = static_cast<int>(extents[1]);
+    picture.channels = static_cast<int>(extents[2]);
+    picture.pixels = file.read<std::uint8_t>(name, {-1, -1, -1});
+    return picture;
+}
+
 std::vector<LabelledSample> read_hdf5(const fs::path& path) {
     const auto file = io::hdf5::File::open(path);
     ATELIER_CHECK_INPUT(file.text_attribute("/", "schema") == schema_name &&
                             file.integer_attribute("/", "schema_version") == schema_version,
                         "{} is no file of labels of version {}", path.string(), schema_version);
-    std::vector<std::shared_ptr<const io::Image>> pictures;
+    std::vector<std::shared_ptr<const LabelledPicture>> pictures;
     const std::size_t count = file.children("/pictures").size();
     for (std::size_t i = 0; i < count; ++i) {
-        const std::string name = fmt::format("/pictures/{}", i);
-        const auto extents = file.extents(name);
-        ATELIER_CHECK_INPUT(extents.size() == 3 && (extents[2] == 3 || extents[2] == 4),
-                            "{}: {} is no picture", path.string(), name);
-        auto picture = std::make_shared<io::Image>();
-        picture->height = static_cast<int>(extents[0]);
-        picture->width = static_cast<int>(extents[1]);
-        picture->channels = static_cast<int>(extents[2]);
-        picture->pixels = file.read<std::uint8_t>(name, {-1, -1, -1});
-        pictures.push_back(std::move(picture));
+        pictures.push_back(picture_of_file(read_picture(file, path, i), [path, i] { return read_picture(io::hdf5::File::open(path), path, i); }, path));
     }
     const auto picture_at = [&](std::uint32_t i) {
         ATELIER_CHECK_INPUT(i < pictures.size(), "{} names picture {} of {}", path.string(), i,
@@ -204,21 +217,48 @@ void check_labels(const std::vector<LabelledSample>& samples, const fs::path& pl
 }
 
 std::vector<LabelledSample> read_labels(const fs::path& file) {
-    return file.extension() == ".h5" ? read_hdf5(file) : read_lines(file);
+    ATELIER_CHECK_INPUT(fs::exists(file), "cannot open the label file {}", file.string());
+    return io::hdf5::is_hdf5(file) ? read_hdf5(file) : read_lines(file);
+}
+
+std::vector<LabelledSample> read_labels(std::span<const std::string> files) {
+    std::vector<LabelledSample> all;
+    for (const std::string& file : files) {
+        auto samples = read_labels(fs::path(file));
+        std::move(samples.begin(), samples.end(), std::back_inserter(all));
+    }
+    if (files.size() > 1) check_labels(all, fmt::format("{}", fmt::join(files, ", ")));
+    return all;
+}
+
+std::shared_ptr<const LabelledPicture> picture_of_png(const fs::path& file) {
+    return picture_of_file(io::read_png(file), [file] { return io::read_png(file); }, file);
+}
+
+LabelledPicture::LabelledPicture(io::Image picture)
+    : height_(picture.height), width_(picture.width), channels_(picture.channels), is_kept_(true), read_([kept = std::move(picture)] { return kept; }) {}
+
+LabelledPicture::LabelledPicture(const io::Image& size, std::function<io::Image()> read)
+    : height_(size.height), width_(size.width), channels_(size.channels), is_kept_(false), read_(std::move(read)) {}
+
+std::size_t LabelledPicture::bytes() const {
+    return static_cast<std::size_t>(height_) * static_cast<std::size_t>(width_) * static_cast<std::size_t>(channels_);
 }
 
 void write_labels(const fs::path& path, const std::vector<LabelledSample>& samples) {
     auto file = io::hdf5::File::create(path);
     file.set_attribute("/", "schema", std::string(schema_name));
     file.set_attribute("/", "schema_version", schema_version);
-    std::map<const io::Image*, std::uint32_t> numbers;
-    const auto number_of = [&](const io::Image& picture) {
+    std::map<const LabelledPicture*, std::uint32_t> numbers;
+    const auto number_of = [&](const LabelledPicture& shown) {
         const auto [found, is_new] =
-            numbers.try_emplace(&picture, static_cast<std::uint32_t>(numbers.size()));
-        if (is_new)
+            numbers.try_emplace(&shown, static_cast<std::uint32_t>(numbers.size()));
+        if (is_new) {
+            const io::Image picture = shown.load();
             file.write(fmt::format("/pictures/{}", found->second),
                        Tensor::of(picture.pixels.data(),
                                   {picture.height, picture.width, picture.channels}));
+        }
         return found->second;
     };
     std::vector<std::string> id, kind, dimension, category, prompt, rationale, annotator;

@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
 #include <ostream>
 #include <set>
 
@@ -20,6 +19,7 @@
 #include "nn/lora_file.hpp"
 #include "stage/curated.hpp"
 #include "stage/dag.hpp"
+#include "stage/label_sheet.hpp"
 #include "stage/schema.hpp"
 #include "stage/training_state.hpp"
 
@@ -284,6 +284,7 @@ void describe(const fs::path& path, std::ostream& out) {
     if (path.filename() == io::manifest_name) return describe_manifest(path.parent_path(), out);
     if (path.extension() == ".safetensors" || path.string().ends_with(".safetensors.index.json"))
         return describe_weights(path, out);
+    if (path.extension() == ".jsonl") return describe_labels(judge::read_labels(path), path, out);
     const auto file = io::hdf5::File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
     if (schema == io::TrajectoryShard::schema)
@@ -291,13 +292,7 @@ void describe(const fs::path& path, std::ostream& out) {
                                                                             : std::vector{path},
                                out);
     if (schema == "atelier.prompts") return describe_curated(path, out);
-    if (schema == "atelier.labels") {
-        const auto scores = file.read<double>("/scores/score", {-1});
-        const auto absent = std::count_if(scores.begin(), scores.end(), [](double score) { return std::isnan(score); });
-        out << fmt::format("{}: {} labelled samples, {} scores, {} times that a dimension does not apply, {} pictures\n", path.string(),
-                           file.extents("/samples/id").at(0), static_cast<std::ptrdiff_t>(scores.size()) - absent, absent, file.children("/pictures").size());
-        return;
-    }
+    if (schema == "atelier.labels") return describe_labels(judge::read_labels(path), path, out);
     if (schema == "atelier.judge_training") {
         out << fmt::format("{}: AdamW's state of a judge after {} updates, {} numbers\n",
                            path.string(), file.integer_attribute("/", "update"),

@@ -29,8 +29,7 @@ std::vector<Picture> pictures_of(const std::vector<judge::LabelledSample>& heldo
         const auto [found, is_new] = numbers.try_emplace({s.kind, s.id}, pictures.size());
         if (is_new) pictures.push_back({&s, {}});
         Picture& p = pictures[found->second];
-        ATELIER_CHECK_INPUT(p.first->picture->pixels == s.picture->pixels &&
-                                p.first->prompt == s.prompt,
+        ATELIER_CHECK_INPUT((p.first->picture == s.picture || p.first->picture->load().pixels == s.picture->load().pixels) && p.first->prompt == s.prompt,
                             "two labels of '{}' show different pictures or prompts", s.id);
         p.labelled.push_back(&s);
     }
@@ -43,15 +42,13 @@ reward::Request request_of(const Picture& p, std::size_t number) {
     r.sample_id = number;
     r.kind = s.kind;
     r.prompt = s.prompt;
-    r.height = s.picture->height;
-    r.width = s.picture->width;
-    for (std::size_t i = 0; i < s.picture->pixels.size();
-         i += static_cast<std::size_t>(s.picture->channels))
-        for (int k = 0; k < 4; ++k)
-            r.picture.push_back(
-                k < s.picture->channels ? s.picture->pixels[i + static_cast<std::size_t>(k)] : 255);
+    const io::Image picture = s.picture->load();
+    r.height = picture.height;
+    r.width = picture.width;
+    for (std::size_t i = 0; i < picture.pixels.size(); i += static_cast<std::size_t>(picture.channels))
+        for (int k = 0; k < 4; ++k) r.picture.push_back(k < picture.channels ? picture.pixels[i + static_cast<std::size_t>(k)] : 255);
     auto sources = std::make_shared<std::vector<io::Image>>();
-    for (const auto& source : s.sources) sources->push_back(*source);
+    for (const auto& source : s.sources) sources->push_back(source->load());
     r.sources = std::move(sources);
     r.noise_key = {number, 0};
     return r;
@@ -115,10 +112,10 @@ Json agreement(const Context& c, const Group& group) {
 std::size_t judging_bytes(const Context& c, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout) {
     std::size_t picture = 0, request = 0;  // of the largest
     for (const judge::LabelledSample& s : heldout) {
-        const auto rgba = [](const io::Image& p) { return 4 * static_cast<std::size_t>(p.height) * static_cast<std::size_t>(p.width); };
+        const auto rgba = [](const judge::LabelledPicture& p) { return 4 * static_cast<std::size_t>(p.height()) * static_cast<std::size_t>(p.width()); };
         std::size_t all = rgba(*s.picture);
         picture = std::max(picture, all);
-        for (const auto& source : s.sources) picture = std::max(picture, rgba(*source)), all += source->pixels.size();
+        for (const auto& source : s.sources) picture = std::max(picture, rgba(*source)), all += source->bytes();
         request = std::max(request, all);
     }
     const reward::PoolConfig pool = pool_config(c.config);

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <ostream>
+#include <set>
 #include <span>
 
 #include "core/error.hpp"
@@ -147,8 +149,7 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
                        std::ostream& out) {
     std::vector<judge::LabelledSample> samples;
     std::map<std::pair<std::string, std::string>, std::size_t> numbers;
-    std::map<std::string, std::shared_ptr<const io::Image>> pictures;
-    std::map<std::string, int> by_annotator;
+    std::map<std::string, std::shared_ptr<const judge::LabelledPicture>> pictures;
     int left_out = 0;
     for (const fs::path& sheet : sheets) {
         const io::CsvRows rows = io::read_csv(sheet);
@@ -163,7 +164,7 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
             ATELIER_CHECK_INPUT(io::stays_inside(name), "{}: picture {} lies outside the sheet's directory", sheet.string(), name);
             const fs::path file = sheet.parent_path() / name;
             auto& found = pictures[fs::absolute(file).lexically_normal().string()];
-            if (!found) found = std::make_shared<const io::Image>(io::read_png(file));
+            if (!found) found = judge::picture_of_png(file);
             return found;
         };
         for (std::size_t i = 1; i < rows.size(); ++i) {
@@ -201,26 +202,39 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
                                              }),
                                 "{}: {} scores {} of {} twice", place, annotator, s.dimension, s.id);
             s.scores.emplace_back(annotator, score_in(field("score"), place));
-            ++by_annotator[annotator];
         }
     }
     ATELIER_CHECK_INPUT(!samples.empty(), "no row of {} sheets has a score", sheets.size());
     judge::check_labels(samples, labels);  // before anything is published
     io::publish_file(labels, [&](const fs::path& temporary) { judge::write_labels(temporary, samples); });
+    if (left_out > 0) out << fmt::format("{} rationales were left out: a label keeps the first annotator's\n", left_out);
+    describe_labels(samples, labels, out);
+}
+
+void describe_labels(const std::vector<judge::LabelledSample>& samples, const fs::path& file, std::ostream& out) {
+    std::map<std::string, int> by_annotator;
+    std::map<std::string, std::vector<std::vector<double>>> units;
+    std::set<const judge::LabelledPicture*> pictures;
+    std::size_t scores = 0, absent = 0;
+    for (const judge::LabelledSample& s : samples) {
+        for (const auto& [annotator, score] : s.scores) {
+            ++by_annotator[annotator];
+            ++scores;
+            absent += std::isnan(score) ? 1 : 0;
+        }
+        units[s.kind + "/" + s.dimension].push_back(s.given_scores());
+        pictures.insert(s.picture.get());
+    }
     for (const auto& [annotator, count] : by_annotator)
         out << fmt::format("{}: {} labels\n", annotator, count);
-    if (left_out > 0) out << fmt::format("{} rationales were left out: a label keeps the first annotator's\n", left_out);
-    std::map<std::string, std::vector<std::vector<double>>> units;
-    for (const judge::LabelledSample& s : samples) {
-        units[s.kind + "/" + s.dimension].push_back(s.given_scores());
-    }
     for (const auto& [name, values] : units) {
         const auto alpha = eval::krippendorff_alpha(values);
         out << fmt::format("{}: {} pictures, agreement of annotators (Krippendorff's alpha) {}\n",
                            name, values.size(),
                            alpha ? fmt::format("{:.3f}", *alpha) : "none: too few labelled twice");
     }
-    out << fmt::format("{} samples in {}\n", samples.size(), labels.string());
+    out << fmt::format("{}: {} labelled samples, {} scores, {} times that a dimension does not apply, {} pictures\n", file.string(), samples.size(),
+                       scores - absent, absent, pictures.size());
 }
 
 }  // namespace atelier::stage

@@ -4,6 +4,8 @@
 #include <iosfwd>
 #include <vector>
 
+#include "judge/labels.hpp"
+
 namespace atelier::stage {
 
 /// Writes a sheet for people to label: DIRECTORY/index.html (pictures with prompt, the judge's reasons
@@ -21,5 +23,8 @@ int write_label_sheet(const std::filesystem::path& path, const std::filesystem::
 /// annotator, an annotator who scores something twice.
 void read_label_sheets(const std::vector<std::filesystem::path>& sheets,
                        const std::filesystem::path& labels, std::ostream& out);
+
+/// Says how many labels there are of whom, of what, and how far the annotators agree. `file`: where the samples are from.
+void describe_labels(const std::vector<judge::LabelledSample>& samples, const std::filesystem::path& file, std::ostream& out);
 
 }  // namespace atelier::stage

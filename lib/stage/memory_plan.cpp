@@ -187,7 +187,7 @@ class Planner {
     MemoryPlan reward_train() const {
         const config::Config& config = c_.config;
         const judge::QuestionMaker model(config.text("reward_train.start"));
-        const auto labels = judge::read_labels(config.text("reward_train.labels")), heldout = judge::read_labels(config.text("reward_train.heldout"));
+        const auto labels = judge::read_labels(config.list("reward_train.labels")), heldout = judge::read_labels(config.list("reward_train.heldout"));
         LabelTemplates templates(config.text("judge.templates"));
         MemoryPlan plan = program_;
         hold_reward_train(plan, c_, model, training_sizes(model, templates, labels), labels, heldout, q_.ranks);

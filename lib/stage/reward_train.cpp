@@ -84,13 +84,16 @@ int run_reward_train(const Context& c) {
         ATELIER_CHECK_USAGE(!text.empty(), "reward-train needs {}", key);
         return fs::path(text);
     };
-    const fs::path start = path("reward_train.start"), train_file = path("reward_train.labels"),
-                   heldout_file = path("reward_train.heldout");
-    const Labels labels = judge::read_labels(train_file), heldout = judge::read_labels(heldout_file);
-    return_holes();  // HDF5 keeps what it knows of each picture's dataset between the pictures until the file is closed
+    const fs::path start = path("reward_train.start");
+    const auto read = [&](const std::string& what) {
+        const std::vector<std::string>& files = config.list("reward_train." + what);
+        ATELIER_CHECK_USAGE(!files.empty() && !files[0].empty(), "reward-train needs reward_train.{}", what);
+        for (std::size_t i = 0; i < files.size(); ++i) manifest.inputs[fmt::format("{}/{}", what, i + 1)] = io::digest_file(files[i]);
+        return judge::read_labels(files);
+    };
+    const Labels labels = read("labels"), heldout = read("heldout");
+    return_holes();  // what HDF5 knew of each picture's dataset lay between other things until the file was closed
     LabelTemplates templates(path("judge.templates"));
-    manifest.inputs["labels"] = io::digest_file(train_file);
-    manifest.inputs["heldout"] = io::digest_file(heldout_file);
     for (const judge::LabelledSample& s : labels) {
         const judge::Template& t = templates.at(s);
         manifest.inputs["judge/" + t.kind + "/" + t.dimension] = io::digest_file(t.path);

@@ -44,16 +44,20 @@ void hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Question
     plan.hold("weights", model.weight_bytes());
     plan.hold("training", judge::JudgeTrainer::planned_bytes(model.vlm(), config, sizes));
     plan.hold("gradients' sum", comm::sum_bytes(ranks, judge::JudgeTrainer::trained_numbers(model.vlm(), config)));
-    std::set<const io::Image*> pictures;
-    std::size_t bytes = 0;
+    std::set<const judge::LabelledPicture*> pictures;  // files are read when a sample is made
+    std::size_t bytes = 0, shown = 0;
     for (const auto* list : {&labels, &heldout})
         for (const judge::LabelledSample& s : *list) {
             bytes += sizeof(s) + s.prompt.size() + s.rationale.size() + s.scores.size() * sizeof(s.scores[0]);
-            if (pictures.insert(s.picture.get()).second) bytes += s.picture->pixels.size();
+            std::size_t of_sample = s.picture->bytes();
+            for (const auto& source : s.sources) of_sample += source->bytes();
+            shown = std::max(shown, of_sample);
+            if (pictures.insert(s.picture.get()).second) bytes += sizeof(*s.picture);
             for (const auto& source : s.sources)
-                if (pictures.insert(source.get()).second) bytes += source->pixels.size();
+                if (pictures.insert(source.get()).second) bytes += sizeof(*source);
         }
     plan.hold("labels", bytes);
+    plan.hold("a label's pictures", shown);
     plan.hold_during("reporting", "the trained judge", judging_bytes(c, model, heldout));
 }
 

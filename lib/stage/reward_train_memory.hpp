@@ -27,7 +27,7 @@ judge::JudgeTrainerConfig judge_trainer_config(const Context& context);
 /// Of the largest sample.
 judge::JudgeTrainer::Sizes training_sizes(const judge::QuestionMaker& model, LabelTemplates& templates, const std::vector<judge::LabelledSample>& labels);
 
-/// A rank's share of reward-train: the model, its training, all labels with their pictures, and the judge that answers the held-out
+/// A rank's share of reward-train: the model, its training, all labels with the pictures of one, and the judge that answers the held-out
 /// questions in the end.
 void hold_reward_train(MemoryPlan& plan, const Context& context, const judge::QuestionMaker& model, const judge::JudgeTrainer::Sizes& sizes,
                        const std::vector<judge::LabelledSample>& labels, const std::vector<judge::LabelledSample>& heldout, int ranks);

@@ -173,6 +173,28 @@ void check_scorer(const config::Config& config) {
                             "reward.scorer = \"http\" needs judge.url and judge.model");
 }
 
+void check_scorer_files(const Context& c) {
+    namespace fs = std::filesystem;
+    for (const fs::path& file : identity_files(c.config)) ATELIER_CHECK_INPUT(fs::exists(file), "{} is missing, which scores identity", file.string());
+    if (c.config.text("reward.scorer") != "judge" || c.config.text("judge.directory").empty()) return;
+    const fs::path directory = judge_directory(c);
+    const judge::QuestionMaker maker(directory);
+    ATELIER_CHECK_INPUT(fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json"),
+                        "{} holds no weights: neither model.safetensors nor its index", directory.string());
+    const judge::NativeJudgeConfig config = native_judge_config(c, directory);
+    const io::Image picture(static_cast<int>(c.config.integer("sampling.width")), static_cast<int>(c.config.integer("sampling.height")), 3);
+    for (const auto& [kind, asked] : judge_templates(c.config)) {
+        ATELIER_CHECK_USAGE(asked.size() <= static_cast<std::size_t>(config.answers), "judge.answers = {}, but {} dimensions of {} are asked for",
+                            config.answers, asked.size(), kind);
+        for (const judge::Template& t : asked) {
+            const std::vector<io::Image> sources(kind == "edit" ? 1 : 0, picture);
+            const std::size_t tokens = maker.make_question(judge::make_conversation(t, "", picture, sources)).ids.size();
+            ATELIER_CHECK_USAGE(tokens <= static_cast<std::size_t>(config.context), "judge.context = {}, but a question about {} has {} tokens without a prompt",
+                                config.context, t.dimension, tokens);
+        }
+    }
+}
+
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
     std::map<std::string, io::FileDigest> inputs;
     for (const std::filesystem::path& file : identity_files(c.config))

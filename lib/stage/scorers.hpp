@@ -27,6 +27,11 @@ std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
 /// without repeating what it found.
 void check_scorer(const config::Config& config);
 
+/// Before a run is made: the scorer's files are there, and a native judge can be asked: its weights are there, a sample's dimensions fit
+/// `judge.answers`, a question without a prompt about pictures of the configured size fits `judge.context`. Reads no weight. Throws
+/// Error(input) or Error(usage).
+void check_scorer_files(const Context& context);
+
 /// What a manifest names as the scorer's inputs: the judge's templates and weights.
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& context);
 

@@ -4,7 +4,8 @@
     tests/bench/compare.py [--only CASE[,CASE...]] [--repeats 7] [--threads 2] [--markdown FILE]
 
 Every case: both sides prepare, run once, and what comes out is compared (a case whose outputs differ is not timed, and the script
-fails); then they take turns, and the medians' ratio is printed with the smallest and largest ratio of neighbours. Where Python lacks
+fails); then they take turns, and the medians' ratio is printed with the smallest and largest ratio of neighbours. The floor is the time of
+the transformer's products alone at the speed of one large product of PyTorch's, measured at the start. Where Python lacks
 what it needs, that of `scripts/setup.sh python` runs it. Builds build/bin/engine_bench.
 """
 import argparse
@@ -222,6 +223,23 @@ def mid_size(directory):
     return where
 
 
+def product_flops(model, prefix_rows, group, target_rows, passes=1):
+    """Multiplications and additions of the transformer's blocks for one prompt with `group` targets: a prefix pass and `passes` target
+    passes forward; a backward pass costs twice that."""
+    c = QwenImage21Transformer2DModel.load_config(model, subfolder="transformer")
+    width = c["attention_head_dim"] * c["num_attention_heads"]
+    matrices = 4 * width ** 2 + 3 * width * int(width * c.get("mlp_ratio", 3))
+    def rows(n, keys):
+        return c["num_layers"] * n * (2 * matrices + 4 * keys * width)
+    return rows(prefix_rows, prefix_rows) + passes * rows(group * target_rows, prefix_rows + target_rows)
+
+
+def product_peak(dtype):
+    """FLOP/s of a large product, the fastest of many."""
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    return 2 * 2048 ** 3 / min(timed(lambda: torch.mm(a, b)) for _ in range(12))
+
+
 def held_out_prompts(count):
     import json
     lines = (ROOT / "assets/mini/prompts/t2i-heldout.jsonl").read_text().splitlines()
@@ -229,7 +247,7 @@ def held_out_prompts(count):
 
 
 def cases(threads, directory, bf16):
-    """name -> (target ratio, function that makes (engine, peer, names compared, tolerance))"""
+    """name -> (target ratio, FLOPs of the transformer's products or none, function that makes (engine, peer, names compared, tolerance))"""
     all_cases = {}
 
     def transformer(name, model, target, depth, prompts, group, text, size, compiled, tolerance=2e-4):
@@ -241,9 +259,10 @@ def cases(threads, directory, bf16):
                 return (Engine(depth, where, threads, directory, inputs, dtype=dtype), TorchTransformer(where, inputs, depth, compiled, dtype), names,
                         tolerance)
             return make
-        all_cases[name] = (target, case("f32", tolerance))
+        flops = lambda: prompts * product_flops(model(), text, group, size[0] * size[1]) * (1 if depth == "forward" else 3)
+        all_cases[name] = (target, flops, case("f32", tolerance))
         if bf16:
-            all_cases[f"{name}/bf16"] = (target, case("bf16", 0.2))  # the peer also keeps activations in bf16
+            all_cases[f"{name}/bf16"] = (target, flops, case("bf16", 0.2))  # the peer also keeps activations in bf16
 
     mini, mid = lambda: MINI, lambda: mid_size(directory)
     for compiled, target in ((False, 2.0), (True, 1.4)):
@@ -261,7 +280,8 @@ def cases(threads, directory, bf16):
             stored = engine.result()
             engine.close()
             return (Engine("update", MINI, threads, directory, **options), TorchUpdate(prompt, image, stored), ["gradient_norm"], 2e-3)
-        all_cases[name] = (target, make)
+        tokens = (RESOLUTION // 16) ** 2
+        all_cases[name] = (target, lambda: 3 * product_flops(MINI, 24 + (tokens if image else 0), GROUP, tokens, passes=3), make)
 
     update("grpo-update-t2i/eager", 2.5, PROMPT, None)
     update("grpo-update-edit/eager", 4.0, EDIT, EDIT_IMAGE)
@@ -271,18 +291,18 @@ def cases(threads, directory, bf16):
         engine = Engine("rollout", MINI, threads, directory, {"noise": noise}, prompt=PROMPT, negative=NEGATIVE, guidance=4, group=GROUP,
                         steps=STEPS)
         return engine, TorchRollout(noise, 4.0), ["pictures"], 5e-3
-    all_cases["rollout-guided/diffusers"] = (3.0, rollout)
+    all_cases["rollout-guided/diffusers"] = (3.0, lambda: 2 * product_flops(MINI, 24, GROUP, (RESOLUTION // 16) ** 2, passes=STEPS), rollout)
 
     def decode():
         latents, size = torch.randn(64, 64, 16, generator=torch.Generator().manual_seed(8)), [8, 8]
         return (Engine("decode", MINI, threads, directory, {"latents": latents, "size": torch.tensor(size)}), TorchDecode(latents, size),
                 ["pictures"], 5e-3)
-    all_cases["vae-decode-64/eager"] = (1.3, decode)
+    all_cases["vae-decode-64/eager"] = (1.3, None, decode)
 
     def encode():
         prompts = held_out_prompts(64)
         return Engine("encode", MINI, threads, directory, prompts), TorchEncode(prompts), ["states"], 5e-3
-    all_cases["vlm-encode-64/eager"] = (1.3, encode)
+    all_cases["vlm-encode-64/eager"] = (1.3, None, encode)
 
     for compiled, target in ((False, 1.1), (True, 1.0)):
         kind = "compiled" if compiled else "eager"
@@ -299,21 +319,21 @@ def difference(ours, theirs):
     return ((a - b).abs().max() / b.square().mean().sqrt()).item()
 
 
-def compare(name, target, make, repeats):
+def compare(name, target, floor, make, repeats):
     engine, peer, names, tolerance = make()
     engine.run(), peer.run()
     ours, theirs = engine.result(), peer.result()
     error = max(difference(ours[key], theirs[key]) for key in names)
     if not error <= tolerance:
         engine.close()
-        return f"| {name} | | | | {target} | outputs differ by {error:.1e} of their RMS |", False
+        return f"| {name} | | | | {target} | | outputs differ by {error:.1e} of their RMS |", False
     engine.run(), peer.run()
     pairs = [(engine.run(), peer.run()) for _ in range(repeats)]
     engine.close()
     mine, other = (statistics.median(side) for side in zip(*pairs))
     ratios = sorted(b / a for a, b in pairs)
     verdict = "" if other / mine >= target else " **below**"
-    return (f"| {name} | {mine:.4f} | {other:.4f} | {other / mine:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict} | {target} | {error:.1e} |"), True
+    return (f"| {name} | {mine:.4f} | {other:.4f} | {other / mine:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict} | {target} | {floor} | {error:.1e} |"), True
 
 
 def main():
@@ -326,16 +346,18 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     subprocess.run(["cmake", "--build", BUILD, "--target", "engine_bench"], check=True, stdout=subprocess.DEVNULL)
-    lines = ["| work | engine, s | peer, s | ratio [least, most] | wanted | outputs differ by |", "|---|---|---|---|---|---|"]
+    lines = ["| work | engine, s | peer, s | ratio [least, most] | wanted | products' floor, s | outputs differ by |", "|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     good = True
     with tempfile.TemporaryDirectory() as directory:
         chosen = cases(arguments.threads, Path(directory), "avx512_bf16" in Path("/proc/cpuinfo").read_text())
         wanted = [w for w in arguments.only.split(",") if w]
-        for name, (target, make) in chosen.items():
+        peaks = {dtype: product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        for name, (target, flops, make) in chosen.items():
             if wanted and not any(name.startswith(w) for w in wanted):
                 continue
-            line, same = compare(name, target, make, arguments.repeats)
+            floor = "" if flops is None else f"{flops() / peaks[torch.bfloat16 if name.endswith('bf16') else torch.float32]:.4f}"
+            line, same = compare(name, target, floor, make, arguments.repeats)
             print(line, flush=True)
             lines.append(line)
             good &= same

@@ -57,6 +57,14 @@ cp "$work/out" "$work/table"
 code 0 train whole
 grep -q "complete already" "$work/out" || fail "a finished stage was run again"
 code 0 "$bin/atelier-inspect" --verify "$work/whole"
+# The same labels in two files.
+head -n 11 "$work/labels/train.jsonl" >"$work/labels/train-1.jsonl"
+tail -n +12 "$work/labels/train.jsonl" >"$work/labels/train-2.jsonl"
+plan parts --set "reward_train.labels=[\"$work/labels/train-1.jsonl\", \"$work/labels/train-2.jsonl\"]"
+code 0 train parts
+cmp "$work/whole/judge/model.safetensors" "$work/parts/judge/model.safetensors" || fail "labels in two files train another judge"
+code 0 "$bin/atelier-inspect" "$work/labels/train-1.jsonl"
+says "11 labelled samples, 22 scores, 0 times that a dimension does not apply, 11 pictures"
 train_after() {  # SIGNAL RUN: stopped by it in the middle, and run again
     local pid found=0
     "$bin/atelier-reward-train" --run "$work/$2" >/dev/null 2>&1 &

@@ -40,7 +40,7 @@ void write_good_trajectory(const fs::path& path) {
 void write_good_labels(const fs::path& path) {
     judge::LabelledSample s;
     s.id = "a", s.kind = "t2i", s.dimension = "alignment", s.category = "general", s.prompt = "p", s.rationale = "r";
-    s.picture = std::make_shared<io::Image>(2, 2, 3, 9);
+    s.picture = std::make_shared<const judge::LabelledPicture>(io::Image(2, 2, 3, 9));
     s.sources = {s.picture};
     s.scores = {{"anna", 4.5}, {"ben", 2}};
     judge::write_labels(path, {s});

@@ -11,7 +11,7 @@ void run_one(std::span<const std::uint8_t> bytes) {
     const auto path = as_file("labels.jsonl", bytes);
     read_or_refuse([&] {
         for (const auto& sample : judge::read_labels(path))
-            if (!picture || !(sample.mean_score() >= 1 && sample.mean_score() <= 5)) std::abort();
+            if (!picture || sample.picture->load().width != 2 || !(sample.mean_score() >= 1 && sample.mean_score() <= 5)) std::abort();
     });
     io::CsvRows rows;
     read_or_refuse([&] { rows = io::parse_csv(as_text(bytes), "labels.csv"); });

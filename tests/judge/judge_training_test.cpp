@@ -94,7 +94,7 @@ class JudgeTraining : public ::testing::Test {
         io::Image picture(64, 64, 3, static_cast<std::uint8_t>(10 * i));
         for (int y = 0; y < 64; ++y)
             for (int x = 0; x < 64; ++x) picture.at(x, y)[good ? 0 : 2] = 250;
-        s.picture = std::make_shared<const io::Image>(std::move(picture));
+        s.picture = std::make_shared<const LabelledPicture>(std::move(picture));
         s.scores = {{"anna", good ? 4.5 : 1.5}, {"ben", good ? 5.0 : 1.0}};
         return s;
     }
@@ -387,7 +387,7 @@ TEST_F(JudgeTraining, GoesOnFromItsFilesToTheSameBits) {
 
 TEST_F(JudgeTraining, LabelsInJsonLinesAndHdf5) {
     std::ofstream out(folder_ / "labels.jsonl");
-    for (int i = 0; i < 3; ++i) io::write_png(folder_ / fmt::format("p{}.png", i), *sample(i).picture);
+    for (int i = 0; i < 3; ++i) io::write_png(folder_ / fmt::format("p{}.png", i), sample(i).picture->load());
     out << R"({"id": "p0", "kind": "t2i", "dimension": "alignment", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 4.5, "ben": 5}, "rationale": "it is red"})" << "\n\n"
         << R"({"id": "p0", "kind": "t2i", "dimension": "aesthetics", "category": "general", "prompt": "a red circle", "picture": "p0.png", "scores": {"anna": 3, "ben": null}})" << '\n'
         << R"({"id": "p1", "kind": "edit", "dimension": "identity", "category": "portrait", "prompt": "add glasses", "picture": "p1.png", "sources": ["p2.png", "p0.png"], "scores": {"ben": 1.25}})" << '\n';
@@ -403,17 +403,34 @@ TEST_F(JudgeTraining, LabelsInJsonLinesAndHdf5) {
         EXPECT_TRUE(std::isnan(labels[1].scores[1].second));
         EXPECT_EQ(labels[1].mean_score(), 3);
         EXPECT_EQ(labels[0].picture, labels[1].picture) << "one picture is held once";
-        EXPECT_EQ(*labels[2].picture, *sample(1).picture);
+        EXPECT_EQ(labels[2].picture->load(), sample(1).picture->load());
         ASSERT_EQ(labels[2].sources.size(), 2u);
-        EXPECT_EQ(*labels[2].sources[0], *sample(2).picture);
+        EXPECT_EQ(labels[2].sources[0]->load(), sample(2).picture->load());
+        EXPECT_FALSE(labels[2].picture->is_kept()) << "pixels are read when they are asked for";
         EXPECT_EQ(labels[2].sources[1], labels[0].picture);
         EXPECT_EQ(labels[2].category, "portrait");
         EXPECT_EQ(labels[2].prompt, "add glasses");
     }
 }
 
+TEST_F(JudgeTraining, LabelsInSeveralFiles) {
+    for (int i = 0; i < 3; ++i) write_labels(folder_ / fmt::format("part-{}", i), {sample(i)});  // told by what is in them, not by their names
+    const auto file = [&](int i) { return (folder_ / fmt::format("part-{}", i)).string(); };
+    const auto all = read_labels(std::vector{file(0), file(1), file(2)});
+    ASSERT_EQ(all.size(), 3u);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(all[static_cast<std::size_t>(i)].picture->load(), sample(i).picture->load());
+    EXPECT_THROW(read_labels(std::vector{file(0), file(1), file(0)}), Error);
+    const auto again = read_labels(folder_ / "part-1");
+    LabelledSample other = sample(2);
+    other.picture = std::make_shared<const LabelledPicture>(io::Image(32, 32, 3));
+    write_labels(folder_ / "part-1", {other});
+    EXPECT_THROW(again[0].picture->load(), Error) << "the file has changed";
+    fs::remove(folder_ / "part-1");
+    EXPECT_THROW(again[0].picture->load(), Error);
+}
+
 TEST_F(JudgeTraining, LabelsThatAreNone) {
-    io::write_png(folder_ / "p.png", *sample(0).picture);
+    io::write_png(folder_ / "p.png", sample(0).picture->load());
     const auto why = [&](const std::string& text) {
         std::ofstream(folder_ / "bad.jsonl") << text;
         try {

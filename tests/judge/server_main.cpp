@@ -5,6 +5,7 @@
 // every answer takes so long.
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -14,16 +15,25 @@
 
 using namespace atelier::testing;
 
+std::string value_of(const char* variable) {
+    const char* value = std::getenv(variable);
+    return value == nullptr ? "" : value;
+}
+
 int main(int argc, char** argv) {
     std::string ready, key;
     bool misbehaves = false;
     double delay = 0;
     for (int i = 1; i < argc; ++i) {
         if (std::strcmp(argv[i], "--ready") == 0 && i + 1 < argc) ready = argv[++i];
-        else if (std::strcmp(argv[i], "--key") == 0 && i + 1 < argc) key = std::getenv(argv[++i]);
+        else if (std::strcmp(argv[i], "--key") == 0 && i + 1 < argc) key = value_of(argv[++i]);
         else if (std::strcmp(argv[i], "--misbehave") == 0) misbehaves = true;
         else if (std::strcmp(argv[i], "--delay") == 0 && i + 1 < argc) delay = std::atof(argv[++i]);
-        else return 2;
+        else ready.clear(), i = argc;
+    }
+    if (ready.empty()) {
+        std::fputs("judge_server --ready FILE [--key VARIABLE] [--misbehave] [--delay SECONDS]\n", stderr);
+        return 2;
     }
     const JudgeServer server([&](const Asked& asked) -> Reply {
         if (!key.empty() && asked.authorization != "Bearer " + key)
