@@ -218,6 +218,10 @@ Config Config::resolve(const std::filesystem::path& file, std::span<const std::s
             c.set(name, Reader::located(key, value, {}), origin);
             continue;
         }
+        if (std::holds_alternative<std::vector<std::string>>(key.fallback) && !value.empty() && value[0] != '"' && value[0] != '[') {
+            c.set(name, Reader::located(key, std::vector{value}, {}), origin);
+            continue;
+        }
         try {
             const toml::table parsed = toml::parse("value = " + value);
             c.set(name, Reader::located(key, convert(*parsed.get("value"), key.fallback, name, origin), {}), origin);

@@ -35,7 +35,7 @@ struct Key {
 class Config {
   public:
     /// Reads a TOML file over the schema's defaults. `extends = "other.toml"` at its top names a file (relative to it) that is
-    /// read first; `overrides` are "section.key=value" (TOML values; bare words are texts) and win.
+    /// read first; `overrides` are "section.key=value" (TOML values; bare words are texts, also of a list of one) and win.
     /// Throws Error(usage) naming file and line: unknown keys with the nearest known one, wrong types, values out of range.
     static Config resolve(const std::filesystem::path& file, std::span<const std::string> overrides, const std::vector<Key>& schema);
 

@@ -117,17 +117,17 @@ for part in text_encoder processor; do for file in assets/mini/base/$part/*; do 
 mkdir "$work/templates"
 for file in configs/judge/*.toml; do sed '1i reasoning_tokens = 8' "$file" >"$work/templates/$(basename "$file")"; done
 own=(--set reward.scorer=judge --set judge.directory="$work/judge" --set judge.templates="$work/templates" --set judge.answers=9)
-refused() {  # CODE TEXT OPTION...: no run is made
-    code "$1" "$bin/atelier-plan" --config configs/mini.toml --run "$work/refused" "${own[@]}" "${@:3}"
+unmade() {  # CODE TEXT OPTION...: no run is made
+    code "$1" "$bin/atelier-plan" --config configs/mini.toml --run "$work/unmade" "${own[@]}" "${@:3}"
     says "$2"
-    [[ ! -e $work/refused/config.toml ]] || fail "a run was made of what was refused"
+    [[ ! -e $work/unmade/config.toml ]] || fail "a run was made of what was refused"
 }
-refused 2 "judge.context = 40, but a question about" --set judge.context=40
-refused 2 "judge.answers = 1, but" --set judge.answers=1
+unmade 2 "judge.context = 40, but a question about" --set judge.context=40
+unmade 2 "judge.answers = 1, but" --set judge.answers=1
 mkdir "$work/weightless"
 for file in "$work"/judge/*; do [[ $file == *.safetensors* ]] || ln -s "$(readlink "$file")" "$work/weightless/"; done
-refused 3 "holds no weights" --set judge.directory="$work/weightless"
-refused 3 "is missing, which scores identity" --set reward.identity=small --set identity.network="$work/judge/none"
+unmade 3 "holds no weights" --set judge.directory="$work/weightless"
+unmade 3 "is missing, which scores identity" --set reward.identity=small --set identity.network="$work/judge/none"
 for task in t2i edit; do
     plan own-$task "${own[@]}"
     code 0 ranks 1 rollout own-$task --policy $task --iteration 1

@@ -64,6 +64,18 @@ TEST_F(ConfigFile, DefaultsFilesAndOverridesInThatOrder) {
     EXPECT_THAT(c.describe(), HasSubstr("base.toml:2)"));
     EXPECT_THAT(c.describe(), HasSubstr("group = 8  # members, samples (default)"));
 }
+TEST_F(ConfigFile, ATextIsAListOfOneAndPathsInListsAreAbsolute) {
+    auto with_files = schema;
+    with_files.push_back({.name = "run.files", .fallback = std::vector<std::string>{}, .meaning = "files", .is_path = true});
+    const auto path = file("[run]\ntasks = \"x\"\nfiles = [\"a.h5\", \"b/c.h5\"]\n");
+    const auto c = Config::resolve(path, {}, with_files);
+    EXPECT_EQ(c.list("run.tasks"), std::vector<std::string>{"x"});
+    EXPECT_EQ(c.list("run.files"), (std::vector<std::string>{directory_ / "a.h5", directory_ / "b/c.h5"}));
+    const std::vector<std::string> bare{"run.files=d.h5"}, quoted{"run.files=\"d.h5\""};
+    for (const auto& set : {bare, quoted})
+        EXPECT_EQ(Config::resolve(path, set, with_files).list("run.files"), std::vector<std::string>{fs::absolute("d.h5")});
+    EXPECT_THAT(refusal("[run]\ntasks = [1]\n"), HasSubstr("run.tasks must be a list of texts"));
+}
 
 TEST_F(ConfigFile, ListsOfPairs) {
     const auto path = file("[task.edit]\nsizes = [[96, 160], [128, 128]]\n");
