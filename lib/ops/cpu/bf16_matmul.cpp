@@ -31,13 +31,17 @@ constexpr std::int64_t few_columns_of_a = 96, many_columns_of_a = 192;
 std::int64_t columns_of(std::int64_t n, std::int64_t k) { return std::min(n, std::max<std::int64_t>(numbers_of_b / std::min(k, depth) / 64 * 64, 64)); }
 /// What a tile of few rows is filled up to, with zeros: below, oneDNN's kernels add up a row in another order (in some shapes from 16 rows
 /// down), and the same row must have the same bits in any company.
-std::int64_t filled(std::int64_t n) { return n > 64 ? rows : n > 32 ? 64 : 32; }
+std::int64_t filled_rows(std::int64_t n) { return n > 64 ? rows : n > 32 ? 64 : 32; }
+/// Columns and depth of a tile are filled up too: prompts have many lengths, and each shape of a product is code of its own.
+std::int64_t filled(std::int64_t n) { return (n + 31) / 32 * 32; }
 
-/// A piece of a matrix, rounded, rows one behind the other.
-void round_into(const float* from, std::int64_t stride, std::int64_t height, std::int64_t width, Bf16* to) {
+/// A piece of a matrix, rounded, as tall x wide numbers one row behind the other; what the piece lacks is 0.
+void round_into(const float* from, std::int64_t stride, std::int64_t height, std::int64_t width, Bf16* to, std::int64_t tall, std::int64_t wide) {
+    std::fill(to + height * wide, to + tall * wide, Bf16{0});
     for (std::int64_t i = 0; i < height; ++i) {
         const float* row = from + i * stride;
-        Bf16* out = to + i * width;
+        Bf16* out = to + i * wide;
+        std::fill(out + width, out + wide, Bf16{0});
         std::int64_t j = 0;
 #ifdef __AVX512BF16__
         for (; j + 32 <= width; j += 32)
@@ -111,9 +115,9 @@ Room& room() {
     return instance;
 }
 
-/// C = alpha P + beta C for a tile.
+/// C = alpha P + beta C for a tile, P with rows of filled(width).
 void combine(const float* p, std::int64_t height, std::int64_t width, float alpha, float beta, float* c, std::int64_t stride) {
-    for (std::int64_t i = 0; i < height; ++i, p += width, c += stride) {
+    for (std::int64_t i = 0; i < height; ++i, p += filled(width), c += stride) {
         if (beta == 0.0f)
             for (std::int64_t j = 0; j < width; ++j) c[j] = alpha * p[j];
         else
@@ -126,9 +130,9 @@ std::int64_t pieces(std::int64_t n, std::int64_t size) { return (n + size - 1) /
 /// Rows [at, at + deep) of op(B) and a tile of its columns, as B lies in memory.
 void round_b(bool tb, const MatrixView& b, std::int64_t column, std::int64_t wide, std::int64_t at, std::int64_t deep, Bf16* to) {
     if (tb)
-        round_into(b.data + column * b.stride + at, b.stride, wide, deep, to);
+        round_into(b.data + column * b.stride + at, b.stride, wide, deep, to, filled(wide), filled(deep));
     else
-        round_into(b.data + at * b.stride + column, b.stride, deep, wide, to);
+        round_into(b.data + at * b.stride + column, b.stride, deep, wide, to, filled(deep), filled(wide));
 }
 
 /// [first, first + size) rows of a task times one tile of columns.
@@ -136,18 +140,17 @@ void rows_task(bool tb, float alpha, const MatrixView& a, const MatrixView& b, f
                std::int64_t size, std::int64_t column, std::int64_t wide) {
     const std::int64_t k = a.cols;
     Room& r = room();
-    Bf16 *from = Room::of(r.a, rows * depth), *by = Room::of(r.b, depth * wide);
-    float* sums = Room::of(r.c, rows * wide);
+    Bf16 *from = Room::of(r.a, rows * depth), *by = Room::of(r.b, depth * filled(wide));
+    float* sums = Room::of(r.c, rows * filled(wide));
     for (std::int64_t at = 0; at < k; at += depth) {
         const std::int64_t deep = std::min(depth, k - at);
         round_b(tb, b, column, wide, at, deep, by);
         for (std::int64_t i = first; i < first + size; i += rows) {
-            const std::int64_t here = std::min(rows, first + size - i), tall = filled(here);
-            round_into(a.data + i * a.stride + at, a.stride, here, deep, from);
-            std::fill(from + here * deep, from + tall * deep, Bf16{0});
+            const std::int64_t here = std::min(rows, first + size - i), tall = filled_rows(here);
+            round_into(a.data + i * a.stride + at, a.stride, here, deep, from, tall, filled(deep));
             float* to = c.data + i * c.stride + column;
-            const bool in_place = here == tall && c.stride == wide && alpha == 1.0f && beta == 0.0f && k <= depth;
-            product(false, tb, tall, wide, deep)(from, by, in_place ? to : sums);
+            const bool in_place = here == tall && c.stride == wide && wide == filled(wide) && alpha == 1.0f && beta == 0.0f && k <= depth;
+            product(false, tb, tall, filled(wide), filled(deep))(from, by, in_place ? to : sums);
             if (!in_place) combine(sums, here, wide, alpha, at == 0 ? beta : 1.0f, to, c.stride);
         }
     }
@@ -158,13 +161,13 @@ void transposed_a_task(bool tb, float alpha, const MatrixView& a, const MatrixVi
                        std::int64_t size, std::int64_t column, std::int64_t wide) {
     const std::int64_t k = a.rows;
     Room& r = room();
-    Bf16 *from = Room::of(r.a, depth * size), *by = Room::of(r.b, depth * wide);
-    float *sums = Room::of(r.c, size * wide), *to = c.data + first * c.stride + column;
+    Bf16 *from = Room::of(r.a, depth * filled(size)), *by = Room::of(r.b, depth * filled(wide));
+    float *sums = Room::of(r.c, filled(size) * filled(wide)), *to = c.data + first * c.stride + column;
     for (std::int64_t at = 0; at < k; at += depth) {
         const std::int64_t deep = std::min(depth, k - at);
-        round_into(a.data + at * a.stride + first, a.stride, deep, size, from);
+        round_into(a.data + at * a.stride + first, a.stride, deep, size, from, filled(deep), filled(size));
         round_b(tb, b, column, wide, at, deep, by);
-        product(true, tb, size, wide, deep)(from, by, sums);
+        product(true, tb, filled(size), filled(wide), filled(deep))(from, by, sums);
         combine(sums, size, wide, alpha, at == 0 ? beta : 1.0f, to, c.stride);
     }
 }
@@ -175,6 +178,8 @@ bool has_bf16_products() {
     static const bool instance = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
     return instance;
 }
+
+std::size_t bf16_product_bytes() { return (std::size_t{4} + 2 * static_cast<std::size_t>(threads())) << 20; }
 
 void bf16_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
     const std::int64_t tall = ta ? (c.rows >= 4 * many_columns_of_a ? many_columns_of_a : few_columns_of_a) : rows_of_task;
