@@ -12,6 +12,7 @@
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/student.hpp"
+#include "stage/timeline.hpp"
 #include "stage/trainer.hpp"
 
 namespace atelier::stage {
@@ -167,6 +168,7 @@ int run_distill(const Context& c) {
     if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
     progress.start_at(done.updates);
     std::vector<std::size_t> order;
+    Timeline timeline;
     while (done.updates < epochs * static_cast<std::int64_t>(batches)) {
         if (stop_was_asked(*c.world)) {
             snapshots.settle();
@@ -183,15 +185,17 @@ int run_distill(const Context& c) {
         std::map<std::string, std::pair<double, double>> sums;
         for (const std::string& task : c.config.tasks()) sums[task];  // the same keys on every rank
         const auto mine = my_batch(c, order, begin, end);
-        for (const std::size_t i : mine) {
-            const auto stats = train_shard(shards[i], weight);
-            sums[shards[i].task].first += stats.loss;
-            sums[shards[i].task].second += stats.terms;
-        }
-        // Where passes are collective every rank makes as many as the first one.
-        if (trainer.is_collective() && mine.size() < (end - begin + ranks - 1) / ranks)
-            train_shard(shards[order[begin]], 0.0);
-        done.norms.push_back(trainer.step(rate.at(trainer.updates() + 1)));
+        timeline.measure("gradients", done.updates, [&] {
+            for (const std::size_t i : mine) {
+                const auto stats = train_shard(shards[i], weight);
+                sums[shards[i].task].first += stats.loss;
+                sums[shards[i].task].second += stats.terms;
+            }
+            // Where passes are collective every rank makes as many as the first one.
+            if (trainer.is_collective() && mine.size() < (end - begin + ranks - 1) / ranks)
+                train_shard(shards[order[begin]], 0.0);
+        });
+        done.norms.push_back(timeline.measure("step", done.updates, [&] { return trainer.step(rate.at(trainer.updates() + 1)); }));
         done.norm_sum += done.norms.back();
         if (b == 0) done.loss = {};
         double all[2] = {0, 0};
@@ -232,6 +236,7 @@ int run_distill(const Context& c) {
         *c.world, directory,
         [&](const std::filesystem::path& temporary) {
             trainer.save(c.base_transformer() / "config.json", temporary, c, manifest);
+            timeline.publish(*c.world, temporary);
         },
         [&](const std::filesystem::path& temporary) {
             manifest.facts = metrics;

@@ -8,6 +8,7 @@
 #include "stage/group_rollout.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/student.hpp"
+#include "stage/timeline.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -126,6 +127,7 @@ int run_teacher_dump(const Context& c) {
     Progress progress(fmt::format("teacher-dump {} {}", task, round), "samples",
                       static_cast<std::int64_t>(units.size()) * spec.members, !c.world->is_root());
     std::int64_t done = 0;
+    Timeline timeline;
     for (std::size_t turn = 0; turn < turns; ++turn) {
         if (stop_was_asked(*c.world)) {
             writer.finish();
@@ -146,33 +148,31 @@ int run_teacher_dump(const Context& c) {
                 keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(round),
                                                       task_number("opd/" + task) ^ g.prompt->number,
                                                       static_cast<std::uint64_t>(m)));
-            g.trajectory = workspace
-                               .build([&](Arena& arena) {
-                                   return build(model, g.encoded, false, g.spec, arena);
-                               })
-                               .sample(keys);
+            g.trajectory = timeline.measure("sampling", static_cast<std::int64_t>(g.unit), [&] {
+                return workspace.build([&](Arena& arena) { return build(model, g.encoded, false, g.spec, arena); }).sample(keys);
+            });
             groups.push_back(std::move(g));
         }
         model.load_transformer(teacher);
         for (Group& g : groups) {
-            auto velocity =
-                workspace
-                    .build([&](Arena& arena) {
-                        return build(model, g.encoded, guided, g.spec, arena);
-                    })
+            const auto unit = static_cast<std::int64_t>(g.unit);
+            auto velocity = timeline.measure("velocities", unit, [&] {
+                return workspace.build([&](Arena& arena) { return build(model, g.encoded, guided, g.spec, arena); })
                     .velocities(guided ? sampling.guidance : flow::Guidance{}, g.trajectory.x);
+            });
             io::TrajectoryShard shard;
             shard.header = header;
             shard.prompts = prompt_table(c, *g.prompt);
             shard.shapes.push_back(
                 samples_of(g, std::move(velocity), model.dit().config().in_channels));
-            decode_pictures(model, shard.shapes[0]);
+            timeline.measure("decode", unit, [&] { decode_pictures(model, shard.shapes[0]); });
             writer.put(directory / GroupRollout::shard_name(g.unit), std::move(shard));
             done += spec.members;
             progress.update(done);
         }
     }
     writer.finish();
+    timeline.publish(*c.world, directory);
     const auto digests = gather_digests(*c.world, writer.digests());
     c.world->barrier();
     if (c.world->is_root()) {

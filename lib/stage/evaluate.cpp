@@ -11,6 +11,7 @@
 #include "stage/picture_sizes.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
+#include "stage/timeline.hpp"
 #include "stage/truth_gap.hpp"
 
 namespace atelier::stage {
@@ -116,8 +117,9 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
     std::optional<EvaluationShard> scored;  // while the next is drawn
+    Timeline timeline;
     const auto publish_last = [&] {
-        if (scored) publish_evaluation_shard(std::exchange(scored, std::nullopt).value());
+        if (scored) timeline.measure("publish", done, [&] { publish_evaluation_shard(std::exchange(scored, std::nullopt).value()); });
     };
     for (std::size_t i = 0; i < candidates.size(); ++i) {
         const Candidate& candidate = candidates[i];
@@ -147,8 +149,9 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
                 if (unit < count &&
                     !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
-                    auto drawn = draw_evaluation_shard(c, model, spec, candidate, model_hash, task,
-                                                       unit, shards, scoring, workspace);
+                    auto drawn = timeline.measure("sampling", done, [&] {
+                        return draw_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards, scoring, workspace);
+                    });
                     publish_last();
                     scored = std::move(drawn);
                 }
@@ -158,7 +161,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         }
     }
     publish_last();
-    c.world->barrier();
+    timeline.publish(*c.world, directory);
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;
     for (const Candidate& candidate : candidates) names.push_back(candidate.name);

@@ -15,6 +15,7 @@
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
+#include "stage/timeline.hpp"
 #include "stage/trainer.hpp"
 #include "stage/truth_gap.hpp"
 
@@ -395,6 +396,7 @@ int run_grpo(const Context& c) {
     memory.say(c);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
                       epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
+    Timeline timeline;
     Done done;
     if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
     progress.start_at(done.updates);
@@ -406,13 +408,14 @@ int run_grpo(const Context& c) {
         }
         trainer.zero_gradients();
         rl::ObjectiveStats stats;
-        const std::size_t kept =
-            update.accumulate(static_cast<std::size_t>(done.updates) % parts, parts, trainer, stats);
+        const std::size_t kept = timeline.measure("gradients", done.updates, [&] {
+            return update.accumulate(static_cast<std::size_t>(done.updates) % parts, parts, trainer, stats);
+        });
         sum_over_ranks(*c.world, stats);
         done.stats.merge(stats);
         ++done.updates;
         if (kept > 0) {
-            done.norms.push_back(trainer.step(rate.at(trainer.updates() + 1)));
+            done.norms.push_back(timeline.measure("step", done.updates, [&] { return trainer.step(rate.at(trainer.updates() + 1)); }));
             done.norm_sum += done.norms.back();
             done.losses.push_back(stats.mean(stats.loss));
             ++done.steps;
@@ -437,7 +440,10 @@ int run_grpo(const Context& c) {
     if (c.world->is_root()) io::put_metrics(c.run.metrics(), metrics);  // before the policy: a policy always has its record
     publish_together(
         *c.world, directory,
-        [&](const std::filesystem::path& temporary) { trainer.save(policy / "config.json", temporary, c, manifest); },
+        [&](const std::filesystem::path& temporary) {
+            trainer.save(policy / "config.json", temporary, c, manifest);
+            timeline.publish(*c.world, temporary);
+        },
         [&](const std::filesystem::path& temporary) {
             manifest.inputs["rollout/manifest.json"] = io::digest_file(rollout / io::manifest_name);
             manifest.facts = metrics;

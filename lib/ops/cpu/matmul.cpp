@@ -97,7 +97,7 @@ void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView
                   "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows, a.cols, ta ? "^T" : "", b.rows, b.cols,
                   tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
-    if (product_precision() == ProductPrecision::bf16 && has_bf16_products()) return bf16_matmul(ta, tb, alpha, a, b, beta, c);
+    if (k > 0 && product_precision() == ProductPrecision::bf16 && has_bf16_products()) return bf16_matmul(ta, tb, alpha, a, b, beta, c);
     const Tiles tiles = tiles_of(ta, tb, m, n, k);
     parallel_for(tiles.rows.pieces * tiles.cols.pieces, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t t = begin; t < end; ++t) {
