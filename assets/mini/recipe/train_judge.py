@@ -37,7 +37,7 @@ from measure_judge import clauses, ranks
 EMBEDDED = 4.0   # length of a word's vector, and about that of a place's
 VERDICT = 5   # weight of the words behind the caption, few and decisive, in the language loss
 LOOK = 3   # layers after which the heads read
-DEFAULT_SHARE = dict(alignment=1, aesthetics=0.6, portrait=1, instruction=1, identity=1)
+DEFAULT_SHARE = dict(alignment=1, aesthetics=0.6, portrait=1, instruction=1, identity=0.4)
 AHEAD = 40   # updates for which reasons are written at once
 CAPTIONED = ("alignment", "instruction")   # dimensions whose reason begins with what is seen
 SOUND = dict(portrait="a face with its features in place", identity="the same person")
@@ -202,6 +202,9 @@ def losses(model, heads, batch, eyes, q):
     logits, log_p, score = expected(model, states, batch, q)
     near = (1 - (batch.label[:, None] - torch.arange(1, 6)).abs()).clamp(min=0)
     mass = (logits.logsumexp(-1) - logits[:, q.scores].logsumexp(-1)).mean()
+    judged = dict(language=language, distance=(score - batch.label).square().mean(), soft=-(near * log_p).sum(-1).mean(), mass=mass)
+    if heads is None:
+        return judged
     looked = F.rms_norm(looked, looked.shape[-1:])
     zero = language * 0
     blame = F.binary_cross_entropy_with_logits(heads.word(looked[batch.blame_at[0], batch.blame_at[1]]).float().gather(1, batch.blame_at[2:].T)[:, 0],
@@ -213,8 +216,7 @@ def losses(model, heads, batch, eyes, q):
     known = ~batch.labels.isnan()
     rates = ((rated - (batch.labels.nan_to_num() - 3.5) / 1.2).square() * known).sum() / known.sum()
     cells = F.mse_loss(heads.cell(looked[batch.cell_at[0], batch.cell_at[1]]).float(), batch.cell) if len(batch.cell) else zero
-    return dict(language=language, distance=(score - batch.label).square().mean(), soft=-(near * log_p).sum(-1).mean(), mass=mass, blame=blame, defects=defects,
-                rates=rates, cells=cells)
+    return dict(**judged, blame=blame, defects=defects, rates=rates, cells=cells)
 
 
 WEIGHTS = dict(language=1, distance=0.5, soft=0.5, mass=0.1, blame=2, defects=2, rates=0.5, cells=1)
@@ -351,12 +353,9 @@ def main():
     for kept in by_kind.values():   # faces with something wrong are few: three times as often
         kept += 2 * [i for i in kept if any(labels.items[i]["known"].get(d, (whole, 5))[0] != whole for d, whole in SOUND.items())]
     model = Qwen3VLForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32) if made else Qwen3VLForConditionalGeneration(make_config(tokenizer))
-    heads = Heads(model.config.text_config.hidden_size)
+    heads = None if made else Heads(model.config.text_config.hidden_size)   # a judge's were thrown away
     print(sum(p.numel() for p in model.parameters()), "parameters", {k: len(v) for k, v in by_kind.items()}, flush=True)
-    if made:   # its heads were thrown away: new ones move nothing until they have learnt something
-        for p in heads.parameters():
-            torch.nn.init.zeros_(p)
-    else:
+    if not made:
         take_eyes(model, torch.load(args.eyes, weights_only=False), labels.pictures[:512])
     model.model.language_model.embed_tokens.requires_grad_(False)
     if args.init and not made:
@@ -364,7 +363,7 @@ def main():
         own = {k: v for k, v in state["model"].items() if not args.new_eyes or "visual" not in k}
         assert not model.load_state_dict(own, strict=False).unexpected_keys
         heads.load_state_dict(state["heads"])
-    named_parameters = [*model.named_parameters(), *(("head." + n, p) for n, p in heads.named_parameters())]
+    named_parameters = [*model.named_parameters(), *(("head." + n, p) for n, p in (heads.named_parameters() if heads else ()))]
     optimizers = make_optimizers(named_parameters, args.lr, 0.01, plain=("embed", "lm_head", "head."))
     features = None
     if args.shut > 0:
@@ -399,8 +398,8 @@ def main():
         torch.nn.utils.clip_grad_norm_([p for _, p in named_parameters], 1.0)
         for o in optimizers:
             o.step()
-        model.zero_grad(set_to_none=True)
-        heads.zero_grad(set_to_none=True)
+        for _, p in named_parameters:
+            p.grad = None
         history.append({"kind": kind, **{k: v.item() for k, v in parts.items()}})
         step += 1
         if step <= args.seeing:
@@ -412,12 +411,12 @@ def main():
                 if mine:
                     print(time.strftime("%H:%M:%S"), step, kind, " ".join(f"{k} {np.mean([h[k] for h in mine if k in h]):.3f}" for k in parts), f"ids {tuple(batch.ids.shape)}", flush=True)
             history = []
-        if not seeing and spent > shown_at + 0.1:
+        if not seeing and spent > shown_at + 0.2:
             shown_at = spent
             show(model, held_rows, held.items[::3], lambda s: see(model, held.pictures[s]), q)
-            save_state(args.out / (args.name + ".pt"), model=model.state_dict(), heads=heads.state_dict(), step=step)
+            save_state(args.out / (args.name + ".pt"), model=model.state_dict(), heads=heads.state_dict() if heads else {}, step=step)
     show(model, held_rows, held.items, lambda s: see(model, held.pictures[s]), q)
-    save_state(args.out / (args.name + ".pt"), model=model.state_dict(), heads=heads.state_dict(), step=step)
+    save_state(args.out / (args.name + ".pt"), model=model.state_dict(), heads=heads.state_dict() if heads else {}, step=step)
     export(model, args)
 
 
