@@ -80,21 +80,43 @@ def rotated(x, cos, sin):
     return x * cos + torch.cat((-b, a), -1) * sin
 
 
-def run_text(text, x, cos, sin, mask, deepstack, look=3):
-    """States [B, T, D] after `look` layers and after the last one, normed. `deepstack`: added after the first layers."""
+class Cache:
+    """Keys and values [B, H, room, 32] of each layer, those of the places that ran so far."""
+
+    def __init__(self, room):
+        self.room, self.layers, self.used = room, [], 0
+
+    def put(self, i, k, v):
+        if i == len(self.layers):
+            self.layers.append([x.new_zeros(*x.shape[:2], self.room, x.shape[3]) for x in (k, v)])
+        for whole, new in zip(self.layers[i], (k, v)):
+            whole[:, :, self.used:self.used + new.shape[2]] = new
+        return (x[:, :, :self.used + k.shape[2]] for x in self.layers[i])
+
+
+def run_text(text, x, cos, sin, mask, deepstack, look=3, cache=None):
+    """States [B, T, D] after `look` layers and after the last one, normed. `deepstack`: added after the first layers. With a cache, x goes on
+    where the cache ends."""
     b, t, d = x.shape
-    norm = lambda m, v: F.rms_norm(v, m.weight.shape, m.weight, m.variance_epsilon)
+    norm = lambda m, v: F.rms_norm(v.float(), m.weight.shape, m.weight, m.variance_epsilon)
     looked = None
     for i, layer in enumerate(text.layers):
         a = layer.self_attn
         y = norm(layer.input_layernorm, x)
         q, k, v = (p(y).view(b, t, -1, a.head_dim) for p in (a.q_proj, a.k_proj, a.v_proj))
         q, k = (rotated(norm(n, z).transpose(1, 2), cos, sin) for n, z in ((a.q_norm, q), (a.k_norm, k)))
-        x = x + a.o_proj(F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=mask).transpose(1, 2).reshape(b, t, -1))
+        v = v.float().transpose(1, 2)
+        if cache is not None:
+            k, v = cache.put(i, k, v)
+        with torch.autocast("cpu", enabled=False):   # its backward pass is five times as slow in bf16
+            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + a.o_proj(seen.transpose(1, 2).reshape(b, t, -1))
         y = norm(layer.post_attention_layernorm, x)
         x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(y)) * layer.mlp.up_proj(y))
         if i < len(deepstack):
             x = x + deepstack[i]
         if i + 1 == look:
             looked = x
+    if cache is not None:
+        cache.used += t
     return looked, norm(text.norm, x)
