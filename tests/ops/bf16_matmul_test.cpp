@@ -39,7 +39,7 @@ TEST_F(Bf16Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
                     Floats a = normal(ar * (ac + pad), 1), b = normal(br * (bc + pad), 2), c = normal(m * (n + pad), 3);
                     const Floats before = c;
                     if (beta == 0.0f) std::fill(c.begin(), c.end(), NAN);  // must be overwritten, not multiplied
-                    matmul(ta, tb, 0.5f, {a.data(), ar, ac, ac + pad}, {b.data(), br, bc, bc + pad}, beta, {c.data(), m, n, n + pad});
+                    cpu::matmul(ta, tb, 0.5f, {a.data(), ar, ac, ac + pad}, {b.data(), br, bc, bc + pad}, beta, {c.data(), m, n, n + pad});
                     Doubles expected;
                     Floats found;
                     for (std::int64_t i = 0; i < m; ++i) {
@@ -67,7 +67,7 @@ TEST_F(Bf16Matmul, BitsDoNotDependOnThreads) {
         for (const int t : {1, 2, 3, 4}) {
             set_threads(t);
             Floats c(static_cast<std::size_t>(m * n));
-            matmul(ta, false, 1, {a.data(), ta ? k : m, ta ? m : k, ta ? m : k}, {b.data(), k, n, n}, 0, {c.data(), m, n, n});
+            cpu::matmul(ta, false, 1, {a.data(), ta ? k : m, ta ? m : k, ta ? m : k}, {b.data(), k, n, n}, 0, {c.data(), m, n, n});
             if (t == 1) first = c;
             EXPECT_EQ(c, first) << t;
         }
@@ -83,7 +83,7 @@ TEST_F(Bf16Matmul, ARowsBitsDoNotDependOnItsPlace) {
             for (std::int64_t m : {1, 2, 7, 16, 17, 31, 33, 64, 65, 127, 128, 129, 192, 255, 257, 300}) {
                 Floats a, c(static_cast<std::size_t>(m * n), 0.5f);
                 for (std::int64_t i = 0; i < m; ++i) a.insert(a.end(), row.begin(), row.end());
-                matmul(false, tb, 0.7f, {a.data(), m, k, k}, {b.data(), tb ? n : k, tb ? k : n, tb ? k : n}, 1.0f, {c.data(), m, n, n});
+                cpu::matmul(false, tb, 0.7f, {a.data(), m, k, k}, {b.data(), tb ? n : k, tb ? k : n, tb ? k : n}, 1.0f, {c.data(), m, n, n});
                 if (m == 1) one = c;
                 for (std::int64_t i = 0; i < m; ++i)
                     ASSERT_TRUE(std::equal(one.begin(), one.end(), c.begin() + i * n)) << m << " " << n << " " << k << " " << tb << " row " << i;
@@ -93,10 +93,10 @@ TEST_F(Bf16Matmul, ARowsBitsDoNotDependOnItsPlace) {
 
 TEST_F(Bf16Matmul, OnlyInItsScope) {
     Floats a{1.0f + 0x1p-12f}, b{1.0f}, c{0.0f};
-    matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
+    cpu::matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
     EXPECT_EQ(c[0], a[0]);
     const PrecisionScope scope(ProductPrecision::bf16);
-    matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
+    cpu::matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
     EXPECT_EQ(c[0], 1.0f);
 }
 
