@@ -97,7 +97,9 @@ code 2 "$bin/atelier-rollout" --run "$work/refused" --policy t2i --iteration 1
 plan absent --set reward.ranks=1 --set reward.test_failures=1 --set reward.retries=0
 code 6 ranks 3 rollout absent --policy t2i --iteration 1
 says "32 of 32 samples could not be scored"
-plan broken "${own[@]}" --set reward.ranks=1 --set judge.directory="$work"
+cp -r "$work/judge" "$work/leaving"
+plan broken "${own[@]}" --set reward.ranks=1 --set judge.directory="$work/leaving"
+rm "$work"/leaving/*.safetensors
 code 3 timeout 60 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-rollout" --run "$work/broken" --policy t2i --iteration 1
 
 # A signal to one rank of either kind, and a judge that is killed.
