@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fuzzes every reader of foreign bytes under AddressSanitizer and UndefinedBehaviorSanitizer.
 #   tests/fuzz/run.sh [AMOUNT [TARGET...]]      default: 60s, all targets, as many at a time as there are cores
-# AMOUNT of each target: seconds (60s), or inputs (5000), the same ones every time with one seed and one corpus.
+# AMOUNT of each target: seconds (60s), or inputs (5000), the same ones every time with one seed and one corpus; minute: as many inputs as
+# took about a minute.
 # Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
 # hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
 # fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time). ATELIER_ASAN_BUILD_DIR:
@@ -9,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 amount=${1:-60s}
-[[ $amount =~ ^[0-9]+s?$ ]] || { echo "fuzz/run.sh: seconds (60s) or inputs (5000), found '$amount'" >&2; exit 2; }
+[[ $amount =~ ^([0-9]+s?|minute)$ ]] || { echo "fuzz/run.sh: seconds (60s), inputs (5000) or minute, found '$amount'" >&2; exit 2; }
 shift || true
 source tests/clang_build.sh
 targets=("$@")
