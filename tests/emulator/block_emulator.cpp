@@ -65,7 +65,7 @@ std::vector<SharedRegion>& shared_regions() {
 
 std::mutex launch_mutex;
 StackPool& stacks() {
-    static StackPool pool;
+    static StackPool& pool = *new StackPool;  // outlives the fibers of `threads`
     return pool;
 }
 Schedule current_schedule = Schedule::ascending;

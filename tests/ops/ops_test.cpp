@@ -318,6 +318,13 @@ struct AttentionCase {
     bool limits, padding;
 };
 
+/// Of rows [keys, values]; null where there are no rows.
+template <typename Pointers, typename Rows>
+Pointers keys_and_values(Rows& rows, std::int64_t width) {
+    if (rows.empty()) return {};
+    return {rows.data(), rows.data() + width};
+}
+
 KernelCase attention_case(const AttentionCase& a) {
     AttentionShape s;
     s.batch = a.batch, s.queries = a.queries, s.shared_keys = a.shared, s.own_keys = a.own;
@@ -369,17 +376,17 @@ KernelCase attention_case(const AttentionCase& a) {
             },
             [=](const auto& in) {
                 Floats y(nq), workspace(attention_workspace(s));
-                attention(s, in[0].data(), {in[1].data(), in[1].data() + kv_width}, {in[2].data(), in[2].data() + kv_width}, y.data(),
-                          nullptr, Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())}));
+                attention(s, in[0].data(), keys_and_values<AttentionKeys>(in[1], kv_width), keys_and_values<AttentionKeys>(in[2], kv_width),
+                          y.data(), nullptr, Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())}));
                 return y;
             },
             [=](const auto& in, const Floats& dy) {
                 Floats y(nq), lse(a.batch * a.heads * a.queries), workspace(attention_workspace(s)), dq(nq), ds(ns), down(no);
                 const Tensor w = Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())});
-                const AttentionKeys shared{in[1].data(), in[1].data() + kv_width}, own{in[2].data(), in[2].data() + kv_width};
+                const auto shared = keys_and_values<AttentionKeys>(in[1], kv_width), own = keys_and_values<AttentionKeys>(in[2], kv_width);
                 attention(s, in[0].data(), shared, own, y.data(), lse.data(), w);
                 attention_backward(s, in[0].data(), shared, own, y.data(), lse.data(), dy.data(), dq.data(),
-                                   {ds.data(), ds.data() + kv_width}, {down.data(), down.data() + kv_width}, w);
+                                   keys_and_values<AttentionKeyGradients>(ds, kv_width), keys_and_values<AttentionKeyGradients>(down, kv_width), w);
                 return std::vector<Floats>{dq, ds, down};
             }};
 }
