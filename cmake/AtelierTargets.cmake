@@ -17,7 +17,8 @@ function(atelier_program name)
     install(TARGETS atelier-${name} RUNTIME DESTINATION bin)
 endfunction()
 
-# atelier_test(NAME SOURCES ... DEPENDS ... [LABELS ...]): GoogleTest program, discovered by ctest.
+# atelier_test(NAME SOURCES ... DEPENDS ... [LABELS ...]): GoogleTest program, discovered by ctest; part of the target test_programs.
+add_custom_target(test_programs)
 function(atelier_test name)
     cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
     add_executable(${name} ${ARG_SOURCES})
@@ -25,6 +26,7 @@ function(atelier_test name)
     target_compile_definitions(${name} PRIVATE
         ATELIER_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ATELIER_BINARY_DIR="${CMAKE_BINARY_DIR}")
     atelier_flags(${name})
+    add_dependencies(test_programs ${name})
     gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 600)
 endfunction()
 

@@ -29,13 +29,13 @@ Bytes blurred(const Bytes& picture, double sigma) {
     for (const bool along_rows : {true, false}) {
         for (int y = 0; y < side; ++y)
             for (int x = 0; x < side; ++x)
-                for (int c = 0; c < 3; ++c) {
+                for (std::size_t c = 0; c < 3; ++c) {
                     double value = 0;
                     for (int d = -reach; d <= reach; ++d) {
                         const int sx = along_rows ? std::clamp(x + d, 0, side - 1) : x, sy = along_rows ? y : std::clamp(y + d, 0, side - 1);
-                        value += kernel[static_cast<std::size_t>(std::abs(d))] * from[static_cast<std::size_t>((sy * side + sx) * 4 + c)];
+                        value += kernel[static_cast<std::size_t>(std::abs(d))] * from[pixel_index(sx, sy) * 4 + c];
                     }
-                    to[static_cast<std::size_t>((y * side + x) * 4 + c)] = byte_of(value / sum);
+                    to[pixel_index(x, y) * 4 + c] = byte_of(value / sum);
                 }
         from = to;
     }
@@ -55,11 +55,11 @@ void blotch(Bytes& picture, double strength, Random& random) {
     for (double& n : noise) n = strength * std::sqrt(-2 * std::log(1 - random.uniform())) * std::cos(2 * std::numbers::pi * random.uniform());
     for (int y = 0; y < side; ++y)
         for (int x = 0; x < side; ++x)
-            for (int c = 0; c < 3; ++c) {
+            for (std::size_t c = 0; c < 3; ++c) {
                 const int gx = x / 16, gy = y / 16;
                 const double u = x % 16 / 16.0, v = y % 16 / 16.0;
-                const auto at = [&](int i, int j) { return noise[static_cast<std::size_t>(((gy + j) * grains + gx + i) * 3 + c)]; };
-                auto& value = picture[static_cast<std::size_t>((y * side + x) * 4 + c)];
+                const auto at = [&](int i, int j) { return noise[(static_cast<std::size_t>(gy + j) * grains + static_cast<std::size_t>(gx + i)) * 3 + c]; };
+                auto& value = picture[pixel_index(x, y) * 4 + c];
                 value = byte_of(value + (1 - v) * ((1 - u) * at(0, 0) + u * at(1, 0)) + v * ((1 - u) * at(0, 1) + u * at(1, 1)));
             }
 }

@@ -9,7 +9,7 @@
 namespace atelier::world {
 
 /// A portrait and a picture that may show the same person: what a face embedding is trained and measured on.
-struct IdentityPair {
+struct IdentityPair {  // NOLINT(bugprone-exception-escape): JSON moves without an exception
     std::vector<std::uint8_t> source, result;  ///< [side, side, 4] RGBA
     std::string kind;                          ///< edited, another, mixed (some of the face is another's), faceless
     bool damaged = false;                      ///< the result is blurred, faded, blotched or moved

@@ -48,7 +48,7 @@ struct AdamWFactors {
 /// What a backend brings. Pointers are device memory unless said otherwise; sums come in fp64, one a sample of n numbers, added in an
 /// order that depends on n alone.
 struct Backend {
-#define ATELIER_MEMBER(name) decltype(&cpu::name) name = nullptr;
+#define ATELIER_MEMBER(name) decltype(&cpu::name) name = nullptr;  // NOLINT(bugprone-macro-parentheses): a member's name
     ATELIER_OPS(ATELIER_MEMBER)
 #undef ATELIER_MEMBER
     DeviceMemory* memory = nullptr;

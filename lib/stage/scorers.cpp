@@ -159,7 +159,7 @@ void check_scorer(const config::Config& config) {
                         config.text("reward.scorer"));
     const auto truth = make_truth(config);
     for (const auto& [kind, asked] : judge_templates(config))
-        ATELIER_CHECK_USAGE(config.number("reward.gap_stop") == 0 || std::any_of(asked.begin(), asked.end(), [&](const judge::Template& t) {
+        ATELIER_CHECK_USAGE(config.number("reward.gap_stop") == 0 || std::any_of(asked.begin(), asked.end(), [&, &kind = kind](const judge::Template& t) {
                                 const auto& known = truth->dimensions(kind);
                                 return std::find(known.begin(), known.end(), t.dimension) != known.end();
                             }),

@@ -65,7 +65,7 @@ void Timeline::publish(comm::Communicator& world, const std::filesystem::path& d
     for (const auto& part : world.gather(std::as_bytes(std::span(mine)))) {
         const std::size_t before = all.size();
         all.resize(before + part.size() / sizeof(SentSpan));
-        std::memcpy(all.data() + before, part.data(), part.size());
+        if (!part.empty()) std::memcpy(all.data() + before, part.data(), part.size());
     }
     if (all.empty() || !world.is_root()) return;  // empty: all was there already, what stands there says how it came about
     std::sort(all.begin(), all.end(),

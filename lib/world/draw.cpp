@@ -29,7 +29,7 @@ class Canvas {
             for (int x = 0; x < side; ++x) {
                 const double cover = std::clamp(0.5 - distance(x + 0.5, y + 0.5), 0.0, 1.0);
                 if (cover == 0) continue;
-                Colour& pixel = pixels_[static_cast<std::size_t>(y * side + x)];
+                Colour& pixel = pixels_[pixel_index(x, y)];
                 for (int c = 0; c < 3; ++c) pixel[c] += cover * (colour[c] - pixel[c]);
             }
     }

@@ -37,13 +37,13 @@ std::vector<double> smoothed(std::vector<double> values, double deviation) {
         std::vector<double> next(values.size(), 255);
         for (int y = 0; y < side; ++y)
             for (int x = 0; x < side; ++x)
-                for (int k = 0; k < 3; ++k) {
+                for (std::size_t k = 0; k < 3; ++k) {
                     double v = 0;
                     for (int i = -reach; i <= reach; ++i) {
                         const int u = along_rows ? std::clamp(x + i, 0, side - 1) : x, w = along_rows ? y : std::clamp(y + i, 0, side - 1);
-                        v += weight[static_cast<std::size_t>(std::abs(i))] * values[static_cast<std::size_t>((w * side + u) * 4 + k)];
+                        v += weight[static_cast<std::size_t>(std::abs(i))] * values[pixel_index(u, w) * 4 + k];
                     }
-                    next[static_cast<std::size_t>((y * side + x) * 4 + k)] = v / sum;
+                    next[pixel_index(x, y) * 4 + k] = v / sum;
                 }
         values = std::move(next);
     }
@@ -57,12 +57,12 @@ std::vector<double> coarse_noise(Random& random) {
     constexpr int cells = side / 16 + 1;
     std::vector<double> grid(static_cast<std::size_t>(cells) * cells), noise(pixel_count);
     for (double& v : grid) v = random.normal();
-    const auto at = [&](int x, int y) { return grid[static_cast<std::size_t>(y * cells + x)]; };
+    const auto at = [&](int x, int y) { return grid[static_cast<std::size_t>(y) * cells + static_cast<std::size_t>(x)]; };
     for (int y = 0; y < side; ++y)
         for (int x = 0; x < side; ++x) {
             const int i = x / 16, j = y / 16;
             const double u = x % 16 / 16.0, v = y % 16 / 16.0;
-            noise[static_cast<std::size_t>(y * side + x)] = (1 - v) * ((1 - u) * at(i, j) + u * at(i + 1, j)) + v * ((1 - u) * at(i, j + 1) + u * at(i + 1, j + 1));
+            noise[pixel_index(x, y)] = (1 - v) * ((1 - u) * at(i, j) + u * at(i + 1, j)) + v * ((1 - u) * at(i, j + 1) + u * at(i + 1, j + 1));
         }
     return noise;
 }
@@ -74,14 +74,14 @@ void smear(std::vector<double>& values, double strength, Random& random) {
     const bool washed = random.below(2) == 0;
     const auto soft = smoothed(values, 2 + 5 * strength);
     const int rim_x = std::clamp(static_cast<int>(cx + rx + 2), 0, side - 1), rim_y = static_cast<int>(cy);
-    const std::size_t rim = static_cast<std::size_t>(rim_y * side + rim_x) * 4;
+    const std::size_t rim = pixel_index(rim_x, rim_y) * 4;
     const Colour fill{values[rim], values[rim + 1], values[rim + 2]};
     for (int y = 0; y < side; ++y)
         for (int x = 0; x < side; ++x) {
             const double d = std::hypot((x + 0.5 - cx) / rx, (y + 0.5 - cy) / ry);
             const double share = std::clamp((1 - d) * std::min(rx, ry), 0.0, 1.0);
             for (std::size_t k = 0; k < 3; ++k) {
-                const std::size_t at = static_cast<std::size_t>(y * side + x) * 4 + k;
+                const std::size_t at = pixel_index(x, y) * 4 + k;
                 values[at] += share * ((washed ? soft[at] : fill[k]) - values[at]);
             }
         }
@@ -94,7 +94,7 @@ void grain(std::vector<double>& values, double strength, Random& random) {
     const int x0 = static_cast<int>(random.below(static_cast<std::uint64_t>(side - w))), y0 = static_cast<int>(random.below(static_cast<std::uint64_t>(side - h)));
     for (int y = y0; y < y0 + h; ++y)
         for (int x = x0; x < x0 + w; ++x)
-            for (std::size_t k = 0; k < 3; ++k) values[static_cast<std::size_t>(y * side + x) * 4 + k] += deviation * random.normal();
+            for (std::size_t k = 0; k < 3; ++k) values[pixel_index(x, y) * 4 + k] += deviation * random.normal();
 }
 
 }  // namespace

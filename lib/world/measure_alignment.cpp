@@ -201,7 +201,7 @@ double word_overlap(const std::vector<std::uint8_t>& ink, const std::string& wor
                 const int u = x - left - 6 * i * letter_scale, v = y - top;
                 const bool letter = u >= 0 && v >= 0 && u < 5 * letter_scale && v < 7 * letter_scale &&
                                     (rows[static_cast<std::size_t>(v / letter_scale)] >> (4 - u / letter_scale) & 1) != 0;
-                const bool lit = ink[static_cast<std::size_t>(y * side + x)] != 0;
+                const bool lit = ink[pixel_index(x, y)] != 0;
                 both += letter && lit;
                 any += letter || lit;
             }

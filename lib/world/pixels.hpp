@@ -14,7 +14,7 @@ namespace atelier::world {
 inline constexpr int pixel_count = side * side;
 
 inline Colour pixel(Picture p, int x, int y) {
-    const std::size_t at = static_cast<std::size_t>(y * side + x) * 4;
+    const std::size_t at = pixel_index(x, y) * 4;
     return {double(p[at]), double(p[at + 1]), double(p[at + 2])};
 }
 

@@ -13,6 +13,9 @@ namespace atelier::world {
 /// The procedural world: scenes that a program can draw and measure. Pictures are `side` x `side` pixels.
 inline constexpr int side = 128;
 
+/// Number of a pixel in row order.
+constexpr std::size_t pixel_index(int x, int y) { return static_cast<std::size_t>(y) * side + static_cast<std::size_t>(x); }
+
 inline constexpr std::array<std::string_view, 4> shapes{"circle", "square", "triangle", "star"};
 inline constexpr std::array<std::string_view, 6> colours{"red", "green", "blue", "yellow", "purple", "orange"};
 inline constexpr std::array<std::string_view, 3> plain_backgrounds{"white", "gray", "black"};

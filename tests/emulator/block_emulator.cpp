@@ -65,7 +65,7 @@ std::vector<SharedRegion>& shared_regions() {
 
 std::mutex launch_mutex;
 StackPool& stacks() {
-    static StackPool pool;
+    static StackPool& pool = *new StackPool;  // outlives the fibers of `threads`
     return pool;
 }
 Schedule current_schedule = Schedule::ascending;
@@ -87,7 +87,7 @@ void switch_away(State state) {
 
 void poison() {
     for (const SharedRegion& region : shared_regions()) std::memset(region.data, 0xff, region.bytes);  // 0xffff… is NaN
-    std::memset(dynamic_memory.data(), 0xff, dynamic_memory.size() * sizeof(double));
+    if (!dynamic_memory.empty()) std::memset(dynamic_memory.data(), 0xff, dynamic_memory.size() * sizeof(double));
 }
 
 bool all_are(State state, std::size_t first, std::size_t end) {

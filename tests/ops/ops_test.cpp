@@ -97,7 +97,9 @@ TEST(Activation, MatchesDefinitionAndGradient) {
 }
 
 TEST(Activation, SwigluByRows) {
-    for (auto [rows, width] : {std::pair{1, 1}, {3, 5}, {5, 37}}) {
+    for (auto [rows_, width_] : {std::pair{1, 1}, {3, 5}, {5, 37}}) {
+        // Copies: before version 16 Clang's lambdas capture no structured bindings.
+        const int rows = rows_, width = width_;
         const std::size_t n = static_cast<std::size_t>(rows * width);
         check({"swiglu", {2 * n},
                [=](const auto& in) {
@@ -132,7 +134,8 @@ TEST(Activation, TanhSaturates) {
 
 TEST(RmsNorm, MatchesDefinitionAndGradient) {
     for (float offset : {0.0f, 1.0f})
-        for (auto [rows, width] : {std::pair{1, 3}, {5, 17}, {67, 20}}) {
+        for (auto [rows_, width_] : {std::pair{1, 3}, {5, 17}, {67, 20}}) {
+            const int rows = rows_, width = width_;
             const RmsNormShape s{rows, width, 0, 0, 1e-3f, offset};
             const auto n = static_cast<std::size_t>(rows * width);
             check({"rms_norm", {n, static_cast<std::size_t>(width)},
@@ -172,7 +175,8 @@ Doubles layer_norm_reference(const Doubles& x, int rows, int width, double eps) 
 }
 
 TEST(LayerNorm, MatchesDefinitionAndGradient) {
-    for (auto [rows, width] : {std::pair{1, 4}, {5, 17}, {66, 19}}) {
+    for (auto [rows_, width_] : {std::pair{1, 4}, {5, 17}, {66, 19}}) {
+        const int rows = rows_, width = width_;
         const LayerNormShape s{rows, width, 1e-3f};
         const auto n = static_cast<std::size_t>(rows * width);
         check({"layer_norm", {n, static_cast<std::size_t>(width), static_cast<std::size_t>(width)},
@@ -197,7 +201,8 @@ TEST(LayerNorm, MatchesDefinitionAndGradient) {
 }
 
 TEST(Modulation, LayerNormAndGate) {
-    for (auto [groups, rows, width] : {std::tuple{1, 1, 3}, {3, 5, 17}, {2, 19, 70}}) {
+    for (auto [groups_, rows_, width_] : {std::tuple{1, 1, 3}, {3, 5, 17}, {2, 19, 70}}) {
+        const int groups = groups_, rows = rows_, width = width_;
         const ModulationShape s{groups, rows, width, 2 * width, 1e-3f};
         const auto n = static_cast<std::size_t>(groups * rows * width), m = static_cast<std::size_t>(groups * 2 * width);
         check({"layer_norm_modulate", {n, m},
@@ -238,7 +243,8 @@ TEST(Modulation, LayerNormAndGate) {
 }
 
 TEST(Rope, QkNormAndRotation) {
-    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {6, 3, 2, 6}, {34, 17, 3, 10}}) {
+    for (auto [rows_, positions_, heads_, dim_] : {std::tuple{1, 1, 1, 2}, {6, 3, 2, 6}, {34, 17, 3, 10}}) {
+        const int rows = rows_, positions = positions_, heads = heads_, dim = dim_;
         const QkNormRopeShape s{rows, heads, dim, positions, 1e-3f};
         const int width = heads * dim, half = dim / 2;
         Floats cosine(positions * half), sine(positions * half);
@@ -312,6 +318,13 @@ struct AttentionCase {
     bool limits, padding;
 };
 
+/// Of rows [keys, values]; null where there are no rows.
+template <typename Pointers, typename Rows>
+Pointers keys_and_values(Rows& rows, std::int64_t width) {
+    if (rows.empty()) return {};
+    return {rows.data(), rows.data() + width};
+}
+
 KernelCase attention_case(const AttentionCase& a) {
     AttentionShape s;
     s.batch = a.batch, s.queries = a.queries, s.shared_keys = a.shared, s.own_keys = a.own;
@@ -363,17 +376,17 @@ KernelCase attention_case(const AttentionCase& a) {
             },
             [=](const auto& in) {
                 Floats y(nq), workspace(attention_workspace(s));
-                attention(s, in[0].data(), {in[1].data(), in[1].data() + kv_width}, {in[2].data(), in[2].data() + kv_width}, y.data(),
-                          nullptr, Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())}));
+                attention(s, in[0].data(), keys_and_values<AttentionKeys>(in[1], kv_width), keys_and_values<AttentionKeys>(in[2], kv_width),
+                          y.data(), nullptr, Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())}));
                 return y;
             },
             [=](const auto& in, const Floats& dy) {
                 Floats y(nq), lse(a.batch * a.heads * a.queries), workspace(attention_workspace(s)), dq(nq), ds(ns), down(no);
                 const Tensor w = Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())});
-                const AttentionKeys shared{in[1].data(), in[1].data() + kv_width}, own{in[2].data(), in[2].data() + kv_width};
+                const auto shared = keys_and_values<AttentionKeys>(in[1], kv_width), own = keys_and_values<AttentionKeys>(in[2], kv_width);
                 attention(s, in[0].data(), shared, own, y.data(), lse.data(), w);
                 attention_backward(s, in[0].data(), shared, own, y.data(), lse.data(), dy.data(), dq.data(),
-                                   {ds.data(), ds.data() + kv_width}, {down.data(), down.data() + kv_width}, w);
+                                   keys_and_values<AttentionKeyGradients>(ds, kv_width), keys_and_values<AttentionKeyGradients>(down, kv_width), w);
                 return std::vector<Floats>{dq, ds, down};
             }};
 }
@@ -403,8 +416,9 @@ TEST(Attention, QueryThatSeesNothingGivesZeros) {
 }
 
 TEST(Convolution, MatchesDefinition) {
-    for (auto [in_c, out_c, h, w, kernel, stride, begin, end] :
+    for (auto [in_c_, out_c_, h_, w_, kernel_, stride_, begin_, end_] :
          {std::tuple{1, 1, 3, 3, 3, 1, 1, 1}, {5, 7, 6, 4, 3, 1, 1, 1}, {8, 16, 9, 11, 3, 1, 1, 1}, {6, 6, 8, 10, 3, 2, 0, 1}, {17, 3, 5, 7, 3, 1, 1, 1}}) {
+        const int in_c = in_c_, out_c = out_c_, h = h_, w = w_, kernel = kernel_, stride = stride_, begin = begin_, end = end_;
         const ConvolutionShape s{in_c, out_c, h, w, kernel, stride, begin, end};
         const std::size_t n = s.out_height() * s.out_width() * out_c;
         check({"convolution", {std::size_t(h * w * in_c), std::size_t(out_c * in_c * kernel * kernel), std::size_t(out_c)},

@@ -21,6 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 using ::testing::HasSubstr;
+// Named in the lambdas below: in generic ones Clang 14 forgets the destructor of a braced value that is assigned (a leak).
+using Tensors = std::map<std::string, std::pair<std::vector<float>, Shape>>;
 
 ParameterTable small_model() {
     ParameterTable table;
@@ -73,7 +75,7 @@ class LoraFile : public ::testing::Test {
     template <typename Function>
     std::string with(Function change) {
         save_lora(adapter_->store(), directory_, LoraLayout::diffusers);
-        std::map<std::string, std::pair<std::vector<float>, Shape>> tensors;
+        Tensors tensors;
         std::map<std::string, std::string> metadata;
         {
             const auto file = io::Safetensors::open(directory_ / lora_file_name);
@@ -111,41 +113,41 @@ TEST_F(LoraFile, BothLayoutsComeBackAsTheyWere) {
 }
 
 TEST_F(LoraFile, RefusesWhatDoesNotFit) {
-    EXPECT_EQ(with([](auto&, Json&) {}), "(no error)");
+    EXPECT_EQ(with([](Tensors&, Json&) {}), "(no error)");
     const std::string a = "transformer.blocks.0.mlp.lora_A.weight", b = "transformer.blocks.0.mlp.lora_B.weight";
-    EXPECT_THAT(with([&](auto& t, Json&) { t.erase(b); }), HasSubstr("stands without " + b));
-    EXPECT_THAT(with([&](auto& t, Json&) { t.erase(a); }), HasSubstr("stands without " + a));
-    EXPECT_THAT(with([&](auto& t, Json&) {
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t.erase(b); }), HasSubstr("stands without " + b));
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t.erase(a); }), HasSubstr("stands without " + a));
+    EXPECT_THAT(with([&](Tensors& t, Json&) {
                     t["transformer.blocks.9.mlp.lora_A.weight"] = t[a], t["transformer.blocks.9.mlp.lora_B.weight"] = t[b];
                 }),
                 HasSubstr("no blocks.9.mlp.weight to adapt: the adapter is of another architecture"));
-    EXPECT_THAT(with([&](auto& t, Json&) { t[a] = {std::vector<float>(3 * 6), {3, 6}}, t[b] = {std::vector<float>(7 * 3), {7, 3}}; }),
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t[a] = {std::vector<float>(3 * 6), {3, 6}}, t[b] = {std::vector<float>(7 * 3), {7, 3}}; }),
                 HasSubstr("blocks.0.mlp has rank 2 by the configuration, found A [3, 6] and B [7, 3]"));
-    EXPECT_THAT(with([&](auto& t, Json&) { t[a].second = {6, 2}; }), HasSubstr("found A [6, 2]"));
-    EXPECT_THAT(with([&](auto& t, Json&) { t[a] = {std::vector<float>(2 * 5), {2, 5}}; }), HasSubstr("adapts a matrix [7, 6], found A [2, 5]"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.r"] = 4; }), HasSubstr("has rank 4 by the configuration"));
-    EXPECT_THAT(with([&](auto& t, Json&) { t[a].first[3] = NAN; }), HasSubstr("holds nan at element 3"));
-    EXPECT_THAT(with([&](auto& t, Json&) { t["transformer.blocks.0.mlp.bias"] = t[a]; }), HasSubstr("is no part of a LoRA adapter"));
-    EXPECT_THAT(with([](auto&, Json& s) { s.erase("transformer.lora_alpha"); }), HasSubstr("no positive numbers r and lora_alpha"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.r"] = 0; }), HasSubstr("no positive numbers r and lora_alpha"));
-    EXPECT_THAT(with([](auto& t, Json& s) {
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t[a].second = {6, 2}; }), HasSubstr("found A [6, 2]"));
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t[a] = {std::vector<float>(2 * 5), {2, 5}}; }), HasSubstr("adapts a matrix [7, 6], found A [2, 5]"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.r"] = 4; }), HasSubstr("has rank 4 by the configuration"));
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t[a].first[3] = NAN; }), HasSubstr("holds nan at element 3"));
+    EXPECT_THAT(with([&](Tensors& t, Json&) { t["transformer.blocks.0.mlp.bias"] = t[a]; }), HasSubstr("is no part of a LoRA adapter"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s.erase("transformer.lora_alpha"); }), HasSubstr("no positive numbers r and lora_alpha"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.r"] = 0; }), HasSubstr("no positive numbers r and lora_alpha"));
+    EXPECT_THAT(with([](Tensors& t, Json& s) {
                     s = nullptr;
                     std::map<std::string, std::pair<std::vector<float>, Shape>> renamed;
                     for (auto& [name, v] : t) renamed["base_model.model." + name.substr(12)] = v;
                     t = renamed;
                 }),
                 HasSubstr("so alpha is unknown"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.use_dora"] = true; }), HasSubstr("use_dora = true is not supported"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 4}}; }), HasSubstr("blocks.0.mlp has rank 4"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 0}}; }), HasSubstr("must give positive numbers"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.alpha_pattern"] = {{"ml(p", 4}}; }), HasSubstr("pattern ml(p is no regular expression"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.alpha_pattern"] = {{"((\\w|.)*)*[xz]", 4}}; }), HasSubstr("failed on blocks.0"));
-    EXPECT_THAT(with([](auto&, Json& s) { s["transformer.alpha_pattern"] = {4}; }), HasSubstr("must be an object"));
-    EXPECT_THAT(with([](auto& t, Json&) { t["transformer.blocks.0.mlp.alpha"] = {{1.0f}, {}}; }), HasSubstr("which of the two holds is not said"));
-    EXPECT_THAT(with([](auto& t, Json& s) { s = nullptr, t["transformer.blocks.0.mlp.alpha"] = {{-1.0f}, {}}; }), HasSubstr("must be positive"));
-    EXPECT_THAT(with([](auto& t, Json& s) { s = nullptr, t["transformer.blocks.0.mlp.alpha"] = {{1.0f, 2.0f}, {2}}; }), HasSubstr("must hold one number"));
-    EXPECT_THAT(with([](auto& t, Json& s) { s = nullptr, t["transformer.blocks.1.mlp.alpha"] = {{1.0f}, {}}; }), HasSubstr("belongs to no module"));
-    EXPECT_THAT(with([&](auto& t, Json& s) {
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.use_dora"] = true; }), HasSubstr("use_dora = true is not supported"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 4}}; }), HasSubstr("blocks.0.mlp has rank 4"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.rank_pattern"] = {{"mlp", 0}}; }), HasSubstr("must give positive numbers"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.alpha_pattern"] = {{"ml(p", 4}}; }), HasSubstr("pattern ml(p is no regular expression"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.alpha_pattern"] = {{"((\\w|.)*)*[xz]", 4}}; }), HasSubstr("failed on blocks.0"));
+    EXPECT_THAT(with([](Tensors&, Json& s) { s["transformer.alpha_pattern"] = {4}; }), HasSubstr("must be an object"));
+    EXPECT_THAT(with([](Tensors& t, Json&) { t["transformer.blocks.0.mlp.alpha"] = {{1.0f}, {}}; }), HasSubstr("which of the two holds is not said"));
+    EXPECT_THAT(with([](Tensors& t, Json& s) { s = nullptr, t["transformer.blocks.0.mlp.alpha"] = {{-1.0f}, {}}; }), HasSubstr("must be positive"));
+    EXPECT_THAT(with([](Tensors& t, Json& s) { s = nullptr, t["transformer.blocks.0.mlp.alpha"] = {{1.0f, 2.0f}, {2}}; }), HasSubstr("must hold one number"));
+    EXPECT_THAT(with([](Tensors& t, Json& s) { s = nullptr, t["transformer.blocks.1.mlp.alpha"] = {{1.0f}, {}}; }), HasSubstr("belongs to no module"));
+    EXPECT_THAT(with([&](Tensors& t, Json& s) {
                     s = nullptr, t["transformer.blocks.0.mlp.lora_down.weight"] = t[a], t["transformer.blocks.0.mlp.lora_up.weight"] = t[b];
                 }),
                 HasSubstr("blocks.0.mlp is adapted twice"));
@@ -161,12 +163,12 @@ TEST_F(LoraFile, WithoutAConfigurationTheShapesSayTheRank) {
         return std::vector<LoraSize>{all[0], all[2], all[3]};
     };
     const std::string a = "transformer.blocks.0.mlp.lora_A.weight", b = "transformer.blocks.0.mlp.lora_B.weight";
-    EXPECT_EQ(with([](auto&, Json& s) { s = nullptr; }), "(no error)");
+    EXPECT_EQ(with([](Tensors&, Json& s) { s = nullptr; }), "(no error)");
     EXPECT_THAT(sizes(), ::testing::Each(LoraSize{2, 2}));
     const auto wider = [&](auto& t) { t[a] = {std::vector<float>(3 * 6, 1.0f), {3, 6}}, t[b] = {std::vector<float>(7 * 3, 1.0f), {7, 3}}; };
-    EXPECT_EQ(with([&](auto& t, Json& s) { s = nullptr, wider(t); }), "(no error)");
+    EXPECT_EQ(with([&](Tensors& t, Json& s) { s = nullptr, wider(t); }), "(no error)");
     EXPECT_THAT(sizes(), ::testing::ElementsAre(LoraSize{2, 2}, LoraSize{3, 3}, LoraSize{2, 2}));
-    EXPECT_EQ(with([&](auto& t, Json& s) {
+    EXPECT_EQ(with([&](Tensors& t, Json& s) {
                   s = nullptr;
                   t["transformer.blocks.0.mlp.alpha"] = {{0.5f}, {}};
                   std::map<std::string, std::pair<std::vector<float>, Shape>> renamed;
@@ -185,7 +187,7 @@ TEST_F(LoraFile, WithoutAConfigurationTheShapesSayTheRank) {
 // Patterns as PEFT matches them: ends of names from a dot on, the first that matches; sqrt(rank) in the scale of rsLoRA.
 TEST_F(LoraFile, PatternsGiveMatricesRanksAndAlphasOfTheirOwn) {
     const std::string a = "transformer.blocks.0.mlp.lora_A.weight", b = "transformer.blocks.0.mlp.lora_B.weight";
-    const auto change = [&](auto& t, Json& s) {
+    const auto change = [&](Tensors& t, Json& s) {
         t[a] = {std::vector<float>(9 * 6, 1.0f), {9, 6}}, t[b] = {std::vector<float>(7 * 9, 2.0f), {7, 9}};  // a rank above the matrix's own
         s["transformer.rank_pattern"] = {{"mlp", 9}, {"lp", 5}};
         s["transformer.alpha_pattern"] = {{"^blocks.1.to_q", 6}, {"blocks.[01].to_q", 7}, {"to_", 9}};
@@ -206,7 +208,7 @@ TEST_F(LoraFile, PatternsGiveMatricesRanksAndAlphasOfTheirOwn) {
     std::vector<float> w(42, 0.0f);
     merge_lora(adapter.store(), 2, 1.0f, w.data());
     for (const float v : w) EXPECT_NEAR(v, 3.0 / 9 * 9 * 2, 1e-5);
-    EXPECT_EQ(with([&](auto& t, Json& s) { change(t, s), s["transformer.use_rslora"] = true; }), "(no error)");
+    EXPECT_EQ(with([&](Tensors& t, Json& s) { change(t, s), s["transformer.use_rslora"] = true; }), "(no error)");
     EXPECT_EQ(load_lora(directory_, model_).table().sizes()[2], (LoraSize{9, 9}));
 }
 

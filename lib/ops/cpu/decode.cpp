@@ -144,6 +144,7 @@ void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<
             float* p = scores.f32() + t * s.most_keys;
             std::int64_t keys = 0;
             for (CachedTokens& part : parts) {
+                if (part.length == 0) continue;  // of null pointers
                 part.k += key_head * d;
                 part.v += key_head * d;
                 for (std::int64_t j = 0; j < part.length; j += block_rows) {
@@ -161,7 +162,8 @@ void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<
                 const bool wide = d - i >= 32;
                 const int n = wide ? 32 : d - i >= 8 ? 8 : 1;
                 (wide ? weigh_values<32> : n == 8 ? weigh_values<8> : weigh_values<1>)(parts, p, width, out.f32() + t * d + i);
-                for (CachedTokens& part : parts) part.v += n;
+                for (CachedTokens& part : parts)
+                    if (part.length > 0) part.v += n;
                 i += n;
             }
         }
