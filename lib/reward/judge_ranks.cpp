@@ -94,7 +94,9 @@ void JudgeRanks::take(Message message) {
     if (message.kind == MessageKind::stop) return note_signal();
     std::unique_lock lock(mutex_);
     if (message.kind == MessageKind::opened) {
-        dimensions_ = std::move(message.dimensions);
+        // Every judge says so; callers hold on to what the first one said.
+        ATELIER_CHECK(!dimensions_ || *dimensions_ == message.dimensions, "two judges score different dimensions");
+        if (!dimensions_) dimensions_ = std::move(message.dimensions);
     } else {
         ATELIER_CHECK(message.kind == MessageKind::outcome, "a judge sent message {}", static_cast<int>(message.kind));
         const auto found = waiting_.find(message.ticket);
