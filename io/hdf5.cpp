@@ -199,7 +199,8 @@ std::optional<std::pair<hsize_t, hsize_t>> whole_rows(hid_t space) {
     const int rank = H5Sget_simple_extent_dims(space, extent.data(), nullptr);
     if (rank < 1 || H5Sget_select_npoints(space) <= 0 || H5Sget_select_bounds(space, low.data(), high.data()) < 0) return std::nullopt;
     hssize_t points = static_cast<hssize_t>(high[0] - low[0] + 1);
-    for (std::size_t i = 1; i < static_cast<std::size_t>(rank); ++i) points *= static_cast<hssize_t>(extent[i]);
+    for (std::size_t i = 1; i < static_cast<std::size_t>(rank); ++i)
+        if (__builtin_mul_overflow(points, extent[i], &points)) return std::nullopt;
     if (points != H5Sget_select_npoints(space)) return std::nullopt;
     return std::pair(low[0], high[0] - low[0] + 1);
 }
