@@ -214,12 +214,10 @@ Config Config::resolve(const std::filesystem::path& file, std::span<const std::s
         const std::string name = text.substr(0, equals), value = text.substr(equals + 1), origin = "--set " + text;
         const Reader reader{c, "--set"};
         const Key& key = reader.key_for(name, origin);
-        if (std::holds_alternative<std::string>(key.fallback) && (value.empty() || value[0] != '"')) {
-            c.set(name, Reader::located(key, value, {}), origin);
-            continue;
-        }
-        if (std::holds_alternative<std::vector<std::string>>(key.fallback) && !value.empty() && value[0] != '"' && value[0] != '[') {
-            c.set(name, Reader::located(key, std::vector{value}, {}), origin);
+        const bool is_text = std::holds_alternative<std::string>(key.fallback) && !value.starts_with('"');
+        const bool is_list_of_one = std::holds_alternative<std::vector<std::string>>(key.fallback) && value.find_first_of("\"[") != 0 && !value.empty();
+        if (is_text || is_list_of_one) {  // a bare word
+            c.set(name, Reader::located(key, convert(toml::value<std::string>(value), key.fallback, name, origin), {}), origin);
             continue;
         }
         try {

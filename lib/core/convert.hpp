@@ -8,11 +8,11 @@ namespace atelier {
 /// bf16 bits to fp32: exact.
 inline float bf16_to_f32(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 
-/// fp32 to bf16 bits, round to nearest even; NaN stays NaN.
+/// fp32 to bf16 bits, round to nearest even; NaN stays NaN. Without branches, so that loops of it are vectors.
 inline std::uint16_t f32_to_bf16(float value) {
     const auto bits = std::bit_cast<std::uint32_t>(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
-    return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return static_cast<std::uint16_t>((nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 /// IEEE half bits to fp32: exact.

@@ -100,19 +100,22 @@ std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConf
     return model.weight_bytes() + buffers + question_bytes(templates, workers, picture_bytes);
 }
 
+void check_answers(const NativeJudgeConfig& config, const TemplatesByKind& templates) {
+    for (const auto& [kind, list] : templates)
+        ATELIER_CHECK_USAGE(static_cast<int>(list.size()) <= config.answers, "judge.answers = {}, but {} dimensions of {} are asked for",
+                            config.answers, list.size(), kind);
+}
+
 class NativeJudge::Engine {
   public:
     Engine(const NativeJudgeConfig& config, TemplatesByKind templates)
         : config_(config), model_(config.directory, config.adapter), templates_(std::move(templates)) {
-        for (const auto& [kind, list] : templates_) {
-            ATELIER_CHECK_USAGE(static_cast<int>(list.size()) <= config.answers,
-                                "judge.answers = {}, but {} dimensions of {} are asked for",
-                                config.answers, list.size(), kind);
+        check_answers(config, templates_);
+        for (const auto& [kind, list] : templates_)
             for (const Template& t : list) {
                 dimensions_[kind].push_back(t.dimension);
                 asked_[kind].push_back({t, model_.score_tokens(t)});
             }
-        }
         line_end_ = model_.tokenizer().encode("\n");
         const auto plan = [&](Arena& arena) { buffers_.emplace(model_, config_, templates_, arena); };
         arena_ = Arena("judge", Workspace::measure(plan));

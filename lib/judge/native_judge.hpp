@@ -25,6 +25,9 @@ std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConf
                                const std::map<std::string, std::vector<Template>>& templates, std::size_t workers,
                                std::size_t picture_bytes);
 
+/// Throws Error(usage) where a sample has more dimensions than answers are written at once.
+void check_answers(const NativeJudgeConfig& config, const std::map<std::string, std::vector<Template>>& templates);
+
 /// Judges with the engine's own Qwen3-VL. Pictures, question and prompt run once for all dimensions
 /// of a sample whose templates have the same system text, question and pictures; then all answers
 /// of all samples at hand are written token by token in one batch, samples coming and going. A

@@ -58,6 +58,13 @@ std::filesystem::path judge_directory(const Context& c) {
     return named.empty() ? c.run.judge() : std::filesystem::path(named);
 }
 
+/// Which of the files that name a judge's weights are there.
+std::vector<const char*> weights_in(const std::filesystem::path& directory) {
+    std::vector<const char*> names{"model.safetensors", "model.safetensors.index.json"};
+    std::erase_if(names, [&](const char* name) { return !std::filesystem::exists(directory / name); });
+    return names;
+}
+
 std::unique_ptr<reward::Scorer> make_native_judge(const Context& c) {
     if (c.config.text("judge.directory").empty()) require_complete(*c.world, c.run.judge(), "run atelier-reward-train first");
     return std::make_unique<judge::NativeJudge>(native_judge_config(c, judge_directory(c)), judge_templates(c.config));
@@ -179,20 +186,18 @@ void check_scorer_files(const Context& c) {
     if (c.config.text("reward.scorer") != "judge" || c.config.text("judge.directory").empty()) return;
     const fs::path directory = judge_directory(c);
     const judge::QuestionMaker maker(directory);
-    ATELIER_CHECK_INPUT(fs::exists(directory / "model.safetensors") || fs::exists(directory / "model.safetensors.index.json"),
-                        "{} holds no weights: neither model.safetensors nor its index", directory.string());
+    ATELIER_CHECK_INPUT(!weights_in(directory).empty(), "{} holds no weights: neither model.safetensors nor its index", directory.string());
     const judge::NativeJudgeConfig config = native_judge_config(c, directory);
     const io::Image picture(static_cast<int>(c.config.integer("sampling.width")), static_cast<int>(c.config.integer("sampling.height")), 3);
-    for (const auto& [kind, asked] : judge_templates(c.config)) {
-        ATELIER_CHECK_USAGE(asked.size() <= static_cast<std::size_t>(config.answers), "judge.answers = {}, but {} dimensions of {} are asked for",
-                            config.answers, asked.size(), kind);
+    const auto templates = judge_templates(c.config);
+    judge::check_answers(config, templates);
+    for (const auto& [kind, asked] : templates)
         for (const judge::Template& t : asked) {
             const std::vector<io::Image> sources(kind == "edit" ? 1 : 0, picture);
             const std::size_t tokens = maker.make_question(judge::make_conversation(t, "", picture, sources)).ids.size();
             ATELIER_CHECK_USAGE(tokens <= static_cast<std::size_t>(config.context), "judge.context = {}, but a question about {} has {} tokens without a prompt",
                                 config.context, t.dimension, tokens);
         }
-    }
 }
 
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
@@ -204,9 +209,8 @@ std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
         for (const judge::Template& t : templates)
             inputs["judge/" + kind + "/" + t.dimension] = io::digest_file(t.path);
     if (c.config.text("reward.scorer") == "judge")
-        for (const char* name : {"model.safetensors", "model.safetensors.index.json"})
-            if (const auto directory = judge_directory(c); std::filesystem::exists(directory / name))
-                inputs[std::string("judge/") + name] = stated_digest(directory, name);
+        for (const auto directory = judge_directory(c); const char* name : weights_in(directory))
+            inputs[std::string("judge/") + name] = stated_digest(directory, name);
     return inputs;
 }
 

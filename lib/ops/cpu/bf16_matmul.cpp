@@ -1,7 +1,6 @@
 #include "ops/cpu/bf16_matmul.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <map>
 #include <tuple>
 #include <unordered_map>
@@ -11,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include "core/convert.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "ops/cpu/onednn.hpp"
@@ -47,11 +47,7 @@ void round_into(const float* from, std::int64_t stride, std::int64_t height, std
         for (; j + 32 <= width; j += 32)
             _mm512_storeu_si512(out + j, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + j + 16), _mm512_loadu_ps(row + j))));
 #endif
-        for (; j < width; ++j) {  // as f32_to_bf16 of core/convert.hpp, without branches
-            const auto bits = std::bit_cast<std::uint32_t>(row[j]);
-            const bool nan = (bits & 0x7fffffffU) > 0x7f800000U;
-            out[j] = static_cast<Bf16>((nan ? bits | 0x400000U : bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
-        }
+        for (; j < width; ++j) out[j] = f32_to_bf16(row[j]);
     }
 }
 
