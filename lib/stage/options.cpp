@@ -6,7 +6,6 @@
 
 #include "config/command_line.hpp"
 #include "core/parallel.hpp"
-#include "core/signals.hpp"
 #include "stage/schema.hpp"
 
 namespace atelier::stage {
@@ -54,7 +53,6 @@ std::unique_ptr<Context> make_context(const char* program, const char* what, Nam
     ATELIER_CHECK_USAGE(
         policy.empty() || is_mix || std::find(tasks.begin(), tasks.end(), policy) != tasks.end(),
         "{} has no [task.{}]", directory.config().string(), policy);
-    catch_signals();
     set_threads(static_cast<int>(context->config.integer("compute.threads")));
     return context;
 }

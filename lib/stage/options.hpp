@@ -17,9 +17,9 @@ struct ExtraOptions {
     std::int64_t* limit = nullptr;               ///< --limit N
 };
 
-/// Parses the command line, reads RUN/config.toml, sets threads and signal handlers. Throws
-/// Error(usage) for options and names that don't fit the configuration. Nothing: the help text was
-/// asked for and printed.
+/// Parses the command line, reads RUN/config.toml, sets threads. Throws Error(usage) for
+/// options and names that don't fit the configuration. Nothing: the help text was asked for and
+/// printed.
 std::unique_ptr<Context> make_context(const char* program, const char* what, Names names, int argc,
                                       char** argv, comm::Communicator& world,
                                       const ExtraOptions& extra = {});
