@@ -149,7 +149,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
                 if (unit < count &&
                     !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
-                    auto drawn = timeline.measure("sampling", done, [&] {
+                    auto drawn = timeline.measure("sampling", done, [&, &task = task] {
                         return draw_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards, scoring, workspace);
                     });
                     publish_last();
