@@ -226,12 +226,12 @@ class Rollout final : public Work {
     void run() override {
         prompted_.encode();
         pipeline::GenerateRequest r;
-        r.conditional = &prompted_.conditional;
-        if (prompted_.guided) r.unconditional = &prompted_.unconditional;
+        r.conditional = {&prompted_.conditional};
+        if (prompted_.guided) r.unconditional = {&prompted_.unconditional};
         r.guidance.scale = o_.guidance;
         r.target = prompted_.target;
         r.schedule = prompted_.model.schedule(o_.steps, r.target.tokens());
-        r.batch = o_.group;
+        r.pictures = o_.group;
         std::vector<float> latents = noise_;
         pipeline::generate_latents(prompted_.model.dit(), prompted_.model.dit_weights(), r, latents, workspace_);
         const std::int64_t planes = prompted_.model.vae().config().channels;

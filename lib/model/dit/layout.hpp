@@ -12,6 +12,7 @@ namespace atelier::dit {
 struct Grid {
     std::int64_t height = 0, width = 0;
     std::int64_t tokens() const { return height * width; }
+    bool operator==(const Grid&) const = default;
 };
 
 /// A prompt's place among the prefix tokens of a layout.
