@@ -40,12 +40,12 @@ void run_request(const Options& o, pipeline::Pipeline& model, const Request& req
     const auto references = model.prepare(images, o.output_resolution);
     const auto conditional = model.encode(request.prompt, references);
     pipeline::GenerateRequest r;
-    r.conditional = &conditional;
+    r.conditional = {&conditional};
     r.guidance.scale = o.guidance_scale;
     pipeline::EncodedPrompt unconditional;
     if (!r.guidance.is_off() && request.has_negative) {
         unconditional = model.encode(request.negative, references);
-        r.unconditional = &unconditional;
+        r.unconditional = {&unconditional};
     }
     r.target = {size.height / model::pixels_per_latent, size.width / model::pixels_per_latent};
     r.schedule = model.schedule(o.steps, r.target.tokens());

@@ -12,14 +12,15 @@ namespace {
 /// Everything that sampling needs in memory, planned once.
 struct Buffers {
     Buffers(const dit::Dit& dit, const GenerateRequest& r, Arena& arena)
-        : conditional(dit, *r.conditional, r.target, dit::Keep::nothing, arena) {
-        std::int64_t prefix = conditional.layout().prefix_tokens();
-        if (r.unconditional != nullptr) {
-            unconditional = std::make_unique<Branch>(dit, *r.unconditional, r.target, dit::Keep::nothing, arena);
-            prefix = std::max(prefix, unconditional->layout().prefix_tokens());
+        : conditional(dit, r.conditional, r.target, dit::Keep::nothing, arena) {
+        std::int64_t prefix = conditional.longest();
+        if (!r.unconditional.empty()) {
+            ATELIER_CHECK(r.unconditional.size() == r.conditional.size(), "{} prompts with {} negative ones", r.conditional.size(), r.unconditional.size());
+            unconditional = std::make_unique<Branch>(dit, r.unconditional, r.target, dit::Keep::nothing, arena);
+            prefix = std::max(prefix, unconditional->longest());
         }
-        pass = std::make_unique<dit::TargetPass>(dit, r.batch, r.target.tokens(), prefix, dit::Keep::nothing, arena);
-        const Shape shape{r.batch, r.target.tokens(), dit.config().out_channels};
+        pass = std::make_unique<dit::TargetPass>(dit, r.batch(), r.target.tokens(), prefix, dit::Keep::nothing, arena, std::ssize(r.conditional));
+        const Shape shape{r.batch(), r.target.tokens(), dit.config().out_channels};
         velocity = arena.take_f32(shape);
         other = arena.take_f32(shape);
     }
@@ -38,11 +39,11 @@ Bytes generation_bytes(const dit::Dit& dit, const GenerateRequest& request) {
 void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, const GenerateRequest& r,
                       std::span<float> latents, Workspace& workspace, const StepCallback& callback) {
     const std::int64_t channels = dit.config().out_channels;
-    ATELIER_CHECK(static_cast<std::int64_t>(latents.size()) == r.batch * r.target.tokens() * channels,
-                  "latents of {} numbers for {} x {} x {}", latents.size(), r.batch, r.target.tokens(), channels);
+    ATELIER_CHECK(static_cast<std::int64_t>(latents.size()) == r.batch() * r.target.tokens() * channels,
+                  "latents of {} numbers for {} x {} x {}", latents.size(), r.batch(), r.target.tokens(), channels);
     Buffers buffers = workspace.build([&](Arena& arena) { return Buffers(dit, r, arena); });
-    const Tensor x = Tensor::of(latents.data(), {r.batch, r.target.tokens(), channels});
-    std::vector<float> times(static_cast<std::size_t>(r.batch));
+    const Tensor x = Tensor::of(latents.data(), {r.batch(), r.target.tokens(), channels});
+    std::vector<float> times(static_cast<std::size_t>(r.batch()));
     for (int i = 0; i < r.schedule.steps(); ++i) {
         // The model's time: the timestep over num_train_timesteps, as the pipeline divides it.
         const float t = r.schedule.timesteps[static_cast<std::size_t>(i)] / 1000.0f;

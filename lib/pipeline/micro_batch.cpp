@@ -1,14 +1,11 @@
 #include "pipeline/micro_batch.hpp"
 
-#include <algorithm>
-
 #include "core/device.hpp"
 #include "core/numbers.hpp"
 
 namespace atelier::pipeline {
 
-MicroBatch::MicroBatch(const dit::Dit& dit, const dit::Grid& target, int members, int size, Arena& arena) : device_(dit.device()) {
-    ATELIER_CHECK_USAGE(members >= 1 && size >= 1 && members % size == 0, "a group of {} members cannot be cut into micro-batches of {}", members, size);
+MicroBatch::MicroBatch(const dit::Dit& dit, const dit::Grid& target, int size, Arena& arena) : device_(dit.device()) {
     ATELIER_CHECK_USAGE(dit.config().causal_condition, "training needs a model with causal_condition = true");
     const Shape shape{size, target.tokens(), dit.config().out_channels};
     x = arena.take_f32(shape, device_);
@@ -32,11 +29,6 @@ std::span<const float> MicroBatch::bring(const Tensor& from, const Tensor& room)
     if (device_ == Device::cpu) return numbers(from);
     transfer(from, room);
     return numbers(room);
-}
-
-std::span<const float> MicroBatch::times(float sigma) {
-    std::fill(times_.begin(), times_.end(), sigma);
-    return times_;
 }
 
 }  // namespace atelier::pipeline

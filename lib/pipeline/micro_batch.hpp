@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <span>
 #include <vector>
 
@@ -9,13 +10,12 @@
 
 namespace atelier::pipeline {
 
-/// Members of a prompt's group that run together: states and velocities where the model runs, and the way from there to stored trajectories
+/// Targets that run together: states and velocities where the model runs, and the way from there to stored trajectories
 /// (host memory, [members, K, tokens * channels]) and back.
 class MicroBatch {
   public:
-    /// Throws Error(usage) when `members` is no multiple of `size`, and for a model whose prefix depends on the timestep: a trained
-    /// trajectory's prefix runs once for all of its steps.
-    MicroBatch(const dit::Dit& dit, const dit::Grid& target, int members, int size, Arena& arena);
+    /// Throws Error(usage) for a model whose prefix depends on the timestep: a trained trajectory's prefix runs once for all of its steps.
+    MicroBatch(const dit::Dit& dit, const dit::Grid& target, int size, Arena& arena);
 
     int size() const { return static_cast<int>(times_.size()); }
     /// Numbers of a member's state.
@@ -34,8 +34,16 @@ class MicroBatch {
     void draw(const RandomKey& key) const;
     /// Numbers in host memory where the model runs: themselves, or a copy in `room`.
     std::span<const float> bring(const Tensor& from, const Tensor& room) const;
-    /// The model's time of every member: the stored sigma itself.
-    std::span<const float> times(float sigma);
+    /// The model's time of every target: the stored sigma itself.
+    std::span<const float> times(float sigma) {
+        return times([=](std::int64_t) { return sigma; });
+    }
+    template <typename SigmaOf>
+        requires std::invocable<SigmaOf, std::int64_t>
+    std::span<const float> times(SigmaOf&& sigma_of) {
+        for (std::int64_t b = 0; b < size(); ++b) times_[static_cast<std::size_t>(b)] = sigma_of(b);
+        return times_;
+    }
 
     Tensor x, v;         ///< [size, tokens, channels]
     Tensor noise, next;  ///< [tokens * channels]

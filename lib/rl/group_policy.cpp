@@ -10,12 +10,12 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
                          const pipeline::EncodedPrompt* unconditional, const SamplingSpec& spec, dit::Keep keep, Arena& arena)
     : dit_(dit),
       weights_(weights),
-      conditional_prompt_(conditional),
-      unconditional_prompt_(unconditional),
       spec_(spec),
       keep_(keep),
       conditional_(dit, conditional, spec.target, keep, arena),
-      batch_(dit, spec.target, spec.members, spec.micro_batch, arena) {
+      batch_(dit, spec.target, spec.micro_batch, arena) {
+    ATELIER_CHECK_USAGE(spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
+                        "a group of {} members cannot be cut into micro-batches of {}", spec.members, spec.micro_batch);
     ATELIER_CHECK_USAGE(!spec.uses_guidance() || unconditional != nullptr, "guidance {} needs a negative prompt",
                         spec.guidance.scale);
     const bool guided = spec.uses_guidance();
@@ -214,11 +214,8 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
             }
             conditional_pass_->backward(weights_, gradients, conditional_.prefix(), batch_.x, d_v_, {});
         }
-    conditional_.prefix().backward(weights_, gradients, conditional_prompt_.states_tensor(c.context_dim),
-                                   conditional_prompt_.references_tensor(c.in_channels), {}, {});
-    if (both)
-        unconditional_->prefix().backward(weights_, gradients, unconditional_prompt_->states_tensor(c.context_dim),
-                                          unconditional_prompt_->references_tensor(c.in_channels), {}, {});
+    conditional_.backward(weights_, gradients);
+    if (both) unconditional_->backward(weights_, gradients);
     return stats;
 }
 

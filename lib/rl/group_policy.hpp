@@ -86,8 +86,6 @@ class GroupPolicy {
 
     const dit::Dit& dit_;
     const nn::ParameterStore& weights_;
-    const pipeline::EncodedPrompt& conditional_prompt_;
-    const pipeline::EncodedPrompt* unconditional_prompt_;
     SamplingSpec spec_;
     dit::Keep keep_;
     pipeline::Branch conditional_;

@@ -133,6 +133,8 @@ std::string code_version();
 /// One prompt as the transformer takes it, with its negative prompt when guidance is on.
 struct EncodedPair {
     pipeline::EncodedPrompt conditional, unconditional;
+    /// Whether its pictures have the other's sizes: what runs together is planned as so many of the longest of one size.
+    bool has_sizes_of(const EncodedPair& other) const { return conditional.references == other.conditional.references; }
 };
 /// A prompt's pictures at the sizes in which the models see them; null without pictures.
 std::shared_ptr<const pipeline::ReferenceInputs> prepare_references(const pipeline::Pipeline& model,

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/progress.hpp"
+#include "distill/student_states.hpp"
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
@@ -116,8 +117,8 @@ int run_distill(const Context& c) {
 
     const PromptIndex prompts(c, c.config.tasks());
     const auto build = [&](const EncodedPair& pair, const distill::StudentSpec& own, Arena& arena) {
-        return distill::StudentGroup(model.dit(), model.dit_weights(), pair.conditional, nullptr,
-                                     own, keep, arena);
+        return distill::StudentStates(model.dit(), model.dit_weights(), pair.conditional, nullptr,
+                                      own, keep, arena);
     };
     Snapshots snapshots(c, updates, trainer);
     Workspace workspace("trajectories");

@@ -3,6 +3,8 @@
 #include <numeric>
 
 #include "core/progress.hpp"
+#include "distill/student_sampler.hpp"
+#include "distill/student_states.hpp"
 #include "flow/noise.hpp"
 #include "io/trajectory.hpp"
 #include "stage/group_rollout.hpp"
@@ -54,13 +56,6 @@ io::TrajectorySamples samples_of(const Group& g, std::vector<float> teacher_velo
     s.status.assign(static_cast<std::size_t>(spec.members),
                     static_cast<std::uint8_t>(io::SampleStatus::complete));
     return s;
-}
-
-distill::StudentGroup build(const pipeline::Pipeline& model, const EncodedPair& encoded, bool guided,
-                            const distill::StudentSpec& spec, Arena& arena) {
-    return distill::StudentGroup(model.dit(), model.dit_weights(), encoded.conditional,
-                                 guided ? &encoded.unconditional : nullptr, spec,
-                                 dit::Keep::nothing, arena);
 }
 
 }  // namespace
@@ -136,6 +131,27 @@ int run_teacher_dump(const Context& c) {
         }
         std::vector<Group> groups;
         if (turn > 0) load_start(start, model);
+        std::size_t drawn_groups = 0;
+        // Groups of one size that fill a micro-batch are drawn together.
+        const auto draw_waiting = [&] {
+            const std::span waiting = std::span(groups).subspan(drawn_groups);
+            if (waiting.empty()) return;
+            std::vector<const pipeline::EncodedPrompt*> prompts;
+            std::vector<RandomKey> keys;
+            for (const Group& g : waiting) {
+                prompts.push_back(&g.encoded.conditional);
+                for (int m = 0; m < spec.members; ++m)
+                    keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(round), task_number("opd/" + task) ^ g.prompt->number,
+                                                          static_cast<std::uint64_t>(m)));
+            }
+            auto trajectories = timeline.measure("sampling", static_cast<std::int64_t>(waiting.front().unit), [&] {
+                return workspace
+                    .build([&](Arena& arena) { return distill::StudentSampler(model.dit(), model.dit_weights(), prompts, waiting.front().spec, arena); })
+                    .sample(keys);
+            });
+            for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i].trajectory = std::move(trajectories[i]);
+            drawn_groups = groups.size();
+        };
         for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident);
              ++i) {
             Group g;
@@ -143,21 +159,22 @@ int run_teacher_dump(const Context& c) {
             g.prompt = &drawn[g.unit];
             g.spec = spec_of(*g.prompt);
             g.encoded = encode_pair(model, c, *g.prompt, guided);
-            std::vector<RandomKey> keys;
-            for (int m = 0; m < spec.members; ++m)
-                keys.push_back(flow::sample_noise_key(c.seed(), static_cast<std::uint64_t>(round),
-                                                      task_number("opd/" + task) ^ g.prompt->number,
-                                                      static_cast<std::uint64_t>(m)));
-            g.trajectory = timeline.measure("sampling", static_cast<std::int64_t>(g.unit), [&] {
-                return workspace.build([&](Arena& arena) { return build(model, g.encoded, false, g.spec, arena); }).sample(keys);
-            });
+            if (groups.size() - drawn_groups == distill::StudentSampler::prompts_together(spec) ||
+                (groups.size() > drawn_groups &&
+                 !(groups.back().spec.target == g.spec.target && groups.back().encoded.has_sizes_of(g.encoded))))
+                draw_waiting();
             groups.push_back(std::move(g));
         }
+        draw_waiting();
         model.load_transformer(teacher);
         for (Group& g : groups) {
             const auto unit = static_cast<std::int64_t>(g.unit);
             auto velocity = timeline.measure("velocities", unit, [&] {
-                return workspace.build([&](Arena& arena) { return build(model, g.encoded, guided, g.spec, arena); })
+                return workspace
+                    .build([&](Arena& arena) {
+                        return distill::StudentStates(model.dit(), model.dit_weights(), g.encoded.conditional, guided ? &g.encoded.unconditional : nullptr,
+                                                      g.spec, dit::Keep::nothing, arena);
+                    })
                     .velocities(guided ? sampling.guidance : flow::Guidance{}, g.trajectory.x);
             });
             io::TrajectoryShard shard;

@@ -31,6 +31,7 @@ void reserve(const Context& c, pipeline::Pipeline& model,
         m.pictures = std::max(m.pictures, task.pictures);
         m.rows.push_back(shown_prompts(task).size());
     }
+    m.together = evaluated_together(c, m.pictures);
     m.shard_pictures = evaluation_shard_prompts * m.pictures;
     const ModelOutline outline =
         memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));

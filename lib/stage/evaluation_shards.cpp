@@ -22,17 +22,12 @@ Range prompts_of(const EvaluatedTask& task, std::size_t unit) {
             std::min(task.prompts.size(), (unit + 1) * evaluation_shard_prompts)};
 }
 
-pipeline::GenerateRequest request_of(const EncodedPair& pair, const rl::SamplingSpec& spec,
-                                     bool guided, const EvaluatedTask& task) {
-    pipeline::GenerateRequest r;
-    r.conditional = &pair.conditional;
-    r.unconditional = guided ? &pair.unconditional : nullptr;
-    r.guidance = spec.guidance;
-    r.schedule = spec.schedule;
-    r.target = spec.target;
-    r.batch = static_cast<std::int64_t>(task.pictures);
-    return r;
-}
+/// A prompt in front of the model.
+struct Encoded {
+    std::size_t index = 0;
+    rl::SamplingSpec spec;  ///< on its own grid
+    EncodedPair pair;
+};
 
 /// The shard's samples of a grid; new ones where it has none yet.
 io::TrajectorySamples& samples_on(io::TrajectoryShard& shard, const rl::SamplingSpec& spec, std::int64_t channels) {
@@ -46,27 +41,32 @@ io::TrajectorySamples& samples_on(io::TrajectoryShard& shard, const rl::Sampling
     return s;
 }
 
-/// Latents of one prompt's pictures, appended to the samples.
-void draw(pipeline::Pipeline& model, const Context& c, const rl::SamplingSpec& spec, bool guided,
-          const EvaluatedTask& task, std::size_t index, Workspace& workspace,
-          io::TrajectorySamples& s) {
-    const Prompt& prompt = task.prompts[index];
-    const EncodedPair pair = encode_pair(model, c, prompt, guided);
-    const pipeline::GenerateRequest r = request_of(pair, spec, guided, task);
+/// Latents of prompts with pictures of one size, appended to the samples.
+void draw(pipeline::Pipeline& model, const Context& c, bool guided, const EvaluatedTask& task, const std::vector<Encoded>& prompts,
+          Workspace& workspace, io::TrajectorySamples& s) {
+    pipeline::GenerateRequest r;
+    r.guidance = prompts.front().spec.guidance;
+    r.schedule = prompts.front().spec.schedule;
+    r.target = prompts.front().spec.target;
+    r.pictures = static_cast<std::int64_t>(task.pictures);
     const auto n = static_cast<std::size_t>(s.tokens() * s.channels), first = s.latents.size();
-    s.latents.resize(first + task.pictures * n);
+    s.latents.resize(first + prompts.size() * task.pictures * n);
     const std::span<float> latents = std::span(s.latents).subspan(first);
-    for (std::size_t m = 0; m < task.pictures; ++m) {
-        const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration,
-                                                task_number(c.policy) ^ prompt.number, m);
-        fill_normal(flow::initial_noise_key(key), latents.subspan(m * n, n));
-        s.sample_id.push_back(index * task.pictures + m);
-        s.prompt.push_back(static_cast<std::uint32_t>(index % evaluation_shard_prompts));
-        s.member.push_back(static_cast<std::uint32_t>(m));
-        s.noise_key.insert(s.noise_key.end(), {key.low, key.high});
-        s.sigma.insert(s.sigma.end(), spec.schedule.sigmas.begin(), spec.schedule.sigmas.end());
-        s.is_sde.insert(s.is_sde.end(), static_cast<std::size_t>(s.steps), 0);
-        s.status.push_back(static_cast<std::uint8_t>(io::SampleStatus::complete));
+    for (std::size_t p = 0; p < prompts.size(); ++p) {
+        const Prompt& prompt = task.prompts[prompts[p].index];
+        r.conditional.push_back(&prompts[p].pair.conditional);
+        if (guided) r.unconditional.push_back(&prompts[p].pair.unconditional);
+        for (std::size_t m = 0; m < task.pictures; ++m) {
+            const auto key = flow::sample_noise_key(c.seed(), evaluation_iteration, task_number(c.policy) ^ prompt.number, m);
+            fill_normal(flow::initial_noise_key(key), latents.subspan((p * task.pictures + m) * n, n));
+            s.sample_id.push_back(prompts[p].index * task.pictures + m);
+            s.prompt.push_back(static_cast<std::uint32_t>(prompts[p].index % evaluation_shard_prompts));
+            s.member.push_back(static_cast<std::uint32_t>(m));
+            s.noise_key.insert(s.noise_key.end(), {key.low, key.high});
+            s.sigma.insert(s.sigma.end(), r.schedule.sigmas.begin(), r.schedule.sigmas.end());
+            s.is_sde.insert(s.is_sde.end(), static_cast<std::size_t>(s.steps), 0);
+            s.status.push_back(static_cast<std::uint8_t>(io::SampleStatus::complete));
+        }
     }
     pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents, workspace);
 }
@@ -88,6 +88,11 @@ void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
 }
 
 }  // namespace
+
+std::size_t evaluated_together(const Context& c, std::size_t pictures) {
+    const auto micro_batch = static_cast<std::size_t>(c.config.integer("rollout.micro_batch"));
+    return std::clamp<std::size_t>(micro_batch / pictures, 1, evaluation_shard_prompts);
+}
 
 std::filesystem::path evaluation_shards(const Context& c, const std::string& candidate,
                                         const std::string& task) {
@@ -129,12 +134,21 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
     shard.header.iteration = 0;
     shard.header.guidance_scale = candidate.guided ? spec.guidance.scale : 1.0;
     const auto [begin, end] = prompts_of(task, unit);
+    std::vector<Encoded> waiting;
+    const auto draw_waiting = [&] {
+        if (waiting.empty()) return;
+        draw(model, c, candidate.guided, task, waiting, workspace, samples_on(shard, waiting.front().spec, model.dit().config().in_channels));
+        waiting.clear();
+    };
     for (std::size_t i = begin; i < end; ++i) {
         append(shard.prompts, prompt_table(c, task.prompts[i]));
-        const rl::SamplingSpec own = on_grid(spec, model.schedule_config(), target_grid(c, task.prompts[i]));
-        draw(model, c, own, candidate.guided, task, i, workspace,
-             samples_on(shard, own, model.dit().config().in_channels));
+        Encoded next{i, on_grid(spec, model.schedule_config(), target_grid(c, task.prompts[i])), encode_pair(model, c, task.prompts[i], candidate.guided)};
+        if (waiting.size() == evaluated_together(c, task.pictures) ||
+            (!waiting.empty() && !(waiting.back().spec.target == next.spec.target && waiting.back().pair.has_sizes_of(next.pair))))
+            draw_waiting();
+        waiting.push_back(std::move(next));
     }
+    draw_waiting();
     for (io::TrajectorySamples& s : shard.shapes) {
         decode_pictures(model, s);
         std::vector<const Prompt*> asked;

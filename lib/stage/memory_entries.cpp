@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "distill/student_sampler.hpp"
+#include "distill/student_states.hpp"
 #include "ops/cpu/bf16_matmul.hpp"
 #include "pipeline/generate.hpp"
 #include "stage/picture_sizes.hpp"
@@ -58,13 +60,26 @@ WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& sp
     return bytes;
 }
 
-WorkspaceBytes student_bytes(const ModelOutline& model, const distill::StudentSpec& spec, bool guided, dit::Keep keep) {
+/// Of trajectories that are drawn.
+void cover_sampler(WorkspaceBytes& bytes, const ModelOutline& model, const distill::StudentSpec& spec) {
+    for (const GroupOutline& g : model.groups) {
+        const distill::StudentSpec own = on_grid(spec, model.schedule, g.target);
+        const std::size_t together = distill::StudentSampler::prompts_together(own);
+        const std::vector prompts(together, &g.prompt.conditional);
+        Bytes cache;
+        for (std::size_t i = 0; i < together; ++i) cache = cache + cache_bytes(*model.dit, g.prompt.conditional, false);
+        bytes.cover(Workspace::measure([&](Arena& arena) { distill::StudentSampler(*model.dit, nn::ParameterStore(), prompts, own, arena); }), cache);
+    }
+}
+
+/// Of states whose velocities are recorded or trained.
+WorkspaceBytes states_bytes(const ModelOutline& model, const distill::StudentSpec& spec, bool guided, dit::Keep keep) {
     const nn::ParameterStore none;
     WorkspaceBytes bytes;
     for (const GroupOutline& g : model.groups) {
         const distill::StudentSpec own = on_grid(spec, model.schedule, g.target);
         bytes.cover(Workspace::measure([&](Arena& arena) {
-                        distill::StudentGroup(*model.dit, none, g.prompt.conditional, guided ? &g.prompt.unconditional : nullptr, own, keep, arena);
+                        distill::StudentStates(*model.dit, none, g.prompt.conditional, guided ? &g.prompt.unconditional : nullptr, own, keep, arena);
                     }),
                     cache_bytes(*model.dit, g.prompt.conditional, keep != dit::Keep::nothing) +
                         (guided ? cache_bytes(*model.dit, g.prompt.unconditional, false) : Bytes()));
@@ -163,7 +178,8 @@ GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::
 
 Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, bool guided, std::size_t groups,
                 std::size_t resident, std::size_t averaging) {
-    const WorkspaceBytes group = student_bytes(model, spec, guided, dit::Keep::nothing);
+    WorkspaceBytes group = states_bytes(model, spec, guided, dit::Keep::nothing);
+    cover_sampler(group, model, spec);
     // The first start is made before the rest is taken, later ones when it is there.
     const char* const phase = groups > resident ? nullptr : "sampling";
     group.hold(plan, phase);
@@ -180,7 +196,7 @@ Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::Stud
 
 Bytes hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
                          const TrainerBytes& trainer, bool has_snapshots) {
-    const WorkspaceBytes group = student_bytes(model, spec, false, keep);
+    const WorkspaceBytes group = states_bytes(model, spec, false, keep);
     hold_trainer(plan, trainer, has_snapshots);
     group.hold(plan, "updating");
     plan.hold_during("updating", "shard",
@@ -193,10 +209,10 @@ Bytes hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const Evaluat
     Bytes sampling;
     for (const GroupOutline& g : model.groups) {
         pipeline::GenerateRequest r;
-        r.conditional = &g.prompt.conditional;
-        r.unconditional = m.guided ? &g.prompt.unconditional : nullptr;
+        r.conditional.assign(m.together, &g.prompt.conditional);
+        if (m.guided) r.unconditional.assign(m.together, &g.prompt.unconditional);
         r.target = g.target;
-        r.batch = static_cast<std::int64_t>(m.pictures);
+        r.pictures = static_cast<std::int64_t>(m.pictures);
         sampling = larger(sampling, pipeline::generation_bytes(*model.dit, r));
     }
     const dit::Grid largest = model.largest();

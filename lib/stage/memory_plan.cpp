@@ -163,6 +163,7 @@ class Planner {
         MemoryPlan plan = program_;
         EvaluationMemory m;
         m.pictures = static_cast<std::size_t>(c_.config.integer("evaluate.samples"));
+        m.together = evaluated_together(c_, m.pictures);
         m.shard_pictures = evaluation_shard_prompts * m.pictures;
         const ModelOutline model = outline(all_heldout_, false, static_cast<std::int64_t>(m.shard_pictures));
         m.guided = spec(c_.config.tasks().front(), 1).uses_guidance();
@@ -398,13 +399,14 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     if (c.config.flag("pipeline.judge"))
         text += table("reward-train", [&](int, bool) { return planner.reward_train(); }, 0, 1, false, Device::cpu, q.device_memory);
     const int members = static_cast<int>(c.config.integer("rollout.group_size")), micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
-    const int drawn = static_cast<int>(c.config.integer("distill.group_size")), dumped = std::gcd(drawn, micro_batch);
+    // Members and steps of a trajectory run together once they are there.
+    const int states = static_cast<int>(c.config.integer("distill.group_size") * c.config.integer("sampling.steps")), together = std::gcd(states, micro_batch);
     for (const std::string& task : c.config.tasks()) {
         text += table("curate, rollout " + task, [&](int m, bool) { return planner.rollout(task, m); }, members, micro_batch, false, c.device(), q.device_memory);
         text += table("grpo " + task, [&](int m, bool again) { return planner.grpo(task, m, again); }, members, micro_batch, true, c.device(), q.device_memory);
-        text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, drawn, dumped, false, c.device(), q.device_memory);
+        text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, states, together, false, c.device(), q.device_memory);
     }
-    text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, drawn, dumped, true, c.device(), q.device_memory);
+    text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, states, together, true, c.device(), q.device_memory);
     text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, c.device(), q.device_memory);
     if (c.config.integer("reward.ranks") > 0)
         text += table("a judge of curate, rollout, evaluate", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false, Device::cpu,

@@ -1,7 +1,5 @@
 #include "stage/student.hpp"
 
-#include <numeric>
-
 #include "stage/retention.hpp"
 
 namespace atelier::stage {
@@ -14,7 +12,7 @@ distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& 
     s.sampler = flow::parse_sampler(c.config.text("distill.sampler"));
     s.eta = c.config.number("distill.eta");
     s.members = static_cast<int>(c.config.integer("distill.group_size"));
-    s.micro_batch = std::gcd(s.members, static_cast<int>(c.config.integer("rollout.micro_batch")));
+    s.micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
     return s;
 }
 

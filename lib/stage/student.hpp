@@ -1,6 +1,6 @@
 #pragma once
 
-#include "distill/student_group.hpp"
+#include "distill/student_spec.hpp"
 #include "stage/context.hpp"
 
 namespace atelier::stage {

@@ -72,6 +72,9 @@ struct Training {
     std::int64_t updates = 0;
 };
 
+/// Prompts in one pass: more gain nothing on the miniature.
+constexpr std::int64_t prompts_together = 16;
+
 /// The transformer alone: P prompts of T tokens, G targets of each. inputs: states [P, T, width], latents and velocity
 /// [P, G, L, channels], time [P, G], size [2]: latent tokens high and wide. Loss: mean squared error to `velocity`.
 class Transformer final : public Work {
@@ -87,13 +90,15 @@ class Transformer final : public Work {
         const dit::Grid target{size[0], size[1]};
         const auto& c = dit_.config();
         const std::vector<std::uint8_t> no_slots(static_cast<std::size_t>(states[1]), 0);
-        layout_ = dit::make_layout(c, no_slots, {}, target);
+        together_ = std::min(prompts_, prompts_together);
+        layout_ = dit::join(std::vector(static_cast<std::size_t>(together_), dit::make_layout(c, no_slots, {}, target)));
+        ATELIER_CHECK_USAGE(prompts_ % together_ == 0, "{} prompts are not cut into {}", prompts_, together_);
         velocity_.resize(goal_.size());
-        d_velocity_.resize(static_cast<std::size_t>(group_ * target.tokens() * c.out_channels));
+        d_velocity_.resize(static_cast<std::size_t>(together_ * group_ * target.tokens() * c.out_channels));
         const auto keep = depth == Depth::forward ? dit::Keep::nothing : dit::Keep::activations;
         passes_ = std::make_unique<Passes>(workspace_.build([&](Arena& arena) {
-            return Passes{nn::ParameterStore(dit_.table(), arena), dit::PrefixPass(dit_, states[1], states[1], keep, arena),
-                          dit::TargetPass(dit_, group_, target.tokens(), states[1], keep, arena)};
+            return Passes{nn::ParameterStore(dit_.table(), arena), dit::PrefixPass(dit_, together_ * states[1], together_ * states[1], keep, arena),
+                          dit::TargetPass(dit_, together_ * group_, target.tokens(), states[1], keep, arena, together_)};
         }));
         dit::load(passes_->weights, fs::path(o.model) / "transformer");
         if (depth != Depth::forward) training_ = std::make_unique<Training>(dit_);
@@ -102,15 +107,16 @@ class Transformer final : public Work {
     }
     void run() override {
         const auto& c = dit_.config();
-        const std::int64_t size = group_ * tokens_ * c.out_channels;
+        const std::int64_t batch = together_ * group_, size = batch * tokens_ * c.out_channels;
         auto& [weights, prefix, target] = *passes_;
         if (training_) training_->clear();
-        for (std::int64_t p = 0; p < prompts_; ++p) {
-            const Tensor states = Tensor::of(states_.data() + p * text_ * c.context_dim, {text_, c.context_dim});
-            const Tensor x = Tensor::of(latents_.data() + p * size, {group_, tokens_, c.in_channels});
-            const Tensor v = Tensor::of(velocity_.data() + p * size, {group_, tokens_, c.out_channels});
+        for (std::int64_t p = 0; p < prompts_ / together_; ++p) {
+            const std::int64_t text = together_ * text_;
+            const Tensor states = Tensor::of(states_.data() + p * text * c.context_dim, {text, c.context_dim});
+            const Tensor x = Tensor::of(latents_.data() + p * size, {batch, tokens_, c.in_channels});
+            const Tensor v = Tensor::of(velocity_.data() + p * size, {batch, tokens_, c.out_channels});
             prefix.forward(weights, layout_, states, {}, 0.0f);
-            target.forward(weights, prefix, x, std::span(time_).subspan(static_cast<std::size_t>(p * group_), static_cast<std::size_t>(group_)), v);
+            target.forward(weights, prefix, x, std::span(time_).subspan(static_cast<std::size_t>(p * batch), static_cast<std::size_t>(batch)), v);
             if (!training_) continue;
             const float scale = 2.0f / static_cast<float>(velocity_.size());
             for (std::int64_t i = 0; i < size; ++i)
@@ -142,7 +148,7 @@ class Transformer final : public Work {
     std::unique_ptr<Passes> passes_;
     std::unique_ptr<Training> training_;
     std::vector<float> states_, latents_, goal_, time_, velocity_, d_velocity_, length_;
-    std::int64_t prompts_ = 0, group_ = 0, tokens_ = 0, text_ = 0;
+    std::int64_t prompts_ = 0, together_ = 0, group_ = 0, tokens_ = 0, text_ = 0;
 };
 
 constexpr std::int64_t resolution = 128;
@@ -220,12 +226,12 @@ class Rollout final : public Work {
     void run() override {
         prompted_.encode();
         pipeline::GenerateRequest r;
-        r.conditional = &prompted_.conditional;
-        if (prompted_.guided) r.unconditional = &prompted_.unconditional;
+        r.conditional = {&prompted_.conditional};
+        if (prompted_.guided) r.unconditional = {&prompted_.unconditional};
         r.guidance.scale = o_.guidance;
         r.target = prompted_.target;
         r.schedule = prompted_.model.schedule(o_.steps, r.target.tokens());
-        r.batch = o_.group;
+        r.pictures = o_.group;
         std::vector<float> latents = noise_;
         pipeline::generate_latents(prompted_.model.dit(), prompted_.model.dit_weights(), r, latents, workspace_);
         const std::int64_t planes = prompted_.model.vae().config().channels;

@@ -221,6 +221,97 @@ TEST(dit_oracle, OutputsAndGradients) {
     for (const auto& folder : cases) check_case(folder);
 }
 
+/// What prompts of one or several layouts left behind: velocities, gradients of weights and of encoder states.
+struct Passed {
+    std::vector<float> velocity, gradients, d_states;
+};
+
+/// `layouts` one after another, or, with `together`, as one; `members` targets of each. states, latents and d_velocity follow one another.
+Passed pass(Model& model, const std::vector<Layout>& layouts, bool together, std::int64_t members, std::vector<float>& states,
+            std::vector<float>& references, std::vector<float>& latents, const std::vector<float>& timesteps, const std::vector<float>& d_velocity) {
+    const Config& c = model.dit.config();
+    const Layout all = join(layouts);
+    const std::int64_t count = std::ssize(layouts), tokens = all.target_tokens, prompts = together ? count : 1, batch = prompts * members;
+    std::int64_t longest = 0;
+    for (const Layout& l : layouts) longest = std::max(longest, l.prefix_tokens());
+    Workspace workspace("activations");
+    auto [prefix, target] = workspace.build([&](Arena& arena) {
+        return std::pair(PrefixPass(model.dit, all.prefix_tokens(), all.encoder_tokens, Keep::activations, arena),
+                         TargetPass(model.dit, batch, tokens, longest, Keep::activations, arena, prompts));
+    });
+    Passed r;
+    r.velocity.resize(static_cast<std::size_t>(count * members * tokens * c.out_channels));
+    r.d_states.resize(states.size());
+    clear(model.gradients.flat());
+    std::int64_t state = 0, reference = 0;
+    for (std::int64_t p = 0; p < count; p += prompts) {
+        const Layout& layout = together ? all : layouts[static_cast<std::size_t>(p)];
+        const auto part = [&](const std::vector<float>& from, std::int64_t channels) {
+            return Tensor::of(from.data() + p * members * tokens * channels, {batch, tokens, channels});
+        };
+        const Tensor s = Tensor::of(states.data() + state * c.context_dim, {layout.encoder_tokens, c.context_dim});
+        const Tensor d_s = Tensor::of(r.d_states.data() + state * c.context_dim, s.shape());
+        const Tensor refs = layout.reference_tokens == 0
+                                ? Tensor()
+                                : Tensor::of(references.data() + reference * c.in_channels, {layout.reference_tokens, c.in_channels});
+        prefix.forward(model.weights, layout, s, refs, c.causal_condition ? 0.0f : timesteps[0]);
+        prefix.zero_key_gradients();
+        target.forward(model.weights, prefix, part(latents, c.in_channels),
+                       std::span(timesteps).subspan(static_cast<std::size_t>(p * members), static_cast<std::size_t>(batch)), part(r.velocity, c.out_channels));
+        target.backward(model.weights, model.gradients, prefix, part(latents, c.in_channels), part(d_velocity, c.out_channels), {});
+        prefix.backward(model.weights, model.gradients, s, refs, d_s, {});
+        state += layout.encoder_tokens;
+        reference += layout.reference_tokens;
+    }
+    model.download();
+    r.gradients.assign(model.host_gradients.data(), model.host_gradients.data() + model.dit.table().flat_size());
+    return r;
+}
+
+TEST(dit_oracle, PromptsTogetherAreThePromptsAlone) {
+    int mixed = 0;
+    for (const auto& folder : gradient_cases()) {
+        SCOPED_TRACE(folder.filename().string());
+        const auto info = case_info(folder);
+        if (info.contains("adapter")) continue;
+        Model model(folder.parent_path() / info["model"].get<std::string>());
+        const Config& c = model.dit.config();
+        if (!c.causal_condition) continue;  // its prefix depends on the sample's own timestep
+        Inputs in(folder);
+        // The case's rows, and where nothing but text is before the target, a prompt that ends two tokens earlier.
+        std::vector<Layout> layouts;
+        std::vector<float> states, references, latents, d_velocity;
+        constexpr std::int64_t members = 2;
+        for (std::int64_t row = 0; row < in.batch + 1; ++row) {
+            const bool shorter = row == in.batch;
+            const std::int64_t from = row % in.batch, text = in.text - (shorter ? 2 : 0);
+            if (shorter && in.references() > 0) continue;
+            mixed += shorter ? 1 : 0;
+            layouts.push_back(make_layout(c, std::span(in.mask).subspan(from * in.mask_tokens, text), in.grids, in.target,
+                                          in.valid.empty() || shorter ? std::span<const std::uint8_t>() : std::span(in.valid).subspan(from * in.text, text)));
+            const Tensor s = in.row_states(from), r = in.row_references(from), t = in.row_target(from);
+            states.insert(states.end(), s.f32(), s.f32() + text * c.context_dim);
+            references.insert(references.end(), r.f32(), r.f32() + r.elements());
+            for (std::int64_t m = 0; m < members; ++m) {
+                for (std::int64_t i = 0; i < t.elements(); ++i) latents.push_back(t.f32()[i] * (m == 0 ? 1.0f : -0.5f));
+                for (std::int64_t i = 0; i < in.target.tokens() * c.out_channels; ++i) d_velocity.push_back(std::sin(0.37f * static_cast<float>(i + row)));
+            }
+        }
+        std::vector<float> timesteps;
+        for (std::int64_t i = 0; i < std::ssize(layouts) * members; ++i) timesteps.push_back(0.9f - 0.05f * static_cast<float>(i));
+        const Passed alone = pass(model, layouts, false, members, states, references, latents, timesteps, d_velocity);
+        const Passed together = pass(model, layouts, true, members, states, references, latents, timesteps, d_velocity);
+        // A row's bits don't depend on its company; products of a device may choose another way for more rows.
+        if (model.dit.device() == Device::cpu) {
+            EXPECT_EQ(together.velocity, alone.velocity);
+        }
+        EXPECT_LT(relative_error(together.velocity.data(), alone.velocity), 1e-5);
+        EXPECT_LT(relative_error(together.gradients.data(), alone.gradients), 2e-5);
+        EXPECT_LT(relative_error(together.d_states.data(), alone.d_states), 2e-5);
+    }
+    EXPECT_GE(mixed, 1) << "no case has prompts of different lengths";
+}
+
 TEST(dit_oracle, PrefixCacheOverSteps) {
     const auto cases = testing::oracle_cases("transformer", "case-cache-");
     ASSERT_GE(cases.size(), 2u);

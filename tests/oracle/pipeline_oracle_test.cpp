@@ -50,11 +50,11 @@ void check_case(Pipeline& model, const fs::path& folder) {
 
     GenerateRequest r;
     EncodedPrompt unconditional;
-    r.conditional = &conditional;
+    r.conditional = {&conditional};
     r.guidance.scale = info["guidance_scale"].get<double>();
     if (!info["negative"].is_null() && !r.guidance.is_off()) {
         unconditional = model.encode(info["negative"].get<std::string>(), references);
-        r.unconditional = &unconditional;
+        r.unconditional = {&unconditional};
     }
     r.target = {size.height / model::pixels_per_latent, size.width / model::pixels_per_latent};
     r.schedule = model.schedule(info["steps"].get<int>(), r.target.tokens());

@@ -1,6 +1,6 @@
 // The student's trajectories, the teacher's velocities on them, and the distillation loss's
 // gradient through the whole model.
-#include "distill/student_group.hpp"
+#include "distill/student_states.hpp"
 
 #include <gtest/gtest.h>
 
@@ -9,10 +9,13 @@
 #include "../ops/test_device.hpp"
 #include "../oracle/oracle_folder.hpp"
 #include "core/numbers.hpp"
+#include "distill/student_sampler.hpp"
 #include "flow/noise.hpp"
 
 namespace atelier::distill {
 namespace {
+
+using Prompts = std::vector<const pipeline::EncodedPrompt*>;
 
 struct Fixture {
     Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device()) {
@@ -24,13 +27,21 @@ struct Fixture {
         conditional = model.encode("A red circle left of the blue star", nullptr);
         unconditional = model.encode("", nullptr);
     }
+    std::vector<StudentTrajectory> sample(std::span<const pipeline::EncodedPrompt* const> prompts, std::span<const RandomKey> noise_keys) {
+        Workspace workspace("trajectories");
+        return workspace.build([&](Arena& arena) { return StudentSampler(model.dit(), model.dit_weights(), prompts, spec, arena); }).sample(noise_keys);
+    }
+    StudentTrajectory sample() { return sample(Prompts{&conditional}, keys).front(); }
     template <typename Function>
-    auto with_group(dit::Keep keep, Function f) {
-        Workspace workspace("group");
-        StudentGroup group = workspace.build([&](Arena& arena) {
-            return StudentGroup(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+    auto with_states(dit::Keep keep, Function f) {
+        Workspace workspace("states");
+        StudentStates states = workspace.build([&](Arena& arena) {
+            return StudentStates(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
         });
-        return f(group);
+        return f(states);
+    }
+    std::vector<float> velocities(const flow::Guidance& guidance, const std::vector<float>& x) {
+        return with_states(dit::Keep::nothing, [&](StudentStates& s) { return s.velocities(guidance, x); });
     }
     pipeline::Pipeline model;
     StudentSpec spec;
@@ -38,12 +49,10 @@ struct Fixture {
     pipeline::EncodedPrompt conditional, unconditional;
 };
 
-TEST(StudentGroup, OwnVelocitiesLeadFromStateToState) {
+TEST(Student, OwnVelocitiesLeadFromStateToState) {
     Fixture f;
-    const auto t =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    const auto v =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({}, t.x); });
+    const auto t = f.sample();
+    const auto v = f.velocities({}, t.x);
     const std::size_t n = t.latents.size() / 4, steps = 5;
     for (std::size_t i = 0; i < t.x.size(); ++i) {
         const std::size_t step = i / n % steps;
@@ -57,47 +66,67 @@ TEST(StudentGroup, OwnVelocitiesLeadFromStateToState) {
         EXPECT_TRUE(std::isnan(p)) << "an ODE step has no log-probability";
 }
 
-TEST(StudentGroup, MicroBatchesDoNotChangeTrajectories) {
-    Fixture f;
-    const auto a =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    f.spec.micro_batch = 4;
-    const auto b =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    double worst = 0;
-    for (std::size_t i = 0; i < a.latents.size(); ++i)
-        worst = std::max(worst, std::abs(double(a.latents[i]) - b.latents[i]));
-    EXPECT_LE(worst, 1e-4);
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+    double worst = a.size() == b.size() ? 0 : INFINITY;
+    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) worst = std::max(worst, std::abs(double(a[i]) - b[i]));
+    return worst;
 }
 
-TEST(StudentGroup, GuidanceOffIsTheConditionalVelocity) {
+TEST(Student, MicroBatchesDoNotChangeTrajectories) {
     Fixture f;
-    const auto t =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    const auto plain =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.velocities({}, t.x); });
-    const auto guided = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) {
-        return g.velocities({2.0, false}, t.x);
-    });
-    EXPECT_NE(plain, guided);
+    const auto a = f.sample();
+    const auto v = f.velocities({2.0}, a.x);
+    for (const int together : {4, 20}) {
+        f.spec.micro_batch = together;
+        EXPECT_LE(largest_difference(f.sample().latents, a.latents), 1e-4);
+        EXPECT_LE(largest_difference(f.velocities({2.0}, a.x), v), 1e-4);
+    }
+}
+
+TEST(Student, PromptsAreDrawnTogetherAsAlone) {
+    Fixture f;
+    const auto other = f.model.encode("A cat", nullptr);
+    f.spec.sampler = flow::Sampler::flow_sde;
+    f.spec.micro_batch = 3 * f.spec.members;
+    EXPECT_EQ(StudentSampler::prompts_together(f.spec), 3u);
+    std::vector<RandomKey> keys = f.keys;
+    for (int m = 0; m < f.spec.members; ++m) keys.push_back(flow::sample_noise_key(1, 2, 4, m));
+    const auto together = f.sample(Prompts{&f.conditional, &other}, keys);
+    ASSERT_EQ(together.size(), 2u);
+    for (std::size_t p = 0; p < 2; ++p) {
+        const auto alone = f.sample(Prompts{p == 0 ? &f.conditional : &other}, std::span(keys).subspan(p * 4, 4)).front();
+        // Rows of a product have the same bits in any company on the CPU.
+        if (f.model.dit().device() == Device::cpu) {
+            EXPECT_EQ(together[p].x, alone.x);
+            EXPECT_EQ(together[p].x_next, alone.x_next);
+            EXPECT_EQ(together[p].log_prob, alone.log_prob);
+            EXPECT_EQ(together[p].latents, alone.latents);
+        }
+        EXPECT_LE(largest_difference(together[p].latents, alone.latents), 1e-4);
+        EXPECT_EQ(together[p].noise_key, alone.noise_key);
+    }
+    EXPECT_GT(largest_difference(together[0].latents, together[1].latents), 1e-2);
+}
+
+TEST(Student, GuidanceOffIsTheConditionalVelocity) {
+    Fixture f;
+    const auto t = f.sample();
+    EXPECT_NE(f.velocities({}, t.x), f.velocities({2.0, false}, t.x));
 }
 
 class Loss : public ::testing::TestWithParam<LossKind> {};
 
 TEST_P(Loss, GradientIsThatOfCentralDifferences) {
     Fixture f;
-    const auto t =
-        f.with_group(dit::Keep::nothing, [&](StudentGroup& g) { return g.sample(f.keys); });
-    const auto teacher = f.with_group(dit::Keep::nothing, [&](StudentGroup& g) {
-        return g.velocities({2.0, false}, t.x);
-    });
+    const auto t = f.sample();
+    const auto teacher = f.velocities({2.0, false}, t.x);
     const nn::ParameterStore& weights = f.model.dit_weights();
     const std::int64_t size = weights.flat().elements();
     const double weight = 1.0 / (4 * 5);
     const auto loss = [&](std::vector<float>* gradient) {
         const Numbers there(size, f.model.dit().device());
         const nn::ParameterStore gradients(weights.table(), there.tensor());
-        const auto stats = f.with_group(dit::Keep::activations, [&](StudentGroup& g) {
+        const auto stats = f.with_states(dit::Keep::activations, [&](StudentStates& g) {
             return g.train(GetParam(), t.x, teacher, weight, gradients);
         });
         if (gradient != nullptr) {

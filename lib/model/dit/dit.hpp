@@ -97,11 +97,11 @@ struct PassLayout {
     Tensor cosine_room_, sine_room_, source_room_;
 };
 
-/// The prefix of one prompt: text and references, run once. Keys and values of every layer serve all target passes of
-/// the prompt; their gradients are summed in `key_gradients` and go back through the prefix once.
+/// The prefixes of a layout's prompts: text and references, run once. Keys and values of every layer serve all target passes of
+/// the prompts; their gradients are summed in `key_gradients` and go back through the prefix once.
 class PrefixPass {
   public:
-    /// Plans for prompts of up to `max_tokens` prefix tokens and `max_encoder_tokens` encoder rows.
+    /// Plans for layouts of up to `max_tokens` prefix tokens and `max_encoder_tokens` encoder rows.
     PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max_encoder_tokens, Keep keep, Arena& arena);
 
     /// encoder_states [encoder_tokens, context_dim], reference_latents [reference_tokens, in_channels] (may be empty).
@@ -111,7 +111,7 @@ class PrefixPass {
     void forward(const nn::ParameterStore& weights, const Layout& layout, const Tensor& encoder_states,
                  const Tensor& reference_latents, float timestep, const Tensor& outputs = {});
 
-    /// Sets the gradient of keys and values to zero; before the target passes of a prompt.
+    /// Sets the gradient of keys and values to zero; before the target passes.
     void zero_key_gradients();
 
     /// After all target backward passes: adds to `gradients`; writes d_encoder_states and d_reference_latents
@@ -140,11 +140,12 @@ class PrefixPass {
     Tensor states_there_, references_there_, outputs_there_;
 };
 
-/// A micro-batch of B targets of one prompt, L tokens each, every one at its own timestep.
+/// A micro-batch of B targets of L tokens each, every one at its own timestep; B / P of each of the layout's P prompts, a prompt's together.
 class TargetPass {
   public:
+    /// `max_prefix_tokens`: of one prompt.
     TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_target_tokens, std::int64_t max_prefix_tokens,
-               Keep keep, Arena& arena);
+               Keep keep, Arena& arena, std::int64_t prompts = 1);
 
     /// latents [B, L, in_channels], timesteps B numbers in [0, 1], velocity [B, L, out_channels] (written). B must be the
     /// planned batch: the micro-batch's shape is part of what makes replay exact.

@@ -1,5 +1,6 @@
 #include "model/dit/layout.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.hpp"
@@ -84,8 +85,38 @@ Layout make_layout(const Config& config, std::span<const std::uint8_t> image_slo
     for (std::int64_t token = 0; token < target.tokens(); ++token)
         positions.push_back(in_picture(position, target, token));
     if (valid.empty()) layout.valid.clear();
+    layout.prompts = {{0, layout.prefix_tokens()}};
     for (const Position& p : positions) append_angles(config, p, layout.cosine, layout.sine);
     return layout;
+}
+
+Layout join(std::span<const Layout> layouts) {
+    Layout all;
+    all.target_tokens = layouts.front().target_tokens;
+    const bool has_padding = std::ranges::any_of(layouts, [](const Layout& l) { return !l.valid.empty(); });
+    const auto append = [](auto& to, const auto& from, std::ptrdiff_t begin, std::ptrdiff_t end) {
+        to.insert(to.end(), from.begin() + begin, from.begin() + end);
+    };
+    for (const Layout& l : layouts) {
+        ATELIER_CHECK(l.target_tokens == all.target_tokens, "targets of {} and {} tokens cannot run together", all.target_tokens, l.target_tokens);
+        for (const PromptRange& p : l.prompts) all.prompts.push_back({all.prefix_tokens() + p.first, p.tokens});
+        for (const std::int32_t s : l.source)
+            all.source.push_back(static_cast<std::int32_t>(s >= 0 ? s + all.encoder_tokens : s - all.reference_tokens));
+        append(all.limit, l.limit, 0, std::ssize(l.limit));
+        if (has_padding && l.valid.empty()) all.valid.resize(all.source.size(), 1);
+        else append(all.valid, l.valid, 0, std::ssize(l.valid));
+        all.encoder_tokens += l.encoder_tokens;
+        all.reference_tokens += l.reference_tokens;
+    }
+    // Angles of all prefixes, then of all targets.
+    for (const bool of_targets : {false, true})
+        for (const Layout& l : layouts) {
+            const std::int64_t half = std::ssize(l.cosine) / (l.prefix_tokens() + l.prompt_count() * l.target_tokens);
+            const std::int64_t split = l.prefix_tokens() * half, begin = of_targets ? split : 0, end = of_targets ? std::ssize(l.cosine) : split;
+            append(all.cosine, l.cosine, begin, end);
+            append(all.sine, l.sine, begin, end);
+        }
+    return all;
 }
 
 }  // namespace atelier::dit

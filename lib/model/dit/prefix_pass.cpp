@@ -15,10 +15,11 @@ namespace {
 StreamShape prefix_shape(const Layout& layout, const PassLayout& there) {
     StreamShape s;
     s.rows = layout.prefix_tokens();
+    s.prompts = layout.prompts;
     s.cosine = there.cosine.f32();
     s.sine = there.sine.f32();
-    s.own_limit = layout.limit.data();
-    s.own_valid = layout.valid.empty() ? nullptr : layout.valid.data();
+    s.limit = layout.limit.data();
+    s.valid = layout.valid.empty() ? nullptr : layout.valid.data();
     return s;
 }
 

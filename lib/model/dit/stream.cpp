@@ -42,30 +42,51 @@ ops::ModulationShape modulation_shape(const Config& c, const StreamShape& s) {
     return {s.groups, s.rows, c.width(), 4 * c.width(), c.eps};
 }
 
-ops::QkNormRopeShape rope_shape(const Config& c, const StreamShape& s) {
-    return {s.groups * s.rows, c.heads, c.head_dim, s.rows, c.eps};
-}
+/// A prompt's part of a run of tokens.
+struct Part {
+    std::int64_t first = 0, rows = 0;  ///< of the run's tokens
+    ops::QkNormRopeShape rope;
+    const float *cosine = nullptr, *sine = nullptr;
+    ops::AttentionShape attention;
+    std::int64_t first_key = 0;        ///< of the shared keys
+};
 
-ops::AttentionShape attention_shape(const Config& c, const StreamShape& s) {
-    ops::AttentionShape a;
-    a.batch = s.groups;
-    a.queries = a.own_keys = s.rows;
-    a.shared_keys = s.shared_keys;
+Part part(const Config& c, const StreamShape& s, std::int64_t index) {
+    const PromptRange& prompt = s.prompts[static_cast<std::size_t>(index)];
+    Part p;
+    ops::AttentionShape& a = p.attention;
+    std::int64_t period = 0, angles = 0;
+    if (s.of_targets) {
+        a.batch = s.groups / std::ssize(s.prompts);
+        a.queries = a.own_keys = period = s.rows;
+        a.shared_keys = prompt.tokens;
+        if (s.valid != nullptr) a.shared_valid = s.valid + prompt.first;
+        p.first_key = prompt.first;
+        p.first = index * a.batch * s.rows;
+        angles = index * s.rows;
+    } else {
+        a.queries = a.own_keys = period = prompt.tokens;
+        a.own_limit = s.limit + prompt.first;
+        if (s.valid != nullptr) a.own_valid = s.valid + prompt.first;
+        p.first = angles = prompt.first;
+    }
     a.heads = a.kv_heads = c.heads;
     a.head_dim = c.head_dim;
     a.q_stride = a.own_stride = 3 * c.width();
     a.shared_stride = 2 * c.width();
     a.out_stride = c.width();
     a.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
-    a.own_limit = s.own_limit;
-    a.shared_valid = s.shared_valid;
-    a.own_valid = s.own_valid;
-    return a;
+    p.rows = a.batch * a.queries;
+    p.rope = {p.rows, c.heads, c.head_dim, period, c.eps};
+    p.cosine = s.cosine + angles * c.head_dim / 2;
+    p.sine = s.sine + angles * c.head_dim / 2;
+    return p;
 }
 
-ops::AttentionKeys keys_of(const Tensor& shared, std::int64_t width) {
+ops::AttentionKeys keys_of(const Tensor& shared, const Part& p, std::int64_t width) {
     if (shared.empty()) return {};
-    return {shared.f32(), shared.f32() + width};
+    const float* first = shared.f32() + p.first_key * 2 * width;
+    return {first, first + width};
 }
 
 }  // namespace
@@ -82,11 +103,13 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     const std::int64_t states = keep == Keep::nothing ? 2 : c.layers + (final_norm ? 1 : 0);
     for (std::int64_t i = 0; i < std::max<std::int64_t>(states, 2); ++i) inputs.push_back(arena.take_f32({rows, w}, there));
     for (std::int64_t i = 0; i < (keep == Keep::activations ? c.layers : 1); ++i) blocks.push_back(plan_block(dit, rows, arena));
+    const PromptRange longest{0, max_keys - rows / groups};
     StreamShape most;
     most.groups = groups;
     most.rows = rows / groups;
-    most.shared_keys = max_keys - most.rows;
-    attention_workspace = arena.take_f32({ops::attention_workspace(attention_shape(c, most))}, there);
+    most.of_targets = true;
+    most.prompts = std::span(&longest, 1);
+    attention_workspace = arena.take_f32({ops::attention_workspace(part(c, most, 0).attention)}, there);
     if (keep == Keep::nothing) return;
     d_x = arena.take_f32({rows, w}, there);
     d_y = arena.take_f32({rows, w}, there);
@@ -108,13 +131,17 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64
 
     ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1.f32(), a.mean1.f32(), a.inv1.f32());
     nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
-    ops::qk_norm_rope(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine, s.sine,
-                      a.qkv.f32(), a.inverse_rms.f32());
-    ops::round_operand(rows, 3 * w, 3 * w, a.qkv.f32());
+    for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
+        const Part t = part(c, s, i);
+        float* qkv = a.qkv.f32() + t.first * 3 * w;
+        ops::qk_norm_rope(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
+                          a.inverse_rms.f32() + t.first * 2 * c.heads);
+        ops::round_operand(t.rows, 3 * w, 3 * w, qkv);
+        if (keys_only) continue;
+        ops::attention(t.attention, qkv, keys_of(shared_keys, t, w), {qkv + w, qkv + 2 * w}, a.attended.f32() + t.first * w,
+                       a.log_sum_exp.f32() + t.first * c.heads, attention_workspace);
+    }
     if (keys_only) return;
-    const float* qkv = a.qkv.f32();
-    ops::attention(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w}, a.attended.f32(),
-                   a.log_sum_exp.f32(), attention_workspace);
     nn::project(weights, p.out, a.attended, a.branch1);
     ops::gate_residual(mod, x.f32(), gate1, a.branch1.f32(), a.middle.f32());
 
@@ -157,17 +184,24 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
         const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
         nn::project_backward(weights, gradients, p.out, a.attended, d_y, d_attended);
         ops::round_operand(rows, w, w, d_attended.f32());
-        const float* qkv = a.qkv.f32();
-        const ops::AttentionKeys shared = keys_of(shared_key_gradients, w);
-        ops::attention_backward(attention_shape(c, s), qkv, keys_of(shared_keys, w), {qkv + w, qkv + 2 * w},
-                                a.attended.f32(), a.log_sum_exp.f32(), d_attended.f32(), dqkv,
-                                {const_cast<float*>(shared.k), const_cast<float*>(shared.v)}, {dqkv + w, dqkv + 2 * w},
-                                buffers.attention_workspace);
+        for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
+            const Part t = part(c, s, i);
+            const float* qkv = a.qkv.f32() + t.first * 3 * w;
+            float* dq = dqkv + t.first * 3 * w;
+            const ops::AttentionKeys shared = keys_of(shared_key_gradients, t, w);
+            ops::attention_backward(t.attention, qkv, keys_of(shared_keys, t, w), {qkv + w, qkv + 2 * w}, a.attended.f32() + t.first * w,
+                                    a.log_sum_exp.f32() + t.first * c.heads, d_attended.f32() + t.first * w, dq,
+                                    {const_cast<float*>(shared.k), const_cast<float*>(shared.v)}, {dq + w, dq + 2 * w},
+                                    buffers.attention_workspace);
+        }
     }
     if (!own_key_gradients.empty()) ops::add_columns(rows, 2 * w, own_key_gradients.f32(), 2 * w, dqkv + w, 3 * w);
-    ops::qk_norm_rope_backward(rope_shape(c, s), a.qkv_in.f32(), weights[p.q_norm].f32(), weights[p.k_norm].f32(), s.cosine,
-                               s.sine, a.inverse_rms.f32(), dqkv, nn::vector_gradient(gradients, p.q_norm), nn::vector_gradient(gradients, p.k_norm),
-                               buffers.rope_workspace.f32());
+    for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
+        const Part t = part(c, s, i);
+        ops::qk_norm_rope_backward(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine,
+                                   a.inverse_rms.f32() + t.first * 2 * c.heads, dqkv + t.first * 3 * w, nn::vector_gradient(gradients, p.q_norm),
+                                   nn::vector_gradient(gradients, p.k_norm), buffers.rope_workspace.f32());
+    }
     nn::project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_qkv, d_y);
     ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y.f32(), d_x.f32(), d_scale1);
 }

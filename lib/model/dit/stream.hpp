@@ -15,15 +15,16 @@ void zero_modulation_gradients(ModulationBuffers& m);
 void modulation_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
                          ModulationBuffers& m);
 
-/// What one run of tokens attends to: shapes, masks and the shared keys of a layer.
+/// What one run of tokens attends to. Of prefixes: all tokens of all prompts in one group, each prompt's among themselves. Of
+/// targets: a group each, as many for every prompt, over their prompt's keys and their own.
 struct StreamShape {
-    std::int64_t groups = 1, rows = 0;  ///< R = groups * rows tokens
-    const float* cosine = nullptr;      ///< [rows, head_dim / 2]
+    std::int64_t groups = 1, rows = 0;      ///< R = groups * rows tokens
+    bool of_targets = false;
+    std::span<const PromptRange> prompts;
+    const float* cosine = nullptr;          ///< prefixes: [rows, head_dim / 2]; targets: [prompts, rows, head_dim / 2]
     const float* sine = nullptr;
-    std::int64_t shared_keys = 0;
-    const std::uint8_t* shared_valid = nullptr;
-    const std::int32_t* own_limit = nullptr;
-    const std::uint8_t* own_valid = nullptr;
+    const std::int32_t* limit = nullptr;    ///< of the prefix's tokens; targets: none
+    const std::uint8_t* valid = nullptr;    ///< of the prefix's tokens; null: all
 };
 
 /// The block's forward: x [R, W] -> y [R, W] (another buffer), activations into `a`. With `keys_only` it stops after

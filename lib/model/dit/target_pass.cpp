@@ -10,10 +10,11 @@ StreamShape target_shape(const Layout& layout, const PassLayout& there, std::int
     StreamShape s;
     s.groups = batch;
     s.rows = layout.target_tokens;
+    s.of_targets = true;
+    s.prompts = layout.prompts;
     s.cosine = there.cosine.f32();
     s.sine = there.sine.f32();
-    s.shared_keys = layout.prefix_tokens();
-    s.shared_valid = layout.valid.empty() ? nullptr : layout.valid.data();
+    s.valid = layout.valid.empty() ? nullptr : layout.valid.data();
     return s;
 }
 
@@ -22,7 +23,7 @@ Tensor flat(const Tensor& t, std::int64_t rows) { return t.reshaped({rows, t.ele
 }  // namespace
 
 TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_target_tokens, std::int64_t max_prefix_tokens,
-                       Keep keep, Arena& arena)
+                       Keep keep, Arena& arena, std::int64_t prompts)
     : dit_(dit), batch_(batch) {
     const Config& c = dit.config();
     const PassScope scope(dit);
@@ -32,7 +33,7 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
     final_normed_ = arena.take_f32({rows, c.width()}, dit.device());
     final_mean_ = arena.take_f32({rows}, dit.device());
     final_inverse_ = arena.take_f32({rows}, dit.device());
-    layout_there_.plan(dit, max_target_tokens, false, arena);
+    layout_there_.plan(dit, prompts * max_target_tokens, false, arena);
     latents_there_ = plan_operand(dit, {rows, c.in_channels}, arena);
     velocity_there_ = plan_operand(dit, {rows, c.out_channels}, arena);
 }
@@ -41,17 +42,18 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
                          std::span<const float> timesteps, const Tensor& velocity) {
     const PassScope scope(dit_);
     const Config& c = dit_.config();
-    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().target_tokens);
+    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().prompt_count() * prefix.layout().target_tokens);
     const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(latents.elements() == rows * c.in_channels && velocity.elements() == rows * c.out_channels &&
-                      static_cast<std::int64_t>(timesteps.size()) == batch_ && rows <= stream_.max_rows,
-                  "a target pass of {} x {} tokens was given latents {} and {} timesteps", batch_, s.rows,
-                  latents.shape().str(), timesteps.size());
+                      static_cast<std::int64_t>(timesteps.size()) == batch_ && rows <= stream_.max_rows &&
+                      batch_ % std::ssize(s.prompts) == 0,
+                  "a target pass of {} x {} tokens was given latents {}, {} timesteps and {} prompts", batch_, s.rows,
+                  latents.shape().str(), timesteps.size(), s.prompts.size());
     load_timesteps(timesteps, modulation_);
     const Tensor in = flat(bring_operand(dit_, latents, latents_there_), rows), out = there(dit_, velocity, velocity_there_);
     // Inference repeats the same work for every step; a mask of keys would come from host memory.
-    if (stream_.keep == Keep::nothing && weights.residence() == nullptr && s.shared_valid == nullptr)
+    if (stream_.keep == Keep::nothing && weights.residence() == nullptr && s.valid == nullptr)
         recorded(weights, prefix, in, out).run([&] { run(weights, prefix, s, in, out); });
     else
         run(weights, prefix, s, in, out);
@@ -94,7 +96,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
                           const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents) {
     const PassScope scope(dit_);
     const Config& c = dit_.config();
-    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().target_tokens);
+    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().prompt_count() * prefix.layout().target_tokens);
     const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
