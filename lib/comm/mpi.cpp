@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <iterator>
 #include <list>
+#include <new>
 
 #include "comm/communicator.hpp"
 #include "comm/sum_block.hpp"
@@ -26,7 +27,7 @@ class MpiMailbox final : public Mailbox {
     explicit MpiMailbox(MPI_Comm comm) : comm_(comm) {}
     ~MpiMailbox() override {
         // Only when the rank fails: MPI may still read what is being sent, until the job has ended.
-        if (!sending_.empty()) new std::list<Sending>(std::move(sending_));
+        if (!sending_.empty()) new (std::nothrow) std::list<Sending>(std::move(sending_));
     }
     void send(int rank, std::vector<std::byte> bytes) override {
         ATELIER_CHECK(bytes.size() < (std::size_t{1} << 31), "a message of {} bytes", bytes.size());

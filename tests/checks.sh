@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# What follows the tests: the tests under AddressSanitizer and UndefinedBehaviorSanitizer, and all fuzz targets, each on as many inputs as take seconds
+# (docs/reliability.md says what each covers and costs; ThreadSanitizer, clang-tidy and longer fuzzing are run by hand).
+#   tests/checks.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# One seed, a fixed number of inputs and nothing kept from other runs: the same inputs on every machine.
+ATELIER_FUZZ_CORPUS=$(mktemp -d)
+trap 'rm -rf "$ATELIER_FUZZ_CORPUS"' EXIT
+export ATELIER_FUZZ_CORPUS ATELIER_FUZZ_SEED=1
+for part in "sanitize.sh address" "fuzz/run.sh 3000"; do
+    SECONDS=0
+    # shellcheck disable=SC2086
+    tests/$part
+    echo "checks: tests/$part: $SECONDS s"
+done
