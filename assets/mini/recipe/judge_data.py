@@ -80,8 +80,12 @@ class Labels:
     {dimension: (rationale, mean label)}."""
 
     def __init__(self, files):
-        self.items, pictures, offset = [], [], 0
+        self.items, pictures, offset, first = [], [], 0, {}
         for file in files:
+            if file in first:   # named again: drawn as often again
+                self.items += self.items[first[file]]
+                continue
+            begin = len(self.items)
             with h5py.File(file) as f:
                 text = {k: f[f"samples/{k}"].asstr()[:] for k in ("kind", "category", "dimension", "prompt", "rationale", "id")}
                 shown, sources = f["samples/picture"][:], dict(zip(f["sources/sample"][:], f["sources/picture"][:]))
@@ -100,6 +104,7 @@ class Labels:
                                        pictures=[offset + int(n) for n in numbers],
                                        known={text["dimension"][r]: (text["rationale"][r], float(labels[r])) for r in rows}))
             offset += count
+            first[file] = slice(begin, len(self.items))
         self.pictures = np.stack(pictures)
 
     def texts(self):

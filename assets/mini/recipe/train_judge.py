@@ -11,6 +11,7 @@ the rationale is out of sight half of the time, and another picture's a quarter.
 
 The last thing to learn is to judge over words of its own (--own): every 40 updates the model writes its reasons for the pictures that come next. The score
 is learnt with them in sight, whatever they say; and behind its own caption it learns the true verdict, so that this is read off the pictures rather than the caption.
+What is answered with a caption is asked for twice in a row, for the words and for the score over its own; the rest for one of the two.
 
 The first updates (--seeing) teach nothing but to say what is seen: captions, with another picture's prompt in the prompt's place, so that nothing is
 gained by copying it.
@@ -77,15 +78,24 @@ class Rows:
         n = len(prefix)
         row = dict(ids=list(prefix), places=[q.places(prefix)], branch=[0] * n, veiled=[0] * n, tail=[0] * n, at=[], targets=[], weights=[], scores=[], shown=shown)
         start = row["places"][0][0, -1] + 1
-        for number, (k, d) in enumerate(q.templates):
-            if k != kind or (d not in known and not q.templates[k, d].get("may_not_apply")):
-                continue
+        asked = []
+        for k, d in q.templates:
+            if k == kind and (d in known or q.templates[k, d].get("may_not_apply")):
+                if plain or not self.own or d not in known:
+                    asked.append((d, None))
+                else:   # its words, and apart from them the score over the model's own where there are any
+                    written = (item["id"], d) in self.own
+                    asked += [(d, 0.5 * rng.random())] * (d in CAPTIONED or not written) + [(d, 1)] * written
+        for number, (d, sight) in enumerate(asked):
             if d in known:
                 if not plain and rng.random() > DEFAULT_SHARE[d]:
                     continue
                 rationale, score = known[d]
-                sight = dict(blind=0, own=1)[plain] if plain else rng.random()
                 own = self.own.get((item["id"], d))
+                if plain:
+                    sight = dict(blind=0, own=1)[plain]
+                elif sight is None:
+                    sight = rng.random()
                 other = sight > 0.5 + self.trusted or (own is not None and sight > 0.5)   # nothing of it is taught
                 mended = own is not None and not plain and d in CAPTIONED and sight < 0.25
                 if mended:
@@ -101,7 +111,7 @@ class Rows:
                 rationale, score, sight, other = "no face was asked for" if kind == "t2i" else "no face in the source", np.nan, 1, False
                 mended = False
             answer, place = q.answer(rationale, score)
-            question = q.tails[k, d]
+            question = q.tails[kind, d]
             first = len(row["ids"]) + len(question) - 1           # predicts the answer's first token
             said = len(q.encode(rationale))
             seen = len(q.encode(rationale.split(";")[0])) if d in CAPTIONED else 0
@@ -219,7 +229,7 @@ def losses(model, heads, batch, eyes, q):
     return dict(**judged, blame=blame, defects=defects, rates=rates, cells=cells)
 
 
-WEIGHTS = dict(language=1, distance=0.5, soft=0.5, mass=0.1, blame=2, defects=2, rates=0.5, cells=1)
+WEIGHTS = dict(distance=0.5, soft=0.5, mass=0.1, blame=2, defects=2, rates=0.5, cells=1)
 
 
 @torch.no_grad()
@@ -250,8 +260,9 @@ def named(items, own):
 @torch.no_grad()
 def write(model, items, eyes_of, q, rng=None, size=256, longest=48):
     """{(id, dimension): reason that the model writes} of all that is known of these pictures: the likeliest token each time; with `rng` for half of them,
-    the others drawn by their probabilities."""
-    asked = sorted({(x["kind"], d, x["id"]): x for x in items for d in x["known"]}.items(), key=lambda a: a[0])
+    the others drawn by their probabilities, and for every second of what has no caption."""
+    asked = {(x["kind"], d, x["id"]): x for x in items for d in x["known"] if rng is None or d in CAPTIONED or rng.random() < 0.5}
+    asked = sorted(asked.items(), key=lambda a: a[0])
     text, reasons = model.model.language_model, {}
     stops = torch.tensor([q.encode("\n")[0], q.special["im_end"]])
     for begin in range(0, len(asked), size):
@@ -336,6 +347,7 @@ def main():
     parser.add_argument("--shut", type=float, default=0.6, help="share of the time for which the eyes stay as they are")
     parser.add_argument("--trusted", type=float, default=0.25, help="share of scores that see the true rationale; half see none, the rest another picture's")
     parser.add_argument("--own", action="store_true", help="reasons of the model's own in sight")
+    parser.add_argument("--words", type=float, default=1, help="weight of the language loss, a mean over words of which few decide")
     parser.add_argument("--t2i", type=float, default=0.55, help="share of updates on text to image")
     parser.add_argument("--batch", type=int, default=32, help="pictures with all their questions")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -379,6 +391,7 @@ def main():
     def look(shown):
         return [f[shown].float() for f in features] if shut else see(model, labels.pictures[shown])
 
+    weights = {**WEIGHTS, "language": args.words}
     history, step, shown_at, spent, began = [], 0, 0, 0.0, time.time()
     while spent < 1:
         set_lr(optimizers, args.lr, step if step < 50 else int(max(0.01, spent) * 10**6), 10**6 if step >= 50 else 10**9)
@@ -389,18 +402,23 @@ def main():
                 rows.own = write(model, [x for k in range(AHEAD) for x in drawn(step + k)[2]], look, q, np.random.default_rng([args.seed, step, 1]))
         if seeing:
             others = [labels.items[by_kind[kind][i]] for i in rng.integers(len(by_kind[kind]), size=8 * args.batch)]
-            batch = Batch([rows.seeing(x, others[8 * k:8 * k + 8]) for k, x in enumerate(chosen)], q)
+            batch = [rows.seeing(x, others[8 * k:8 * k + 8]) for k, x in enumerate(chosen)]
         else:
-            batch = Batch([rows.row(x, rng) for x in chosen], q)
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = losses(model, heads, batch, look(batch.shown), q)
-        sum(WEIGHTS[k] * v for k, v in parts.items()).backward()
+            batch = sorted((rows.row(x, rng) for x in chosen), key=lambda r: len(r["ids"]))
+        total = {}
+        for half in range(2):   # long rows apart: less is filled up
+            some = Batch(batch[half * len(batch) // 2:(half + 1) * len(batch) // 2], q)
+            with torch.autocast("cpu", torch.bfloat16):
+                parts = losses(model, heads, some, look(some.shown), q)
+            (sum(weights[k] * v for k, v in parts.items()) / 2).backward()
+            for k, v in parts.items():
+                total[k] = total.get(k, 0) + v.item() / 2
         torch.nn.utils.clip_grad_norm_([p for _, p in named_parameters], 1.0)
         for o in optimizers:
             o.step()
         for _, p in named_parameters:
             p.grad = None
-        history.append({"kind": kind, **{k: v.item() for k, v in parts.items()}})
+        history.append({"kind": kind, **total})
         step += 1
         if step <= args.seeing:
             began = time.time()
@@ -409,7 +427,7 @@ def main():
             for kind in ("t2i", "edit"):
                 mine = [h for h in history if h["kind"] == kind]
                 if mine:
-                    print(time.strftime("%H:%M:%S"), step, kind, " ".join(f"{k} {np.mean([h[k] for h in mine if k in h]):.3f}" for k in parts), f"ids {tuple(batch.ids.shape)}", flush=True)
+                    print(time.strftime("%H:%M:%S"), step, kind, " ".join(f"{k} {np.mean([h[k] for h in mine if k in h]):.3f}" for k in total), flush=True)
             history = []
         if not seeing and spent > shown_at + 0.2:
             shown_at = spent
