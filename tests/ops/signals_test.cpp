@@ -29,9 +29,10 @@ TEST(Signals, LeaveProductsAndTheHeapAlone) {
     std::thread sender([&] {
         while (!over) kill(getpid(), SIGUSR1);
     });
+    // Long enough to meet some inside a product, however little of the processor this test gets.
     const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(500);
     std::int64_t products = 0, wrong = 0;
-    while (std::chrono::steady_clock::now() < end) {
+    while (std::chrono::steady_clock::now() < end || products < 200) {
         ops::matmul(false, true, 1.0f, {a.data(), m, k, k}, {b.data(), n, k, k}, 0.0f, {c.data(), m, n, n});
         if (first.empty()) first = c;
         wrong += c != first;
@@ -39,7 +40,6 @@ TEST(Signals, LeaveProductsAndTheHeapAlone) {
     }
     over = true;
     sender.join();
-    EXPECT_GT(products, 100);
     EXPECT_EQ(wrong, 0);
     for (const auto& block : around)
         for (const int v : block) ASSERT_EQ(v, 7);
