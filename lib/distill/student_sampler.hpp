@@ -24,10 +24,7 @@ struct StudentTrajectory {
 /// Draws trajectories of one prompt, or of as many as go into one micro-batch. The prefixes run once a call.
 class StudentSampler {
   public:
-    /// Prompts whose members fill a micro-batch; at least one.
-    static std::size_t prompts_together(const StudentSpec& spec) {
-        return static_cast<std::size_t>(std::max(1, spec.micro_batch / spec.members));
-    }
+    static std::size_t prompts_together(const StudentSpec& spec) { return pipeline::prompts_together(spec.micro_batch, spec.members, spec.target); }
 
     /// Plans its buffers in `arena`; the prompts must outlive it. Throws Error(internal) for more than prompts_together.
     StudentSampler(const dit::Dit& dit, const nn::ParameterStore& weights, std::span<const pipeline::EncodedPrompt* const> prompts,

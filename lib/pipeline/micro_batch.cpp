@@ -1,9 +1,16 @@
 #include "pipeline/micro_batch.hpp"
 
+#include <algorithm>
+
 #include "core/device.hpp"
 #include "core/numbers.hpp"
 
 namespace atelier::pipeline {
+
+std::size_t prompts_together(std::int64_t micro_batch, std::int64_t each, const dit::Grid& target) {
+    constexpr std::int64_t most_tokens = 1024;
+    return static_cast<std::size_t>(std::max<std::int64_t>(1, std::min(micro_batch / each, most_tokens / (each * target.tokens()))));
+}
 
 MicroBatch::MicroBatch(const dit::Dit& dit, const dit::Grid& target, int size, Arena& arena) : device_(dit.device()) {
     ATELIER_CHECK_USAGE(dit.config().causal_condition, "training needs a model with causal_condition = true");

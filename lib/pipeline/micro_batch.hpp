@@ -10,6 +10,10 @@
 
 namespace atelier::pipeline {
 
+/// Prompts whose `each` targets on a grid run together with those of others: as many as fill a micro-batch, in passes of no more than 1,024 targets' tokens,
+/// beyond which products gain nothing and memory is taken for nothing; at least one.
+std::size_t prompts_together(std::int64_t micro_batch, std::int64_t each, const dit::Grid& target);
+
 /// Targets that run together: states and velocities where the model runs, and the way from there to stored trajectories
 /// (host memory, [members, K, tokens * channels]) and back.
 class MicroBatch {

@@ -159,7 +159,7 @@ int run_teacher_dump(const Context& c) {
             g.prompt = &drawn[g.unit];
             g.spec = spec_of(*g.prompt);
             g.encoded = encode_pair(model, c, *g.prompt, guided);
-            if (groups.size() - drawn_groups == distill::StudentSampler::prompts_together(spec) ||
+            if (groups.size() - drawn_groups == distill::StudentSampler::prompts_together(g.spec) ||
                 (groups.size() > drawn_groups &&
                  !(groups.back().spec.target == g.spec.target && groups.back().encoded.has_sizes_of(g.encoded))))
                 draw_waiting();

@@ -31,7 +31,7 @@ void reserve(const Context& c, pipeline::Pipeline& model,
         m.pictures = std::max(m.pictures, task.pictures);
         m.rows.push_back(shown_prompts(task).size());
     }
-    m.together = evaluated_together(c, m.pictures);
+    m.micro_batch = c.config.integer("rollout.micro_batch");
     m.shard_pictures = evaluation_shard_prompts * m.pictures;
     const ModelOutline outline =
         memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));

@@ -6,6 +6,7 @@
 #include "flow/noise.hpp"
 #include "io/publish.hpp"
 #include "pipeline/generate.hpp"
+#include "pipeline/micro_batch.hpp"
 #include "stage/picture_sizes.hpp"
 
 namespace atelier::stage {
@@ -89,11 +90,6 @@ void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
 
 }  // namespace
 
-std::size_t evaluated_together(const Context& c, std::size_t pictures) {
-    const auto micro_batch = static_cast<std::size_t>(c.config.integer("rollout.micro_batch"));
-    return std::clamp<std::size_t>(micro_batch / pictures, 1, evaluation_shard_prompts);
-}
-
 std::filesystem::path evaluation_shards(const Context& c, const std::string& candidate,
                                         const std::string& task) {
     return c.run.evaluation() / candidate / task;
@@ -143,7 +139,7 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
     for (std::size_t i = begin; i < end; ++i) {
         append(shard.prompts, prompt_table(c, task.prompts[i]));
         Encoded next{i, on_grid(spec, model.schedule_config(), target_grid(c, task.prompts[i])), encode_pair(model, c, task.prompts[i], candidate.guided)};
-        if (waiting.size() == evaluated_together(c, task.pictures) ||
+        if (waiting.size() == pipeline::prompts_together(c.config.integer("rollout.micro_batch"), static_cast<std::int64_t>(task.pictures), next.spec.target) ||
             (!waiting.empty() && !(waiting.back().spec.target == next.spec.target && waiting.back().pair.has_sizes_of(next.pair))))
             draw_waiting();
         waiting.push_back(std::move(next));

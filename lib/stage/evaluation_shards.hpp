@@ -19,9 +19,6 @@ struct Candidate {
 /// share few prompts.
 inline constexpr std::size_t evaluation_shard_prompts = 8;
 
-/// Prompts whose pictures are drawn together: as many as fill a micro-batch, within a shard.
-std::size_t evaluated_together(const Context& context, std::size_t pictures);
-
 /// Where the pictures of one model and task stand within eval/.
 std::filesystem::path evaluation_shards(const Context& context, const std::string& candidate,
                                         const std::string& task);

@@ -6,6 +6,7 @@
 #include "distill/student_states.hpp"
 #include "ops/cpu/bf16_matmul.hpp"
 #include "pipeline/generate.hpp"
+#include "pipeline/micro_batch.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/shard_writer.hpp"
 
@@ -209,8 +210,10 @@ Bytes hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const Evaluat
     Bytes sampling;
     for (const GroupOutline& g : model.groups) {
         pipeline::GenerateRequest r;
-        r.conditional.assign(m.together, &g.prompt.conditional);
-        if (m.guided) r.unconditional.assign(m.together, &g.prompt.unconditional);
+        const std::size_t together = std::min(m.shard_pictures / m.pictures,
+                                              pipeline::prompts_together(m.micro_batch, static_cast<std::int64_t>(m.pictures), g.target));
+        r.conditional.assign(together, &g.prompt.conditional);
+        if (m.guided) r.unconditional.assign(together, &g.prompt.unconditional);
         r.target = g.target;
         r.pictures = static_cast<std::int64_t>(m.pictures);
         sampling = larger(sampling, pipeline::generation_bytes(*model.dit, r));

@@ -83,10 +83,11 @@ Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::Stud
 Bytes hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
                          const TrainerBytes& trainer, bool has_snapshots);
 
-/// Pictures of held-out prompts: `pictures` of each, `together` prompts at a time, shards of `shard_pictures`, sheets of `rows` by task. Returns the bytes of the
+/// Pictures of held-out prompts: `pictures` of each, shards of `shard_pictures`, sheets of `rows` by task. Returns the bytes of the
 /// sampling's workspace.
 struct EvaluationMemory {
-    std::size_t pictures = 1, together = 1, shard_pictures = 1, candidates = 1;
+    std::size_t pictures = 1, shard_pictures = 1, candidates = 1;
+    std::int64_t micro_batch = 1;
     std::vector<std::size_t> rows;
     bool guided = false;
     ScoringMemory scoring;

@@ -163,7 +163,7 @@ class Planner {
         MemoryPlan plan = program_;
         EvaluationMemory m;
         m.pictures = static_cast<std::size_t>(c_.config.integer("evaluate.samples"));
-        m.together = evaluated_together(c_, m.pictures);
+        m.micro_batch = c_.config.integer("rollout.micro_batch");
         m.shard_pictures = evaluation_shard_prompts * m.pictures;
         const ModelOutline model = outline(all_heldout_, false, static_cast<std::int64_t>(m.shard_pictures));
         m.guided = spec(c_.config.tasks().front(), 1).uses_guidance();

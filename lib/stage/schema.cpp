@@ -171,7 +171,7 @@ const std::vector<config::Key>& schema() {
             {.name = "rollout.micro_batch",
              .fallback = Integer{8},
              .meaning = "targets that run together: members of a group, which it divides; in dumps and distillation members and steps, and "
-                        "prompts, as far as they fill it; in evaluations pictures of several prompts",
+                        "small prompts, as far as they fill it; in evaluations small pictures of several prompts",
              .low = 1},
             {.name = "rollout.shared_noise",
              .fallback = false,
