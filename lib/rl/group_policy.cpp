@@ -20,11 +20,11 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
                         spec.guidance.scale);
     const bool guided = spec.uses_guidance();
     const bool trains_both = guided && spec.guidance_train == flow::GuidanceTrain::guided;
-    std::int64_t prefix = conditional_.layout().prefix_tokens();
+    std::int64_t prefix = conditional_.longest();
     if (guided) {
         unconditional_ = std::make_unique<pipeline::Branch>(dit, *unconditional, spec.target,
                                                             trains_both ? keep : dit::Keep::nothing, arena);
-        prefix = std::max(prefix, unconditional_->layout().prefix_tokens());
+        prefix = std::max(prefix, unconditional_->longest());
     }
     const std::int64_t tokens = spec.target.tokens();
     conditional_pass_ = std::make_unique<dit::TargetPass>(dit, spec.micro_batch, tokens, prefix, keep, arena);
