@@ -252,7 +252,7 @@ File::Dataset File::part_of(const File& source, const Part& part, const Dataset&
 }
 
 /// A dataset lies in its file, or, if it is virtual, in files of the same directory; it isn't compressed; it is no larger than what
-/// is stored.
+/// is stored; its bytes, and those of a part of it, can be counted.
 void File::check_storage(const Dataset& set) const {
     const auto& name = set.name;
     const Handle creation(H5Dget_create_plist(set.set.id()), H5Pclose), space(H5Dget_space(set.set.id()), H5Sclose), type(H5Dget_type(set.set.id()), H5Tclose);
@@ -264,6 +264,11 @@ void File::check_storage(const Dataset& set) const {
         ATELIER_CHECK_INPUT(filter == H5Z_FILTER_FLETCHER32, "{}: {} is compressed (filter {}), which no file of ours is", path_.string(), name,
                             static_cast<int>(filter));
     }
+    // HDF5 counts elements modulo 2^64. An extent of zero hides what the others' product is.
+    auto bytes = static_cast<std::int64_t>(H5Tget_size(type.id()));
+    for (const std::int64_t extent : set.extents)
+        ATELIER_CHECK_INPUT(extent >= 0 && !__builtin_mul_overflow(bytes, std::max<std::int64_t>(extent, 1), &bytes),
+                            "{}: {} is larger than any file", path_.string(), name);
     if (H5Pget_layout(creation.id()) == H5D_VIRTUAL) {  // as large as its parts, each of which is checked in turn
         for (const Part& part : parts(set)) part_of(neighbour(part.file, name), part, set);
         return;

@@ -160,7 +160,7 @@ template <typename T>
 std::vector<T> File::read_rows(const std::string& name, std::int64_t first, std::int64_t count) const {
     const Dataset from = dataset(name, DTypeOf<T>::value, {});
     const auto& found = from.extents;
-    ATELIER_CHECK_INPUT(!found.empty() && first >= 0 && count >= 0 && first + count <= found[0],
+    ATELIER_CHECK_INPUT(!found.empty() && first >= 0 && first <= found[0] && count >= 0 && count <= found[0] - first,
                         "{}: rows [{}, {}) of {} with {} rows", path_.string(), first, first + count, name,
                         found.empty() ? 0 : found[0]);
     std::int64_t per_row = 1;

@@ -481,6 +481,23 @@ TEST_F(Files, WhatAnIndexRefersToStaysInsideToo) {
     }
 }
 
+TEST_F(Files, ElementsThatOnlyFitModulo64BitsAreRefused) {
+    const fs::path path = directory_ / "wide.h5";
+    for (const std::vector<hsize_t>& extents : {std::vector<hsize_t>{16, hsize_t{1} << 60}, {0, 16, hsize_t{1} << 60}, {hsize_t{1} << 61}}) {
+        {
+            const hdf5::Handle file(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+            const int rank = static_cast<int>(extents.size());
+            const std::vector<hsize_t> chunk(extents.size(), 1), growing(extents.size(), H5S_UNLIMITED);
+            const hdf5::Handle space(H5Screate_simple(rank, extents.data(), growing.data()), H5Sclose), creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+            H5Pset_chunk(creation.id(), rank, chunk.data());
+            const hdf5::Handle set(H5Dcreate2(file.id(), "x", H5T_IEEE_F32LE, space.id(), H5P_DEFAULT, creation.id(), H5P_DEFAULT), H5Dclose);
+            ASSERT_TRUE(set.valid());
+        }
+        const auto file = hdf5::File::open(path);
+        EXPECT_THAT(refusal(ErrorKind::input, [&] { (void)file.extents("/x"); }), HasSubstr("larger than any file"));
+    }
+}
+
 TEST_F(Files, RowsAreWrittenPieceByPiece) {
     const auto path = directory_ / "rows.h5";
     std::vector<float> values(3 * 700'000);
