@@ -30,8 +30,24 @@ rm -f "$run/failed/$name.txt"
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
 echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start ${SLURM_RESTART_COUNT:-0} of job ${SLURM_JOB_ID:-none}"
+# Open MPI's launcher can wait for ever for a rank that was killed while it started, with no rank left: it is ended then. (It starts the ranks of this
+# node itself; a launcher of another name is left alone.)
+watch_launcher() {
+    local patience=${ATELIER_LAUNCHER_PATIENCE:-120} alone=0 state program  # seconds, as long as its daemons on other nodes may take to start
+    while sleep 5 && kill -0 "$1" 2>/dev/null; do
+        alone=$((alone + 1))
+        while read -r state program; do
+            if [[ $program == atelier-* && $state != Z* ]]; then alone=0; fi
+        done < <(ps -o stat=,comm= --ppid "$1")
+        if ((5 * alone >= patience)); then
+            echo "stage: ${command[0]} waits for ranks, and none has run on this node for $((5 * alone)) s: it is ended"
+            kill -KILL "$1"
+        fi
+    done
+}
 "${command[@]}" &
 child=$!
+if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]]; then watch_launcher "$child" & fi
 asked=
 trap 'asked=1; kill -USR1 $child 2>/dev/null || true' USR1 TERM
 code=

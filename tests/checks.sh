@@ -4,7 +4,7 @@
 #   tests/checks.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# One seed, a fixed number of inputs and nothing kept from other runs: the same inputs on every machine.
+# One seed, a fixed number of inputs and nothing kept from other runs: the same inputs on every machine with the same compiler.
 ATELIER_FUZZ_CORPUS=$(mktemp -d)
 trap 'rm -rf "$ATELIER_FUZZ_CORPUS"' EXIT
 export ATELIER_FUZZ_CORPUS ATELIER_FUZZ_SEED=1

@@ -4,8 +4,8 @@
 # AMOUNT of each target: seconds (60s), or inputs (5000), the same ones every time with one seed and one corpus.
 # Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
 # hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
-# fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time). ATELIER_ASAN_BUILD_DIR:
-# where to build (default build-asan, shared with tests/sanitize.sh).
+# fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time); with one, addresses are the same every time too:
+# libFuzzer tries numbers that were compared. ATELIER_ASAN_BUILD_DIR: where to build (default build-asan, shared with tests/sanitize.sh).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 amount=${1:-60s}
@@ -17,6 +17,8 @@ targets=("$@")
 sanitized_build "${targets[@]/#/fuzz-}"
 corpus=${ATELIER_FUZZ_CORPUS:-$build/fuzz-corpus}
 mkdir -p "$build/fuzz-found" "$build/fuzz-logs"
+seed=${ATELIER_FUZZ_SEED:-0} fixed=
+if [[ $seed != 0 ]] && setarch -R true 2>/dev/null; then fixed="setarch -R"; fi
 
 fuzz_one() {
     local target=$1 most=4096 memory=64 limit=-runs=$amount
@@ -28,7 +30,8 @@ fuzz_one() {
         prompts | completion | safetensors) most=65536 ;;
     esac
     mkdir -p "$corpus/$target"
-    if "$build/bin/fuzz-$target" -seed="${ATELIER_FUZZ_SEED:-0}" "$limit" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
+    # shellcheck disable=SC2086
+    if $fixed "$build/bin/fuzz-$target" -seed="$seed" "$limit" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="$build/fuzz-found/$target-" "$corpus/$target" "tests/fuzz/corpus/$target" \
         >"$build/fuzz-logs/$target.txt" 2>&1; then
         awk -v t="$target" '/number_of_executed_units/ {n = $2} /peak_rss_mb/ {m = $2} /cov: / {for (i = 1; i < NF; ++i) if ($i == "cov:") c = $(i + 1)}
@@ -40,5 +43,5 @@ fuzz_one() {
     fi
 }
 export -f fuzz_one
-export amount build corpus
+export amount build corpus seed fixed
 printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'fuzz_one {}'
