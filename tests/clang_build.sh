@@ -1,4 +1,4 @@
-# Sourced by tests/sanitize.sh, tests/fuzz/run.sh and tests/tidy.sh: the build with Clang under AddressSanitizer and
+# Sourced by tests/sanitize.sh, tests/fuzz/run.sh and tests/tidy.py: the build with Clang under AddressSanitizer and
 # UndefinedBehaviorSanitizer, with libFuzzer's instrumentation, so that one build serves all.
 build=${ATELIER_ASAN_BUILD_DIR:-build-asan}
 

@@ -19,7 +19,7 @@ namespace atelier {
 namespace {
 
 namespace fs = std::filesystem;
-using Bytes = std::vector<std::uint8_t>;
+using Pixels = std::vector<std::uint8_t>;
 
 constexpr std::array<std::string_view, 4> t2i_categories{"general", "portrait", "landscape", "typography"};
 constexpr std::array<std::string_view, 2> edit_categories{"general", "portrait"};
@@ -75,7 +75,7 @@ class Labeller {
     std::vector<judge::LabelledSample> samples_;
 };
 
-Bytes maybe_spoilt(Bytes picture, double share, Random& random) {
+Pixels maybe_spoilt(Pixels picture, double share, Random& random) {
     while (random.uniform() < share) {
         const double u = random.uniform();  // light flaws more often than heavy ones
         picture = world::spoil(picture, static_cast<world::Flaw>(random.below(world::flaw_count)), u * u, random);
@@ -96,7 +96,7 @@ void add_drawn_t2i(std::uint64_t i, std::uint64_t seed, Labeller& labels) {
     else
         for (double limit : {0.45, 0.75})
             if (u > limit) shown = world::near_miss(shown, random);
-    Bytes picture = maybe_spoilt(world::draw(shown), 0.75, random);
+    Pixels picture = maybe_spoilt(world::draw(shown), 0.75, random);
     if (random.below(3) == 0) picture = world::spoil(picture, world::Flaw::grainy, random.uniform(), random);
     if (category == "portrait" && random.below(2) == 0) picture = world::spoil(picture, world::Flaw::smeared, random.uniform(), random);
     labels.add(fmt::format("drawn-t2i-{:05}", i), "t2i", std::string(category), prompt, to_json(asked), shown, picture, {});
@@ -106,8 +106,8 @@ void add_drawn_edit(std::uint64_t i, std::uint64_t seed, Labeller& labels) {
     Random random(random_key(seed, RandomUse::world, 2, i));
     const auto category = edit_categories[i % edit_categories.size()];
     const world::Edit edit = world::random_edit(category, random);
-    const Bytes before = world::draw(edit.source), after = world::draw(edit.result);
-    Bytes picture = after;
+    const Pixels before = world::draw(edit.source), after = world::draw(edit.result);
+    Pixels picture = after;
     world::Scene shown = edit.result;
     const auto show = [&](world::Scene scene) {
         shown = std::move(scene);
