@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What follows the tests: the tests under AddressSanitizer and UndefinedBehaviorSanitizer, and all fuzz targets, each on as many inputs as take seconds
-# (docs/reliability.md says what each covers and costs; ThreadSanitizer, clang-tidy and longer fuzzing are run by hand).
+# What follows the tests: clang-tidy, the tests under AddressSanitizer and UndefinedBehaviorSanitizer, threads under ThreadSanitizer, and a minute of each
+# fuzz target (docs/reliability.md says what each covers and costs; longer fuzzing is run by hand).
 #   tests/checks.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 ATELIER_FUZZ_CORPUS=$(mktemp -d)
 trap 'rm -rf "$ATELIER_FUZZ_CORPUS"' EXIT
 export ATELIER_FUZZ_CORPUS ATELIER_FUZZ_SEED=1
-for part in "sanitize.sh address" "fuzz/run.sh 3000"; do
+for part in tidy.py "sanitize.sh address" "sanitize.sh thread" "fuzz/run.sh minute"; do
     SECONDS=0
     # shellcheck disable=SC2086
     tests/$part

@@ -39,8 +39,6 @@ elif [[ $kind == address ]]; then
     # Open MPI unloads its components before leaks are looked for: nobody can tell whose they are.
     ASAN_OPTIONS=$address_options:detect_leaks=0 run_tests -R '^comm\.'
 else
-    for program in "${threaded[@]}"; do
-        [[ $program == *_test ]] && "$build/bin/$program" --gtest_brief=1
-    done
+    printf '%s\n' "${threaded[@]}" | grep _test | xargs -P "$(nproc)" -I{} "$build/bin/{}" --gtest_brief=1
     run_tests -R '^comm\.(alone|ranks_)'
 fi

@@ -212,7 +212,7 @@ void Pipeline::reserve_session(std::int64_t tokens, std::int64_t patches) {
     }));
 }
 
-EncodedPrompt Pipeline::reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
+EncodedPrompt Pipeline::reserve(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references) {
     const model::PromptInputs inputs = model::build_prompt(tokenizer_, processor_, prompt, references);
     reserve_session(inputs.tokens(), references ? references->vision.patches : 0);
     EncodedPrompt out;
@@ -226,7 +226,7 @@ EncodedPrompt Pipeline::reserve(const std::string& prompt, std::shared_ptr<const
     return out;
 }
 
-EncodedPrompt Pipeline::encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references) {
+EncodedPrompt Pipeline::encode(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references) {
     const model::PromptInputs inputs = model::build_prompt(tokenizer_, processor_, prompt, references);
     const std::int64_t patches = references ? references->vision.patches : 0;
     reserve_session(inputs.tokens(), patches);

@@ -112,12 +112,12 @@ class Pipeline {
 
     /// What `encode` gives, without its numbers: enough to plan what works with it. Prepares the text encoder and the VAE for the
     /// prompt's size.
-    EncodedPrompt reserve(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
+    EncodedPrompt reserve(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references);
     /// Bytes of the text encoder's buffers.
     Bytes encoder_bytes() const { return session_arena_ ? session_arena_->bytes() : Bytes(); }
 
     /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
-    EncodedPrompt encode(const std::string& prompt, std::shared_ptr<const ReferenceInputs> references);
+    EncodedPrompt encode(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references);
     /// To be called when dit_weights() were written to: what follows the weights does so; they are no directory's any more. Collective.
     void weights_were_changed();
 

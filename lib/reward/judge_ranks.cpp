@@ -64,7 +64,7 @@ std::future<Outcome> JudgeRanks::submit(Request request) {
     Waiting& waiting = waiting_[message.ticket];
     waiting.judge = judge;
     auto future = waiting.promise.get_future();
-    post(judges_[judge], std::move(message));
+    post(judges_[judge], message);
     lock.unlock();
     has_post_.notify_all();
     return future;
@@ -84,7 +84,7 @@ void JudgeRanks::close(int exit_code) {
     check_failure();
 }
 
-void JudgeRanks::post(int rank, Message message) { post_.emplace_back(rank, encode(message)); }
+void JudgeRanks::post(int rank, const Message& message) { post_.emplace_back(rank, encode(message)); }
 
 void JudgeRanks::check_failure() const {
     if (failure_) std::rethrow_exception(failure_);
@@ -166,7 +166,7 @@ int serve_as_judge(comm::Mailbox& mailbox, int generators, const std::vector<std
         if (message.kind == MessageKind::request)
             in_work.push_back({letter.source, message.ticket, pool->submit(std::move(message.request))});
     };
-    const auto capacity = static_cast<std::size_t>(config.workers + config.queue);
+    const auto capacity = static_cast<std::size_t>(config.workers) + static_cast<std::size_t>(config.queue);
     while (!in_work.empty() || mailbox.sending() > 0 || std::find(is_open.begin(), is_open.end(), true) != is_open.end()) {
         bool moved = false;
         while (in_work.size() < capacity) {

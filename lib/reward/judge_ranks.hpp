@@ -46,7 +46,7 @@ class JudgeRanks final : public Judging {
     };
     void talk();
     void take(Message message);
-    void post(int rank, Message message);
+    void post(int rank, const Message& message);
     void check_failure() const;
 
     std::unique_ptr<comm::Mailbox> mailbox_;

@@ -38,7 +38,7 @@ double Context::learning_rate() const {
 
 std::filesystem::path Context::starting_policy(Reads reads) const {
     if (iteration == 1) return base_transformer();
-    const auto directory = run.policy(policy, iteration - 1);
+    auto directory = run.policy(policy, iteration - 1);
     require_complete(*world, directory, fmt::format("run iteration {} of {} first", iteration - 1, policy), reads);
     if (reads == reads_weights_and_state) require_state(directory);
     return directory;

@@ -117,8 +117,8 @@ int run_teacher_dump(const Context& c) {
                                     units.size(), resident, start.teachers.empty() ? 0 : model.mean_bytes()));
         memory.say(c);
     }
-    double longest = static_cast<double>((units.size() + resident - 1) / resident);
-    const auto turns = static_cast<std::size_t>(c.world->max(longest));
+    const std::size_t own_turns = (units.size() + resident - 1) / resident;
+    const auto turns = static_cast<std::size_t>(c.world->max(static_cast<double>(own_turns)));
     Progress progress(fmt::format("teacher-dump {} {}", task, round), "samples",
                       static_cast<std::int64_t>(units.size()) * spec.members, !c.world->is_root());
     std::int64_t done = 0;

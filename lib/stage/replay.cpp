@@ -1,4 +1,5 @@
-#include <cstring>
+#include <bit>
+#include <cstdint>
 #include <ostream>
 
 #include "io/trajectory.hpp"
@@ -63,7 +64,7 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
         const auto again = group.replay(trajectory);
         for (std::size_t i = 0; i < again.size(); ++i) {
             ++checked;
-            different += std::memcmp(&again[i], &s.log_prob[i], sizeof(float)) != 0 ? 1 : 0;
+            different += std::bit_cast<std::uint32_t>(again[i]) != std::bit_cast<std::uint32_t>(s.log_prob[i]) ? 1 : 0;
             largest = std::max(largest, std::abs(static_cast<double>(again[i]) - s.log_prob[i]));
         }
     }

@@ -19,7 +19,7 @@ std::string key_of(const config::Config& config) {
     const char* key = std::getenv(name.c_str());
     ATELIER_CHECK_USAGE(key != nullptr && *key != '\0',
                         "judge.key_variable: the environment has no {}, or an empty one", name);
-    const std::string text(key);
+    std::string text(key);
     ATELIER_CHECK_USAGE(std::all_of(text.begin(), text.end(),
                                     [](unsigned char c) { return c > 0x20 && c < 0x7f; }),
                         "judge.key_variable: {} holds characters that no key has (spaces, line "

@@ -103,7 +103,8 @@ std::string describe_storage(const Context& c) {
     // Two moments, and the optimizer's own weights where they are stored in less than fp32; with a moving average its place in the
     // state and its weights. Each is a dataset of whole chunks.
     const auto numbers = static_cast<std::int64_t>(vector / 4), chunk = io::hdf5::File::chunk_rows(DType::f32, {numbers});
-    const double stored = static_cast<double>((numbers + chunk - 1) / chunk * chunk) * 4;
+    const std::int64_t in_whole_chunks = (numbers + chunk - 1) / chunk * chunk;
+    const double stored = static_cast<double>(in_whole_chunks) * 4;
     const double student_state = stored * (2 + (has_master ? 1 : 0)), policy_state = student_state + (averages ? stored : 0);
     const double policy = weights * (averages ? 2 : 1);
     // Within a stage with the weights: checkpoint.keep of them, and one in writing.

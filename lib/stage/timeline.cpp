@@ -150,7 +150,9 @@ io::Image draw_timeline(const std::vector<Span>& spans) {
     const double scale = plot / std::max(1e-6, end - begin);
     const auto x_of = [&](double time) { return margin + label + static_cast<int>(std::lround((time - begin) * scale)); };
     const double step = mark_distance(end - begin);
-    for (double t = 0; t <= end - begin + 1e-9; t += step) {
+    const auto marks = static_cast<int>((end - begin + 1e-9) / step);
+    for (int mark = 0; mark <= marks; ++mark) {
+        const double t = mark * step;
         const int x = x_of(begin + t);
         fill(image, x, head - 2, x + 1, next, 225, 225, 225);
         io::draw_text(image, fmt::format("{:g} s", std::round(t * 1e3) / 1e3), x + 2, next + 4, image.width, 1);

@@ -1,6 +1,7 @@
 #include "stage/training_state.hpp"
 
 #include <algorithm>
+#include <charconv>
 
 #include "io/hdf5.hpp"
 
@@ -88,8 +89,12 @@ std::vector<fs::path> TrainingState::files(const fs::path& policy) {
     int ranks = 0;
     if (fs::is_directory(policy))
         for (const auto& entry : fs::directory_iterator(policy)) {
-            int rank = 0, of = 0;
-            if (std::sscanf(entry.path().filename().c_str(), "training-%d-of-%d.h5", &rank, &of) == 2) ranks = std::max(ranks, of);
+            const std::string name = entry.path().filename().string(), before = "-of-";
+            const std::size_t at = name.find(before);
+            if (!name.starts_with("training-") || at == std::string::npos) continue;
+            int of = 0;
+            std::from_chars(name.data() + at + before.size(), name.data() + name.size(), of);
+            ranks = std::max(ranks, of);
         }
     for (int rank = 0; rank < ranks; ++rank) {
         found.push_back(policy / name_of_shard(rank, ranks));

@@ -38,8 +38,10 @@ double overlap(const Blob& blob, std::string_view shape) {
     const double r = std::sqrt(blob.area() / g.area), cx = blob.x, cy = blob.y - g.centroid * r;
     const ShapeOutline outline(shape, r);
     double both = 0, ideal = 0;
-    for (int at : blob.pixels)
-        if (outline.covers(at % side + 0.5 - cx, at / side + 0.5 - cy)) ++both;
+    for (int at : blob.pixels) {
+        const int x = at % side, y = at / side;
+        if (outline.covers(x + 0.5 - cx, y + 0.5 - cy)) ++both;
+    }
     const int reach = static_cast<int>(1.2 * r) + 1;
     for (int y = std::max(0, int(cy) - reach); y < std::min(side, int(cy) + reach + 1); ++y)
         for (int x = std::max(0, int(cx) - reach); x < std::min(side, int(cx) + reach + 1); ++x)

@@ -9,7 +9,7 @@ if ! command -v slurmctld >/dev/null && ! [[ -x /usr/sbin/slurmctld ]]; then
     exit 77
 fi
 work=$(mktemp -d /tmp/atelier-slurm.XXXXXX)
-export ATELIER_CLUSTER_DIR=$work/c ATELIER_CLUSTER_NODES=2 ATELIER_CLUSTER_MEMORY=4000
+export ATELIER_CLUSTER_DIR=$work/c ATELIER_CLUSTER_NODES=2 ATELIER_CLUSTER_MEMORY=4000 ATELIER_LAUNCHER_PATIENCE=20
 trap 'slurm/local-cluster.sh clean; rm -rf "$work"' EXIT
 slurm/local-cluster.sh start
 eval "$(slurm/local-cluster.sh env)"

@@ -30,7 +30,7 @@ KINDS = ["KILL", "rank", "TERM", "USR1", "requeue", "controller"]
 class Cluster:
     def __init__(self, work, programs):
         self.directory, self.programs, self.missing = work / "c", programs, {}
-        self.env = harness.environment(ATELIER_CLUSTER_DIR=str(self.directory), ATELIER_CLUSTER_NODES="2", ATELIER_CLUSTER_MEMORY="4000",
+        self.env = harness.environment(ATELIER_CLUSTER_DIR=str(self.directory), ATELIER_CLUSTER_NODES="2", ATELIER_CLUSTER_MEMORY="4000", ATELIER_LAUNCHER_PATIENCE="20",
                                        ATELIER_BIN=str(programs), SLURM_CONF=str(self.directory / "slurm.conf"),
                                        OMPI_MCA_hwloc_base_binding_policy="none")
         self.env["PATH"] += ":/usr/sbin:/sbin"

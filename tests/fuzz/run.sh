@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fuzzes every reader of foreign bytes under AddressSanitizer and UndefinedBehaviorSanitizer.
 #   tests/fuzz/run.sh [AMOUNT [TARGET...]]      default: 60s, all targets, as many at a time as there are cores
-# AMOUNT of each target: seconds (60s), or inputs (5000), the same ones every time with one seed and one corpus.
+# AMOUNT of each target: seconds (60s), or inputs (5000), the same ones every time with one seed and one corpus, or "minute": as many inputs as took about
+# a minute of one core (Xeon with AVX-512).
 # Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
 # hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
 # fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time); with one, addresses are the same every time too:
@@ -9,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 amount=${1:-60s}
-[[ $amount =~ ^[0-9]+s?$ ]] || { echo "fuzz/run.sh: seconds (60s) or inputs (5000), found '$amount'" >&2; exit 2; }
+[[ $amount =~ ^([0-9]+s?|minute)$ ]] || { echo "fuzz/run.sh: seconds (60s), inputs (5000) or minute, found '$amount'" >&2; exit 2; }
 shift || true
 source tests/clang_build.sh
 targets=("$@")
@@ -21,13 +22,22 @@ seed=${ATELIER_FUZZ_SEED:-0} fixed=
 if [[ $seed != 0 ]] && setarch -R true 2>/dev/null; then fixed="setarch -R"; fi
 
 fuzz_one() {
-    local target=$1 most=4096 memory=64 limit=-runs=$amount
-    [[ $amount == *s ]] && limit=-max_total_time=${amount%s}
+    local target=$1 most=4096 memory=64 minute=100000 limit=-runs=$amount
     case $target in
-        png) memory=256 ;;             # deflate unpacks a thousandfold
-        hdf5_structure) most=64 ;;     # sixteen changes
-        tokenizer_file) most=16384 memory=128 ;;
-        prompts | completion | safetensors) most=65536 ;;
+        png) memory=256 minute=600000 ;;              # deflate unpacks a thousandfold
+        hdf5_structure) most=64 minute=12000 ;;       # sixteen changes
+        tokenizer_file) most=16384 memory=128 minute=20000 ;;
+        prompts) most=65536 ;;
+        completion) most=65536 minute=200000 ;;
+        safetensors) most=65536 minute=120000 ;;
+        config) minute=25000 ;;
+        judge_template) minute=300000 ;;
+        model_config) minute=70000 ;;
+        text) minute=250000 ;;
+    esac
+    case $amount in
+        *s) limit=-max_total_time=${amount%s} ;;
+        minute) limit=-runs=$minute ;;
     esac
     mkdir -p "$corpus/$target"
     # shellcheck disable=SC2086

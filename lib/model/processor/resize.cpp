@@ -59,8 +59,8 @@ Weights weights_of(int in, int out, ResizeFilter filter) {
     const double support = support_of(filter) * widening;
     for (int i = 0; i < out; ++i) {
         const double centre = (i + 0.5) * scale;
-        const int begin = std::max(static_cast<int>(centre - support + 0.5), 0);
-        const int end = std::min(static_cast<int>(centre + support + 0.5), in);
+        const int begin = std::max(static_cast<int>(std::floor(centre - support + 0.5)), 0);
+        const int end = std::min(static_cast<int>(std::floor(centre + support + 0.5)), in);
         std::vector<double> exact;
         double sum = 0;
         for (int x = begin; x < end; ++x) {

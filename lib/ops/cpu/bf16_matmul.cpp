@@ -56,8 +56,8 @@ class Product {
   public:
     Product(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k) {
         using Tag = dnnl::memory::format_tag;
-        const auto operand = [](dnnl::memory::dims dims, bool transposed) {
-            return dnnl::memory::desc(std::move(dims), dnnl::memory::data_type::bf16, transposed ? Tag::ba : Tag::ab);
+        const auto operand = [](const dnnl::memory::dims& dims, bool transposed) {
+            return dnnl::memory::desc(dims, dnnl::memory::data_type::bf16, transposed ? Tag::ba : Tag::ab);
         };
         const auto a = operand({m, k}, ta), b = operand({k, n}, tb);
         const dnnl::memory::desc c({m, n}, dnnl::memory::data_type::f32, Tag::ab);

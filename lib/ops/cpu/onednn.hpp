@@ -24,8 +24,8 @@ inline dnnl::stream& stream() {
     return instance;
 }
 
-inline dnnl::memory::desc plain(dnnl::memory::dims dims, dnnl::memory::format_tag tag) {
-    return {std::move(dims), dnnl::memory::data_type::f32, tag};
+inline dnnl::memory::desc plain(const dnnl::memory::dims& dims, dnnl::memory::format_tag tag) {
+    return {dims, dnnl::memory::data_type::f32, tag};
 }
 
 /// Memory that somebody else owns.
