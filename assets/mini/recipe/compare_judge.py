@@ -14,7 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from judge_data import GRID, Labels, patches
 from judge_model import Questions
-from train_judge import write
+from train_judge import see, write
 
 
 def main():
@@ -32,7 +32,9 @@ def main():
     same, off = 0, 0.0
     for r in rows:
         item = items[r["kind"], r["id"]]
-        same += write(model, r["kind"], r["dimension"], [item], labels.pictures, q, longest=64)[0].strip() == r["reason"]
+        asked = dict(item, known={r["dimension"]: item["known"][r["dimension"]]})
+        reason = write(model, [asked], lambda shown: see(model, labels.pictures[shown]), q, longest=64)[r["id"], r["dimension"]]
+        same += reason.strip() == r["reason"]
         ids = torch.tensor([q.prefix(r["kind"], item["prompt"])[0] + q.tails[r["kind"], r["dimension"]] + q.encode(r["reason"] + "\nScore: ")])
         with torch.no_grad():
             out = model(input_ids=ids, pixel_values=patches(labels.pictures[item["pictures"]]), image_grid_thw=torch.tensor([[1, GRID, GRID]] * len(item["pictures"])),

@@ -41,19 +41,23 @@ LOOK = 3   # layers after which the heads read
 DEFAULT_SHARE = dict(alignment=1, aesthetics=0.6, portrait=1, instruction=1, identity=0.4)
 AHEAD = 40   # updates for which reasons are written at once
 CAPTIONED = ("alignment", "instruction")   # dimensions whose reason begins with what is seen
-SOUND = dict(portrait="a face with its features in place", identity="the same person")
+FACES = ("portrait", "identity")
+SOUND = dict(portrait="a face with its features in place", identity="the same person", alignment=" everything asked for is there",
+             instruction=" done, and everything else is as it was")
 
 
 class Rows:
     """What is asked about pictures, as rows of tokens."""
 
-    def __init__(self, labels, questions, trusted=0.25):
-        self.labels, self.q, self.trusted = labels, questions, trusted
+    def __init__(self, labels, questions, trusted=0.25, doubt=0):
+        self.labels, self.q, self.trusted, self.doubt = labels, questions, trusted, doubt
         self.own = {}   # (id, dimension): a reason of the model's own
-        self.by_dimension = {}
+        self.by_dimension, self.verdicts = {}, {}
         for item in labels.items:
             for d, (rationale, _) in item["known"].items():
                 self.by_dimension.setdefault((item["kind"], d), []).append(rationale)
+                if d in CAPTIONED:
+                    self.verdicts.setdefault((item["prompt"], d), [SOUND[d]]).append(rationale.partition(";")[2])
 
     def seeing(self, item, others):
         """One picture and its caption, with the prompt of the first of `others` that names two things in the same order (captions follow it)."""
@@ -102,6 +106,8 @@ class Rows:
                     rationale = own.split(";")[0] + rationale[rationale.index(";"):]
                 elif own is not None and other:
                     rationale = own
+                    if not plain and d in CAPTIONED and rng.random() < self.doubt:   # a verdict on some picture of this prompt
+                        rationale = own.split(";")[0] + ";" + rng.choice(self.verdicts[prompt, d])
                 elif other:
                     pool = self.by_dimension[kind, d]
                     rationale = pool[rng.integers(len(pool))]
@@ -347,6 +353,7 @@ def main():
     parser.add_argument("--shut", type=float, default=0.6, help="share of the time for which the eyes stay as they are")
     parser.add_argument("--trusted", type=float, default=0.25, help="share of scores that see the true rationale; half see none, the rest another picture's")
     parser.add_argument("--own", action="store_true", help="reasons of the model's own in sight")
+    parser.add_argument("--doubt", type=float, default=0, help="share of its own reasons whose verdict is replaced by another one on the same prompt, for the score alone")
     parser.add_argument("--words", type=float, default=1, help="weight of the language loss, a mean over words of which few decide")
     parser.add_argument("--t2i", type=float, default=0.55, help="share of updates on text to image")
     parser.add_argument("--batch", type=int, default=32, help="pictures with all their questions")
@@ -359,11 +366,11 @@ def main():
     tokenizer = Tokenizer.from_file(str(args.tokenizer / "tokenizer.json"))
     q = Questions(tokenizer, args.templates)
     labels, held = Labels(args.labels), Labels([args.heldout])
-    rows, held_rows = Rows(labels, q, args.trusted), Rows(held, q)
+    rows, held_rows = Rows(labels, q, args.trusted, args.doubt), Rows(held, q)
     by_kind = {k: [i for i, x in enumerate(labels.items) if x["kind"] == k] for k in ("t2i", "edit")}
     by_kind["edit"] += [i for i in by_kind["edit"] if labels.items[i]["category"] == "general"]   # the hardest
     for kept in by_kind.values():   # faces with something wrong are few: three times as often
-        kept += 2 * [i for i in kept if any(labels.items[i]["known"].get(d, (whole, 5))[0] != whole for d, whole in SOUND.items())]
+        kept += 2 * [i for i in kept if any(labels.items[i]["known"].get(d, (SOUND[d], 5))[0] != SOUND[d] for d in FACES)]
     model = Qwen3VLForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32) if made else Qwen3VLForConditionalGeneration(make_config(tokenizer))
     heads = None if made else Heads(model.config.text_config.hidden_size)   # a judge's were thrown away
     print(sum(p.numel() for p in model.parameters()), "parameters", {k: len(v) for k, v in by_kind.items()}, flush=True)
