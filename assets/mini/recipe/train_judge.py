@@ -11,7 +11,8 @@ the rationale is out of sight half of the time, and another picture's a quarter.
 
 The last thing to learn is to judge over words of its own (--own): every 40 updates the model writes its reasons for the pictures that come next. The score
 is learnt with them in sight, whatever they say; and behind its own caption it learns the true verdict, so that this is read off the pictures rather than the caption.
-What is answered with a caption is asked for twice in a row, for the words and for the score over its own; the rest for one of the two.
+What is answered with a caption is asked for twice in a row, for the words and for the score over its own; the rest for one of the two. On pictures that it
+learns from its verdicts are right more often than on others, so that it trusts them too much: --doubt puts another verdict behind its caption.
 
 The first updates (--seeing) teach nothing but to say what is seen: captions, with another picture's prompt in the prompt's place, so that nothing is
 gained by copying it.
