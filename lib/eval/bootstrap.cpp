@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include "core/error.hpp"
 
@@ -28,6 +29,25 @@ std::vector<ClusterSum> cluster_sums(std::span<const double> values,
     std::vector<ClusterSum> result;
     for (const auto& [key, entry] : sums) result.push_back(entry);
     return result;
+}
+
+/// Multiplicities of all resamples, [resamples, clusters], as draw_multiplicities draws them. A report has many intervals over a few numbers of prompts, and
+/// drawing costs a hundred times what the sums do: the last few tables are kept.
+const std::vector<std::uint16_t>& all_multiplicities(const BootstrapConfig& config, std::size_t clusters) {
+    using Key = std::tuple<std::uint64_t, std::uint64_t, int, std::size_t>;
+    thread_local std::map<Key, std::vector<std::uint16_t>> kept;
+    const Key key{config.seed, config.stream, config.resamples, clusters};
+    if (const auto found = kept.find(key); found != kept.end()) return found->second;
+    constexpr std::size_t most_tables = 8;
+    if (kept.size() == most_tables) kept.clear();
+    std::vector<std::uint16_t>& table = kept[key];
+    table.resize(static_cast<std::size_t>(config.resamples) * clusters);
+    std::vector<int> multiplicity(clusters);
+    for (int resample = 0; resample < config.resamples; ++resample) {
+        draw_multiplicities(config, resample, multiplicity);
+        std::copy(multiplicity.begin(), multiplicity.end(), table.begin() + static_cast<std::ptrdiff_t>(resample) * static_cast<std::ptrdiff_t>(clusters));
+    }
+    return table;
 }
 
 }  // namespace
@@ -65,16 +85,16 @@ Interval bootstrap_mean(const BootstrapConfig& config, std::span<const double> v
     for (const ClusterSum& entry : sums) total += entry.sum;
     result.mean = result.low = result.high = total / static_cast<double>(result.n);
     if (sums.size() < 2) return result;
-    std::vector<int> multiplicity(sums.size());
+    const std::uint16_t* multiplicity = all_multiplicities(config, sums.size()).data();
     std::vector<double> means(static_cast<std::size_t>(config.resamples));
-    for (int resample = 0; resample < config.resamples; ++resample) {
-        draw_multiplicities(config, resample, multiplicity);
+    for (double& mean : means) {
         double sum = 0, count = 0;
         for (std::size_t i = 0; i < sums.size(); ++i) {
             sum += multiplicity[i] * sums[i].sum;
             count += multiplicity[i] * static_cast<double>(sums[i].count);
         }
-        means[static_cast<std::size_t>(resample)] = sum / count;
+        mean = sum / count;
+        multiplicity += sums.size();
     }
     std::sort(means.begin(), means.end());
     result.low = percentile(means, 0.5 * (1.0 - config.level));

@@ -4,7 +4,10 @@
 #include <array>
 #include <cmath>
 #include <utility>
-#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#include <immintrin.h>
+#define ATELIER_AVX512_ROWS
+#elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define ATELIER_AVX2_ROWS
 #endif
@@ -17,7 +20,59 @@ namespace {
 
 // Blocks of results: each a sum in `lanes` interleaved parts, as in lane_sum, kept in registers. A result's bits depend neither on
 // the block's size nor on whether the compiler or intrinsics made it.
-#ifdef ATELIER_AVX2_ROWS
+#if defined(ATELIER_AVX512_ROWS)
+
+static_assert(lanes == 16);
+constexpr std::int64_t block_rows = 4, block_cols = 4;
+
+// Halves of the tree's sums side by side, of twice as many results each time: p[l] + p[l + 8], + 4, + 2, + 1.
+__m512 add_8(__m512 a, __m512 b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+__m512 add_4(__m512 a, __m512 b) {
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+__m512 add_2(__m512 a, __m512 b) {  // and add_1: within quarters, one quarter a row
+    return __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+           __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+__m512 add_1(__m512 a, __m512 b) {
+    return __builtin_shufflevector(a, b, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+           __builtin_shufflevector(a, b, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+}
+
+template <int rows, int cols>
+void multiply(std::int64_t k, const float* x, std::int64_t x_stride, const float* w, float* y, std::int64_t y_stride) {
+    __m512 sum[16];  // of row r and column c at 4 c + r; those that are not asked for stay zero
+    for (__m512& s : sum) s = _mm512_setzero_ps();
+    std::int64_t i = 0;
+    for (; i + lanes <= k; i += lanes) {
+        __m512 a[rows];
+        for (int r = 0; r < rows; ++r) a[r] = _mm512_loadu_ps(x + r * x_stride + i);
+        for (int c = 0; c < cols; ++c) {
+            const __m512 b = _mm512_loadu_ps(w + c * k + i);
+            for (int r = 0; r < rows; ++r) sum[4 * c + r] = _mm512_fmadd_ps(a[r], b, sum[4 * c + r]);
+        }
+    }
+    if (i < k) {
+        const auto left = static_cast<__mmask16>((1u << (k - i)) - 1);
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < cols; ++c)
+                sum[4 * c + r] = _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(left, x + r * x_stride + i), _mm512_maskz_loadu_ps(left, w + c * k + i),
+                                                       sum[4 * c + r], left);
+    }
+    __m512 column[4];  // quarter r: what is left of row r in this column
+    for (int c = 0; c < 4; ++c)
+        column[c] = c < cols ? add_4(add_8(sum[4 * c], sum[4 * c + 1]), add_8(sum[4 * c + 2], sum[4 * c + 3])) : _mm512_setzero_ps();
+    const __m512 sums = add_1(add_2(column[0], column[1]), add_2(column[2], column[3]));
+    alignas(64) float by_row[4][4];
+    _mm512_store_ps(by_row[0], sums);
+    for (int r = 0; r < rows; ++r) std::copy_n(by_row[r], cols, y + r * y_stride);
+}
+
+#elif defined(ATELIER_AVX2_ROWS)
 
 static_assert(lanes == 16);
 // Sixteen registers hold the sums of 4 x 3 results in eight lanes: the other eight go in a second pass.
