@@ -13,7 +13,7 @@ build_packages=(g++ cmake ninja-build ccache pkg-config git
     libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev python3-minimal)
 checks_packages=(clang clang-tidy libclang-rt-dev libomp-dev)
 opencv_packages=(libopencv-core-dev libopencv-imgproc-dev libopencv-objdetect-dev)  # reward.identity = "opencv"
-slurm_packages=(slurmctld slurmd slurm-client munge libpmix-dev)
+slurm_packages=(slurmctld slurmd slurm-client munge libpmix-dev procps)
 
 cudnn_frontend_version=1.32.0
 

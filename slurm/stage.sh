@@ -47,7 +47,7 @@ watch_launcher() {
 }
 "${command[@]}" &
 child=$!
-if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]]; then watch_launcher "$child" & fi
+if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
 asked=
 trap 'asked=1; kill -USR1 $child 2>/dev/null || true' USR1 TERM
 code=
