@@ -1,10 +1,15 @@
 #include <mpi.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <list>
 #include <new>
+#include <string_view>
 
 #include "comm/communicator.hpp"
 #include "comm/sum_block.hpp"
@@ -191,10 +196,33 @@ bool was_launched() {
     return false;
 }
 
+/// While it lives the process must not live longer than this: where a rank of another node is killed while it starts, Open MPI 4.1 can leave the others in
+/// MPI_Init for ever, and its launcher with them.
+class Deadline {
+  public:
+    Deadline() {
+        std::signal(SIGALRM, [](int) {
+            constexpr std::string_view text = "MPI did not start in time: a rank died while it started, or ATELIER_LAUNCHER_PATIENCE (seconds) is too short\n";
+            [[maybe_unused]] const auto written = write(STDERR_FILENO, text.data(), text.size());
+            _exit(static_cast<int>(ErrorKind::rank));
+        });
+        unsigned seconds = 300;
+        if (const char* asked = std::getenv("ATELIER_LAUNCHER_PATIENCE")) std::from_chars(asked, asked + std::strlen(asked), seconds);
+        alarm(seconds);
+    }
+    Deadline(const Deadline&) = delete;
+    Deadline& operator=(const Deadline&) = delete;
+    ~Deadline() {
+        alarm(0);
+        std::signal(SIGALRM, SIG_DFL);
+    }
+};
+
 }  // namespace
 
 std::unique_ptr<Communicator> make_world(int* argc, char*** argv) {
     if (!was_launched()) return make_self();
+    const Deadline deadline;
     int provided = 0;
     ATELIER_CHECK_KIND(ErrorKind::rank, MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided) == MPI_SUCCESS &&
                                             provided >= MPI_THREAD_FUNNELED,
