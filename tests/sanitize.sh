@@ -39,6 +39,6 @@ elif [[ $kind == address ]]; then
     # Open MPI unloads its components before leaks are looked for: nobody can tell whose they are.
     ASAN_OPTIONS=$address_options:detect_leaks=0 run_tests -R '^comm\.'
 else
-    printf '%s\n' "${threaded[@]}" | grep _test | xargs -P "$(nproc)" -I{} "$build/bin/{}" --gtest_brief=1
+    printf "%s\n" "${threaded[@]/#/$build/bin/}" | grep _test | xargs -P "$(nproc)" -n 1 sh -c '"$0" --gtest_brief=1'
     run_tests -R '^comm\.(alone|ranks_)'
 fi
