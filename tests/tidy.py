@@ -24,7 +24,8 @@ def commands():
     found = {}
     for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         file = Path(entry["file"]).resolve()
-        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in ("lib", "io", "apps") and not {"cuda", "nccl", "opencv"} & set(file.parts):
+        folders = file.relative_to(ROOT).parts if file.is_relative_to(ROOT) else ("elsewhere",)
+        if folders[0] in ("lib", "io", "apps") and not {"cuda", "nccl", "opencv"} & set(folders):
             found[file] = shlex.split(entry["command"])[1:]
     return found
 

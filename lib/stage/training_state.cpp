@@ -89,7 +89,8 @@ std::vector<fs::path> TrainingState::files(const fs::path& policy) {
     int ranks = 0;
     if (fs::is_directory(policy))
         for (const auto& entry : fs::directory_iterator(policy)) {
-            const std::string name = entry.path().filename().string(), before = "-of-";
+            constexpr std::string_view before = "-of-";
+            const std::string name = entry.path().filename().string();
             const std::size_t at = name.find(before);
             if (!name.starts_with("training-") || at == std::string::npos) continue;
             int of = 0;
