@@ -2,6 +2,7 @@
 
 #include "core/parallel.hpp"
 #include "harness.hpp"
+#include "ops/cpu/block_product.hpp"
 #include "ops/linear.hpp"
 #include "ops/matmul.hpp"
 
@@ -21,8 +22,10 @@ Floats normal(std::size_t n, std::uint64_t which) {
     return v;
 }
 
-TEST(Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
-    for (auto [m, n, k] : {std::tuple{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {2, 1000, 64}})
+using MatrixProduct = void (*)(bool, bool, float, const MatrixView&, const MatrixView&, float, const MatrixView&);
+
+void expect_definition_over_shapes_flags_and_strides(MatrixProduct product) {
+    for (auto [m, n, k] : {std::tuple{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {2, 1000, 64}, {13, 49, 600}})
         for (bool ta : {false, true})
             for (bool tb : {false, true}) {
                 const std::int64_t ar = ta ? k : m, ac = ta ? m : k, br = tb ? n : k, bc = tb ? k : n, pad = 3;
@@ -32,7 +35,7 @@ TEST(Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
                 for (float beta : {0.0f, 1.0f}) {
                     c = before;
                     if (beta == 0) std::fill(c.begin(), c.end(), NAN);  // must be overwritten, not multiplied
-                    matmul(ta, tb, 0.5f, {a.data(), ar, ac, ac + pad}, {b.data(), br, bc, bc + pad}, beta, {c.data(), m, n, n + pad});
+                    product(ta, tb, 0.5f, {a.data(), ar, ac, ac + pad}, {b.data(), br, bc, bc + pad}, beta, {c.data(), m, n, n + pad});
                     for (int i = 0; i < m; ++i)
                         for (int j = 0; j < n; ++j) {
                             double sum = 0;
@@ -45,6 +48,30 @@ TEST(Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
                     EXPECT_LT(testing::error_over_rms(found, expected), rounding(k)) << m << " " << n << " " << k << " " << ta << tb;
                 }
             }
+}
+
+TEST(Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
+    expect_definition_over_shapes_flags_and_strides([](auto... arguments) { matmul(arguments...); });
+}
+TEST(BlockProduct, MatchesDefinitionOverShapesFlagsAndStrides) { expect_definition_over_shapes_flags_and_strides(cpu::block_product); }
+
+TEST(BlockProduct, ARowsAndAColumnsBitsDependOnThemAlone) {
+    const std::int64_t m = 29, n = 101, k = 300;
+    const Floats a = normal(m * k, 1), b = normal(k * n, 2);
+    const auto product = [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+        Floats c(rows * cols);
+        Floats right(k * cols);
+        for (std::int64_t p = 0; p < k; ++p) std::copy_n(b.data() + p * n + col, cols, right.data() + p * cols);
+        cpu::block_product(false, false, 1, {const_cast<float*>(a.data()) + row * k, rows, k, k}, {right.data(), k, cols, cols}, 0,
+                           {c.data(), rows, cols, cols});
+        return c;
+    };
+    const Floats all = product(0, m, 0, n);
+    for (auto [row, rows, col, cols] : {std::tuple{0, 1, 0, 101}, {28, 1, 0, 101}, {3, 17, 0, 101}, {0, 29, 7, 1}, {5, 9, 50, 33}}) {
+        const Floats part = product(row, rows, col, cols);
+        for (int i = 0; i < rows; ++i)
+            for (int j = 0; j < cols; ++j) EXPECT_EQ(part[i * cols + j], all[(row + i) * n + col + j]) << row << " " << rows << " " << col << " " << cols;
+    }
 }
 
 TEST(Matmul, BitsDoNotDependOnThreads) {

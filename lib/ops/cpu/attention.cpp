@@ -5,6 +5,8 @@
 
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
+#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/block_product.hpp"
 #include "ops/matmul.hpp"
 #include "ops/precision.hpp"
 
@@ -14,12 +16,16 @@ namespace {
 // Query rows per block: one block's scores against 10,000 keys stay in 2.5 MB.
 constexpr std::int64_t block_queries = 64;
 
+/// Numbers of a row of scores in memory: whole vectors, what lies behind the keys weighs nothing.
+std::int64_t row_stride(const AttentionShape& s) { return (s.shared_keys + s.own_keys + lanes - 1) / lanes * lanes; }
+
 float* mutable_data(const float* data) { return const_cast<float*>(data); }
 
 struct Block {
     const AttentionShape& s;
     std::int64_t batch, head, first, rows;  ///< queries [first, first + rows) of one batch entry and head
     std::int64_t keys() const { return s.shared_keys + s.own_keys; }
+    std::int64_t stride() const { return row_stride(s); }
     std::int64_t kv_head() const { return head / (s.heads / s.kv_heads); }
     MatrixView queries(const float* q, std::int64_t stride) const {
         return {mutable_data(q) + (batch * s.queries + first) * stride + head * s.head_dim, rows, s.head_dim, stride};
@@ -31,9 +37,9 @@ struct Block {
         return {mutable_data(k) + batch * s.own_keys * s.own_stride + kv_head() * s.head_dim, s.own_keys, s.head_dim,
                 s.own_stride};
     }
-    /// The columns of a [rows, keys] buffer that belong to shared or own keys.
-    MatrixView shared_part(float* scores) const { return {scores, rows, s.shared_keys, keys()}; }
-    MatrixView own_part(float* scores) const { return {scores + s.shared_keys, rows, s.own_keys, keys()}; }
+    /// The columns of a [rows, stride] buffer that belong to shared or own keys.
+    MatrixView shared_part(float* scores) const { return {scores, rows, s.shared_keys, stride()}; }
+    MatrixView own_part(float* scores) const { return {scores + s.shared_keys, rows, s.own_keys, stride()}; }
     bool sees(std::int64_t row, std::int64_t key) const {
         if (key < s.shared_keys) return s.shared_valid == nullptr || s.shared_valid[key] != 0;
         const std::int64_t j = key - s.shared_keys;
@@ -43,29 +49,48 @@ struct Block {
     bool masked() const { return s.shared_valid != nullptr || s.own_valid != nullptr || s.own_limit != nullptr; }
 };
 
+// Multiplications from which on oneDNN is the faster one.
+constexpr std::int64_t large_product = 1 << 20;
+
+/// A block's product.
+void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
+    const bool is_bf16 = product_precision() == ProductPrecision::bf16 && has_bf16_products();
+    if (is_bf16 || a.rows * a.cols * (tb ? b.rows : b.cols) >= large_product) matmul(ta, tb, alpha, a, b, beta, c);
+    else block_product(ta, tb, alpha, a, b, beta, c);
+}
+
 void product_with_keys(const Block& b, float alpha, const MatrixView& rows, const float* shared, const float* own,
                        float* out) {
-    if (b.s.shared_keys > 0) matmul(false, true, alpha, rows, b.shared(shared), 0.0f, b.shared_part(out));
-    if (b.s.own_keys > 0) matmul(false, true, alpha, rows, b.own(own), 0.0f, b.own_part(out));
+    if (b.s.shared_keys > 0) product(false, true, alpha, rows, b.shared(shared), 0.0f, b.shared_part(out));
+    if (b.s.own_keys > 0) product(false, true, alpha, rows, b.own(own), 0.0f, b.own_part(out));
+}
+
+/// What a query doesn't see, and what lies behind the keys, has a score of -inf.
+void mask(const Block& b, float* scores) {
+    for (std::int64_t i = 0; i < b.rows; ++i) {
+        float* row = scores + i * b.stride();
+        if (b.masked())
+            for (std::int64_t j = 0; j < b.keys(); ++j) row[j] = b.sees(i, j) ? row[j] : -INFINITY;
+        std::fill(row + b.keys(), row + b.stride(), -INFINITY);
+    }
 }
 
 /// Masked scores become 0 weight: probabilities are exp(score - max) where the query sees the key.
 void softmax_rows(const Block& b, float* scores, float* log_sum_exp) {
-    const std::int64_t keys = b.keys();
+    const std::int64_t stride = b.stride();
+    mask(b, scores);
     for (std::int64_t i = 0; i < b.rows; ++i) {
-        float* row = scores + i * keys;
-        if (b.masked())
-            for (std::int64_t j = 0; j < keys; ++j) row[j] = b.sees(i, j) ? row[j] : -INFINITY;
-        const float top = lane_max(keys, -INFINITY, [=](std::int64_t j) { return row[j]; });
+        float* row = scores + i * stride;
+        const float top = lane_max(stride, -INFINITY, row);
         if (top == -INFINITY) {  // sees nothing
-            std::fill_n(row, keys, 0.0f);
+            std::fill_n(row, stride, 0.0f);
             if (log_sum_exp != nullptr) log_sum_exp[i] = INFINITY;
             continue;
         }
-        for (std::int64_t j = 0; j < keys; ++j) row[j] = exp_f32(row[j] - top);
-        const float sum = lane_sum(keys, [=](std::int64_t j) { return row[j]; });
+        for (std::int64_t j = 0; j < stride; ++j) row[j] = exp_f32(row[j] - top);
+        const float sum = lane_sum(stride, [=](std::int64_t j) { return row[j]; });
         const float inverse = 1.0f / sum;
-        for (std::int64_t j = 0; j < keys; ++j) row[j] *= inverse;
+        for (std::int64_t j = 0; j < stride; ++j) row[j] *= inverse;
         if (log_sum_exp != nullptr) log_sum_exp[i] = top + std::log(sum);
     }
 }
@@ -80,18 +105,18 @@ void check(const AttentionShape& s, const Tensor& workspace) {
 }  // namespace
 
 std::int64_t attention_workspace(const AttentionShape& s) {
-    return threads() * 2 * block_queries * (s.shared_keys + s.own_keys);
+    return threads() * 2 * block_queries * row_stride(s);
 }
 
 void attention(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, float* out,
                float* log_sum_exp, const Tensor& workspace) {
     check(s, workspace);
     const std::int64_t blocks = (s.queries + block_queries - 1) / block_queries;
-    const std::int64_t keys = s.shared_keys + s.own_keys;
+    const std::int64_t stride = row_stride(s);
     const ProductPrecision precision = product_precision();  // the caller's
     parallel_for(s.batch * s.heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
         const PrecisionScope of_the_caller(precision);
-        float* scores = workspace.f32() + thread_index() * 2 * block_queries * keys;
+        float* scores = workspace.f32() + thread_index() * 2 * block_queries * stride;
         for (std::int64_t t = begin; t < end; ++t) {
             const std::int64_t first = t % blocks * block_queries;
             const Block b{s, t / blocks / s.heads, t / blocks % s.heads, first,
@@ -101,11 +126,11 @@ void attention(const AttentionShape& s, const float* q, AttentionKeys shared, At
                               ? nullptr
                               : log_sum_exp + (b.batch * s.heads + b.head) * s.queries + first;
             softmax_rows(b, scores, kept);
-            round_operand(1, b.rows * keys, 0, scores);
+            round_operand(1, b.rows * stride, 0, scores);
             const MatrixView o = b.queries(out, s.out_stride);
-            if (s.shared_keys > 0) matmul(false, false, 1.0f, b.shared_part(scores), b.shared(shared.v), 0.0f, o);
+            if (s.shared_keys > 0) product(false, false, 1.0f, b.shared_part(scores), b.shared(shared.v), 0.0f, o);
             if (s.own_keys > 0)
-                matmul(false, false, 1.0f, b.own_part(scores), b.own(own.v), s.shared_keys > 0 ? 1.0f : 0.0f, o);
+                product(false, false, 1.0f, b.own_part(scores), b.own(own.v), s.shared_keys > 0 ? 1.0f : 0.0f, o);
         }
     });
 }
@@ -114,13 +139,13 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
                         const float* out, const float* log_sum_exp, const float* dout, float* dq,
                         AttentionKeyGradients dshared, AttentionKeyGradients down, const Tensor& workspace) {
     check(s, workspace);
-    const std::int64_t keys = s.shared_keys + s.own_keys, group = s.heads / s.kv_heads;
+    const std::int64_t stride = row_stride(s), group = s.heads / s.kv_heads;
     const ProductPrecision precision = product_precision();
     // One task per key head: it alone adds to that head's key gradients, batch entries in order.
     parallel_for(s.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
         const PrecisionScope of_the_caller(precision);
-        float* weights = workspace.f32() + thread_index() * 2 * block_queries * keys;
-        float* dscores = weights + block_queries * keys;
+        float* weights = workspace.f32() + thread_index() * 2 * block_queries * stride;
+        float* dscores = weights + block_queries * stride;
         for (std::int64_t kv = begin; kv < end; ++kv)
             for (std::int64_t batch = 0; batch < s.batch; ++batch)
                 for (std::int64_t head = kv * group; head < (kv + 1) * group; ++head)
@@ -131,34 +156,34 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
                         product_with_keys(b, s.scale, qs, shared.k, own.k, weights);
                         product_with_keys(b, 1.0f, gs, shared.v, own.v, dscores);
                         const float* lse = log_sum_exp + (batch * s.heads + head) * s.queries + first;
+                        mask(b, weights);
                         for (std::int64_t i = 0; i < b.rows; ++i) {
-                            float* p = weights + i * keys;
-                            float* d = dscores + i * keys;
+                            float* p = weights + i * stride;
+                            float* d = dscores + i * stride;
                             const float* g = gs.data + i * gs.stride;
                             const float* o = os.data + i * os.stride;
                             const float dot = lane_sum(s.head_dim, [=](std::int64_t j) { return g[j] * o[j]; });
                             const float top = lse[i];
-                            for (std::int64_t j = 0; j < keys; ++j) p[j] = exp_f32(p[j] - top);
-                            if (b.masked())
-                                for (std::int64_t j = 0; j < keys; ++j) p[j] = b.sees(i, j) ? p[j] : 0.0f;
-                            for (std::int64_t j = 0; j < keys; ++j) d[j] = p[j] * (d[j] - dot) * s.scale;
+                            std::fill(d + b.keys(), d + stride, 0.0f);
+                            for (std::int64_t j = 0; j < stride; ++j) p[j] = exp_f32(p[j] - top);
+                            for (std::int64_t j = 0; j < stride; ++j) d[j] = p[j] * (d[j] - dot) * s.scale;
                         }
-                        for (float* operand : {weights, dscores}) round_operand(1, b.rows * keys, 0, operand);
+                        for (float* operand : {weights, dscores}) round_operand(1, b.rows * stride, 0, operand);
                         const MatrixView dqs = b.queries(dq, s.q_stride);
                         // The first block of the first head of the group writes own gradients, later ones add.
                         const float add = head == kv * group && first == 0 ? 0.0f : 1.0f;
                         if (s.shared_keys > 0) {
-                            matmul(false, false, 1.0f, b.shared_part(dscores), b.shared(shared.k), 0.0f, dqs);
+                            product(false, false, 1.0f, b.shared_part(dscores), b.shared(shared.k), 0.0f, dqs);
                             if (dshared.dk != nullptr) {
-                                matmul(true, false, 1.0f, b.shared_part(dscores), qs, 1.0f, b.shared(dshared.dk));
-                                matmul(true, false, 1.0f, b.shared_part(weights), gs, 1.0f, b.shared(dshared.dv));
+                                product(true, false, 1.0f, b.shared_part(dscores), qs, 1.0f, b.shared(dshared.dk));
+                                product(true, false, 1.0f, b.shared_part(weights), gs, 1.0f, b.shared(dshared.dv));
                             }
                         }
                         if (s.own_keys > 0) {
-                            matmul(false, false, 1.0f, b.own_part(dscores), b.own(own.k), s.shared_keys > 0 ? 1.0f : 0.0f,
+                            product(false, false, 1.0f, b.own_part(dscores), b.own(own.k), s.shared_keys > 0 ? 1.0f : 0.0f,
                                    dqs);
-                            matmul(true, false, 1.0f, b.own_part(dscores), qs, add, b.own(down.dk));
-                            matmul(true, false, 1.0f, b.own_part(weights), gs, add, b.own(down.dv));
+                            product(true, false, 1.0f, b.own_part(dscores), qs, add, b.own(down.dk));
+                            product(true, false, 1.0f, b.own_part(weights), gs, add, b.own(down.dv));
                         }
                     }
     });

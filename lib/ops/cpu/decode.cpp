@@ -209,7 +209,7 @@ void decode_attention(const DecodeAttentionShape& s, const Tensor& q, std::span<
                 keys += part.length;
             }
             for (std::int64_t j = 0; j < keys; ++j) p[j] *= s.scale;
-            const float top = lane_max(keys, -INFINITY, [=](std::int64_t j) { return p[j]; });
+            const float top = lane_max(keys, -INFINITY, p);
             for (std::int64_t j = 0; j < keys; ++j) p[j] = exp_f32(p[j] - top);
             const float inverse = 1.0f / lane_sum(keys, [=](std::int64_t j) { return p[j]; });
             for (std::int64_t j = 0; j < keys; ++j) p[j] *= inverse;

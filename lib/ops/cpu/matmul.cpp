@@ -33,7 +33,7 @@ struct Tiling {
 };
 bool avx512() { return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core; }
 const Tiling& tiling() {
-    static const Tiling instance = avx512() ? Tiling{128, 128, 16} : Tiling{72, 126, 6};
+    static const Tiling instance = avx512() ? Tiling{512, 512, 16} : Tiling{72, 126, 6};
     return instance;
 }
 /// How many of a tile's last rows the kernel would treat in a way of their own.
@@ -57,9 +57,9 @@ Tiles tiles_of(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k)
     // Rows of A^T are no samples' rows: these are gradients of weights.
     if (ta) return {pieces_of(m, 96), pieces_of(n, copied_cols), false};
     // A product of few rows is one tile high: its columns are what threads share. By n alone, so that a row's bits don't depend on how
-    // many rows there are; whole multiples of the kernels' own 16 and 48 columns.
+    // many rows there are; whole multiples of the kernels' own 16 and 48 columns. AVX-512's are fastest a panel at a time.
     constexpr std::int64_t step = 48;
-    const std::int64_t wide = std::clamp((n / 4 + step - 1) / step * step, 2 * step, 8 * step);
+    const std::int64_t wide = avx512() ? (n > 2 * step ? step : n) : std::clamp((n / 4 + step - 1) / step * step, 2 * step, 8 * step);
     return {pieces_of(m, tb ? tiling().rows_transposed_b : tiling().rows), pieces_of(n, wide), false};
 }
 

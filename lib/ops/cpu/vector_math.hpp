@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 // Branch-free single-precision functions that the compiler vectorises. Every element goes through the same
 // operations wherever it lies in a vector, so results don't depend on position or length.
@@ -56,19 +57,24 @@ inline float lane_sum(std::int64_t n, Function f) {
     return partial[0];
 }
 
-template <typename Function>
-inline float lane_max(std::int64_t n, float start, Function f) {
-    float partial[lanes];
-    for (float& p : partial) p = start;
+/// Largest of n numbers, `start` where there is none.
+inline float lane_max(std::int64_t n, float start, const float* x) {
+    using Eight [[gnu::vector_size(32)]] = float;  // the compiler leaves a loop over an array of lanes scalar
+    Eight a = start - Eight{}, b = a;
     std::int64_t i = 0;
-    for (; i + lanes <= n; i += lanes)
-        for (int l = 0; l < lanes; ++l) {
-            const float v = f(i + l);
-            partial[l] = v > partial[l] ? v : partial[l];
-        }
-    for (int l = 0; i + l < n; ++l) partial[l] = f(i + l) > partial[l] ? f(i + l) : partial[l];
-    for (int l = 1; l < lanes; ++l) partial[0] = partial[l] > partial[0] ? partial[l] : partial[0];
-    return partial[0];
+    for (; i + lanes <= n; i += lanes) {
+        Eight low, high;
+        std::memcpy(&low, x + i, sizeof low);
+        std::memcpy(&high, x + i + lanes / 2, sizeof high);
+        a = low > a ? low : a;
+        b = high > b ? high : b;
+    }
+    a = b > a ? b : a;
+    float most = start;
+    for (; i < n; ++i) most = x[i] > most ? x[i] : most;
+    for (int width = lanes / 4; width > 0; width /= 2)
+        for (int l = 0; l < width; ++l) a[l] = a[l + width] > a[l] ? a[l + width] : a[l];
+    return a[0] > most ? a[0] : most;
 }
 
 }  // namespace atelier::ops::cpu
