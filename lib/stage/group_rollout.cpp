@@ -191,7 +191,7 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
 DeviceTurn GroupRollout::turn(std::int64_t group) {
     const Device device = context_.device();
     if (device == Device::cpu) return DeviceTurn(device);
-    return timeline_.measure("wait for the device", group, [&] { return DeviceTurn(device); });
+    return timeline_.measure("device wait", group, [&] { return DeviceTurn(device); });
 }
 
 GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt) {

@@ -8,14 +8,14 @@ export ATELIER_CUDA_BACKEND=$3
 
 # Pictures of 64 x 64, words of a judgement: the emulator counts every number.
 mkdir "$work/templates"
-for file in configs/mini-judge/{t2i-alignment,t2i-portrait,edit-instruction}.toml; do
+for file in configs/mini-judge/{t2i-*,edit-instruction}.toml; do
     sed 's/^reasoning_tokens = .*/reasoning_tokens = 3/' "$file" >"$work/templates/$(basename "$file")"
 done
 plan() {
     code 0 "$bin/atelier-plan" --config configs/mini-judge.toml --run "$work/$1" --set judge.directory=assets/mini/judge \
         --set judge.templates="$work/templates" --set judge.context=160 --set compute.device=cuda --set sampling.height=64 --set sampling.width=64 \
         --set sampling.output_resolution=64 --set sampling.steps=2 --set steps.count=1 --set sampling.guidance_scale=1 --set curate.enabled=false \
-        --set rollout.prompts_per_iteration=3 --set rollout.group_size=2 --set rollout.micro_batch=2 --set reward.min_spread=0 --set reward.gate=0 \
+        --set rollout.prompts_per_iteration=2 --set rollout.group_size=2 --set rollout.micro_batch=2 --set reward.min_spread=0 --set reward.gate=0 \
         "${@:2}"
 }
 rollout=t2i/iter-0001/rollout
@@ -26,8 +26,8 @@ planned() { says "device memory: the peak was .* 100 % of the plan"; }
 plan one
 draw 1 one
 planned
-grep -q "wait for the device" "$work/one/$rollout/timeline.json" || fail "the timeline does not say who waited for the device"
-for key in alignment portrait; do
+grep -q "device wait" "$work/one/$rollout/timeline.json" || fail "the timeline does not say who waited for the device"
+for key in alignment aesthetics; do
     h5dump -y -d "/shape-4x4/reward/$key/reason" "$work/one/$rollout/shard-00000.h5" | grep -q '"[a-z]' || fail "the judge said nothing about $key"
 done
 
@@ -52,9 +52,13 @@ planned
 [[ -n $(held one) ]] || fail "the plan has no judge on the device"
 [[ -z $(held host) ]] || fail "the plan has a judge on the device that is on the host"
 
-# Curation and an evaluation of several models, whose weights change while the judge is there.
-plan whole --set curate.enabled=true --set curate.group_size=2 --set curate.prompts=2 --set curate.range_min=0 --set evaluate.samples=1 \
+# A judge that the run trains, on CPUs; with it curation and an evaluation of several models, whose weights change while it is there.
+code 0 "$bin/atelier-world" --labels "$work/train.h5" --count 6 --seed 5
+code 0 "$bin/atelier-world" --labels "$work/heldout.h5" --count 2 --seed 6
+plan whole --set pipeline.judge=true --set judge.directory= --set reward_train.start=assets/mini/judge --set reward_train.labels="$work/train.h5" \
+    --set reward_train.heldout="$work/heldout.h5" --set reward_train.epochs=1 --set curate.enabled=true --set curate.group_size=2 --set curate.prompts=2 --set curate.range_min=0 --set evaluate.samples=1 \
     --set grpo.iterations=1 --set grpo.minibatches=1 --set rollout.prompts_per_iteration=1
+code 0 on 1 reward-train whole
 code 0 on 1 curate whole --task t2i
 planned
 code 0 on 1 rollout whole --policy t2i --iteration 1

@@ -230,7 +230,7 @@ TEST_F(NativeJudgeTest, OnADeviceAsOnTheCpuInAnyCompanyBesideOtherWork) {
     }
     for (std::size_t i = 0; i < alone.size(); ++i)
         for (const auto& [name, v] : expected[i]) {
-            EXPECT_NEAR(alone[i].at(name).score, v.score, 2e-5) << i << " " << name; std::printf("DIFF %g\n", alone[i].at(name).score - v.score);
+            EXPECT_NEAR(alone[i].at(name).score, v.score, 2.9e-6) << i << " " << name;  // as tests/oracle/data/parts/case-vlm-judge
             EXPECT_EQ(alone[i].at(name).present, v.present) << i << " " << name;
             EXPECT_EQ(alone[i].at(name).reason, v.reason) << i << " " << name;
         }
