@@ -48,7 +48,6 @@ same_shards one/$rollout short/$rollout
 held() { "$bin/atelier-plan" --run "$work/$1" --memory | sed -n '/^curate, rollout t2i/,/^$/p' | awk '$1 == "judge" {print $2}'; }
 plan host --set compute.judge=host
 draw 1 host
-planned
 [[ -n $(held one) ]] || fail "the plan has no judge on the device"
 [[ -z $(held host) ]] || fail "the plan has a judge on the device that is on the host"
 
@@ -64,5 +63,4 @@ planned
 code 0 on 1 rollout whole --policy t2i --iteration 1
 code 0 on 1 grpo whole --policy t2i --iteration 1
 code 0 on 1 evaluate whole --limit 1
-planned
 echo passed
