@@ -35,7 +35,7 @@ void check_answers(const NativeJudgeConfig& config, const std::map<std::string, 
 /// of a sample whose templates have the same system text, question and pictures; then all answers
 /// of all samples at hand are written token by token in one batch, samples coming and going. A
 /// sample's verdicts have the same bits in any company, at any number of ranks. On a device weights and buffers are there and a turn is a
-/// question's pass, or a token of all answers; tokens are chosen on the host, from logits that come in one copy a token.
+/// sample's questions, or a token of all answers; tokens are chosen on the host, from logits that come in one copy a token.
 ///
 /// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens (then it says so: `cut_mark`); the
 /// score is the expectation over the score tokens at the place that follows. An answer without
