@@ -110,7 +110,7 @@ judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesy
     n.temperature = c.config.number("judge.temperature");
     n.seed = c.seed();
     n.device = device;
-    n.precision = c.product_precision();
+    if (device != Device::cpu) n.precision = c.product_precision();
     return n;
 }
 
