@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/device.hpp"
+#include "core/device_turn.hpp"
 
 namespace atelier {
 
@@ -19,6 +20,7 @@ Arena Arena::measuring(std::string name) {
 }
 
 Arena::Arena(std::string name, const Bytes& bytes) : name_(std::move(name)) {
+    if (bytes.device > 0) check_device_turn();
     if (bytes.host > 0) {
         void* memory = mmap(nullptr, bytes.host, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes.host, name_,

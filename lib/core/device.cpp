@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/device_turn.hpp"
+
 namespace atelier {
 namespace {
 
@@ -20,9 +22,12 @@ void transfer(const Tensor& from, const Tensor& to) {
     ATELIER_CHECK(from.dtype() == to.dtype() && from.elements() == to.elements(), "{} of {} cannot be copied to {} of {}",
                   from.shape().str(), name_of(from.dtype()), to.shape().str(), name_of(to.dtype()));
     if (from.elements() == 0 || from.raw() == to.raw()) return;
-    if (from.device() == Device::cpu && to.device() == Device::cpu)
+    if (from.device() == Device::cpu && to.device() == Device::cpu) {
         std::memcpy(to.raw(), from.raw(), from.bytes());
-    else if (from.device() == Device::cpu)
+        return;
+    }
+    check_device_turn();
+    if (from.device() == Device::cpu)
         device_memory().to_device(to.raw(), from.raw(), from.bytes());
     else if (to.device() == Device::cpu)
         device_memory().to_host(to.raw(), from.raw(), from.bytes());
@@ -32,10 +37,12 @@ void transfer(const Tensor& from, const Tensor& to) {
 
 void clear(const Tensor& tensor) {
     if (tensor.elements() == 0) return;
-    if (tensor.device() == Device::cpu)
+    if (tensor.device() == Device::cpu) {
         std::memset(tensor.raw(), 0, tensor.bytes());
-    else
-        device_memory().zero(tensor.raw(), tensor.bytes());
+        return;
+    }
+    check_device_turn();
+    device_memory().zero(tensor.raw(), tensor.bytes());
 }
 
 Tensor there(Device device, const Tensor& tensor, const Tensor& room) {

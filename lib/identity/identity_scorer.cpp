@@ -49,7 +49,7 @@ class IdentityScorer final : public reward::Scorer {
     }
 
     bool retries_itself() const override { return inner_->retries_itself(); }
-    std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const override {
+    Bytes bytes(std::size_t workers, std::size_t picture_bytes) const override {
         return inner_->bytes(workers, picture_bytes) + embedder_->bytes(workers) + workers * picture_bytes;
     }
     void interrupt() const noexcept override { inner_->interrupt(); }

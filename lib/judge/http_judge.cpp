@@ -63,7 +63,7 @@ class HttpJudge final : public reward::Scorer {
     }
     reward::Verdicts score(const reward::Request& request, int) const override;
     bool retries_itself() const override { return true; }
-    std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const override {
+    Bytes bytes(std::size_t workers, std::size_t picture_bytes) const override {
         std::size_t most = 0;
         for (const auto& [kind, list] : templates_) most = std::max(most, list.size());
         // A picture in base64 is about as long as its RGBA; the data URL stands in the list, the

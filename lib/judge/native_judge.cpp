@@ -10,11 +10,14 @@
 #include <optional>
 #include <thread>
 
+#include "core/device_turn.hpp"
 #include "core/error.hpp"
 #include "core/philox.hpp"
 #include "core/signals.hpp"
 #include "judge/answer.hpp"
 #include "model/vlm/decoder.hpp"
+#include "ops/backend.hpp"
+#include "ops/rows.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -58,7 +61,10 @@ std::int64_t rubric_tokens(const QuestionMaker& model, const Template& t) {
 struct AnswerBuffers {
     std::optional<vlm::Session> session;
     std::optional<vlm::Decoder> decoder;
-    Tensor states, logits;  ///< [answers, hidden], [answers, vocabulary]
+    Tensor states;                ///< [answers, hidden]: a row for each answer, in the order of the lines
+    Tensor read_states, logits;   ///< [answers, hidden], [answers, vocabulary]: of those whose next token is chosen
+    Tensor read_rows;             ///< on a device: room for i32 [answers] there
+    Tensor host_logits;           ///< [answers, vocabulary] in host memory
 
     AnswerBuffers(const QuestionMaker& model, const NativeJudgeConfig& config, const TemplatesByKind& templates, Arena& arena) {
         const vlm::Config& c = model.vlm().config();
@@ -69,8 +75,14 @@ struct AnswerBuffers {
         session.emplace(model.vlm(), config.context, config.context * c.vision.merge * c.vision.merge, arena);
         // A prefix for each answer: no two dimensions need share one.
         decoder.emplace(model.vlm(), vlm::DecoderSize{config.answers, config.answers, config.context, own_tokens}, arena);
-        states = arena.take_f32({config.answers, c.text.hidden});
-        logits = arena.take_f32({config.answers, c.text.vocabulary});
+        const Device device = model.vlm().device();
+        states = arena.take_f32({config.answers, c.text.hidden}, device);
+        read_states = arena.take_f32({config.answers, c.text.hidden}, device);
+        logits = arena.take_f32({config.answers, c.text.vocabulary}, device);
+        host_logits = logits;
+        if (device == Device::cpu) return;
+        read_rows = arena.take(DType::i32, {config.answers}, device);
+        host_logits = arena.take_f32({config.answers, c.text.vocabulary});
     }
 };
 
@@ -94,9 +106,9 @@ std::size_t question_bytes(const TemplatesByKind& templates, std::size_t workers
 
 }  // namespace
 
-std::size_t native_judge_bytes(const QuestionMaker& model, const NativeJudgeConfig& config, const TemplatesByKind& templates,
-                               std::size_t workers, std::size_t picture_bytes) {
-    const std::size_t buffers = Workspace::measure([&](Arena& arena) { AnswerBuffers(model, config, templates, arena); }).host;
+Bytes native_judge_bytes(const QuestionMaker& model, const NativeJudgeConfig& config, const TemplatesByKind& templates, std::size_t workers,
+                         std::size_t picture_bytes) {
+    const Bytes buffers = Workspace::measure([&](Arena& arena) { AnswerBuffers(model, config, templates, arena); });
     return model.weight_bytes() + buffers + question_bytes(templates, workers, picture_bytes);
 }
 
@@ -109,7 +121,7 @@ void check_answers(const NativeJudgeConfig& config, const TemplatesByKind& templ
 class NativeJudge::Engine {
   public:
     Engine(const NativeJudgeConfig& config, TemplatesByKind templates)
-        : config_(config), model_(config.directory, config.adapter), templates_(std::move(templates)) {
+        : config_(config), model_(config.directory, config.adapter, config.device), templates_(std::move(templates)) {
         check_answers(config, templates_);
         for (const auto& [kind, list] : templates_)
             for (const Template& t : list) {
@@ -122,20 +134,23 @@ class NativeJudge::Engine {
         plan(arena_);
         for (int i = config_.answers; i > 0; --i) free_slots_.push_back(i - 1);
         prefix_users_.assign(static_cast<std::size_t>(config_.answers), 0);
+        if (config_.device != Device::cpu) shared_.emplace();
         const SignalsBlocked blocked;
         thread_ = std::thread([this] { work(); });
     }
-    ~Engine() {
+    /// Gives up what is in work. Before the end of its life, without a turn.
+    void end() {
         interrupt();
         thread_.join();
     }
+    Device device() const { return config_.device; }
     const std::vector<std::string>& dimensions(const std::string& kind) const {
         const auto found = dimensions_.find(kind);
         ATELIER_CHECK_USAGE(found != dimensions_.end(), "the judge has no templates for {}", kind);
         return found->second;
     }
-    std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const {
-        return model_.weight_bytes() + arena_.used() + question_bytes(templates_, workers, picture_bytes);
+    Bytes bytes(std::size_t workers, std::size_t picture_bytes) const {
+        return model_.weight_bytes() + arena_.bytes() + question_bytes(templates_, workers, picture_bytes);
     }
     void interrupt() noexcept {
         {
@@ -182,7 +197,7 @@ class NativeJudge::Engine {
         bool is_cut = false;              ///< by the template's budget
         std::size_t gap = 0;              ///< tokens of the gap that went
         std::string reason;
-        std::vector<float> state;
+        std::optional<std::int32_t> next;  ///< the token that was chosen and is not in the answer's state yet
         bool needs_logits() const {
             if (!forced.empty()) return false;
             const ScoreTokens& t = asked->tokens;
@@ -192,7 +207,10 @@ class NativeJudge::Engine {
 
     void work();
     void admit(std::unique_ptr<Job> job);
+    /// Puts the chosen tokens after their answers, and brings the logits that the next are chosen by.
     void advance();
+    /// Chooses them; answers that are complete go.
+    void choose();
     /// The token that goes next, or nothing: the answer is complete.
     std::optional<std::int32_t> next_token(Line& line, std::span<const float> logits);
     void finish(Line& line, const reward::Verdict* verdict, const std::string& failure);
@@ -207,7 +225,7 @@ class NativeJudge::Engine {
     Arena arena_ = Arena::measuring("judge");
     std::optional<AnswerBuffers> buffers_;
     // The thread's own.
-    std::list<Line> lines_;
+    std::list<Line> lines_;  ///< those that are new last
     std::vector<std::unique_ptr<Job>> jobs_;
     std::vector<int> free_slots_;
     std::vector<int> prefix_users_;  ///< answers that use each prefix
@@ -216,6 +234,7 @@ class NativeJudge::Engine {
     std::condition_variable wake_;
     std::deque<std::unique_ptr<Job>> waiting_;
     bool interrupted_ = false;
+    std::optional<SharedDevice> shared_;
     std::thread thread_;
 };
 
@@ -278,6 +297,7 @@ void NativeJudge::Engine::work() {
         try {
             for (auto& job : coming) admit(std::move(job));
             advance();
+            choose();
         } catch (const std::exception& e) {
             fail_all(e.what());
         }
@@ -286,6 +306,7 @@ void NativeJudge::Engine::work() {
 }
 
 void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
+    const DeviceTurn turn(config_.device);
     jobs_.push_back(std::move(owned));
     Job& job = *jobs_.back();
     for (Shared& s : job.shared) {
@@ -309,8 +330,8 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
             free_slots_.pop_back();
             ++prefix_users_[static_cast<std::size_t>(prefix)];
             buffers_->decoder->set_sequence(line.slot, prefix, *buffers_->session);
-            const Tensor last = states.slice(states.size(0) - 1, states.size(0));
-            line.state.assign(last.f32(), last.f32() + last.elements());
+            const auto row = static_cast<std::int64_t>(lines_.size());
+            transfer(states.slice(states.size(0) - 1, states.size(0)), buffers_->states.slice(row, row + 1));
             lines_.push_back(std::move(line));
         }
     }
@@ -318,34 +339,41 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
 }
 
 void NativeJudge::Engine::advance() {
-    const std::int64_t hidden = buffers_->states.size(1), vocabulary = buffers_->logits.size(1);
-    std::int64_t rows = 0;
-    for (const Line& line : lines_)
-        if (line.needs_logits())
-            std::copy(line.state.begin(), line.state.end(), buffers_->states.f32() + rows++ * hidden);
-    if (rows > 0)
-        buffers_->decoder->logits(model_.weights(), buffers_->states.slice(0, rows), buffers_->logits.slice(0, rows));
+    const DeviceTurn turn(config_.device);
+    const DeviceScope scope(config_.device);
     std::vector<int> slots;
-    std::vector<std::int32_t> ids;
+    std::vector<std::int32_t> ids, read;
+    std::int32_t row = 0;
+    for (const Line& line : lines_) {
+        if (line.next) {
+            slots.push_back(line.slot);
+            ids.push_back(*line.next);
+        }
+        if (line.needs_logits()) read.push_back(row);
+        ++row;
+    }
+    if (!slots.empty()) {
+        const Tensor states = buffers_->decoder->step(model_.weights(), slots, ids);
+        transfer(states, buffers_->states.slice(0, states.size(0)));
+    }
+    const auto n = static_cast<std::int64_t>(read.size());
+    if (n == 0) return;
+    const Tensor rows = bring(config_.device, Tensor::of(read.data(), {n}), buffers_->read_rows);
+    const Tensor states = buffers_->read_states.slice(0, n), logits = buffers_->logits.slice(0, n);
+    ops::gather_rows(n, states.size(1), rows.as<std::int32_t>(), buffers_->states.f32(), nullptr, states.f32());
+    buffers_->decoder->logits(model_.weights(), states, logits);
+    transfer(logits, buffers_->host_logits.slice(0, n));
+}
+
+void NativeJudge::Engine::choose() {
+    const std::int64_t vocabulary = buffers_->host_logits.size(1);
     std::int64_t row = 0;
     for (auto line = lines_.begin(); line != lines_.end();) {
         std::span<const float> logits;
         if (line->needs_logits())
-            logits = {buffers_->logits.f32() + row++ * vocabulary, static_cast<std::size_t>(vocabulary)};
-        if (const auto id = next_token(*line, logits)) {
-            slots.push_back(line->slot);
-            ids.push_back(*id);
-            ++line;
-        } else {
-            line = lines_.erase(line);
-        }
-    }
-    if (slots.empty()) return;
-    const Tensor states = buffers_->decoder->step(model_.weights(), slots, ids);
-    row = 0;
-    for (Line& line : lines_) {
-        line.state.assign(states.f32() + row * hidden, states.f32() + (row + 1) * hidden);
-        ++row;
+            logits = {buffers_->host_logits.f32() + row++ * vocabulary, static_cast<std::size_t>(vocabulary)};
+        line->next = next_token(*line, logits);
+        line = line->next ? std::next(line) : lines_.erase(line);
     }
 }
 
@@ -446,9 +474,16 @@ void NativeJudge::Engine::fail_all(const std::string& why) {
 }
 
 NativeJudge::NativeJudge(const NativeJudgeConfig& config,
-                         std::map<std::string, std::vector<Template>> templates)
-    : engine_(std::make_unique<Engine>(config, std::move(templates))) {}
-NativeJudge::~NativeJudge() = default;
+                         std::map<std::string, std::vector<Template>> templates) {
+    const DeviceTurn turn(config.device);
+    if (config.device != Device::cpu) ops::load_backend().set_product_precision(config.precision);
+    engine_ = std::make_unique<Engine>(config, std::move(templates));
+}
+NativeJudge::~NativeJudge() {
+    engine_->end();
+    const DeviceTurn turn(engine_->device());
+    engine_.reset();
+}
 const std::vector<std::string>& NativeJudge::dimensions(const std::string& kind) const {
     return engine_->dimensions(kind);
 }
@@ -456,7 +491,7 @@ reward::Verdicts NativeJudge::score(const reward::Request& request, int attempt)
     return engine_->judge(request, attempt);
 }
 void NativeJudge::interrupt() const noexcept { engine_->interrupt(); }
-std::size_t NativeJudge::bytes(std::size_t workers, std::size_t picture_bytes) const {
+Bytes NativeJudge::bytes(std::size_t workers, std::size_t picture_bytes) const {
     return engine_->bytes(workers, picture_bytes);
 }
 

@@ -34,9 +34,9 @@ struct ScoreTokens {
 /// A judge without its weights: questions in its tokens, and the sizes that it is made of.
 class QuestionMaker {
   public:
-    /// Of a transformers directory (config.json, tokenizer.json, preprocessor_config.json or processor_config.json). Throws
-    /// Error(input) naming the file and what is wrong with it.
-    explicit QuestionMaker(const std::filesystem::path& directory);
+    /// Of a transformers directory (config.json, tokenizer.json, preprocessor_config.json or processor_config.json). `device`: where the
+    /// model runs. Throws Error(input) naming the file and what is wrong with it.
+    explicit QuestionMaker(const std::filesystem::path& directory, Device device = Device::cpu);
 
     /// Tokens of a conversation in Qwen's chat template, pictures over white through the processor. `seen`: what another question has of
     /// the same pictures; they are not prepared again, and this question's own `vision` stays empty.
@@ -48,8 +48,8 @@ class QuestionMaker {
     const vlm::Vlm& vlm() const { return *vlm_; }
     const model::Tokenizer& tokenizer() const { return tokenizer_; }
     std::int32_t end_of_turn() const { return end_of_turn_; }
-    /// Of the weights, in fp32.
-    std::size_t weight_bytes() const;
+    /// Of the weights, in fp32, and on a device of the rounded copy beside them.
+    Bytes weight_bytes() const;
     const std::filesystem::path& directory() const { return directory_; }
 
   private:

@@ -56,6 +56,10 @@ Tensor ParameterStore::at(const std::string& name) const {
     return (*this)[index];
 }
 
+Bytes rounded_copy_bytes(const ParameterTable& table, Device device) {
+    return device == Device::cpu ? Bytes() : Bytes(0, static_cast<std::size_t>(table.flat_size()) * sizeof(std::uint16_t));
+}
+
 void initialise(const ParameterStore& store, std::uint64_t seed) {
     for (int i = 0; i < store.table().size(); ++i) {
         const ParameterSpec& spec = store.table().spec(i);

@@ -111,6 +111,9 @@ class ParameterStore {
     const LoraStore* lora_ = nullptr;
 };
 
+/// Bytes of the rounded copy of a table's weights that products take on a device (ops/backend.hpp).
+Bytes rounded_copy_bytes(const ParameterTable& table, Device device);
+
 /// Philox-keyed values by each row's Init (norm weights 1, biases 0, matrices normal / sqrt(fan in)).
 void initialise(const ParameterStore& store, std::uint64_t seed);
 

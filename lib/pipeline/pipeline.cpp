@@ -33,11 +33,6 @@ fs::path component_of(const fs::path& model, const fs::path& transformer) {
     return holds_adapter(transformer) ? model / "transformer" : transformer;
 }
 
-/// Of the rounded copy of weights that products take on a device (ops/backend.hpp).
-Bytes copy_bytes(Device device, const nn::ParameterTable& table) {
-    return device == Device::cpu ? Bytes() : Bytes(0, static_cast<std::size_t>(table.flat_size()) * sizeof(std::uint16_t));
-}
-
 nlohmann::json read_index(const fs::path& directory) {
     ATELIER_CHECK_INPUT(fs::is_directory(directory), "{} is not a directory: a diffusers model directory was expected",
                         directory.string());
@@ -140,8 +135,8 @@ void Pipeline::forget_copies() {
 
 Bytes Pipeline::weight_bytes() const {
     Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes());
-    if (!streamed_) bytes += copy_bytes(vlm_->device(), vlm_->table());
-    if (!sharded_) bytes += copy_bytes(dit_->device(), dit_->table());
+    if (!streamed_) bytes += nn::rounded_copy_bytes(vlm_->table(), vlm_->device());
+    if (!sharded_) bytes += nn::rounded_copy_bytes(dit_->table(), dit_->device());
     return bytes;
 }
 
@@ -152,7 +147,7 @@ Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bo
         if (streams) nn::StreamedWeights(nn::Partition(text_encoder.table(), 1), weights.flat(), text_encoder.encoding_blocks(), arena);
         nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
     });
-    return streams ? bytes : bytes + copy_bytes(text_encoder.device(), text_encoder.table());
+    return streams ? bytes : bytes + nn::rounded_copy_bytes(text_encoder.table(), text_encoder.device());
 }
 
 Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit_weights_->flat(); }

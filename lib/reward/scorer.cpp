@@ -61,7 +61,7 @@ class FaultyScorer final : public Scorer {
                            request.sample_id);
         return inner_->score(request, attempt);
     }
-    std::size_t bytes(std::size_t workers, std::size_t picture_bytes) const override {
+    Bytes bytes(std::size_t workers, std::size_t picture_bytes) const override {
         return inner_->bytes(workers, picture_bytes);
     }
     void interrupt() const noexcept override { inner_->interrupt(); }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/bytes.hpp"
 #include "core/philox.hpp"
 #include "io/image/image.hpp"
 
@@ -45,8 +46,8 @@ class Scorer {
     virtual bool retries_itself() const { return false; }
     /// Memory that it holds while `workers` samples are scored at once, each picture of
     /// `picture_bytes` (RGBA).
-    virtual std::size_t bytes(std::size_t /*workers*/, std::size_t /*picture_bytes*/) const {
-        return 0;
+    virtual Bytes bytes(std::size_t /*workers*/, std::size_t /*picture_bytes*/) const {
+        return {};
     }
     /// Makes calls of score() that wait for something fail soon, now and from now on.
     virtual void interrupt() const noexcept {}

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/device_turn.hpp"
 #include "core/progress.hpp"
 #include "core/signals.hpp"
 #include "flow/step_choice.hpp"
@@ -164,6 +165,7 @@ std::shared_ptr<const pipeline::ReferenceInputs> prepare_references(const pipeli
 EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Prompt& prompt,
                         bool with_negative) {
     const auto references = prepare_references(model, c, prompt);
+    const DeviceTurn turn(c.device());
     EncodedPair pair;
     pair.conditional = model.encode(prompt.text, references);
     if (with_negative)

@@ -96,6 +96,8 @@ struct Context {
     nn::LoraConfig lora(const std::string& keys = "lora.") const;
     /// Where the models run ([compute] device).
     Device device() const { return config.text("compute.device") == "cuda" ? Device::cuda : Device::cpu; }
+    /// Where the engine's own judge runs ([compute] judge).
+    Device judge_device() const { return config.text("compute.judge") == "host" ? Device::cpu : device(); }
     /// Whether AdamW's memory stays in host memory while the model is on a device ([compute] optimizer).
     bool keeps_state_on_host() const { return config.text("compute.optimizer") == "host"; }
     /// Of the transformer's products. Throws Error(usage) where policies would be stored in more digits than they compute with (on CPUs: a

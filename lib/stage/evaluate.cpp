@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/device_turn.hpp"
 #include "core/progress.hpp"
 #include "io/file_io.hpp"
 #include "stage/evaluation_report.hpp"
@@ -113,8 +114,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
         total += static_cast<std::int64_t>(evaluation_shard_count(task) * candidates.size());
     }
-    Scoring scoring(c);
+    // One model at a time in memory; what is on the device outlives the judge's work there.
+    std::optional<pipeline::Pipeline> model;
     Workspace workspace("sampling");
+    Scoring scoring(c);
     Progress progress("evaluate", "shards", total, !c.world->is_root());
     std::int64_t done = 0;
     std::optional<EvaluationShard> scored;  // while the next is drawn
@@ -125,12 +128,15 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     for (std::size_t i = 0; i < candidates.size(); ++i) {
         const Candidate& candidate = candidates[i];
         const std::string& model_hash = hashes[i];
-        pipeline::Pipeline model(c.model(), candidate.transformer, c.placement());  // one at a time in memory
-        if (i == 0)
-            reserve(c, model, candidates, tasks, scoring, memory, workspace);
+        {
+            const DeviceTurn turn(c.device());
+            model.reset();
+            model.emplace(c.model(), candidate.transformer, c.placement());
+            if (i == 0) reserve(c, *model, candidates, tasks, scoring, memory, workspace);
+        }
         for (const auto& [name, task] : tasks) {
             c.policy = name;
-            const rl::SamplingSpec spec = c.sampling(model);
+            const rl::SamplingSpec spec = c.sampling(*model);
             const auto shards = evaluation_shards(c, candidate.name, name);
             if (c.world->is_root()) {
                 std::filesystem::create_directories(shards);
@@ -151,7 +157,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 if (unit < count &&
                     !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
                     auto drawn = timeline.measure("sampling", done, [&, &task = task] {
-                        return draw_evaluation_shard(c, model, spec, candidate, model_hash, task, unit, shards, scoring, workspace);
+                        return draw_evaluation_shard(c, *model, spec, candidate, model_hash, task, unit, shards, scoring, workspace);
                     });
                     publish_last();
                     scored = std::move(drawn);
@@ -162,6 +168,10 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         }
     }
     publish_last();
+    {
+        const DeviceTurn turn(c.device());
+        model.reset();
+    }
     timeline.publish(*c.world, directory);
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/device_turn.hpp"
 #include "flow/noise.hpp"
 #include "io/publish.hpp"
 #include "pipeline/generate.hpp"
@@ -69,6 +70,7 @@ void draw(pipeline::Pipeline& model, const Context& c, bool guided, const Evalua
             s.status.push_back(static_cast<std::uint8_t>(io::SampleStatus::complete));
         }
     }
+    const DeviceTurn turn(c.device());
     pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents, workspace);
 }
 

@@ -110,6 +110,7 @@ void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {
     s.picture_width = s.width * model::pixels_per_latent;
     std::vector<float> pixels(
         static_cast<std::size_t>(n * s.picture_height * s.picture_width * planes));
+    const DeviceTurn turn(model.vae().device());
     model.codec().decode(Tensor::of(s.latents.data(), {n, s.tokens(), s.channels}), s.height,
                          s.width,
                          Tensor::of(pixels.data(), {n, s.picture_height, s.picture_width, planes}));
@@ -164,6 +165,7 @@ rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, const rl::SamplingS
 }
 
 void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memory) {
+    const DeviceTurn turn(context_.device());
     const ModelOutline outline =
         memory.add_model(context_, model_, my_prompts(context_, prompts), spec_.uses_guidance(), spec_.members);
     workspace_.reserve(hold_rollout(memory.plan, outline, spec_, states_ == States::kept,
@@ -175,7 +177,10 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
     const auto group = static_cast<std::int64_t>(unit);
     Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, prompt); });
     io::TrajectorySamples& samples = pending.shard.shapes[0];
-    timeline_.measure("decode", group, [&] { decode_pictures(model_, samples); });
+    timeline_.measure("decode", group, [&] {
+        const DeviceTurn mine = turn(group);
+        decode_pictures(model_, samples);
+    });
     const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
     pending.outcomes =
         timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
@@ -183,7 +188,14 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& promp
     return pending;
 }
 
+DeviceTurn GroupRollout::turn(std::int64_t group) {
+    const Device device = context_.device();
+    if (device == Device::cpu) return DeviceTurn(device);
+    return timeline_.measure("device wait", group, [&] { return DeviceTurn(device); });
+}
+
 GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt) {
+    const DeviceTurn mine = turn(static_cast<std::int64_t>(unit));
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     const rl::SamplingSpec spec = spec_of(prompt);
     rl::GroupPolicy group =

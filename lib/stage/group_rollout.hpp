@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device_turn.hpp"
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
 #include "stage/stage_memory.hpp"
@@ -59,6 +60,8 @@ class GroupRollout {
     /// Samples a group, decodes it and hands it over to be scored.
     Pending sample(std::size_t unit, const Prompt& prompt);
     Pending draw(std::size_t unit, const Prompt& prompt);
+    /// The turn of a group on the device; how long it was waited for is in the timeline.
+    DeviceTurn turn(std::int64_t group);
     /// Waits for a group's scores and writes its shard.
     void publish(Pending group, const std::map<std::string, CategoryWeights>& weights);
     void write(Pending group, const std::map<std::string, CategoryWeights>& weights);

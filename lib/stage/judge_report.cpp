@@ -109,7 +109,7 @@ Json agreement(const Context& c, const Group& group) {
 
 }  // namespace
 
-std::size_t judging_bytes(const Context& c, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout) {
+Bytes judging_bytes(const Context& c, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout) {
     std::size_t picture = 0, request = 0;  // of the largest
     for (const judge::LabelledSample& s : heldout) {
         const auto rgba = [](const judge::LabelledPicture& p) { return 4 * static_cast<std::size_t>(p.height()) * static_cast<std::size_t>(p.width()); };
@@ -120,7 +120,7 @@ std::size_t judging_bytes(const Context& c, const judge::QuestionMaker& model, c
     }
     const reward::PoolConfig pool = pool_config(c.config);
     const auto workers = static_cast<std::size_t>(pool.workers), waiting = static_cast<std::size_t>(pool.queue) + workers;
-    return judge::native_judge_bytes(model, native_judge_config(c, {}), asked_templates(c, heldout), workers, picture) + waiting * request;
+    return judge::native_judge_bytes(model, native_judge_config(c, {}, Device::cpu), asked_templates(c, heldout), workers, picture) + waiting * request;
 }
 
 HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& directory, const std::filesystem::path& adapter,
@@ -129,7 +129,7 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
     std::vector<double> scores(heldout.size());  // in the order of `heldout`
     Json said = Json::array();
     {
-        const judge::NativeJudge judge(native_judge_config(c, directory, adapter), asked_templates(c, heldout));
+        const judge::NativeJudge judge(native_judge_config(c, directory, Device::cpu, adapter), asked_templates(c, heldout));
         reward::Pool pool(judge, pool_config(c.config));
         std::vector<std::pair<std::size_t, std::future<reward::Outcome>>> outcomes;
         for (std::size_t i = 0; i < pictures.size(); ++i)

@@ -28,7 +28,7 @@ HeldoutReport judge_heldout(const Context& context, const std::filesystem::path&
                             const std::vector<judge::LabelledSample>& heldout);
 
 /// Bytes that judging takes beside the labels themselves.
-std::size_t judging_bytes(const Context& context, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout);
+Bytes judging_bytes(const Context& context, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout);
 
 /// The same as text, one line a dimension and category.
 std::string judge_table(const nlohmann::json& report);

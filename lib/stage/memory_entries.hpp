@@ -51,7 +51,7 @@ void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decode
 /// What scoring takes of a rank that samples.
 struct ScoringMemory {
     std::size_t in_work = 1;     ///< samples at once at most
-    std::size_t judge = 0;       ///< bytes of what scores; 0: it is on other ranks
+    Bytes judge;                 ///< of what scores; none: it is on other ranks
     bool sends_sources = false;  ///< each picture is sent with its prompt's own; on threads of this rank they share those
 };
 

@@ -204,7 +204,7 @@ class Planner {
                                 100 * count(lora_->table()) / count(files_.dit.table()));
         text += fmt::format("\n{} rank{}, compute.zero = {}, compute.device = {}, numbers in fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_,
                             c_.config.text("compute.device"));
-        if (judges_here() && judge_bytes() == 0) text += "the judge's own memory is not in these figures: it is yet to be trained, from a start that is not named\n";
+        if (judges_here() && judge_bytes() == Bytes()) text += "the judge's own memory is not in these figures: it is yet to be trained, from a start that is not named\n";
         return text;
     }
 
@@ -213,15 +213,16 @@ class Planner {
     /// Of a rank that samples.
     ScoringMemory scoring() const {
         const bool elsewhere = c_.config.integer("reward.ranks") > 0;
-        return {static_cast<std::size_t>(samples_in_work(c_.config, q_.ranks)), elsewhere ? 0 : judge_bytes(), elsewhere};
+        return {static_cast<std::size_t>(samples_in_work(c_.config, q_.ranks)), elsewhere ? Bytes() : judge_bytes(), elsewhere};
     }
     bool judges_here() const { return c_.config.text("reward.scorer") == "judge"; }
-    /// Of the engine's own judge: the configured one, or the one that it is trained from; 0: none, or unknown.
-    std::size_t judge_bytes() const {
+    /// Of the engine's own judge: the configured one, or the one that it is trained from; none: there is none, or it is unknown.
+    Bytes judge_bytes() const {
         const std::string& directory = c_.config.text(c_.config.text("judge.directory").empty() ? "reward_train.start" : "judge.directory");
-        if (!judges_here() || directory.empty()) return 0;
+        if (!judges_here() || directory.empty()) return {};
         if (!judge_bytes_)
-            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory), native_judge_config(c_, directory), judge_templates(c_.config),
+            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory, c_.judge_device()),
+                                                     native_judge_config(c_, directory, c_.judge_device()), judge_templates(c_.config),
                                                      static_cast<std::size_t>(c_.config.integer("reward.workers")), largest_picture_bytes(c_.config));
         return *judge_bytes_;
     }
@@ -321,7 +322,7 @@ class Planner {
     std::map<std::string, TaskOutline> training_, heldout_;
     TaskOutline all_training_, all_heldout_;
     mutable std::map<std::string, Bytes> codec_;
-    mutable std::optional<std::size_t> judge_bytes_;
+    mutable std::optional<Bytes> judge_bytes_;
 };
 
 using StagePlan = std::function<MemoryPlan(int micro_batch, bool recomputes)>;
@@ -409,8 +410,8 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, states, together, true, c.device(), q.device_memory);
     text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, c.device(), q.device_memory);
     if (c.config.integer("reward.ranks") > 0)
-        text += table("a judge of curate, rollout, evaluate", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false, Device::cpu,
-                      q.device_memory);
+        text += table("a judge of curate, rollout, evaluate", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false,
+                      c.config.text("reward.scorer") == "judge" ? c.judge_device() : Device::cpu, q.device_memory);
     return text;
 }
 

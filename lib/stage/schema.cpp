@@ -617,6 +617,11 @@ const std::vector<config::Key>& schema() {
                         "prompt is encoded",
              .choices = {"device", "host"},
              .changes_results = false},
+            {.name = "compute.judge",
+             .fallback = Text("device"),
+             .meaning = "where the engine's own judge runs (reward.scorer = \"judge\"): on the models' device, in turn with what is drawn there, or "
+                        "on the host's cores beside it, in fp32",
+             .choices = {"device", "host"}},
             {.name = "compute.optimizer",
              .fallback = Text("device"),
              .meaning = "where AdamW's memory is: on the model's device, or in host memory and brought piece by piece (the same bits)",

@@ -67,7 +67,7 @@ std::vector<const char*> weights_in(const std::filesystem::path& directory) {
 
 std::unique_ptr<reward::Scorer> make_native_judge(const Context& c) {
     if (c.config.text("judge.directory").empty()) require_complete(*c.world, c.run.judge(), "run atelier-reward-train first");
-    return std::make_unique<judge::NativeJudge>(native_judge_config(c, judge_directory(c)), judge_templates(c.config));
+    return std::make_unique<judge::NativeJudge>(native_judge_config(c, judge_directory(c), c.judge_device()), judge_templates(c.config));
 }
 
 std::unique_ptr<reward::Scorer> make_named(const Context& c) {
@@ -101,7 +101,7 @@ std::unique_ptr<reward::Scorer> with_identity(const config::Config& config,
 
 }  // namespace
 
-judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesystem::path& directory, const std::filesystem::path& adapter) {
+judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesystem::path& directory, Device device, const std::filesystem::path& adapter) {
     judge::NativeJudgeConfig n;
     n.directory = directory;
     n.adapter = adapter;
@@ -109,6 +109,8 @@ judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesy
     n.context = c.config.integer("judge.context");
     n.temperature = c.config.number("judge.temperature");
     n.seed = c.seed();
+    n.device = device;
+    if (device != Device::cpu) n.precision = c.product_precision();
     return n;
 }
 
@@ -187,7 +189,7 @@ void check_scorer_files(const Context& c) {
     const fs::path directory = judge_directory(c);
     const judge::QuestionMaker maker(directory);
     ATELIER_CHECK_INPUT(!weights_in(directory).empty(), "{} holds no weights: neither model.safetensors nor its index", directory.string());
-    const judge::NativeJudgeConfig config = native_judge_config(c, directory);
+    const judge::NativeJudgeConfig config = native_judge_config(c, directory, Device::cpu);
     const io::Image picture(static_cast<int>(c.config.integer("sampling.width")), static_cast<int>(c.config.integer("sampling.height")), 3);
     const auto templates = judge_templates(c.config);
     judge::check_answers(config, templates);

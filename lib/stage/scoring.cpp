@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/device_turn.hpp"
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
 #include "reward/judge_ranks.hpp"
@@ -14,6 +15,9 @@
 namespace atelier::stage {
 
 namespace {
+
+/// Who waits for a judge must leave it the device.
+void check_no_turn() { ATELIER_CHECK(!DeviceTurn::is_mine(), "verdicts are waited for in a turn of the device"); }
 
 /// One row more; a score that is absent is no number.
 void append(const std::string& name, const reward::Verdict& verdict, double seconds,
@@ -45,7 +49,7 @@ Scoring::Scoring(const Context& c) : context_(c), truth_(make_truth(c.config)), 
 }
 
 ScoringMemory Scoring::memory(std::size_t picture_bytes) const {
-    if (!scorer_) return {capacity(), 0, true};
+    if (!scorer_) return {capacity(), {}, true};
     const auto workers = static_cast<std::size_t>(context_.config.integer("reward.workers"));
     return {capacity(), scorer_->bytes(workers, picture_bytes), false};
 }
@@ -56,6 +60,7 @@ const std::vector<std::string>& Scoring::dimensions(const std::string& kind) con
 
 std::vector<std::future<reward::Outcome>> Scoring::submit(
     const std::vector<const Prompt*>& prompts, const io::TrajectorySamples& s) {
+    check_no_turn();
     std::vector<std::future<reward::Outcome>> futures;
     std::shared_ptr<const std::vector<io::Image>> sources;
     const auto n = static_cast<std::size_t>(s.samples()), bytes = s.picture.size() / n;
@@ -102,6 +107,7 @@ void Scoring::add_truth(const std::vector<const Prompt*>& prompts,
 
 int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::TrajectorySamples& s,
                    Timeline* timeline, std::int64_t group) {
+    check_no_turn();
     int absent = 0;
     for (std::size_t m = 0; m < outcomes.size(); ++m) {
         const reward::Outcome outcome = outcomes[m].get();

@@ -1,6 +1,7 @@
 #include "stage/stage_memory.hpp"
 
 #include "core/device.hpp"
+#include "core/device_turn.hpp"
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
 #include "stage/picture_sizes.hpp"
@@ -43,7 +44,8 @@ void StageMemory::compare(const Context& c, const std::string& whose) const {
     const auto peak = static_cast<double>(peak_resident_bytes());
     log_line(fmt::format("{}memory: the peak was {:.1f} MiB, {:.0f} % of the plan", whose,
                          peak / (1 << 20), 100 * peak / static_cast<double>(plan.total().host)));
-    if (c.device() == Device::cpu) return;
+    if (plan.total().device == 0) return;
+    const DeviceTurn turn(Device::cuda);  // a judge may be at work there
     const auto taken = static_cast<double>(device_memory().peak_bytes());
     log_line(fmt::format("{}device memory: the peak was {:.1f} MiB, {:.0f} % of the plan", whose, taken / (1 << 20),
                          100 * taken / static_cast<double>(plan.total().device)));
@@ -51,8 +53,10 @@ void StageMemory::compare(const Context& c, const std::string& whose) const {
 
 void StageMemory::finish(const Context& c, io::Manifest& manifest) const {
     manifest.planned_bytes = plan.total().host;
-    if (c.device() != Device::cpu)
+    if (plan.total().device > 0) {
+        const DeviceTurn turn(Device::cuda);
         manifest.facts["device_memory"] = {{"planned", plan.total().device}, {"peak", device_memory().peak_bytes()}};
+    }
     compare(c);
 }
 

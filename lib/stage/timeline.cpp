@@ -108,7 +108,7 @@ struct Paint {
 };
 // The first of these are the rank's own, the last its judges'; what else a file names is drawn in the last's colour.
 constexpr Paint paints[] = {{"sampling", 66, 113, 174}, {"decode", 117, 172, 217},  {"hand over", 160, 120, 180},
-                            {"gather", 214, 96, 77},    {"publish", 120, 120, 120}, {"judging", 92, 160, 88}};
+                            {"gather", 214, 96, 77},    {"publish", 120, 120, 120}, {"device wait", 240, 190, 90}, {"judging", 92, 160, 88}};
 
 const Paint& paint_of(const std::string& what) {
     for (const Paint& p : paints)

@@ -13,7 +13,7 @@ namespace atelier::stage {
 
 /// What a rank, or one of its scoring threads, was busy with.
 struct Span {
-    std::string what;              ///< sampling, decode, hand over, gather, publish; judging
+    std::string what;              ///< sampling, decode, device wait, hand over, gather, publish; judging
     int rank = 0;                  ///< of the job
     int worker = -1;               ///< scoring thread from 0; -1: the rank itself
     double begin = 0, seconds = 0;  ///< begin in seconds since 1970

@@ -23,7 +23,7 @@ fill_bundle() {
     cp "$here/run.sh" "$here/stages.sh" "$here/diffusers_baseline.py" "$bundle/"
     mkdir -p "$bundle/assets/mini"
     cp -r "$source/configs" "$bundle/"
-    cp -r "$source"/assets/mini/{base,prompts} "$bundle/assets/mini/"
+    cp -r "$source"/assets/mini/{base,judge,prompts} "$bundle/assets/mini/"
     mkdir -p "$bundle/oracle"
     cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
     mkdir -p "$bundle/oracle/parts"

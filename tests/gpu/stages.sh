@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The stages on a device, from a bundle (run.sh): the miniature's rollout replayed bit for bit, an update with AdamW's memory on either
-# side and, killed in the middle, once more, to the same policy; the distillation; an evaluation.
+# side and, killed in the middle, once more, to the same policy; the distillation; an evaluation; the miniature's judge beside the sampling,
+# on the same device in turn, with the same verdicts in any company.
 #   stages.sh BUNDLE device|emulate        ATELIER_CUDA_BACKEND: the backend; LOADER: words before each program
 set -euo pipefail
 cd "$1"
@@ -51,3 +52,15 @@ iteration grpo one edit
 for task in t2i edit; do atelier teacher-dump --run "$work/one" --task $task --round 1; done
 atelier distill --run "$work/one" --round 1
 atelier evaluate --run "$work/one" --limit 2
+
+mkdir "$work/templates"
+for file in configs/mini-judge/*.toml; do
+    if [[ $mode == device ]]; then cp "$file" "$work/templates/"; else sed 's/^reasoning_tokens = .*/reasoning_tokens = 3/' "$file" >"$work/templates/$(basename "$file")"; fi
+done
+for workers in 16 1; do
+    plan judged-$workers --set reward.scorer=judge --set judge.directory=assets/mini/judge --set judge.templates="$work/templates" --set judge.answers=48 \
+        --set judge.context=160 --set reward.workers=$workers
+    iteration rollout judged-$workers
+    atelier inspect --export "$work/verdicts-$workers" "$work/judged-$workers/t2i/iter-0001/rollout"
+done
+cmp "$work"/verdicts-{16,1}/samples.jsonl || fail "verdicts depend on what is judged beside them"

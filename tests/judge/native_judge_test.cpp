@@ -7,11 +7,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <future>
+#include <thread>
 
+#include "../ops/test_device.hpp"
+#include "core/device_turn.hpp"
 #include "core/error.hpp"
 #include "core/philox.hpp"
 #include "judge/answer.hpp"
+#include "ops/repeated.hpp"
 #include "reward/pool.hpp"
 
 namespace atelier::judge {
@@ -93,7 +98,12 @@ TEST_F(NativeJudgeTest, ItsMemoryIsKnownFromTheFilesWithoutTheWeights) {
     const std::map<std::string, std::vector<Template>> asked{{"t2i", templates({"alignment", "portrait"})}};
     const NativeJudge judge(config(8), asked);
     EXPECT_EQ(native_judge_bytes(QuestionMaker(folder_), config(8), asked, 3, 128 * 128 * 4), judge.bytes(3, 128 * 128 * 4));
-    EXPECT_LT(native_judge_bytes(QuestionMaker(folder_), config(4), asked, 3, 128 * 128 * 4), judge.bytes(3, 128 * 128 * 4));
+    EXPECT_LT(native_judge_bytes(QuestionMaker(folder_), config(4), asked, 3, 128 * 128 * 4).host, judge.bytes(3, 128 * 128 * 4).host);
+    EXPECT_EQ(judge.bytes(3, 128 * 128 * 4).device, 0u);
+    NativeJudgeConfig there = config(8);
+    there.device = Device::cuda;
+    const Bytes planned = native_judge_bytes(QuestionMaker(folder_, Device::cuda), there, asked, 3, 128 * 128 * 4);
+    EXPECT_GT(planned.device, judge.bytes(3, 128 * 128 * 4).host - planned.host) << "what is there is not here, and weights have a copy there";
 }
 
 TEST_F(NativeJudgeTest, TheSameBitsInAnyCompany) {
@@ -160,6 +170,82 @@ TEST_F(NativeJudgeTest, AnswersAreThoseOfOneSequenceAlone) {
             const auto squeezed = [](std::string text) { return std::erase(text, ' '), text; };
             EXPECT_EQ(squeezed(expected.reason), squeezed(found.reason));
         }
+}
+
+/// Work of another thread between the judge's: recorded and launched as sampling is, on numbers of its own.
+class Neighbour {
+  public:
+    Neighbour() {
+        const DeviceTurn turn(Device::cuda);
+        arena_ = Arena("neighbour", Bytes(0, 3 * 4096));
+        for (Tensor* t : {&x_, &w_, &y_}) *t = arena_.take_f32({side, side}, Device::cuda);
+        std::vector<float> numbers(static_cast<std::size_t>(side * side));
+        fill_normal(random_key(5, RandomUse::test, 1), numbers);
+        for (const Tensor& t : {x_, w_}) transfer(Tensor::of(numbers.data(), {side, side}), t);
+    }
+    ~Neighbour() {
+        const DeviceTurn turn(Device::cuda);
+        work_.forget();
+        arena_ = Arena("", 0);
+    }
+    /// The same numbers each time.
+    std::vector<float> run() {
+        const DeviceTurn turn(Device::cuda);
+        const DeviceScope scope(Device::cuda);
+        work_.run([&] {
+            ops::linear(x_, w_, {}, y_);
+            ops::silu(y_.f32(), y_.f32(), side * side);
+        });
+        std::vector<float> found(static_cast<std::size_t>(side * side));
+        transfer(y_, Tensor::of(found.data(), {side, side}));
+        return found;
+    }
+
+  private:
+    static constexpr std::int64_t side = 24;
+    Arena arena_{"", 0};
+    Tensor x_, w_, y_;
+    ops::Repeated work_;
+};
+
+// Few tokens: the emulator counts every number.
+TEST_F(NativeJudgeTest, OnADeviceAsOnTheCpuInAnyCompanyBesideOtherWork) {
+    if (testing::test_device() == Device::cpu) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    std::map<std::string, std::vector<Template>> asked{{"t2i", templates({"alignment", "portrait"})}};
+    for (Template& t : asked["t2i"]) t.reasoning_tokens = 3;
+    const std::vector<reward::Verdicts> expected = judge(NativeJudge(config(4), asked), 1, 3);
+    const auto there = [&](int answers) {
+        NativeJudgeConfig c = config(answers);
+        c.device = Device::cuda;
+        return c;
+    };
+    std::vector<reward::Verdicts> alone;
+    {
+        const NativeJudge one(there(2), asked);
+        EXPECT_EQ(one.bytes(1, 0), native_judge_bytes(QuestionMaker(folder_, Device::cuda), there(2), asked, 1, 0));
+        const std::size_t sum = sizeof(double);  // ops::device_sum
+        EXPECT_EQ(device_memory().peak_bytes(), one.bytes(1, 0).device + sum) << "what is taken there is what is planned";
+        EXPECT_THROW(Arena("", Bytes(0, 16)), Error) << "without a turn";
+        alone = judge(one, 1, 3);
+    }
+    for (std::size_t i = 0; i < alone.size(); ++i)
+        for (const auto& [name, v] : expected[i]) {
+            EXPECT_NEAR(alone[i].at(name).score, v.score, 2.9e-6) << i << " " << name;  // as tests/oracle/data/parts/case-vlm-judge
+            EXPECT_EQ(alone[i].at(name).present, v.present) << i << " " << name;
+            EXPECT_EQ(alone[i].at(name).reason, v.reason) << i << " " << name;
+        }
+    const NativeJudge many(there(6), asked);
+    Neighbour neighbour;
+    const std::vector<float> first = neighbour.run();
+    std::atomic<bool> ends = false;
+    int runs = 0;
+    std::thread beside([&] {
+        for (; !ends; ++runs) ASSERT_EQ(neighbour.run(), first);
+    });
+    expect_equal(judge(many, 3, 3), alone);
+    ends = true;
+    beside.join();
+    EXPECT_GT(runs, 2) << "the judge kept the device to itself";
 }
 
 TEST_F(NativeJudgeTest, DrawsFollowTheSampleAndTheAttempt) {

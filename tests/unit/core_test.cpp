@@ -5,10 +5,12 @@
 #include <cmath>
 #include <filesystem>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "core/arena.hpp"
+#include "core/device_turn.hpp"
 #include "core/error.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
@@ -65,6 +67,93 @@ TEST(Arena, MeasuresThenHolds) {
 }
 
 // Known answers of the Random123 distribution (kat_vectors, philox4x32 10 rounds).
+TEST(DeviceTurn, ComesInTheOrderOfAsking) {
+    std::string order;  // of those who had it
+    std::vector<std::thread> threads;
+    {
+        const DeviceTurn first(Device::cuda);
+        for (const char name : {'a', 'b', 'c', 'd'}) {
+            threads.emplace_back([&order, name] {
+                const DeviceTurn turn(Device::cuda);
+                order += name;
+            });
+            while (DeviceTurn::waiting() < threads.size()) std::this_thread::yield();
+        }
+        order += '1';
+    }
+    {
+        const DeviceTurn again(Device::cuda);  // who gave it up comes last
+        order += '2';
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(order, "1abcd2");
+    EXPECT_EQ(DeviceTurn::waiting(), 0u);
+}
+
+TEST(DeviceTurn, IsOneThreadsAtATime) {
+    std::int64_t count = 0;
+    std::atomic<int> inside = 0, together = 0;
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t)
+        threads.emplace_back([&] {
+            for (int i = 0; i < 2000; ++i) {
+                const DeviceTurn turn(Device::cuda);
+                if (++inside > 1) ++together;
+                ++count;
+                --inside;
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(count, 8000);
+    EXPECT_EQ(together, 0);
+}
+
+TEST(DeviceTurn, EndsWithAnExceptionAndWithTheOutermostScope) {
+    const auto others_get_it = [] {
+        bool got = false;
+        std::thread([&] {
+            const DeviceTurn turn(Device::cuda);
+            got = DeviceTurn::is_mine();
+        }).join();
+        return got;
+    };
+    try {
+        const DeviceTurn turn(Device::cuda);
+        throw std::runtime_error("work that fails");
+    } catch (const std::runtime_error&) {
+        EXPECT_FALSE(DeviceTurn::is_mine());
+    }
+    EXPECT_TRUE(others_get_it());
+    std::atomic<bool> has_ended = false;
+    std::thread other;
+    {
+        const DeviceTurn outer(Device::cuda);
+        other = std::thread([&] {
+            const DeviceTurn turn(Device::cuda);
+            EXPECT_TRUE(has_ended);
+        });
+        while (DeviceTurn::waiting() == 0) std::this_thread::yield();
+        { const DeviceTurn inner(Device::cuda); }
+        EXPECT_TRUE(DeviceTurn::is_mine());
+        EXPECT_EQ(DeviceTurn::waiting(), 1u);
+        has_ended = true;
+    }
+    other.join();
+    EXPECT_TRUE(others_get_it());
+    const DeviceTurn none(Device::cpu);
+    EXPECT_FALSE(DeviceTurn::is_mine());
+    EXPECT_TRUE(others_get_it());
+}
+
+TEST(DeviceTurn, SharedADeviceIsUsedInTurns) {
+    EXPECT_NO_THROW(check_device_turn());
+    const SharedDevice shared;
+    EXPECT_THROW(check_device_turn(), Error);
+    const DeviceTurn turn(Device::cuda);
+    EXPECT_NO_THROW(check_device_turn());
+    std::thread([] { EXPECT_THROW(check_device_turn(), Error) << "another thread's turn"; }).join();
+}
+
 TEST(Philox, KnownAnswers) {
     EXPECT_EQ(philox4x32({0, 0, 0, 0}, {0, 0}),
               (std::array<std::uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));

@@ -15,9 +15,18 @@ namespace {
 // Host memory goes to the device through two pinned buffers in turn: one is filled while the other is copied.
 constexpr std::size_t staging_bytes = std::size_t{32} << 20;
 
+int process_device = 0;
+
+/// A thread's calls go to the first device until it says otherwise: said at its first one.
+void choose_device() {
+    thread_local const bool chosen = (check(cudaSetDevice(process_device), "taking the device"), true);
+    static_cast<void>(chosen);
+}
+
 class Memory final : public DeviceMemory {
   public:
     void* allocate(std::size_t bytes) override {
+        choose_device();
         void* taken = nullptr;
         allocated(cudaMalloc(&taken, std::max<std::size_t>(bytes, 1)), bytes);
         zero(taken, bytes);
@@ -27,6 +36,7 @@ class Memory final : public DeviceMemory {
     }
     std::size_t peak_bytes() const override { return peak_; }
     void* allocate_shared(std::size_t bytes) override {
+        choose_device();
         void* taken = nullptr;
         allocated(cudaMallocManaged(&taken, std::max<std::size_t>(bytes, 1)), bytes);
         return taken;
@@ -40,6 +50,7 @@ class Memory final : public DeviceMemory {
         }
     }
     void to_device(void* device, const void* host, std::size_t bytes) override {
+        choose_device();
         auto* to = static_cast<std::byte*>(device);
         const auto* from = static_cast<const std::byte*>(host);
         for (std::size_t at = 0; at < bytes; at += staging_bytes) {
@@ -63,7 +74,10 @@ class Memory final : public DeviceMemory {
     void zero(void* device, std::size_t bytes) override { check(cudaMemsetAsync(device, 0, bytes, stream()), "cudaMemset"); }
     void synchronise() override { check(cudaStreamSynchronize(stream()), "waiting for the device"); }
 
-    void pin(void* host, std::size_t bytes) override { check(cudaHostRegister(host, bytes, cudaHostRegisterDefault), "pinning memory"); }
+    void pin(void* host, std::size_t bytes) override {
+        choose_device();
+        check(cudaHostRegister(host, bytes, cudaHostRegisterDefault), "pinning memory");
+    }
     void unpin(void* host) override { check(cudaHostUnregister(host), "unpinning memory"); }
     void start_upload(void* device, const void* pinned, std::size_t bytes) override {
         check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, up().stream), "an upload");
@@ -81,7 +95,10 @@ class Memory final : public DeviceMemory {
     /// A stream of copies, made at the first use.
     struct Copies {
         cudaStream_t stream = nullptr;
-        Copies() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream"); }
+        Copies() {
+            choose_device();
+            check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+        }
     };
     static Copies& up() {
         static Copies copies;
@@ -153,7 +170,8 @@ const char* open_device() {
     for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"})
         if (local == nullptr) local = std::getenv(name);
     const int device = local == nullptr ? 0 : std::atoi(local) % count;
-    check(cudaSetDevice(device), "taking the device");
+    process_device = device;
+    choose_device();
     static cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, device), "the device's properties");
     ATELIER_CHECK_USAGE(properties.major >= 8, "{} has compute capability {}.{}, at least 8.0 is needed", properties.name, properties.major,
@@ -162,6 +180,7 @@ const char* open_device() {
 }
 
 cudaStream_t stream() {
+    choose_device();
     static const cudaStream_t instance = [] {
         cudaStream_t made = nullptr;
         check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "a stream");
