@@ -19,6 +19,16 @@ namespace {
 
 using nn::ParameterStore;
 
+/// Around every use of a row of a block.
+void acquire(const ParameterStore& store, int row) {
+    const int block = store.table().spec(row).block;
+    if (block >= 0) store.acquire(block);
+}
+void release(const ParameterStore& store, int row) {
+    const int block = store.table().spec(row).block;
+    if (block >= 0) store.release(block);
+}
+
 void affine(const ParameterStore& weights, const Affine& map, const Tensor& x, const Tensor& y) {
     nn::project(weights, map.weight, x, y);
     if (map.bias < 0) return;
@@ -198,6 +208,7 @@ void TrainingPass::forward_vision(const ParameterStore& weights) {
         const Tensor y1 = a.y1.slice(0, n), qkv = a.qkv.slice(0, n), attended = a.attended.slice(0, n), middle = a.middle.slice(0, n);
         const Tensor y2 = a.y2.slice(0, n), fc1 = a.fc1.slice(0, n), act = a.act.slice(0, n);
         const Tensor out = b + 1 < vision_.size() ? vision_[b + 1].x.slice(0, n) : patches_.slice(0, n);
+        acquire(weights, p.qkv.weight);
         layer_norm(weights, p.norm1, x, y1, a.mean1, a.inverse1);
         affine(weights, p.qkv, y1, qkv);
         for (std::int64_t part = 0; part < 2; ++part)
@@ -217,6 +228,7 @@ void TrainingPass::forward_vision(const ParameterStore& weights) {
         affine(weights, p.fc1, y2, fc1);
         ops::gelu_tanh(fc1.f32(), act.f32(), act.elements());
         affine(weights, p.fc2, act, out);
+        release(weights, p.qkv.weight);
         ops::add(middle.f32(), out.f32(), out.elements());
         x = out;
         for (std::size_t i = 0; i < v.deepstack.size(); ++i)
@@ -242,6 +254,8 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
                 backward_merger(weights, gradients, vlm_.deepstack_mergers[i], true, deepstack_mergers_[i], out,
                                 d_deepstack_[i].slice(0, tokens), d_x);
         const Tensor qkv = a.qkv.slice(0, n), attended = a.attended.slice(0, n), fc1 = a.fc1.slice(0, n);
+        acquire(weights, p.qkv.weight);
+        acquire(gradients, p.qkv.weight);
         affine_backward(weights, gradients, p.fc2, a.act.slice(0, n), d_x, d_act);
         ops::gelu_tanh_backward(fc1.f32(), d_act.f32(), d_act.f32(), d_act.elements());
         affine_backward(weights, gradients, p.fc1, a.y2.slice(0, n), d_act, d_y);
@@ -262,6 +276,8 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
                                     d_qkv.f32() + part * v.hidden);
         affine_backward(weights, gradients, p.qkv, a.y1.slice(0, n), d_qkv, d_y);
         layer_norm_backward(weights, gradients, p.norm1, a.x.slice(0, n), a.mean1, a.inverse1, d_y, d_x);
+        release(gradients, p.qkv.weight);
+        release(weights, p.qkv.weight);
     }
     if (!gradients.has_values()) return;  // no adapter stands before the blocks
     const Tensor d_patch = gradients[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
@@ -288,6 +304,7 @@ void TrainingPass::forward_text(const ParameterStore& weights) {
         const Tensor q = a.q.slice(0, n), k = a.k.slice(0, n), v = a.v.slice(0, n), attended = a.attended.slice(0, n);
         const Tensor middle = a.middle.slice(0, n), y2 = a.y2.slice(0, n), gate = a.gate.slice(0, n), up = a.up.slice(0, n);
         const Tensor act = a.act.slice(0, n), out = (l + 1 < text_.size() ? text_[l + 1].x : states_).slice(0, n);
+        acquire(weights, p.q);
         ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.input_norm].f32(), y1.f32(), a.inverse1.f32());
         nn::project(weights, p.q, y1, q_in);
         nn::project(weights, p.k, y1, k_in);
@@ -304,6 +321,7 @@ void TrainingPass::forward_text(const ParameterStore& weights) {
         nn::project(weights, p.up, y2, up);
         ops::swiglu(n, t.intermediate, gate.f32(), up.f32(), t.intermediate, act.f32());
         nn::project(weights, p.down, act, out);
+        release(weights, p.q);
         ops::add(middle.f32(), out.f32(), out.elements());
         if (l < deepstack_.size())  // features of vision blocks are added at the pictures' tokens after the layer
             for (std::size_t r = 0; r < image_rows_.size(); ++r)
@@ -326,6 +344,8 @@ void TrainingPass::backward_text(const ParameterStore& weights, const ParameterS
             for (std::size_t r = 0; r < image_rows_.size(); ++r)
                 std::copy_n(d_x.f32() + image_rows_[r] * t.hidden, t.hidden,
                             d_deepstack_[l].f32() + static_cast<std::int64_t>(r) * t.hidden);
+        acquire(weights, p.q);
+        acquire(gradients, p.q);
         nn::project_backward(weights, gradients, p.down, act, d_x, d_act);
         ops::swiglu_backward(n, t.intermediate, a.gate.f32(), a.up.f32(), t.intermediate, d_act.f32(), d_gate.f32(), d_up.f32());
         nn::project_backward(weights, gradients, p.gate, y2, d_gate, d_y);
@@ -348,6 +368,8 @@ void TrainingPass::backward_text(const ParameterStore& weights, const ParameterS
         nn::project_backward(weights, gradients, p.v, y1, d_v, d_y, true);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, a.x.f32(), weights[p.input_norm].f32(), a.inverse1.f32(),
                                d_y.f32(), d_y.f32(), nn::vector_gradient(gradients, p.input_norm));
+        release(gradients, p.q);
+        release(weights, p.q);
         ops::add(d_y.f32(), d_x.f32(), d_x.elements());
     }
 }
@@ -396,7 +418,9 @@ void TrainingPass::logits(const ParameterStore& weights, std::span<const std::in
         std::copy_n(states_.f32() + row * t.hidden, t.hidden, in.f32() + i * t.hidden);
     }
     ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, in.f32(), weights[vlm_.final_norm].f32(), normed.f32(), logit_inverse_.f32());
+    acquire(weights, vlm_.head);
     nn::project(weights, vlm_.head, normed, out);
+    release(weights, vlm_.head);
 }
 
 void TrainingPass::backward(const ParameterStore& weights, const ParameterStore& gradients, const Tensor& d_logits,
@@ -411,7 +435,11 @@ void TrainingPass::backward(const ParameterStore& weights, const ParameterStore&
         const auto n = static_cast<std::int64_t>(logit_rows_.size());
         ATELIER_CHECK(d_logits.size(0) == n, "gradients of {} rows of logits, {} were made", d_logits.size(0), n);
         const Tensor d_normed = d_logit_.slice(0, n);
+        acquire(weights, vlm_.head);
+        acquire(gradients, vlm_.head);
         nn::project_backward(weights, gradients, vlm_.head, logit_normed_.slice(0, n), d_logits, d_normed);
+        release(gradients, vlm_.head);
+        release(weights, vlm_.head);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, logit_in_.f32(), weights[vlm_.final_norm].f32(),
                                logit_inverse_.f32(), d_normed.f32(), d_normed.f32(), nn::vector_gradient(gradients, vlm_.final_norm));
         for (std::int64_t i = 0; i < n; ++i)

@@ -10,7 +10,8 @@
 namespace atelier::vlm {
 
 /// Forward and backward of one unpadded sequence, with its pictures, through the whole model: vision tower, mergers, deepstack,
-/// language model, head. Everything that the backward pass needs is kept.
+/// language model, head. Everything that the backward pass needs is kept. Where blocks of weights or gradients are gathered and cut
+/// (nn/sharded.hpp) every rank passes through sequences of one kind, with pictures or without.
 class TrainingPass {
   public:
     /// Plans for sequences of up to `max_tokens` tokens, `max_patches` patches and `max_rows` rows with logits.

@@ -11,6 +11,7 @@
 #include "core/arena.hpp"
 #include "model/vlm/config.hpp"
 #include "nn/parameters.hpp"
+#include "nn/partition.hpp"
 
 namespace atelier::vlm {
 
@@ -56,6 +57,8 @@ class Vlm {
 /// Loads a transformers directory (model.safetensors or its index). A tied head may be stored or not. On a device products take a rounded
 /// copy that is kept beside the weights (ops/backend.hpp).
 void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory);
+/// A rank's shard of them (nn/sharded.hpp).
+void load_shard(const Vlm& vlm, const nn::Partition& partition, int rank, const std::filesystem::path& directory, const Tensor& shard);
 
 /// Positions of a sequence's tokens on the axes t, h, w, and where the next token stands.
 struct Positions {
