@@ -4,6 +4,7 @@
 
 #include "core/error.hpp"
 #include "nn/checkpoint_weights.hpp"
+#include "ops/backend.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -15,14 +16,14 @@ bool is_trained(const TrainedParts& parts, const std::string& name) {
 
 }  // namespace
 
-TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks)
-    : QuestionMaker(directory), arena_("judge's weights", 0) {
+TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks, Device device)
+    : QuestionMaker(directory, device), arena_("judge's weights", 0) {
     if (ranks != nullptr) partition_.emplace(vlm().table(), ranks->size());
     arena_ = Arena::of("judge's weights", [&](Arena& arena) {
         if (ranks != nullptr)
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena);
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, device);
         else
-            weights_ = nn::ParameterStore(vlm().table(), arena);
+            weights_ = nn::ParameterStore(vlm().table(), arena, device);
     });
     if (ranks != nullptr) {
         weights_ = nn::ParameterStore(vlm().table(), *sharded_);
@@ -32,10 +33,11 @@ TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const Trained
         vlm::load(vlm(), weights_, directory);
     }
     if (parts.lora.rank > 0) {
-        adapter_.emplace(vlm().table(), parts.lora);
+        nn::LoraAdapter drawn(vlm().table(), parts.lora);
         for (const int row : {vlm().embedding, vlm().position_embedding})
-            ATELIER_CHECK_USAGE(!adapter_->store().adapts(row), "{} is no product: it takes no adapter", vlm().table().spec(row).name);
-        nn::initialise(adapter_->store(), parts.seed);
+            ATELIER_CHECK_USAGE(!drawn.store().adapts(row), "{} is no product: it takes no adapter", vlm().table().spec(row).name);
+        nn::initialise(drawn.store(), parts.seed);
+        adapter_.emplace(device == Device::cpu ? std::move(drawn) : drawn.copy_to(device));
         weights_ = weights_.with_lora(&adapter_->store());
     }
     const nn::ParameterTable& table = adapter_ ? adapter_->table().table() : vlm().table();
@@ -44,20 +46,27 @@ TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const Trained
                         "nothing is trained: all parts that reward_train.vision, .mergers, .text and .lora_targets leave are frozen");
 }
 
+TrainedJudge::~TrainedJudge() {
+    if (vlm().device() != Device::cpu && !sharded_) ops::backend().keep_bf16_copy(weights_.data(), 0);
+}
+
 Bytes TrainedJudge::weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapter, int ranks) {
     const auto self = comm::make_self();
     const nn::Partition partition(vlm.table(), std::max(1, ranks));
-    return Workspace::measure([&](Arena& arena) {
+    Bytes bytes = Workspace::measure([&](Arena& arena) {
         if (ranks > 0)
-            nn::ShardedWeights(partition, *self, Tensor(), arena);
+            nn::ShardedWeights(partition, *self, Tensor(), arena, vlm.device());
         else
-            nn::ParameterStore(vlm.table(), arena);
-        if (adapter != nullptr) nn::LoraStore(*adapter, arena);
+            nn::ParameterStore(vlm.table(), arena, vlm.device());
+        if (adapter != nullptr) nn::LoraStore(*adapter, arena, vlm.device());
     });
+    // With the rounded copy that products take.
+    if (ranks == 0 && vlm.device() != Device::cpu) bytes += Bytes(0, static_cast<std::size_t>(vlm.table().flat_size()) * sizeof(std::uint16_t));
+    return bytes;
 }
 
 void TrainedJudge::merge() const {
-    if (adapter_) nn::merge_lora(adapter_->store(), weights_);
+    if (adapter_) nn::merge_lora(adapter_->copy_to(Device::cpu).store(), weights_);
 }
 
 void save_judge(const nn::ParameterStore& weights, const std::filesystem::path& source, const std::filesystem::path& directory) {

@@ -23,9 +23,13 @@ struct TrainedParts {
 /// A judge (judge_model.hpp) whose weights, or an adapter beside them, are trained.
 class TrainedJudge : public QuestionMaker {
   public:
-    /// `ranks`: that the weights are cut over; null: they are all here. Throws Error(usage) for an adapter of what is no product, and where
-    /// nothing is trained. Collective where there are ranks.
-    TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks = nullptr);
+    /// `ranks`: that the weights are cut over; null: they are all here. `device`: where they are and passes run, of a backend that is loaded.
+    /// Throws Error(usage) for an adapter of what is no product, and where nothing is trained. Collective where there are ranks.
+    TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks = nullptr,
+                 Device device = Device::cpu);
+    ~TrainedJudge();
+    TrainedJudge(const TrainedJudge&) = delete;
+    TrainedJudge& operator=(const TrainedJudge&) = delete;
 
     /// As passes take them: with the adapter beside them.
     const nn::ParameterStore& weights() const { return weights_; }
@@ -38,7 +42,7 @@ class TrainedJudge : public QuestionMaker {
     /// Adds the adapter to the weights. The last thing that is done with both.
     void merge() const;
 
-    /// Of weights cut over so many ranks (0: not cut), and of the adapter, without making any.
+    /// Of weights cut over so many ranks (0: not cut) and of the adapter, where the model runs, without making any.
     static Bytes weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapter, int ranks);
 
   private:

@@ -6,6 +6,7 @@
 
 #include "core/progress.hpp"
 #include "io/metrics.hpp"
+#include "ops/backend.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/judge_report.hpp"
 #include "stage/reward_train_memory.hpp"
@@ -117,7 +118,8 @@ int run_reward_train(const Context& c) {
     for (const auto& [name, digest] : manifest.inputs) inputs[name] = digest.hash;
 
     const TrainingRanks ranks(c);
-    std::optional<judge::TrainedJudge> model(std::in_place, start, trained_parts(c), ranks.sharded());
+    if (c.device() == Device::cuda) ops::backend().set_product_precision(c.product_precision());
+    std::optional<judge::TrainedJudge> model(std::in_place, start, trained_parts(c), ranks.sharded(), c.device());
     const nn::LoraAdapter* adapter = model->adapter();
     const bool pairwise = config.text("reward_train.loss") == "pairwise";
     const auto sample_of = [&](std::size_t i) {
@@ -226,7 +228,7 @@ int run_reward_train(const Context& c) {
             // In a folder of its own: transformers adds an adapter that it finds beside weights to them.
             if (adapter != nullptr && c.world->is_root()) {
                 fs::create_directory(temporary / "adapter");
-                nn::save_lora(adapter->store(), temporary / "adapter", nn::LoraLayout::peft);
+                nn::save_lora(adapter->copy_to(Device::cpu).store(), temporary / "adapter", nn::LoraLayout::peft);
             }
             model.reset();
             c.world->barrier();

@@ -37,7 +37,7 @@ Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Questio
     std::optional<nn::LoraTable> adapter;
     if (lora.rank > 0) adapter.emplace(model.vlm().table(), lora);
     const nn::LoraTable* adapted = adapter ? &*adapter : nullptr;
-    const TrainerBytes trainer = trainer_bytes(model.vlm().table(), adapted, zero, ranks, false, false, Device::cpu, false);
+    const TrainerBytes trainer = trainer_bytes(model.vlm().table(), adapted, zero, ranks, false, false, c.device(), c.keeps_state_on_host());
     const Bytes sequence = Workspace::measure([&](Arena& arena) { judge::LabelPass(model.vlm(), 0, sizes, arena); });
     const auto hold = [&](const char* what, const Bytes& bytes) { plan.hold_during("training", what, bytes); };
     hold("parameters", judge::TrainedJudge::weight_bytes(model.vlm(), adapted, zero == 3 ? ranks : 0));
@@ -59,7 +59,7 @@ Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Questio
         }
     plan.hold("labels", bytes);
     plan.hold("a label's pictures", shown);
-    plan.hold_during("reporting", "the trained judge", judging_bytes(c, model, heldout));
+    plan.hold_during("reporting", "the trained judge", judging_bytes(c, judge::QuestionMaker(model.directory()), heldout));
     return sequence;
 }
 

@@ -28,7 +28,7 @@ judge::TrainedParts trained_parts(const Context& context);
 /// Of the largest sample.
 judge::LabelPass::Sizes training_sizes(const judge::QuestionMaker& model, LabelTemplates& templates, const std::vector<judge::LabelledSample>& labels);
 
-/// A rank's share of reward-train: all labels with the pictures of one; while training the model, its training and a sample's sequence; then
+/// A rank's share of reward-train; `model` where it is trained: all labels with the pictures of one; while training the model, its training and a sample's sequence; then
 /// the judge that answers the held-out questions. Returns the sequence's bytes.
 Bytes hold_reward_train(MemoryPlan& plan, const Context& context, const judge::QuestionMaker& model, const judge::LabelPass::Sizes& sizes,
                         const std::vector<judge::LabelledSample>& labels, const std::vector<judge::LabelledSample>& heldout, int ranks);

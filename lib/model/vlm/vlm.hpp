@@ -32,7 +32,7 @@ struct Merger {
 /// Qwen3-VL: config and parameter table under transformers' names.
 class Vlm {
   public:
-    /// `device`: where its sessions run, weights must be there (training: the CPU alone).
+    /// `device`: where its sessions and passes run, weights must be there.
     explicit Vlm(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
