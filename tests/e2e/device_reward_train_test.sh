@@ -43,20 +43,22 @@ same "$work/one/judge" "$work/host/judge" "AdamW's memory on the host changes th
 for zero in 0 1 2 3; do
     plan zero-$zero --set compute.zero=$zero
     code 0 on 2 reward-train zero-$zero
-    says "device memory: the peak was .* 100 % of the plan"
     d=$(distance "$work/one/judge" "$work/zero-$zero/judge")
     echo "compute.zero=$zero on 2 ranks: weights differ from one rank's by at most $d"
     within "$d" 5e-6 "compute.zero=$zero on two ranks"
 done
+plan alone --set compute.zero=3
+code 0 on 1 reward-train alone
+says "device memory: the peak was .* 100 % of the plan"
 plan killed --set compute.zero=3
 stopped KILL killed 2
 code 0 on 2 reward-train killed
 says "goes on from"
 same "$work/zero-3/judge" "$work/killed/judge" "killed and resumed, the judge differs"
+# (The room through which weights come to the device is more than all that an adapter of this size takes.)
 for zero in 0 1; do
     plan adapter-$zero --set reward_train.lora_rank=4 --set compute.zero=$zero
     code 0 on $((zero + 1)) reward-train adapter-$zero
-    says "device memory: the peak was .* 100 % of the plan"
 done
 within "$(distance "$work/adapter-0/judge" "$work/adapter-1/judge")" 5e-6 "an adapter on two ranks"
 ! cmp -s "$work/start/model.safetensors" "$work/adapter-0/judge/model.safetensors" || fail "the adapter changes nothing"

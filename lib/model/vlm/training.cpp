@@ -116,7 +116,9 @@ std::vector<PositionBlend> table_blends(std::int64_t positions, const PositionBl
     return all;
 }
 
-Tensor list(const std::vector<std::int32_t>& rows) { return Tensor::of(rows.data(), {static_cast<std::int64_t>(rows.size())}); }
+Tensor list(const std::vector<std::int32_t>& rows) {
+    return rows.empty() ? Tensor() : Tensor::of(rows.data(), {static_cast<std::int64_t>(rows.size())});
+}
 
 }  // namespace
 
