@@ -40,7 +40,7 @@ plan host --set compute.optimizer=host
 code 0 on 1 reward-train host
 says "device memory: the peak was .* 100 % of the plan"
 same "$work/one/judge" "$work/host/judge" "AdamW's memory on the host changes the judge"
-for zero in 0 1 2 3; do
+for zero in 1 2 3; do
     plan zero-$zero --set compute.zero=$zero
     code 0 on 2 reward-train zero-$zero
     d=$(distance "$work/one/judge" "$work/zero-$zero/judge")
