@@ -10,9 +10,8 @@ namespace atelier::judge {
 /// A Qwen3-VL as a judge: a transformers directory, weights beside the files that QuestionMaker reads.
 class JudgeModel : public QuestionMaker {
   public:
-    /// `adapter`: a LoRA (nn/lora_file.hpp) that is merged into the weights; empty: none. `device`: where the weights are, of a backend that
-    /// is loaded. Throws Error(input) naming the file and what is wrong with it.
-    explicit JudgeModel(const std::filesystem::path& directory, const std::filesystem::path& adapter = {}, Device device = Device::cpu);
+    /// `device`: where the weights are, of a backend that is loaded. Throws Error(input) naming the file and what is wrong with it.
+    explicit JudgeModel(const std::filesystem::path& directory, Device device = Device::cpu);
     ~JudgeModel();
     JudgeModel(const JudgeModel&) = delete;
 

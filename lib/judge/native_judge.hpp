@@ -14,7 +14,6 @@ namespace atelier::judge {
 
 struct NativeJudgeConfig {
     std::filesystem::path directory;  ///< of the model
-    std::filesystem::path adapter;    ///< merged into it; empty: none
     int answers = 16;          ///< written at once; a sample needs one for each dimension
     std::int64_t context = 2048;  ///< tokens of a question at most, pictures included
     double temperature = 0;    ///< of the reasoning; 0: the likeliest token

@@ -6,8 +6,8 @@
 #include "ops/activation.hpp"
 
 namespace atelier::nn {
-void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard) {
-    check_weights(partition.table(), file);
+void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard, std::span<const std::string> ignorable) {
+    check_weights(partition.table(), file, ignorable);
     const auto pieces = partition.pieces(rank);
     const NumbersLoader loader(file, shard.device());
     // To a device one piece goes after another.

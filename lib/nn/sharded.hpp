@@ -8,9 +8,10 @@
 // Flat vectors cut over ranks (nn/partition.hpp; ZeRO: Rajbhandari et al., arXiv 1910.02054).
 namespace atelier::nn {
 
-/// Reads a rank's shard [shard_size] of a checkpoint, to wherever it lies: no other byte of its tensors is touched. Errors as
+/// Reads a rank's shard [shard_size] of a checkpoint, to wherever it lies: no other byte of its tensors is touched. `ignorable` and errors as
 /// load_weights.
-void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard);
+void load_shard(const Partition& partition, int rank, const io::Safetensors& file, const Tensor& shard,
+                std::span<const std::string> ignorable = {});
 
 /// Gives a rank's shard, wherever it lies, the mean of checkpoints: fp32 sums in their order, made in host memory piece by piece, so that
 /// it has the same bits wherever the shard is and however it is cut. Errors as load_weights.

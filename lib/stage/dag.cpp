@@ -55,6 +55,9 @@ std::vector<Job> pipeline_jobs(const Context& c) {
     ATELIER_CHECK_USAGE(c.config.integer("lora.rank") == 0 || c.config.integer("compute.zero") <= 1,
                         "with lora.rank = {} compute.zero must be 0 or 1, found {}: an adapter's gradients and the weights beside it are not "
                         "cut over ranks", c.config.integer("lora.rank"), c.config.integer("compute.zero"));
+    ATELIER_CHECK_USAGE(!c.config.flag("pipeline.judge") || c.config.integer("reward_train.lora_rank") == 0 || c.config.integer("compute.zero") <= 1,
+                        "with reward_train.lora_rank = {} compute.zero must be 0 or 1, found {}: an adapter's gradients and the weights beside it "
+                        "are not cut over ranks", c.config.integer("reward_train.lora_rank"), c.config.integer("compute.zero"));
     std::vector<Job> jobs;
     std::map<std::string, std::vector<std::string>> curated;
     std::vector<std::string> all_curated, ends, judged;

@@ -104,7 +104,7 @@ int run_distill(const Context& c) {
         return on_grid(spec, model.schedule_config(), {s.height, s.width});
     };
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
-    Trainer trainer(model, start.source,
+    Trainer trainer({model.dit_weights(), model.sharded_weights(), {}}, start.source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
                      c.config.number("distill.max_grad_norm"),
                      0.0,
@@ -120,7 +120,7 @@ int run_distill(const Context& c) {
         return distill::StudentStates(model.dit(), model.dit_weights(), pair.conditional, nullptr,
                                       own, keep, arena);
     };
-    Snapshots snapshots(c, updates, trainer);
+    Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"));
     Workspace workspace("trajectories");
     const auto train_shard = [&](const Shard& shard, double weight) {
         const auto data =

@@ -368,7 +368,7 @@ int run_grpo(const Context& c) {
     prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);
-    Trainer trainer(model, policy,
+    Trainer trainer({model.dit_weights(), model.sharded_weights(), {}}, policy,
                     {{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8,
                       c.config.number("grpo.weight_decay")},
                      c.config.number("grpo.max_grad_norm"),
@@ -391,7 +391,7 @@ int run_grpo(const Context& c) {
     const auto parts = std::min<std::size_t>(
         static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");
-    Snapshots snapshots(c, updates, trainer);
+    Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"));
     update.reserve(parts, trainer, snapshots.is_on(), memory);
     memory.say(c);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",

@@ -293,12 +293,6 @@ void describe(const fs::path& path, std::ostream& out) {
                                out);
     if (schema == "atelier.prompts") return describe_curated(path, out);
     if (schema == "atelier.labels") return describe_labels(judge::read_labels(path), path, out);
-    if (schema == "atelier.judge_training") {
-        out << fmt::format("{}: AdamW's state of a judge after {} updates, {} numbers\n",
-                           path.string(), file.integer_attribute("/", "update"),
-                           file.extents("/m").at(0));
-        return;
-    }
     if (schema == "atelier.training") {
         out << fmt::format(
             "{}: AdamW's state after {} updates, iteration {}, {} numbers, configuration {}\n",

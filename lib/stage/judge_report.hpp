@@ -10,8 +10,7 @@
 
 namespace atelier::stage {
 
-/// Has the judge of a directory, with an adapter merged into it unless that is empty, write judgements
-/// of held-out pictures, divided over the ranks, and compares them with the labels:
+/// Has the judge of a directory write judgements of held-out pictures, divided over the ranks, and compares them with the labels:
 /// {"annotators": {"<kind>/<dimension>": {"alpha", "units"}},
 /// "dimensions": {"<kind>/<dimension>": {"all": {"mae", "spearman", "pairwise_accuracy", each
 /// {"value", "low", "high", "n"}, "calibration": [{"level", "n", "mean_score",
@@ -24,8 +23,7 @@ struct HeldoutReport {
     nlohmann::json report;
     std::string judgements;  ///< CSV: what it said of every label, beside the label and its rationale
 };
-HeldoutReport judge_heldout(const Context& context, const std::filesystem::path& directory, const std::filesystem::path& adapter,
-                            const std::vector<judge::LabelledSample>& heldout);
+HeldoutReport judge_heldout(const Context& context, const std::filesystem::path& directory, const std::vector<judge::LabelledSample>& heldout);
 
 /// Bytes that judging takes beside the labels themselves.
 Bytes judging_bytes(const Context& context, const judge::QuestionMaker& model, const std::vector<judge::LabelledSample>& heldout);

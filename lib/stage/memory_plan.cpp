@@ -187,7 +187,7 @@ class Planner {
     /// The stage that trains the judge. Reads the labels.
     MemoryPlan reward_train() const {
         const config::Config& config = c_.config;
-        const judge::QuestionMaker model(config.text("reward_train.start"));
+        const judge::QuestionMaker model(config.text("reward_train.start"), c_.device());
         const auto labels = judge::read_labels(config.list("reward_train.labels")), heldout = judge::read_labels(config.list("reward_train.heldout"));
         LabelTemplates templates(config.text("judge.templates"));
         MemoryPlan plan = program_;
@@ -398,7 +398,7 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     const Planner planner(c, q);
     std::string text = planner.parameters();
     if (c.config.flag("pipeline.judge"))
-        text += table("reward-train", [&](int, bool) { return planner.reward_train(); }, 0, 1, false, Device::cpu, q.device_memory);
+        text += table("reward-train", [&](int, bool) { return planner.reward_train(); }, 0, 1, false, c.device(), q.device_memory);
     const int members = static_cast<int>(c.config.integer("rollout.group_size")), micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
     // Members and steps of a trajectory run together once they are there.
     const int states = static_cast<int>(c.config.integer("distill.group_size") * c.config.integer("sampling.steps")), together = std::gcd(states, micro_batch);

@@ -6,17 +6,17 @@
 
 #include "core/progress.hpp"
 #include "io/metrics.hpp"
+#include "ops/backend.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/judge_report.hpp"
 #include "stage/reward_train_memory.hpp"
+#include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 
 namespace atelier::stage {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* state_name = "judge_training.h5";
-
 using Labels = std::vector<judge::LabelledSample>;
 
 /// A sample, or a preference: the first is better.
@@ -70,12 +70,27 @@ void name_outputs(const fs::path& directory, io::Manifest& manifest) {
         if (entry.is_regular_file()) manifest.outputs[entry.path().lexically_relative(directory).string()] = {};
 }
 
+/// What a stage has behind it: kept with its snapshots.
+struct Done {
+    double score_loss = 0, language_loss = 0, norm = 0, terms = 0, scored = 0;  ///< sums over the epoch's updates so far
+    /// `inputs`: what it was made from.
+    nlohmann::json to_json(const nlohmann::json& inputs) const {
+        return {{"score_loss", score_loss}, {"language_loss", language_loss}, {"norm", norm}, {"terms", terms}, {"scored", scored}, {"inputs", inputs}};
+    }
+    static Done from_json(const nlohmann::json& json) {
+        return {json.at("score_loss"), json.at("language_loss"), json.at("norm"), json.at("terms"), json.at("scored")};
+    }
+};
+
 }  // namespace
 
 int run_reward_train(const Context& c) {
-    const auto product = c.run.judge(), work = c.run.judge_training(), checkpoint = work / "state";
+    const auto product = c.run.judge(), work = c.run.judge_training(), states = work / "updates";
     const StageLock stage = begin_stage(c, work, product);
-    if (stage.is_complete) return 0;
+    if (stage.is_complete) {
+        if (c.world->is_root()) remove_snapshots(states);
+        return 0;
+    }
     io::Manifest manifest = c.new_manifest("reward-train");
     StageMemory memory;
     const config::Config& config = c.config;
@@ -99,64 +114,31 @@ int run_reward_train(const Context& c) {
         manifest.inputs["judge/" + t.kind + "/" + t.dimension] = io::digest_file(t.path);
     }
     for (const judge::LabelledSample& s : heldout) templates.at(s);
+    nlohmann::json inputs;
+    for (const auto& [name, digest] : manifest.inputs) inputs[name] = digest.hash;
 
-    const bool resumes = fs::exists(checkpoint / io::manifest_name);
-    if (resumes) {
-        require_complete(*c.world, checkpoint, "remove it to train from the start");
-        const io::Manifest before = io::read_manifest(checkpoint);
-        ATELIER_CHECK_INPUT(before.config_hash == manifest.config_hash &&
-                                before.inputs == manifest.inputs,
-                            "{} was made from another configuration, other labels or templates: "
-                            "remove it to train from the start",
-                            checkpoint.string());
-    }
-    const bool adapts = config.integer("reward_train.lora_rank") > 0;
-    const judge::JudgeModel model(resumes && !adapts ? checkpoint : start);
+    const TrainingRanks ranks(c);
+    if (c.device() == Device::cuda) ops::backend().set_product_precision(c.product_precision());
+    std::optional<judge::TrainedJudge> model(std::in_place, start, trained_parts(c), ranks.sharded(), c.device());
+    const nn::LoraAdapter* adapter = model->adapter();
     const bool pairwise = config.text("reward_train.loss") == "pairwise";
     const auto sample_of = [&](std::size_t i) {
-        return judge::make_training_sample(model, templates.at(labels[i]), labels[i]);
+        return judge::make_training_sample(*model, templates.at(labels[i]), labels[i]);
     };
-    const judge::JudgeTrainer::Sizes sizes = training_sizes(model, templates, labels);
-    judge::JudgeTrainer trainer(model, judge_trainer_config(c), sizes);
-    if (resumes) trainer.load_state(checkpoint / state_name, checkpoint);
-    hold_reward_train(memory.plan, c, model, sizes, labels, heldout, c.world->size());
+    std::optional<Trainer> trainer(std::in_place, TrainedModel{model->weights(), model->sharded_weights(), model->frozen()}, fs::path(),
+                                   Trainer::Settings{{0.9, 0.999, 1e-8, config.number("reward_train.weight_decay")},
+                                                     config.number("reward_train.max_grad_norm"), 0.0, {},
+                                                     static_cast<int>(config.integer("compute.zero")), c.keeps_state_on_host()},
+                                   ranks.all());
+    const judge::LabelPass::Sizes sizes = training_sizes(*model, templates, labels);
+    Workspace workspace("sample's sequence");
+    workspace.reserve(hold_reward_train(memory.plan, c, *model, sizes, labels, heldout, c.world->size()));
     memory.say(c);
-
-    // Losses of the epoch's updates so far.
-    double score_loss = 0, language_loss = 0, norm = 0, terms = 0, scored = 0;
-    if (resumes) {
-        const nlohmann::json facts = io::read_manifest(checkpoint).facts;
-        score_loss = facts.at("score_loss");
-        language_loss = facts.at("language_loss");
-        norm = facts.at("gradient_norm");
-        terms = facts.at("terms");
-        scored = facts.at("scored");
-    }
-    const auto publish_state = [&] {
-        if (c.world->is_root()) {
-            io::publish_directory(checkpoint, [&](const fs::path& temporary) {
-                if (adapts)
-                    nn::save_lora(*trainer.adapter(), temporary, nn::LoraLayout::peft);
-                else
-                    judge::save_judge(model, start, temporary);
-                trainer.save_state(temporary / state_name);
-                io::Manifest m = manifest;
-                name_outputs(temporary, m);
-                m.facts = {{"update", trainer.updates()},
-                           {"score_loss", score_loss},
-                           {"language_loss", language_loss},
-                           {"gradient_norm", norm},
-                           {"terms", terms},
-                           {"scored", scored}};
-                io::publish_manifest(temporary, std::move(m));
-            });
-        }
-        c.world->barrier();
-    };
+    judge::LabelPass pass = workspace.build(
+        [&](Arena& arena) { return judge::LabelPass(model->vlm(), config.number("reward_train.language_weight"), sizes, arena); });
 
     const auto batch = static_cast<std::size_t>(config.integer("reward_train.batch"));
-    const std::int64_t epochs = config.integer("reward_train.epochs"),
-                       every = config.integer("reward_train.publish_every");
+    const std::int64_t epochs = config.integer("reward_train.epochs");
     const std::size_t per_epoch = draw_items(c, labels, pairwise, 0).size(),
                       batches = (per_epoch + batch - 1) / batch;
     const std::int64_t total = epochs * static_cast<std::int64_t>(batches);
@@ -164,86 +146,110 @@ int run_reward_train(const Context& c) {
                                    optim::RateShape::cosine,
                                    config.integer("reward_train.warm_up"),
                                    std::max<std::int64_t>(1, total), 0.05};
+    Snapshots snapshots(c, states, *trainer, config.integer("reward_train.publish_every"));
+    Done done;
+    if (const auto cursor = snapshots.resume()) {
+        ATELIER_CHECK_INPUT(cursor->at("inputs") == inputs, "{} was made from other labels or templates: remove it to train from the start",
+                            states.string());
+        done = Done::from_json(*cursor);
+    }
     Progress progress("reward-train", "updates", total, !c.world->is_root());
-    progress.start_at(trainer.updates());
+    progress.start_at(trainer->updates());
     std::vector<Item> items;
     std::int64_t drawn_epoch = -1;
-    while (trainer.updates() < total) {
+    while (trainer->updates() < total) {
         if (stop_was_asked(*c.world)) {
-            publish_state();
+            snapshots.settle(done.to_json(inputs));
             if (c.world->is_root())
-                log_line(fmt::format("stopped by a signal; {} of {} updates are published",
-                                     trainer.updates(), total));
+                log_line(fmt::format("stopped by a signal after {} of {} updates", trainer->updates(), total));
             return static_cast<int>(ErrorKind::requeue);
         }
-        const std::int64_t epoch = trainer.updates() / static_cast<std::int64_t>(batches),
-                           b = trainer.updates() % static_cast<std::int64_t>(batches);
+        const std::int64_t epoch = trainer->updates() / static_cast<std::int64_t>(batches),
+                           b = trainer->updates() % static_cast<std::int64_t>(batches);
         if (epoch != drawn_epoch) items = draw_items(c, labels, pairwise, epoch);
         drawn_epoch = epoch;
-        if (b == 0) score_loss = language_loss = norm = terms = scored = 0;
+        if (b == 0) done = {};
         const std::size_t begin = static_cast<std::size_t>(b) * batch,
                           end = std::min(items.size(), begin + batch);
-        const double weight = 1.0 / static_cast<double>(end - begin);
-        trainer.zero_gradients();
+        const auto learn = [&](const Item& item, double weight) {
+            const auto& weights = model->weights();
+            return pairwise ? pass.add_pair(weights, trainer->gradients(), sample_of(item.first), sample_of(item.second), weight)
+                            : pass.add_sample(weights, trainer->gradients(), sample_of(item.first), weight);
+        };
+        trainer->zero_gradients();
         double sums[2] = {0, 0};
+        std::size_t mine = 0;
         for (std::size_t i = begin; i < end; ++i) {
             if (!c.is_mine(i - begin)) continue;
-            const judge::JudgeLoss loss =
-                pairwise ? trainer.add_pair(sample_of(items[i].first), sample_of(items[i].second),
-                                            weight)
-                         : trainer.add_sample(sample_of(items[i].first), weight);
+            const judge::JudgeLoss loss = learn(items[i], 1.0 / static_cast<double>(end - begin));
             sums[0] += loss.score;
             sums[1] += loss.language;
+            ++mine;
         }
-        norm += trainer.step(rate.at(trainer.updates() + 1),
-                             [&](std::span<float> g) { c.world->sum(g); });
+        // Where passes are collective every rank makes as many as the first one.
+        const auto world_size = static_cast<std::size_t>(c.world->size());
+        if (trainer->is_collective() && mine < (end - begin + world_size - 1) / world_size) learn(items[begin], 0.0);
+        done.norm += trainer->step(rate.at(trainer->updates() + 1));
         c.world->sum(std::span(sums));
-        score_loss += sums[0];
-        language_loss += sums[1];
-        terms += static_cast<double>(end - begin);
-        for (std::size_t i = begin; i < end; ++i) scored += labels[items[i].first].applies() ? 1 : 0;
-        progress.update(trainer.updates());
-        if (trainer.updates() % every == 0 && trainer.updates() < total) publish_state();
+        done.score_loss += sums[0];
+        done.language_loss += sums[1];
+        done.terms += static_cast<double>(end - begin);
+        for (std::size_t i = begin; i < end; ++i) done.scored += labels[items[i].first].applies() ? 1 : 0;
+        progress.update(trainer->updates());
+        snapshots.after_update(done.to_json(inputs));
     }
-    publish_state();
+    snapshots.settle(done.to_json(inputs));
 
-    // What counts is what it says by itself, reasons of its own writing included.
-    const auto [report, judgements] = judge_heldout(c, adapts ? start : checkpoint, adapts ? checkpoint : fs::path(), heldout);
-    trainer.merge();
     nlohmann::json metrics{{"stage", "reward-train"},
                            {"policy", "judge"},
                            {"iteration", 0},
                            {"loss_kind", config.text("reward_train.loss")},
                            {"samples", labels.size()},
-                           {"updates", trainer.updates()}};
-    if (terms > 0) {
-        if (scored > 0) metrics["score_loss"] = score_loss / scored;
-        metrics["language_loss"] = language_loss / terms;
-        metrics["gradient_norm"] = norm / static_cast<double>(batches);
+                           {"updates", trainer->updates()}};
+    if (done.terms > 0) {
+        if (done.scored > 0) metrics["score_loss"] = done.score_loss / done.scored;
+        metrics["language_loss"] = done.language_loss / done.terms;
+        metrics["gradient_norm"] = done.norm / static_cast<double>(batches);
     }
-    if (adapts) metrics["trained_parameters"] = trainer.adapter()->table().table().count();
-    metrics["heldout"] = report["dimensions"];
-    if (c.world->is_root()) {
-        io::put_metrics(c.run.metrics(), metrics);  // before the judge: a judge always has its record
-        io::remove_temporaries(c.run.root, product.filename().string());
-        const std::string table = judge_table(report);
-        io::publish_directory(product, [&, &report = report, &judgements = judgements](const fs::path& temporary) {
-            judge::save_judge(model, start, temporary);
+    if (adapter != nullptr) metrics["trained_parameters"] = trainer->count();
+    trainer.reset();
+    workspace.give_back();
+    std::string table;
+    if (c.world->is_root()) io::remove_temporaries(c.run.root, product.filename().string());
+    c.world->barrier();
+    publish_together(
+        *c.world, product,
+        [&](const fs::path& temporary) {
+            model->merge();
+            if (c.world->is_root())
+                judge::save_judge(model->weights(), start, temporary);
+            else
+                nn::attend_saving(model->weights());
             // In a folder of its own: transformers adds an adapter that it finds beside weights to them.
-            if (adapts) {
+            if (adapter != nullptr && c.world->is_root()) {
                 fs::create_directory(temporary / "adapter");
-                nn::save_lora(*trainer.adapter(), temporary / "adapter", nn::LoraLayout::peft);
+                nn::save_lora(adapter->copy_to(Device::cpu).store(), temporary / "adapter", nn::LoraLayout::peft);
             }
+            model.reset();
+            c.world->barrier();
+            // What counts is what it says by itself, reasons of its own writing included.
+            const auto [report, judgements] = judge_heldout(c, temporary, heldout);
+            metrics["heldout"] = report["dimensions"];
+            if (!c.world->is_root()) return;
+            table = judge_table(report);
             io::publish_text(temporary / "report.json", report.dump(1) + "\n");
             io::publish_text(temporary / "table.txt", table);
             io::publish_text(temporary / "judgements.csv", judgements);
+        },
+        [&](const fs::path& temporary) {
+            io::put_metrics(c.run.metrics(), metrics);  // before the judge: a judge always has its record
             name_outputs(temporary, manifest);
             manifest.facts = metrics;
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);
         });
-        std::cout << table << (product / "report.json").string() << '\n';
-    }
+    snapshots.remove();
+    if (c.world->is_root()) std::cout << table << (product / "report.json").string() << '\n';
     c.world->barrier();
     return 0;
 }

@@ -1,6 +1,7 @@
 #include "stage/reward_train_memory.hpp"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "stage/judge_report.hpp"
@@ -18,32 +19,32 @@ const judge::Template& LabelTemplates::at(const judge::LabelledSample& s) {
     return *found;
 }
 
-judge::JudgeTrainerConfig judge_trainer_config(const Context& c) {
-    const config::Config& config = c.config;
-    judge::JudgeTrainerConfig t;
-    t.lora = c.lora("reward_train.lora_");
-    t.seed = c.seed() ^ task_number("lora/judge");
-    t.language_weight = config.number("reward_train.language_weight");
-    t.train_vision = config.flag("reward_train.vision");
-    t.train_mergers = config.flag("reward_train.mergers");
-    t.train_text = config.flag("reward_train.text");
-    t.adamw = {0.9, 0.999, 1e-8, config.number("reward_train.weight_decay")};
-    t.max_grad_norm = config.number("reward_train.max_grad_norm");
-    return t;
+judge::TrainedParts trained_parts(const Context& c) {
+    return {c.config.flag("reward_train.vision"), c.config.flag("reward_train.mergers"), c.config.flag("reward_train.text"),
+            c.lora("reward_train.lora_"), c.seed() ^ task_number("lora/judge")};
 }
 
-judge::JudgeTrainer::Sizes training_sizes(const judge::QuestionMaker& model, LabelTemplates& templates, const std::vector<judge::LabelledSample>& labels) {
-    judge::JudgeTrainer::Sizes sizes;
+judge::LabelPass::Sizes training_sizes(const judge::QuestionMaker& model, LabelTemplates& templates, const std::vector<judge::LabelledSample>& labels) {
+    judge::LabelPass::Sizes sizes;
     for (const judge::LabelledSample& s : labels) sizes.cover(judge::make_training_sample(model, templates.at(s), s));
     return sizes;
 }
 
-void hold_reward_train(MemoryPlan& plan, const Context& c, const judge::QuestionMaker& model, const judge::JudgeTrainer::Sizes& sizes,
-                       const std::vector<judge::LabelledSample>& labels, const std::vector<judge::LabelledSample>& heldout, int ranks) {
-    const judge::JudgeTrainerConfig config = judge_trainer_config(c);
-    plan.hold("weights", model.weight_bytes());
-    plan.hold("training", judge::JudgeTrainer::planned_bytes(model.vlm(), config, sizes));
-    plan.hold("gradients' sum", comm::sum_bytes(ranks, judge::JudgeTrainer::trained_numbers(model.vlm(), config)));
+Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::QuestionMaker& model, const judge::LabelPass::Sizes& sizes,
+                        const std::vector<judge::LabelledSample>& labels, const std::vector<judge::LabelledSample>& heldout, int ranks) {
+    const int zero = static_cast<int>(c.config.integer("compute.zero"));
+    const nn::LoraConfig lora = trained_parts(c).lora;
+    std::optional<nn::LoraTable> adapter;
+    if (lora.rank > 0) adapter.emplace(model.vlm().table(), lora);
+    const nn::LoraTable* adapted = adapter ? &*adapter : nullptr;
+    const TrainerBytes trainer = trainer_bytes(model.vlm().table(), adapted, zero, ranks, false, false, c.device(), c.keeps_state_on_host());
+    const Bytes sequence = Workspace::measure([&](Arena& arena) { judge::LabelPass(model.vlm(), 0, sizes, arena); });
+    const auto hold = [&](const char* what, const Bytes& bytes) { plan.hold_during("training", what, bytes); };
+    hold("parameters", judge::TrainedJudge::weight_bytes(model.vlm(), adapted, zero == 3 ? ranks : 0));
+    hold("gradients", trainer.gradients);
+    hold("optimizer", trainer.optimizer);
+    if (c.config.integer("reward_train.publish_every") > 0) hold("state in writing", trainer.snapshot);
+    hold("a sample's sequence", sequence);
     std::set<const judge::LabelledPicture*> pictures;  // files are read when a sample is made
     std::size_t bytes = 0, shown = 0;
     for (const auto* list : {&labels, &heldout})
@@ -58,7 +59,8 @@ void hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Question
         }
     plan.hold("labels", bytes);
     plan.hold("a label's pictures", shown);
-    plan.hold_during("reporting", "the trained judge", judging_bytes(c, model, heldout));
+    plan.hold_during("reporting", "the trained judge", judging_bytes(c, judge::QuestionMaker(model.directory()), heldout));
+    return sequence;
 }
 
 }  // namespace atelier::stage

@@ -4,8 +4,9 @@
 #include <vector>
 
 #include "core/memory.hpp"
-#include "judge/judge_trainer.hpp"
-#include "stage/context.hpp"
+#include "judge/label_pass.hpp"
+#include "judge/trained_judge.hpp"
+#include "stage/trainer.hpp"
 
 namespace atelier::stage {
 
@@ -21,15 +22,15 @@ class LabelTemplates {
     std::map<std::string, std::vector<judge::Template>> by_kind_;
 };
 
-/// The settings of [reward_train] for the trainer.
-judge::JudgeTrainerConfig judge_trainer_config(const Context& context);
+/// What [reward_train] trains.
+judge::TrainedParts trained_parts(const Context& context);
 
 /// Of the largest sample.
-judge::JudgeTrainer::Sizes training_sizes(const judge::QuestionMaker& model, LabelTemplates& templates, const std::vector<judge::LabelledSample>& labels);
+judge::LabelPass::Sizes training_sizes(const judge::QuestionMaker& model, LabelTemplates& templates, const std::vector<judge::LabelledSample>& labels);
 
-/// A rank's share of reward-train: the model, its training, all labels with the pictures of one, and the judge that answers the held-out
-/// questions in the end.
-void hold_reward_train(MemoryPlan& plan, const Context& context, const judge::QuestionMaker& model, const judge::JudgeTrainer::Sizes& sizes,
-                       const std::vector<judge::LabelledSample>& labels, const std::vector<judge::LabelledSample>& heldout, int ranks);
+/// A rank's share of reward-train; `model` where it is trained: all labels with the pictures of one; while training the model, its training and a sample's sequence; then
+/// the judge that answers the held-out questions. Returns the sequence's bytes.
+Bytes hold_reward_train(MemoryPlan& plan, const Context& context, const judge::QuestionMaker& model, const judge::LabelPass::Sizes& sizes,
+                        const std::vector<judge::LabelledSample>& labels, const std::vector<judge::LabelledSample>& heldout, int ranks);
 
 }  // namespace atelier::stage

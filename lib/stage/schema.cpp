@@ -431,9 +431,10 @@ const std::vector<config::Key>& schema() {
              .low = 0},
             {.name = "reward_train.publish_every",
              .fallback = Integer{100},
-             .meaning = "a killed stage loses at most so much",
+             .meaning = "the state is kept after so many updates, so that a killed stage goes on from there (checkpoint.keep of them); "
+                        "0: never",
              .unit = "updates",
-             .low = 1,
+             .low = 0,
              .changes_results = false},
             {.name = "grpo.clip",
              .fallback = 1e-3,
@@ -602,7 +603,7 @@ const std::vector<config::Key>& schema() {
              .meaning = "modules that are adapted: globs over their names, or ends of names"},
             {.name = "compute.zero",
              .fallback = Integer{0},
-             .meaning = "what grpo and distill cut over their ranks: 0 nothing, 1 the optimizer's state, "
+             .meaning = "what grpo, distill and reward-train cut over their ranks: 0 nothing, 1 the optimizer's state, "
                         "2 gradients too, 3 weights too",
              .low = 0,
              .high = 3,

@@ -101,10 +101,9 @@ std::unique_ptr<reward::Scorer> with_identity(const config::Config& config,
 
 }  // namespace
 
-judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesystem::path& directory, Device device, const std::filesystem::path& adapter) {
+judge::NativeJudgeConfig native_judge_config(const Context& c, const std::filesystem::path& directory, Device device) {
     judge::NativeJudgeConfig n;
     n.directory = directory;
-    n.adapter = adapter;
     n.answers = static_cast<int>(c.config.integer("judge.answers"));
     n.context = c.config.integer("judge.context");
     n.temperature = c.config.number("judge.temperature");

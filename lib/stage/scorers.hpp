@@ -13,9 +13,8 @@ namespace atelier::stage {
 /// variable that the environment lacks.
 std::unique_ptr<reward::Scorer> make_scorer(const Context& context);
 
-/// The settings of [judge] for a judge of this directory that runs on `device`, with an adapter merged into it unless that is empty.
-judge::NativeJudgeConfig native_judge_config(const Context& context, const std::filesystem::path& directory, Device device,
-                                             const std::filesystem::path& adapter = {});
+/// The settings of [judge] for a judge of this directory that runs on `device`.
+judge::NativeJudgeConfig native_judge_config(const Context& context, const std::filesystem::path& directory, Device device);
 /// What the scorer asks a judge, by kind. Throws Error(usage), Error(input).
 std::map<std::string, std::vector<judge::Template>> judge_templates(const config::Config& config);
 

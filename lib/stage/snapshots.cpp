@@ -28,11 +28,11 @@ std::vector<fs::path> published(const fs::path& directory) {
 
 }  // namespace
 
-Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer)
+Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer, std::int64_t every)
     : context_(c),
       directory_(std::move(directory)),
       trainer_(trainer),
-      every_(c.config.integer("checkpoint.every")),
+      every_(every),
       keep_(c.config.integer("checkpoint.keep")) {
     if (c.world->is_root() && fs::is_directory(directory_)) io::remove_temporaries(directory_);
     c.world->barrier();
@@ -53,6 +53,7 @@ std::optional<nlohmann::json> Snapshots::resume() {
     ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", nlohmann::json()) == context_.config.hash() && json.contains("cursor"),
                         "{} is damaged or of another configuration: remove {}", (from / cursor_name).string(), from.string());
     trainer_.restore(from);
+    newest_ = trainer_.updates();
     if (context_.world->is_root()) log_line(fmt::format("goes on from {}", from.string()));
     return json["cursor"];
 }
@@ -63,10 +64,20 @@ void Snapshots::after_update(const nlohmann::json& cursor) {
     const bool is_due = update % every_ == 0;
     // A state whose turn it is waits for the one before it: one is in writing at a time.
     publish_written(is_due);
-    if (!is_due) return;
+    if (is_due) write_state(cursor);
+}
+
+void Snapshots::settle(const nlohmann::json& cursor) {
+    publish_written(true);
+    if (every_ == 0 || trainer_.updates() == newest_) return;
+    write_state(cursor);
+    publish_written(true);
+}
+
+void Snapshots::write_state(const nlohmann::json& cursor) {
     if (context_.world->is_root()) io::make_directories(writing_to());
     context_.world->barrier();
-    in_writing_ = update;
+    in_writing_ = newest_ = trainer_.updates();
     cursor_ = cursor;
     if (auto write = trainer_.prepare_state(writing_to(), context_)) {
         // Only a library that is safe for threads may write beside what this one reads.

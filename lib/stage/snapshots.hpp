@@ -9,13 +9,13 @@
 
 namespace atelier::stage {
 
-/// Training states within a stage, so that a killed one goes on from its last one instead of from its beginning ([checkpoint] every,
-/// keep). Written beside the next updates, each rank its shard; published by a rename when all ranks' files are on disk, which the
+/// Training states within a stage, so that a killed one goes on from its last one instead of from its beginning ([checkpoint] keep). Written beside the next updates, each rank its shard; published by a rename when all ranks' files are on disk, which the
 /// ranks find out between updates. Directories update-000012/ with the training state's files, the weights in them, and snapshot.json:
 /// the stage's own cursor.
 class Snapshots {
   public:
-    Snapshots(const Context& context, std::filesystem::path directory, Trainer& trainer);
+    /// `every`: so many updates; 0: never.
+    Snapshots(const Context& context, std::filesystem::path directory, Trainer& trainer, std::int64_t every);
     ~Snapshots();
 
     /// Gives the trainer its newest published state; returns the cursor that was kept with it, or nothing. Collective.
@@ -25,12 +25,15 @@ class Snapshots {
     void after_update(const nlohmann::json& cursor);
     /// Before the stage ends early: waits for what is in writing and publishes it. Collective.
     void settle() { publish_written(true); }
+    /// The same with the present state, where it isn't the newest one already. Collective.
+    void settle(const nlohmann::json& cursor);
     /// When the stage's product is published: nothing of this is needed any more. Collective.
     void remove();
     /// Whether there are any.
     bool is_on() const { return every_ > 0; }
 
   private:
+    void write_state(const nlohmann::json& cursor);
     void publish_written(bool waits);
     std::filesystem::path writing_to() const { return directory_ / ".tmp-update"; }
     const Context& context_;
@@ -39,6 +42,7 @@ class Snapshots {
     std::int64_t every_, keep_;
     std::future<void> written_;
     std::int64_t in_writing_ = 0;  ///< update number; 0: none
+    std::int64_t newest_ = 0;      ///< that is in writing or published; 0: none
     nlohmann::json cursor_;
 };
 

@@ -16,27 +16,6 @@ namespace {
 // Numbers of a state in host memory that are on the device at a time, of each vector: 64 MiB.
 constexpr std::int64_t piece_of_host_state = 1 << 24;
 
-/// Decay or not, run by run, for AdamW over a shard, in pieces of so many numbers; padding doesn't decay.
-std::vector<std::vector<optim::ParameterRange>> decay_ranges(const nn::Partition& partition, const std::vector<nn::Partition::Piece>& rows,
-                                                             std::int64_t piece) {
-    std::vector<std::vector<optim::ParameterRange>> pieces(1);
-    std::int64_t at = 0, begin = 0;  // of the shard, of the piece
-    const auto add = [&](std::int64_t end, bool decay) {
-        while (end > at) {
-            if (at == begin + piece) begin = at, pieces.emplace_back();
-            const std::int64_t stop = std::min(end, begin + piece);
-            pieces.back().push_back({at - begin, stop - begin, decay});
-            at = stop;
-        }
-    };
-    for (const auto& p : rows) {
-        add(p.local, false);
-        add(p.local + p.count, partition.table().spec(p.row).decay);
-    }
-    add(partition.shard_size(), false);
-    return pieces;
-}
-
 nn::Partition partition_of(const nn::ParameterTable& table, int zero, comm::Communicator& world) {
     return nn::Partition(table, zero == 0 ? 1 : world.size());
 }
@@ -47,22 +26,23 @@ TrainingRanks::TrainingRanks(const Context& c) : world_(*c.world), is_sharded_(c
     if (c.device() == Device::cuda) on_device_ = comm::make_on_device(*c.world, ops::load_backend().compute_stream());
 }
 
-Trainer::Trainer(pipeline::Pipeline& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& ranks)
-    : model_(model),
-      weights_(model.dit_weights()),
+Trainer::Trainer(const TrainedModel& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& ranks)
+    : weights_(model.weights),
+      sharded_weights_(model.sharded),
       trained_(weights_.lora() != nullptr ? weights_.lora()->values() : weights_),
       settings_(settings),
       world_(ranks),
       partition_(partition_of(trained_.table(), settings.zero, ranks)),
       shard_(settings.zero == 0 ? 0 : ranks.rank()),
       pieces_(partition_.pieces(shard_)),
+      frozen_(model.frozen),
       state_(TrainingState::load(policy, partition_, shard_, settings.state_on_host ? Device::cpu : device())),
       arena_("gradients", 0),
       norm_(partition_.shard_size()) {
     optim::check_config(settings.adamw);
     const int zero = settings.zero;
     ATELIER_CHECK_USAGE(weights_.lora() == nullptr || zero <= 1, "compute.zero = {}: an adapter's gradients are not cut over ranks; 0 or 1", zero);
-    ATELIER_CHECK((model.sharded_weights() != nullptr) == (zero == 3), "the model's weights and compute.zero = {} don't fit", zero);
+    ATELIER_CHECK((sharded_weights_ != nullptr) == (zero == 3), "the model's weights and compute.zero = {} don't fit", zero);
     arena_ = Arena::of("gradients", [&](Arena& arena) {
         const std::int64_t size = trained_.table().flat_size();
         if (weights_.lora() != nullptr) {
@@ -100,13 +80,33 @@ Trainer::Trainer(pipeline::Pipeline& model, const std::filesystem::path& policy,
             if (!n->empty()) vectors.push_back(n->tensor());
         host_state_ = std::make_unique<HostVectors>(std::move(vectors), piece_of_host_state);
     }
-    ranges_ = decay_ranges(partition_, pieces_, host_state_ ? host_state_->piece() : partition_.shard_size());
+    ranges_ = decay_ranges(host_state_ ? host_state_->piece() : partition_.shard_size());
+}
+
+/// Decay or not, run by run, for AdamW over the shard, in pieces of so many numbers; padding and what is frozen don't decay.
+std::vector<std::vector<optim::ParameterRange>> Trainer::decay_ranges(std::int64_t piece) const {
+    std::vector<std::vector<optim::ParameterRange>> pieces(1);
+    std::int64_t at = 0, begin = 0;  // of the shard, of the piece
+    const auto add = [&](std::int64_t end, bool decay) {
+        while (end > at) {
+            if (at == begin + piece) begin = at, pieces.emplace_back();
+            const std::int64_t stop = std::min(end, begin + piece);
+            pieces.back().push_back({at - begin, stop - begin, decay});
+            at = stop;
+        }
+    };
+    for (const auto& p : pieces_) {
+        add(p.local, false);
+        add(p.local + p.count, partition_.table().spec(p.row).decay && !is_frozen(p));
+    }
+    add(partition_.shard_size(), false);
+    return pieces;
 }
 
 Tensor Trainer::own_weights() const {
     switch (settings_.zero) {
         case 0: return trained_.flat();
-        case 3: return model_.sharded_weights()->shard();
+        case 3: return sharded_weights_->shard();
         default: return own_weights_;
     }
 }
@@ -181,7 +181,7 @@ double Trainer::gradient_norm() {
 }
 
 void Trainer::spread_weights() {
-    if (settings_.zero == 3) return model_.sharded_weights()->refresh();
+    if (settings_.zero == 3) return sharded_weights_->refresh();
     if (settings_.zero > 0)
         for (const auto& s : partition_.segments()) {
             world_.gather_shares(numbers(own_weights_, s.local, s.share), numbers(bounce_, 0, s.share * partition_.ranks()));
@@ -211,6 +211,8 @@ void Trainer::round_weights() {
 double Trainer::step(double rate) {
     const DeviceScope scope(device());
     reduce_gradients();
+    for (const auto& p : pieces_)
+        if (is_frozen(p)) clear(own_gradient_.slice(p.local, p.local + p.count));
     const double norm = gradient_norm(), clip = optim::clip_scale(norm, settings_.max_grad_norm);
     ++state_.update;
     if (host_state_) {

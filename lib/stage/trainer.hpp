@@ -40,7 +40,15 @@ class TrainingRanks {
     bool is_sharded_;
 };
 
-/// Gradients, their norm and AdamW over one flat vector, that of all weights or of their adapter: what GRPO and distillation share.
+/// A model as it is trained.
+struct TrainedModel {
+    nn::ParameterStore weights;             ///< as the passes take them; where an adapter is beside them that is what is trained
+    nn::ShardedWeights* sharded = nullptr;  ///< the weights where they are cut over the ranks
+    std::vector<bool> frozen;               ///< of each row of what is trained; empty: none is
+};
+
+/// Gradients, their norm and AdamW over one flat vector, that of all weights or of their adapter: what GRPO, distillation and the judge's
+/// training share.
 ///
 /// `zero` says what is cut over the ranks (ZeRO): 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too. From 2 on
 /// passes are collective: every rank must make the same ones.
@@ -56,9 +64,9 @@ class Trainer {
         /// on a device, in host memory; updates are made on the device either way and have the same bits.
         bool state_on_host = false;
     };
-    /// Continues from the state kept beside `policy`. Trains the model's adapter where it has one. With zero = 3 the model was opened
-    /// sharded. `ranks`: of numbers where the model is. Throws Error(usage) for an adapter with zero above 1.
-    Trainer(pipeline::Pipeline& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& ranks);
+    /// Continues from the state kept beside `policy` (empty: nothing is learnt yet). With zero = 3 the model is sharded. `ranks`: of numbers
+    /// where the model is. Throws Error(usage) for an adapter with zero above 1.
+    Trainer(const TrainedModel& model, const std::filesystem::path& policy, const Settings& settings, comm::Communicator& ranks);
     /// As the passes take them.
     const nn::ParameterStore& gradients() const { return gradients_; }
     /// Parameters that are trained.
@@ -73,8 +81,8 @@ class Trainer {
     TrainerBytes planned() const;
     std::int64_t updates() const { return state_.update; }
 
-    /// Writes weights, the moving average's (ema/) and the state to a directory, each rank its part. On rank 0 names all files in the
-    /// manifest. Collective.
+    /// Writes a transformer's weights, the moving average's (ema/) and the state to a directory, each rank its part. On rank 0 names all
+    /// files in the manifest. Collective.
     void save(const std::filesystem::path& config_source, const std::filesystem::path& directory, const Context& context,
               io::Manifest& manifest) const;
 
@@ -85,7 +93,7 @@ class Trainer {
     void restore(const std::filesystem::path& directory);
 
   private:
-    Device device() const { return model_.dit().device(); }
+    Device device() const { return weights_.device(); }
     Tensor own_weights() const;  ///< the shard that AdamW's result goes to
     /// Updates numbers [first, first + count) of the shard, all of it on the model's device.
     void update_piece(std::int64_t first, const std::vector<optim::ParameterRange>& ranges, double rate, double scale, const Tensor& m,
@@ -93,20 +101,23 @@ class Trainer {
     void round_weights();
     /// The copy of the weights that products take (ops/backend.hpp) follows what AdamW itself didn't write.
     void refresh_copy();
+    bool is_frozen(const nn::Partition::Piece& piece) const { return !frozen_.empty() && frozen_[static_cast<std::size_t>(piece.row)]; }
+    std::vector<std::vector<optim::ParameterRange>> decay_ranges(std::int64_t piece) const;
     void reduce_gradients();
     double gradient_norm();
     void spread_weights();
     void save_weights(const nn::ParameterStore& values, const std::filesystem::path& config_source, const std::filesystem::path& directory,
                       const std::string& prefix, io::Manifest& manifest) const;
     void save_average(const std::filesystem::path& config_source, const std::filesystem::path& directory, io::Manifest& manifest) const;
-    pipeline::Pipeline& model_;
-    const nn::ParameterStore& weights_;
+    nn::ParameterStore weights_;
+    nn::ShardedWeights* sharded_weights_;
     nn::ParameterStore trained_;  ///< the weights, or their adapter's numbers
     Settings settings_;
     comm::Communicator& world_;
     nn::Partition partition_;
     int shard_ = 0;  ///< which of the partition's this rank has
     std::vector<nn::Partition::Piece> pieces_;
+    std::vector<bool> frozen_;  ///< rows; empty: none
     TrainingState state_;
     Arena arena_;
     std::unique_ptr<nn::LoraStore> adapter_gradients_;

@@ -84,6 +84,7 @@ std::string TrainingState::name_of_shard(int rank, int ranks) {
 }
 
 std::vector<fs::path> TrainingState::files(const fs::path& policy) {
+    if (policy.empty()) return {};
     if (fs::exists(policy / file_name)) return {policy / file_name};
     std::vector<fs::path> found;
     int ranks = 0;

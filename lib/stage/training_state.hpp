@@ -40,7 +40,7 @@ struct TrainingState {
     static bool is_file(const std::string& name) { return name.starts_with("training") && name.ends_with(".h5"); }
     /// The name under which a rank's shard is written.
     static std::string name_of_shard(int rank, int ranks);
-    /// The directory's files: none, or a complete set. Throws Error(input) naming a missing one.
+    /// The directory's files: none, or a complete set; none of an empty path. Throws Error(input) naming a missing one.
     static std::vector<std::filesystem::path> files(const std::filesystem::path& policy);
 };
 

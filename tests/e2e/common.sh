@@ -70,3 +70,45 @@ on() {
         "$mpiexec" --oversubscribe --bind-to none -n "$ranks" "$bin/atelier-$program" --run "$work/$run" "$@"
     fi
 }
+# make_labels TRAIN HELDOUT: in $work/labels so many labels and a template, in $work/start a judge to start from. Source pictures of the
+# miniature's edit prompts: those with a certain background count as good.
+make_labels() {
+    mkdir "$work/labels" "$work/start"
+    for part in text_encoder processor; do cp assets/mini/base/$part/* "$work/start/"; done
+    python3 - "$work/labels" "$@" <<'P'
+import json, shutil, sys
+out, train, heldout = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+lines = [json.loads(l) for l in open("assets/mini/prompts/edit-train.jsonl")][:train + heldout]
+for name, part in (("train", lines[:train]), ("heldout", lines[train:])):
+    with open(f"{out}/{name}.jsonl", "w") as f:
+        for p in part:
+            shutil.copy("assets/mini/prompts/" + p["images"][0], out)
+            background = p["attributes"]["source"].get("background", "black")
+            good = background in ("black", "blue", "gray")
+            f.write(json.dumps({"id": p["id"], "kind": "t2i", "dimension": "alignment", "category": p["category"], "prompt": "a dark background",
+                                "picture": p["images"][0].split("/")[-1], "scores": {"a": 4.5 if good else 1.5, "b": 5 if good else 1},
+                                "rationale": f"the background is {background}"}) + "\n")
+P
+    cat >"$work/labels/t2i-alignment.toml" <<'T'
+dimension = "alignment"
+kind = "t2i"
+system = "Judge the picture."
+question = "Asked: {prompt}"
+rubric = "How well does it show that?"
+levels = ["not at all", "hardly", "in part", "nearly", "wholly"]
+answer = "Say why, then Score: N"
+reasoning_tokens = 12
+T
+}
+# stopped SIGNAL RUN RANKS: reward-train, all its ranks stopped by a signal once it has kept a state
+stopped() {
+    local pid found=0
+    on $3 reward-train $2 >/dev/null 2>&1 &
+    pid=$!
+    for _ in $(seq 2000); do compgen -G "$work/$2/judge-training/updates/update-*" >/dev/null && break; sleep 0.02; done
+    kill -$1 $(pgrep -f "^$bin/atelier-reward-train --run $work/$2")
+    wait $pid 2>/dev/null || found=$?
+    flock "$work/$2/judge-training/.lock" true  # the system may still be clearing up after it
+    [[ $1 == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
+    [[ ! -e $work/$2/judge ]] || fail "the training was over before the signal"
+}

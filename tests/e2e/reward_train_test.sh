@@ -1,54 +1,17 @@
 #!/usr/bin/env bash
 # reward-train as a program: pictures of the world labelled by its measures; killed or stopped it goes on to the same bits; ranks
-# agree; what it made judges a rollout.   reward_train_test.sh BIN_DIR MPIEXEC   (from the repository's root)
+# agree, whatever is cut over them; what it made judges a rollout.   reward_train_test.sh BIN_DIR MPIEXEC   (from the repository's root)
 source tests/e2e/common.sh
 
-# Source pictures of the miniature's edit prompts: those with a certain background count as good.
-mkdir "$work/labels" "$work/start"
-for part in text_encoder processor; do cp assets/mini/base/$part/* "$work/start/"; done
-python3 - "$work/labels" <<'P'
-import json, shutil, sys
-out = sys.argv[1]
-lines = [json.loads(l) for l in open("assets/mini/prompts/edit-train.jsonl")][:36]
-for name, part in (("train", lines[:24]), ("heldout", lines[24:])):
-    with open(f"{out}/{name}.jsonl", "w") as f:
-        for p in part:
-            shutil.copy("assets/mini/prompts/" + p["images"][0], out)
-            background = p["attributes"]["source"].get("background", "black")
-            good = background in ("black", "blue", "gray")
-            f.write(json.dumps({"id": p["id"], "kind": "t2i", "dimension": "alignment", "category": p["category"], "prompt": "a dark background",
-                                "picture": p["images"][0].split("/")[-1], "scores": {"a": 4.5 if good else 1.5, "b": 5 if good else 1},
-                                "rationale": f"the background is {background}"}) + "\n")
-P
-cat >"$work/labels/t2i-alignment.toml" <<'T'
-dimension = "alignment"
-kind = "t2i"
-system = "Judge the picture."
-question = "Asked: {prompt}"
-rubric = "How well does it show that?"
-levels = ["not at all", "hardly", "in part", "nearly", "wholly"]
-answer = "Say why, then Score: N"
-reasoning_tokens = 12
-T
+make_labels 24 12
 plan() {
     code 0 "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set pipeline.judge=true --set judge.templates="$work/labels" \
         --set reward_train.start="$work/start" --set reward_train.labels="$work/labels/train.jsonl" --set reward_train.heldout="$work/labels/heldout.jsonl" \
         --set reward_train.batch=6 --set reward_train.epochs=3 --set reward_train.publish_every=2 --set reward_train.learning_rate=1e-3 "${@:2}"
 }
-train() { "$bin/atelier-reward-train" --run "$work/$1"; }
-ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-reward-train" --run "$work/$2"; }
-weights_agree() {  # RUN RUN TOLERANCE
-    python3 - "$work/$1/judge" "$work/$2/judge" "$3" <<'P'
-import array, struct, sys
-def weights(folder):
-    data = open(folder + "/model.safetensors", "rb").read()
-    (n,) = struct.unpack("<Q", data[:8])
-    return array.array("f", data[8 + n:])
-a, b = weights(sys.argv[1]), weights(sys.argv[2])
-sys.exit(len(a) != len(b) or max(abs(x - y) for x, y in zip(a, b)) > float(sys.argv[3]))
-P
-}
-
+bound=1e-5  # of a step of 1e-3 a hundredth, as in resume_test.sh
+train() { on 1 reward-train "$1"; }
+ranks() { on "$1" reward-train "$2"; }
 plan whole
 code 0 train whole
 grep -q "t2i/alignment" "$work/out" || fail "no table"
@@ -65,29 +28,46 @@ code 0 train parts
 cmp "$work/whole/judge/model.safetensors" "$work/parts/judge/model.safetensors" || fail "labels in two files train another judge"
 code 0 "$bin/atelier-inspect" "$work/labels/train-1.jsonl"
 says "11 labelled samples, 22 scores, 0 times that a dimension does not apply, 11 pictures"
-train_after() {  # SIGNAL RUN: stopped by it in the middle, and run again
-    local pid found=0
-    "$bin/atelier-reward-train" --run "$work/$2" >/dev/null 2>&1 &
-    pid=$!
-    for _ in $(seq 1000); do [[ -e $work/$2/judge-training/state/manifest.json ]] && break; sleep 0.02; done
-    kill -$1 $pid
-    wait $pid 2>/dev/null || found=$?
-    [[ $1 == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
-    [[ ! -e $work/$2/judge ]] || fail "the training was over before the signal"
-    code 0 train $2
-}
 for signal in KILL TERM; do
     plan after-$signal
-    train_after $signal after-$signal
+    stopped $signal after-$signal 1
+    code 0 train after-$signal
     cmp "$work/whole/judge/model.safetensors" "$work/after-$signal/judge/model.safetensors" || fail "weights differ after $signal"
     cmp "$work/whole/judge/report.json" "$work/after-$signal/judge/report.json" || fail "reports differ after $signal"
     diff <(cat "$work/whole/metrics.jsonl") "$work/after-$signal/metrics.jsonl" || fail "metrics differ after $signal"
 done
-plan ranks
-code 0 ranks 3 ranks
-weights_agree whole ranks 1e-3 || fail "weights of one and three ranks"
-plan pairwise --set reward_train.loss=pairwise --set reward_train.vision=false
-code 0 train pairwise
+[[ ! -e $work/whole/judge-training/updates ]] || fail "states were kept after the judge was there"
+# Whatever is cut over the ranks. Updates of five samples and four: ranks without one of their own.
+cut=(--set reward_train.batch=5 --set reward_train.publish_every=3)
+plan one "${cut[@]}"
+code 0 train one
+for case in "0 3" "1 2" "2 2" "3 2" "3 3"; do
+    read -r zero ranks <<<"$case"
+    run=zero-$zero-$ranks
+    plan $run "${cut[@]}" --set compute.zero=$zero
+    code 0 ranks $ranks $run
+    d=$(distance "$work/one/judge" "$work/$run/judge")
+    echo "compute.zero=$zero on $ranks ranks: weights differ from one rank's by at most $d"
+    within "$d" $bound "compute.zero=$zero on $ranks ranks"
+done
+# A state of two ranks goes on: there to the same bits, elsewhere within rounding.
+plan resumed-2 "${cut[@]}" --set compute.zero=3
+stopped KILL resumed-2 2
+[[ $(cd "$work/resumed-2/judge-training/updates" && ls update-000003) == $'snapshot.json\ntraining-00000-of-00002.h5\ntraining-00001-of-00002.h5' ]] ||
+    fail "the state is not in shards"
+for ranks in 1 3; do cp -r "$work/resumed-2" "$work/resumed-$ranks"; done
+for ranks in 2 1 3; do
+    code 0 ranks $ranks resumed-$ranks
+    says "goes on from"
+    d=$(distance "$work/zero-3-2/judge" "$work/resumed-$ranks/judge")
+    echo "a state of 2 ranks resumed on $ranks: weights differ by at most $d from those on 2"
+    within "$d" $( ((ranks == 2)) && echo 0 || echo $bound) "resumed on $ranks"
+done
+plan pairwise-cut --set reward_train.loss=pairwise --set reward_train.vision=false --set reward_train.batch=5 --set compute.zero=3
+plan pairwise-one --set reward_train.loss=pairwise --set reward_train.vision=false --set reward_train.batch=5
+code 0 ranks 2 pairwise-cut
+code 0 train pairwise-one
+within "$(distance "$work/pairwise-one/judge" "$work/pairwise-cut/judge")" $bound "pairs at compute.zero=3"
 # An adapter: killed it goes on to the same bits; what is published is the base with the adapter merged, and the adapter.
 adapter=(--set reward_train.lora_rank=4 --set reward_train.learning_rate=1e-2)
 plan adapter "${adapter[@]}"
@@ -96,10 +76,20 @@ code 0 train adapter
 cmp -s "$work/start/model.safetensors" "$work/adapter/judge/model.safetensors" && fail "the adapter changed nothing"
 code 0 "$bin/atelier-inspect" --verify "$work/adapter"
 plan adapter-killed "${adapter[@]}"
-train_after KILL adapter-killed
+stopped KILL adapter-killed 1
+code 0 train adapter-killed
 for file in model.safetensors adapter/adapter_model.safetensors report.json; do
     cmp "$work/adapter/judge/$file" "$work/adapter-killed/judge/$file" || fail "$file differs after KILL"
 done
+
+plan adapter-cut "${adapter[@]}" --set compute.zero=1
+code 0 ranks 2 adapter-cut
+d=$(distance "$work/adapter/judge" "$work/adapter-cut/judge")
+echo "an adapter at compute.zero=1 on 2 ranks: the merged weights differ from one rank's by at most $d"
+within "$d" $bound "an adapter at compute.zero=1"
+code 2 "$bin/atelier-plan" --config configs/mini.toml --run "$work/bad" --set pipeline.judge=true --set judge.templates="$work/labels" \
+    --set reward_train.start="$work/start" --set reward_train.lora_rank=4 --set compute.zero=2
+says "with reward_train.lora_rank = 4 compute.zero must be 0 or 1, found 2"
 
 # PEFT opens it; merged there it makes the judge that was published.
 python=${ATELIER_PYTHON:-python3}

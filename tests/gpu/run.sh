@@ -111,7 +111,7 @@ run_steps() {
     step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
     step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
     step oracles-autoencoder "${loader[@]}" "$bundle/bin/vae_oracle_test" --gtest_filter='-*Gradient*'
-    step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test" --gtest_filter='-*Gradient*'
+    step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test"
     step oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
     step stages env LOADER="${loader[*]}" "$bundle/stages.sh" "$bundle" $mode
     step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"

@@ -9,7 +9,10 @@
 #include "core/error.hpp"
 #include "core/philox.hpp"
 #include "io/image/png.hpp"
-#include "judge/judge_trainer.hpp"
+#include "judge/judge_model.hpp"
+#include "judge/label_pass.hpp"
+#include "judge/trained_judge.hpp"
+#include "stage/trainer.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -63,6 +66,37 @@ TEST(ScoreLoss, GradientOfTheExpectedScore) {
     for (std::size_t i = 0; i < z.size(); ++i) EXPECT_NEAR(gradient[i], expected[i], 2e-6) << i;
 }
 
+LabelPass::Sizes sizes_of(const std::vector<TrainingSample>& samples) {
+    LabelPass::Sizes sizes;
+    for (const auto& s : samples) sizes.cover(s);
+    return sizes;
+}
+
+/// A judge that learns on one rank.
+class Learner {
+  public:
+    Learner(const TrainedJudge& judge, const LabelPass::Sizes& sizes)
+        : judge_(judge),
+          world_(comm::make_self()),
+          trainer_({judge.weights(), nullptr, judge.frozen()}, {}, {}, *world_),
+          arena_(Arena::of("sequence", [&](Arena& arena) { pass_.emplace(judge.vlm(), 1.0, sizes, arena); })) {
+        trainer_.zero_gradients();
+    }
+    JudgeLoss add_sample(const TrainingSample& s, double weight) { return pass_->add_sample(judge_.weights(), gradients(), s, weight); }
+    JudgeLoss add_pair(const TrainingSample& better, const TrainingSample& worse, double weight) {
+        return pass_->add_pair(judge_.weights(), gradients(), better, worse, weight);
+    }
+    const nn::ParameterStore& gradients() const { return trainer_.gradients(); }
+    stage::Trainer& trainer() { return trainer_; }
+
+  private:
+    const TrainedJudge& judge_;
+    std::unique_ptr<comm::Communicator> world_;
+    stage::Trainer trainer_;
+    std::optional<LabelPass> pass_;
+    Arena arena_;
+};
+
 class JudgeTraining : public ::testing::Test {
   protected:
     JudgeTraining() : folder_(fs::temp_directory_path() / fmt::format("judge-training-{}", ::getpid())) {
@@ -99,9 +133,9 @@ class JudgeTraining : public ::testing::Test {
         return s;
     }
     /// Two good pictures and two bad ones, and the sizes that they need.
-    std::pair<std::vector<TrainingSample>, JudgeTrainer::Sizes> four_samples(const JudgeModel& model) const {
+    std::pair<std::vector<TrainingSample>, LabelPass::Sizes> four_samples(const QuestionMaker& model) const {
         std::vector<TrainingSample> samples;
-        JudgeTrainer::Sizes sizes;
+        LabelPass::Sizes sizes;
         for (int i = 0; i < 4; ++i) {
             samples.push_back(make_training_sample(model, asked_, sample(i)));
             sizes.cover(samples.back());
@@ -157,15 +191,12 @@ TEST_F(JudgeTraining, WhatDoesNotApplyIsLearntAsNone) {
 }
 
 /// The trainer's gradient against central differences of its loss, along each tensor's own gradient.
-void check_gradient(const fs::path& folder, const std::function<double(JudgeTrainer&)>& add, const std::vector<TrainingSample>& samples) {
-    const JudgeModel model(folder);
-    JudgeTrainer::Sizes sizes;
-    for (const auto& s : samples) sizes.cover(s);
-    JudgeTrainer trainer(model, {}, sizes);
-    trainer.zero_gradients();
-    add(trainer);
+void check_gradient(const fs::path& folder, const std::function<double(Learner&)>& add, const std::vector<TrainingSample>& samples) {
+    const TrainedJudge model(folder, {});
+    Learner learner(model, sizes_of(samples));
+    add(learner);
     const nn::ParameterTable& table = model.vlm().table();
-    const std::vector<float> gradient(trainer.gradients().data(), trainer.gradients().data() + table.flat_size());
+    const std::vector<float> gradient(learner.gradients().data(), learner.gradients().data() + table.flat_size());
     float* weights = model.weights().data();
     for (const char* name : {"lm_head.weight", "model.language_model.layers.1.mlp.down_proj.weight", "model.language_model.layers.0.self_attn.q_norm.weight",
                              "model.visual.merger.linear_fc2.weight", "model.visual.blocks.0.attn.qkv.weight"}) {
@@ -182,8 +213,8 @@ void check_gradient(const fs::path& folder, const std::function<double(JudgeTrai
         const double length = 1e-3 * std::sqrt(weight / squares);  // moves the tensor by a thousandth of its norm
         const auto at = [&](double t) {
             for (std::int64_t i = begin; i < end; ++i) weights[i] = static_cast<float>(before[i - begin] + t * gradient[i]);
-            trainer.zero_gradients();
-            return add(trainer);
+            learner.trainer().zero_gradients();
+            return add(learner);
         };
         const double found = (8 * (at(length) - at(-length)) - (at(2 * length) - at(-2 * length))) / (12 * length);
         std::copy(before.begin(), before.end(), weights + begin);
@@ -194,7 +225,7 @@ void check_gradient(const fs::path& folder, const std::function<double(JudgeTrai
 TEST_F(JudgeTraining, GradientOfASampleThroughTheWholeModel) {
     const JudgeModel model(folder_);
     const std::vector<TrainingSample> samples{make_training_sample(model, asked_, sample(1))};
-    check_gradient(folder_, [&](JudgeTrainer& t) {
+    check_gradient(folder_, [&](Learner& t) {
         const JudgeLoss l = t.add_sample(samples[0], 0.5);
         return 0.5 * (l.score + l.language);
     }, samples);
@@ -206,7 +237,7 @@ TEST_F(JudgeTraining, GradientOfASampleThatDoesNotApply) {
     LabelledSample absent = sample(1);
     absent.scores = {{"anna", NAN}};
     const std::vector<TrainingSample> samples{make_training_sample(model, asked_, absent)};
-    check_gradient(folder_, [&](JudgeTrainer& t) {
+    check_gradient(folder_, [&](Learner& t) {
         const JudgeLoss l = t.add_sample(samples[0], 0.5);
         EXPECT_EQ(l.score, 0);
         return 0.5 * l.language;
@@ -216,7 +247,7 @@ TEST_F(JudgeTraining, GradientOfASampleThatDoesNotApply) {
 TEST_F(JudgeTraining, GradientOfAPairThroughTheWholeModel) {
     const JudgeModel model(folder_);
     const std::vector<TrainingSample> samples{make_training_sample(model, asked_, sample(0)), make_training_sample(model, asked_, sample(1))};
-    check_gradient(folder_, [&](JudgeTrainer& t) {
+    check_gradient(folder_, [&](Learner& t) {
         const JudgeLoss l = t.add_pair(samples[0], samples[1], 0.5);
         return 0.5 * (l.score + l.language);
     }, samples);
@@ -224,29 +255,29 @@ TEST_F(JudgeTraining, GradientOfAPairThroughTheWholeModel) {
 
 TEST_F(JudgeTraining, LearnsAndLeavesFrozenPartsAlone) {
     for (const bool pairwise : {false, true}) {
-        const JudgeModel model(folder_);
+        TrainedParts parts;
+        parts.vision = false;
+        const TrainedJudge model(folder_, parts);
         const auto [samples, sizes] = four_samples(model);
-        JudgeTrainerConfig config;
-        config.train_vision = false;
         const nn::ParameterTable& table = model.vlm().table();
         const int frozen = table.find("model.visual.blocks.0.attn.qkv.weight");
         const Tensor tower = model.weights()[frozen];
         const std::vector<float> before(tower.f32(), tower.f32() + tower.elements());
-        JudgeTrainer trainer(model, config, sizes);
+        Learner learner(model, sizes);
         double first = 0, last = 0;
         for (int update = 0; update < 30; ++update) {
-            trainer.zero_gradients();
+            learner.trainer().zero_gradients();
             JudgeLoss sum;
             for (std::size_t i = 0; i < 4; i += 2) {
                 const auto add = [&](const JudgeLoss& l) { sum.score += l.score / 4, sum.language += l.language / 4; };
                 if (pairwise) {
-                    add(trainer.add_pair(samples[i], samples[i + 1], 0.5));
+                    add(learner.add_pair(samples[i], samples[i + 1], 0.5));
                 } else {
-                    add(trainer.add_sample(samples[i], 0.25));
-                    add(trainer.add_sample(samples[i + 1], 0.25));
+                    add(learner.add_sample(samples[i], 0.25));
+                    add(learner.add_sample(samples[i + 1], 0.25));
                 }
             }
-            trainer.step(2e-3, [](std::span<float>) {});
+            learner.trainer().step(2e-3);
             last = sum.score + sum.language;
             if (update == 0) first = last;
         }
@@ -256,10 +287,10 @@ TEST_F(JudgeTraining, LearnsAndLeavesFrozenPartsAlone) {
 }
 
 /// An adapter of every matrix with numbers that are not zero, as if it had been trained.
-JudgeTrainerConfig with_adapter() {
-    JudgeTrainerConfig config;
-    config.lora = {2, 3.0, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "model.visual.blocks.*", "linear_fc1"}};
-    return config;
+TrainedParts with_adapter() {
+    TrainedParts parts;
+    parts.lora = {2, 3.0, {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "model.visual.blocks.*", "linear_fc1"}};
+    return parts;
 }
 void draw(const nn::LoraStore& adapter) {
     Random random(random_key(5, RandomUse::test));
@@ -268,16 +299,12 @@ void draw(const nn::LoraStore& adapter) {
 }
 
 TEST_F(JudgeTraining, AnAdaptersGradientFollowsFromThatOfTheMergedWeights) {
-    const JudgeModel base(folder_), merged(folder_);
+    const TrainedJudge base(folder_, with_adapter()), merged(folder_, {});
     const TrainingSample s = make_training_sample(base, asked_, sample(1));
-    JudgeTrainer::Sizes sizes;
-    sizes.cover(s);
-    JudgeTrainer adapted(base, with_adapter(), sizes), whole(merged, {}, sizes);
-    const nn::LoraStore& adapter = *adapted.adapter();
+    Learner adapted(base, sizes_of({s})), whole(merged, sizes_of({s}));
+    const nn::LoraStore& adapter = base.adapter()->store();
     draw(adapter);
     nn::merge_lora(adapter, merged.weights());
-    adapted.zero_gradients();
-    whole.zero_gradients();
     const JudgeLoss a = adapted.add_sample(s, 1), b = whole.add_sample(s, 1);
     EXPECT_NEAR(a.score, b.score, 1e-5 * (1 + b.score));
     EXPECT_NEAR(a.language, b.language, 1e-5 * b.language);
@@ -307,20 +334,20 @@ TEST_F(JudgeTraining, AnAdaptersGradientFollowsFromThatOfTheMergedWeights) {
 }
 
 TEST_F(JudgeTraining, AnAdapterLearnsBesideWeightsThatStay) {
-    const JudgeModel model(folder_);
+    const TrainedJudge model(folder_, with_adapter());
     const auto [samples, sizes] = four_samples(model);
     const std::int64_t n = model.weights().flat().elements();
     const std::vector<float> before(model.weights().data(), model.weights().data() + n);
-    JudgeTrainer trainer(model, with_adapter(), sizes);
+    Learner learner(model, sizes);
     double first = 0, last = 0;
     for (int update = 0; update < 30; ++update) {
-        trainer.zero_gradients();
+        learner.trainer().zero_gradients();
         last = 0;
         for (const TrainingSample& s : samples) {
-            const JudgeLoss l = trainer.add_sample(s, 0.25);
+            const JudgeLoss l = learner.add_sample(s, 0.25);
             last += (l.score + l.language) / 4;
         }
-        trainer.step(1e-2, [](std::span<float>) {});
+        learner.trainer().step(1e-2);
         if (update == 0) first = last;
     }
     EXPECT_LT(last, 0.5 * first);
@@ -328,61 +355,40 @@ TEST_F(JudgeTraining, AnAdapterLearnsBesideWeightsThatStay) {
     // Merged, and from its files, it is the same judge.
     const fs::path files = folder_ / "adapter";
     fs::create_directories(files);
-    nn::save_lora(*trainer.adapter(), files, nn::LoraLayout::peft);
-    trainer.merge();
+    nn::save_lora(model.adapter()->store(), files, nn::LoraLayout::peft);
+    model.merge();
     EXPECT_FALSE(std::equal(before.begin(), before.end(), model.weights().data()));
-    const JudgeModel read(folder_, files);
+    const JudgeModel read(folder_);
+    nn::merge_lora(nn::load_lora(files, read.vlm().table()).store(), read.weights());
     EXPECT_TRUE(std::equal(read.weights().data(), read.weights().data() + n, model.weights().data()));
 }
 
 TEST_F(JudgeTraining, AdaptersThatCannotBeTrained) {
-    const JudgeModel model(folder_);
-    JudgeTrainer::Sizes sizes;
-    sizes.cover(make_training_sample(model, asked_, sample(0)));
-    const auto why = [&](const JudgeTrainerConfig& config) {
+    const auto why = [&](const TrainedParts& parts) {
         try {
-            JudgeTrainer(model, config, sizes);
+            TrainedJudge(folder_, parts);
         } catch (const Error& e) {
             EXPECT_EQ(e.kind(), ErrorKind::usage);
             return e.message();
         }
         return std::string("nothing was wrong");
     };
-    JudgeTrainerConfig config = with_adapter();
-    config.lora.targets = {"*"};
-    EXPECT_THAT(why(config), HasSubstr("embed_tokens.weight is no product"));
-    config.lora.targets = {"pos_embed"};
-    EXPECT_THAT(why(config), HasSubstr("pos_embed.weight is no product"));
-    config.lora.targets = {"q_proj"};
-    config.train_text = false;
-    EXPECT_THAT(why(config), HasSubstr("nothing is trained"));
-}
-
-TEST_F(JudgeTraining, GoesOnFromItsFilesToTheSameBits) {
-    const auto train = [&](const fs::path& from, JudgeTrainer& trainer, const JudgeModel& model, int updates) {
-        static_cast<void>(from);
-        for (int u = 0; u < updates; ++u) {
-            trainer.zero_gradients();
-            trainer.add_sample(make_training_sample(model, asked_, sample(static_cast<int>(trainer.updates() % 4))), 1);
-            trainer.step(1e-3, [](std::span<float>) {});
-        }
-    };
-    const JudgeModel whole(folder_), half(folder_);
-    const auto sizes = four_samples(whole).second;
-    JudgeTrainer a(whole, {}, sizes), b(half, {}, sizes);
-    train(folder_, a, whole, 6);
-    train(folder_, b, half, 3);
-    const fs::path saved = folder_ / "saved";
-    fs::create_directories(saved);
-    save_judge(half, folder_, saved);
-    b.save_state(saved / "state.h5");
-    const JudgeModel again(saved);
-    JudgeTrainer c(again, {}, sizes);
-    c.load_state(saved / "state.h5");
-    EXPECT_EQ(c.updates(), 3);
-    train(saved, c, again, 3);
-    const std::int64_t n = whole.weights().flat().elements();
-    EXPECT_TRUE(std::equal(whole.weights().data(), whole.weights().data() + n, again.weights().data()));
+    TrainedParts parts = with_adapter();
+    parts.lora.targets = {"*"};
+    EXPECT_THAT(why(parts), HasSubstr("embed_tokens.weight is no product"));
+    parts.lora.targets = {"pos_embed"};
+    EXPECT_THAT(why(parts), HasSubstr("pos_embed.weight is no product"));
+    parts.lora.targets = {"q_proj"};
+    parts.text = false;
+    EXPECT_THAT(why(parts), HasSubstr("nothing is trained"));
+    const TrainedJudge model(folder_, with_adapter());
+    const auto world = comm::make_self();
+    try {
+        stage::Trainer({model.weights(), nullptr, model.frozen()}, {}, {{}, 1, 0, {}, 2}, *world);
+        ADD_FAILURE() << "an adapter's gradients were cut";
+    } catch (const Error& e) {
+        EXPECT_EQ(e.message(), "compute.zero = 2: an adapter's gradients are not cut over ranks; 0 or 1");
+    }
 }
 
 TEST_F(JudgeTraining, LabelsInJsonLinesAndHdf5) {

@@ -55,7 +55,7 @@ class NativeJudgeTest : public ::testing::Test {
         return list;
     }
     NativeJudgeConfig config(int answers, double temperature = 0) const {
-        return {folder_, {}, answers, 400, temperature, 3};
+        return {folder_, answers, 400, temperature, 3};
     }
     static reward::Request request(std::uint64_t sample) {
         reward::Request r;

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "core/numbers.hpp"
 #include "io/safetensors.hpp"
 #include "model/vlm/decoder.hpp"
 #include "model/vlm/training.hpp"
@@ -200,17 +201,16 @@ struct GradientVerdict {
 };
 GradientVerdict check_gradients(const std::string& name, const std::function<void(const nn::ParameterStore&)>& broken = {}) {
     const Case c(name);
-    const Model model("model-vlm", Device::cpu);
+    const Model model("model-vlm");
     const auto labels = c.in.integers("labels");
     const std::int64_t labelled = c.batch * c.length - std::count(labels.begin(), labels.end(), -100), vocabulary = model.vlm.config().text.vocabulary;
-    const auto plan = [&](Arena& arena) {
-        nn::ParameterStore gradients(model.vlm.table(), arena);
-        return std::pair(gradients, TrainingPass(model.vlm, c.length, static_cast<std::int64_t>(c.pixels.size()) / std::max<std::int64_t>(1, c.patch_elements), c.length, arena));
-    };
-    Arena measure = Arena::measuring("training");
-    plan(measure);
-    Arena arena("training", measure.used());
-    auto [gradients, pass] = plan(arena);
+    std::optional<TrainingPass> planned;
+    nn::ParameterStore gradients_there;
+    const Arena arena = Arena::of("training", [&](Arena& taken) {
+        gradients_there = nn::ParameterStore(model.vlm.table(), taken, model.vlm.device());
+        planned.emplace(model.vlm, c.length, c.patches(), c.length, taken);
+    });
+    TrainingPass& pass = *planned;
     double loss = 0;
     for (std::int64_t r = 0; r < c.batch; ++r) {
         std::int64_t first = 0;
@@ -228,8 +228,10 @@ GradientVerdict check_gradients(const std::string& name, const std::function<voi
         const Tensor l = Tensor::of(logits.data(), {static_cast<std::int64_t>(rows.size()), vocabulary});
         pass.logits(model.weights, rows, l);
         loss += cross_entropy(targets, labelled, l);
-        pass.backward(model.weights, gradients, l, {});
+        pass.backward(model.weights, gradients_there, l, {});
     }
+    const Numbers flat(gradients_there.flat(), Device::cpu);
+    const nn::ParameterStore gradients(model.vlm.table(), flat.tensor());
     EXPECT_NEAR(loss, c.out.floats("loss")[0], c.tolerance("loss"));
     if (broken) broken(gradients);
     const auto expected = io::Safetensors::open(c.folder / "gradients.safetensors");

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "core/device.hpp"
 #include "core/parallel.hpp"
-#include "model/vlm/geometry.hpp"
 #include "nn/linear.hpp"
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
@@ -19,20 +19,27 @@ namespace {
 
 using nn::ParameterStore;
 
+/// Around every use of a row of a block.
+void acquire(const ParameterStore& store, int row) {
+    const int block = store.table().spec(row).block;
+    if (block >= 0) store.acquire(block);
+}
+void release(const ParameterStore& store, int row) {
+    const int block = store.table().spec(row).block;
+    if (block >= 0) store.release(block);
+}
+
 void affine(const ParameterStore& weights, const Affine& map, const Tensor& x, const Tensor& y) {
     nn::project(weights, map.weight, x, y);
-    if (map.bias < 0) return;
-    const std::int64_t n = y.size(1);
-    for (std::int64_t r = 0; r < y.size(0); ++r) ops::add(weights[map.bias].f32(), y.f32() + r * n, n);
+    if (map.bias >= 0) ops::add_columns(y.size(0), y.size(1), weights[map.bias].f32(), 0, y.f32(), y.size(1));  // one row, to all of y
 }
 
 /// Gradients of the map, or of its adapter alone; dx is written unless empty.
 void affine_backward(const ParameterStore& weights, const ParameterStore& gradients, const Affine& map, const Tensor& x,
                      const Tensor& dy, const Tensor& dx) {
-    nn::project_backward(weights, gradients, map.weight, x, dy, dx);
-    if (map.bias < 0 || !gradients.has_values()) return;
-    const std::int64_t n = dy.size(1);
-    for (std::int64_t r = 0; r < dy.size(0); ++r) ops::add(dy.f32() + r * n, gradients[map.bias].f32(), n);
+    if (!gradients.has_values()) return nn::project_backward(weights, gradients, map.weight, x, dy, dx);
+    ops::linear_backward_weight(dy, x, gradients[map.weight], map.bias < 0 ? Tensor() : gradients[map.bias]);
+    if (!dx.empty()) ops::linear_backward_input(dy, weights[map.weight], dx, false);
 }
 
 void layer_norm(const ParameterStore& weights, const Affine& n, const Tensor& x, const Tensor& y, const Tensor& mean,
@@ -46,7 +53,6 @@ void layer_norm_backward(const ParameterStore& weights, const ParameterStore& gr
     ops::layer_norm_backward({x.size(0), x.size(1), vision_eps}, x.f32(), weights[n.weight].f32(), mean.f32(), inverse.f32(),
                              dy.f32(), dx.f32(), true, nn::vector_gradient(gradients, n.weight), nn::vector_gradient(gradients, n.bias));
 }
-
 
 ops::AttentionShape picture_attention(const VisionConfig& v, const GridThw& grid) {
     ops::AttentionShape s;
@@ -72,25 +78,69 @@ ops::AttentionShape text_attention(const TextConfig& t, const std::vector<std::i
     return s;
 }
 
+/// Entries of a list that name rows, in rounds in which none is named twice: the k-th entry of each row in round k, so that a row's come in
+/// their order.
+struct Rounds {
+    std::vector<std::int32_t> entry, row;
+    std::vector<std::int64_t> end;  ///< of each round
+};
+Rounds rounds_of(const std::vector<std::pair<std::int32_t, std::int32_t>>& entries) {  // entry, row
+    std::vector<std::vector<std::pair<std::int32_t, std::int32_t>>> by_round;
+    std::map<std::int32_t, std::size_t> seen;
+    for (const auto& [entry, row] : entries) {
+        const std::size_t round = seen[row]++;
+        if (round == by_round.size()) by_round.emplace_back();
+        by_round[round].emplace_back(entry, row);
+    }
+    Rounds rounds;
+    for (const auto& round : by_round) {
+        for (const auto& [entry, row] : round) rounds.entry.push_back(entry), rounds.row.push_back(row);
+        rounds.end.push_back(static_cast<std::int64_t>(rounds.entry.size()));
+    }
+    return rounds;
+}
+
+/// What the rows of the position table are blended into, the other way round: for each row of the table up to four patches with their
+/// shares, as ops::add_blend_of_rows takes it; as many of these as the row with most patches needs.
+std::vector<PositionBlend> table_blends(std::int64_t positions, const PositionBlend& blend) {
+    std::vector<PositionBlend> all;
+    std::vector<std::size_t> used(static_cast<std::size_t>(positions));
+    for (std::size_t i = 0; i < blend.row.size(); ++i) {
+        if (blend.share[i] == 0) continue;
+        const auto row = static_cast<std::size_t>(blend.row[i]);
+        const std::size_t at = used[row]++;
+        if (at / 4 == all.size()) all.push_back({std::vector<std::int32_t>(4 * used.size()), std::vector<float>(4 * used.size())});
+        all[at / 4].row[4 * row + at % 4] = static_cast<std::int32_t>(i / 4);
+        all[at / 4].share[4 * row + at % 4] = blend.share[i];
+    }
+    return all;
+}
+
+Tensor list(const std::vector<std::int32_t>& rows) {
+    return rows.empty() ? Tensor() : Tensor::of(rows.data(), {static_cast<std::int64_t>(rows.size())});
+}
+
 }  // namespace
 
 TrainingPass::TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, std::int64_t max_rows, Arena& arena)
     : vlm_(vlm), max_tokens_(max_tokens), max_patches_(max_patches), max_rows_(max_rows) {
-    ATELIER_CHECK(vlm.device() == Device::cpu, "a judge is trained on the CPU");
+    const Device device = vlm.device();
+    const DeviceScope scope(device);
     const TextConfig& t = vlm.config().text;
     const VisionConfig& v = vlm.config().vision;
     const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
-    const auto rows = [&](std::int64_t width) { return arena.take_f32({max_tokens, width}); };
+    const auto take = [&](Shape shape) { return arena.take_f32(shape, device); };
+    const auto rows = [&](std::int64_t width) { return take({max_tokens, width}); };
     limits_.reserve(static_cast<std::size_t>(max_tokens));
     image_rows_.reserve(static_cast<std::size_t>(max_tokens));
     logit_rows_.reserve(static_cast<std::size_t>(max_rows));
     states_ = rows(t.hidden);
     cosine_ = rows(t.head_dim / 2);
     sine_ = rows(t.head_dim / 2);
-    logit_in_ = arena.take_f32({max_rows, t.hidden});
-    logit_inverse_ = arena.take_f32({max_rows});
-    logit_normed_ = arena.take_f32({max_rows, t.hidden});
-    d_logit_ = arena.take_f32({max_rows, t.hidden});
+    logit_in_ = take({max_rows, t.hidden});
+    logit_inverse_ = take({max_rows});
+    logit_normed_ = take({max_rows, t.hidden});
+    d_logit_ = take({max_rows, t.hidden});
     for (std::int64_t l = 0; l < t.layers; ++l) {
         TextActivations a;
         for (Tensor* each : {&a.x, &a.y1, &a.middle, &a.y2}) *each = rows(t.hidden);
@@ -106,16 +156,32 @@ TrainingPass::TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t
     d_states_ = rows(t.hidden);
     d_y_ = rows(t.hidden);
     d_q_ = rows(q_width);
-    d_kv_ = arena.take_f32({2 * max_tokens, kv_width});
+    d_kv_ = take({2 * max_tokens, kv_width});
     d_attended_ = rows(q_width);
-    d_gate_up_ = arena.take_f32({2 * max_tokens, t.intermediate});
+    d_gate_up_ = take({2 * max_tokens, t.intermediate});
     d_act_ = rows(t.intermediate);
-    ops::AttentionShape attention;
-    attention.own_keys = std::max(max_tokens, max_patches);
-    attention_workspace_ = arena.take_f32({ops::attention_workspace(attention)});
+    ops::AttentionShape text, picture;
+    text.queries = text.own_keys = max_tokens;
+    text.heads = t.heads, text.kv_heads = t.kv_heads, text.head_dim = t.head_dim;
+    picture.queries = picture.own_keys = max_patches;
+    picture.heads = picture.kv_heads = v.heads, picture.head_dim = v.head_dim();
+    attention_workspace_ = take({std::max(ops::attention_workspace(text), ops::attention_workspace(picture))});
+    if (device != Device::cpu) {
+        logits_there_ = take({max_rows, t.vocabulary});
+        for (Tensor* each : {&tokens_there_, &rows_there_}) *each = arena.take(DType::i32, {std::max(max_tokens, max_rows)}, device);
+        const std::int64_t most = std::max(cosine_.elements(), max_patches * v.head_dim() / 2);
+        host_cosine_ = arena.take_f32({most});
+        host_sine_ = arena.take_f32({most});
+    }
     if (max_patches == 0) return;
 
-    const auto patches = [&](std::int64_t width) { return arena.take_f32({max_patches, width}); };
+    const auto patches = [&](std::int64_t width) { return take({max_patches, width}); };
+    if (device != Device::cpu) {
+        pixels_there_ = patches(v.patch_elements());
+        corners_there_ = arena.take(DType::i32, {std::max(max_patches, v.positions), 4}, device);
+        shares_there_ = take({std::max(max_patches, v.positions), 4});
+        image_rows_there_ = arena.take(DType::i32, {max_patches / (v.merge * v.merge)}, device);
+    }
     const std::int64_t pictures = max_patches / (v.merge * v.merge);
     patches_ = patches(v.hidden);
     vision_cosine_ = patches(v.head_dim() / 2);
@@ -132,25 +198,44 @@ TrainingPass::TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t
     plan_merger(merger_, false, arena);
     for (std::size_t i = 0; i < v.deepstack.size(); ++i) {
         plan_merger(deepstack_mergers_.emplace_back(), true, arena);
-        deepstack_.push_back(arena.take_f32({pictures, v.out_hidden}));
-        d_deepstack_.push_back(arena.take_f32({pictures, v.out_hidden}));
+        deepstack_.push_back(take({pictures, v.out_hidden}));
+        d_deepstack_.push_back(take({pictures, v.out_hidden}));
     }
-    picture_tokens_ = arena.take_f32({pictures, v.out_hidden});
-    d_picture_tokens_ = arena.take_f32({pictures, v.out_hidden});
+    picture_tokens_ = take({pictures, v.out_hidden});
+    d_picture_tokens_ = take({pictures, v.out_hidden});
     d_patches_ = patches(v.hidden);
+    d_branch_ = patches(v.hidden);
     d_vision_y_ = patches(v.hidden);
     d_qkv_ = patches(3 * v.hidden);
     d_vision_act_ = patches(v.intermediate);
-    d_merged_ = arena.take_f32({pictures, v.merged()});
-    d_merged_act_ = arena.take_f32({pictures, v.merged()});
+    d_merged_ = take({pictures, v.merged()});
+    d_merged_act_ = take({pictures, v.merged()});
 }
 
 void TrainingPass::plan_merger(MergerActivations& a, bool norm_after_merge, Arena& arena) const {
     const VisionConfig& v = vlm_.config().vision;
     const std::int64_t tokens = max_patches_ / (v.merge * v.merge), normed = norm_after_merge ? tokens : max_patches_;
-    a.mean = arena.take_f32({normed});
-    a.inverse = arena.take_f32({normed});
-    for (Tensor* each : {&a.merged, &a.fc1, &a.act}) *each = arena.take_f32({tokens, v.merged()});
+    a.mean = arena.take_f32({normed}, vlm_.device());
+    a.inverse = arena.take_f32({normed}, vlm_.device());
+    for (Tensor* each : {&a.merged, &a.fc1, &a.act}) *each = arena.take_f32({tokens, v.merged()}, vlm_.device());
+}
+
+template <typename Fill>
+void TrainingPass::fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const {
+    const Shape shape{rows, cosine.size(1)};
+    const bool here = vlm_.device() == Device::cpu;
+    const Tensor c = here ? cosine.slice(0, rows) : Tensor::of(host_cosine_.f32(), shape);
+    const Tensor s = here ? sine.slice(0, rows) : Tensor::of(host_sine_.f32(), shape);
+    fill(c.f32(), s.f32());
+    transfer(c, cosine.slice(0, rows));
+    transfer(s, sine.slice(0, rows));
+}
+
+void TrainingPass::add_blend(const PositionBlend& blend, const Tensor& from, const Tensor& to) const {
+    const Shape shape{to.size(0), 4};
+    const Tensor corners = bring(vlm_.device(), Tensor::of(blend.row.data(), shape), corners_there_);
+    const Tensor shares = bring(vlm_.device(), Tensor::of(blend.share.data(), shape), shares_there_);
+    ops::add_blend_of_rows(to.size(0), to.size(1), corners.as<std::int32_t>(), shares.f32(), from.f32(), to.f32());
 }
 
 // Merge order makes 2 x 2 patches neighbours in memory: merging is a change of shape.
@@ -188,16 +273,17 @@ void TrainingPass::forward_vision(const ParameterStore& weights) {
     const std::int64_t n = pixel_values_.size(0), tokens = n / (v.merge * v.merge);
     const Tensor patch_weight = weights[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
     Tensor x = v.depth > 0 ? vision_[0].x.slice(0, n) : patches_.slice(0, n);
+    pixel_values_ = bring(vlm_.device(), pixel_values_, pixels_there_);
     ops::linear(pixel_values_, patch_weight, weights[vlm_.patch.bias], x);
-    const PositionBlend blend = position_blend(v, grids_);
-    ops::add_blend_of_rows(n, v.hidden, blend.row.data(), blend.share.data(), weights[vlm_.position_embedding].f32(), x.f32());
-    vision_rotation(v, grids_, vision_cosine_.f32(), vision_sine_.f32());
+    add_blend(position_blend(v, grids_), weights[vlm_.position_embedding], x);
+    fill_tables(n, vision_cosine_, vision_sine_, [&](float* cosine, float* sine) { vision_rotation(v, grids_, cosine, sine); });
     for (std::size_t b = 0; b < vision_.size(); ++b) {
         const VisionBlock& p = vlm_.blocks[b];
         const VisionActivations& a = vision_[b];
         const Tensor y1 = a.y1.slice(0, n), qkv = a.qkv.slice(0, n), attended = a.attended.slice(0, n), middle = a.middle.slice(0, n);
         const Tensor y2 = a.y2.slice(0, n), fc1 = a.fc1.slice(0, n), act = a.act.slice(0, n);
         const Tensor out = b + 1 < vision_.size() ? vision_[b + 1].x.slice(0, n) : patches_.slice(0, n);
+        acquire(weights, p.qkv.weight);
         layer_norm(weights, p.norm1, x, y1, a.mean1, a.inverse1);
         affine(weights, p.qkv, y1, qkv);
         for (std::int64_t part = 0; part < 2; ++part)
@@ -217,6 +303,7 @@ void TrainingPass::forward_vision(const ParameterStore& weights) {
         affine(weights, p.fc1, y2, fc1);
         ops::gelu_tanh(fc1.f32(), act.f32(), act.elements());
         affine(weights, p.fc2, act, out);
+        release(weights, p.qkv.weight);
         ops::add(middle.f32(), out.f32(), out.elements());
         x = out;
         for (std::size_t i = 0; i < v.deepstack.size(); ++i)
@@ -230,7 +317,7 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
     const VisionConfig& v = vlm_.config().vision;
     const std::int64_t n = pixel_values_.size(0), tokens = n / (v.merge * v.merge);
     const Tensor d_x = d_patches_.slice(0, n), d_y = d_vision_y_.slice(0, n), d_qkv = d_qkv_.slice(0, n);
-    const Tensor d_act = d_vision_act_.slice(0, n), last = patches_.slice(0, n);
+    const Tensor d_act = d_vision_act_.slice(0, n), d_branch = d_branch_.slice(0, n), last = patches_.slice(0, n);
     clear(d_x);
     backward_merger(weights, gradients, vlm_.merger, false, merger_, last, d_picture_tokens_.slice(0, tokens), d_x);
     for (std::size_t b = vision_.size(); b-- > 0;) {
@@ -242,11 +329,15 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
                 backward_merger(weights, gradients, vlm_.deepstack_mergers[i], true, deepstack_mergers_[i], out,
                                 d_deepstack_[i].slice(0, tokens), d_x);
         const Tensor qkv = a.qkv.slice(0, n), attended = a.attended.slice(0, n), fc1 = a.fc1.slice(0, n);
-        affine_backward(weights, gradients, p.fc2, a.act.slice(0, n), d_x, d_act);
+        acquire(weights, p.qkv.weight);
+        acquire(gradients, p.qkv.weight);
+        transfer(d_x, d_branch);  // products may round what they take, the sum of all branches stays as it is
+        affine_backward(weights, gradients, p.fc2, a.act.slice(0, n), d_branch, d_act);
         ops::gelu_tanh_backward(fc1.f32(), d_act.f32(), d_act.f32(), d_act.elements());
         affine_backward(weights, gradients, p.fc1, a.y2.slice(0, n), d_act, d_y);
         layer_norm_backward(weights, gradients, p.norm2, a.middle.slice(0, n), a.mean2, a.inverse2, d_y, d_x);
-        affine_backward(weights, gradients, p.proj, attended, d_x, d_y);
+        transfer(d_x, d_branch);
+        affine_backward(weights, gradients, p.proj, attended, d_branch, d_y);
         std::int64_t first = 0;
         for (const GridThw& grid : grids_) {
             const ops::AttentionShape s = picture_attention(v, grid);
@@ -262,19 +353,14 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
                                     d_qkv.f32() + part * v.hidden);
         affine_backward(weights, gradients, p.qkv, a.y1.slice(0, n), d_qkv, d_y);
         layer_norm_backward(weights, gradients, p.norm1, a.x.slice(0, n), a.mean1, a.inverse1, d_y, d_x);
+        release(gradients, p.qkv.weight);
+        release(weights, p.qkv.weight);
     }
     if (!gradients.has_values()) return;  // no adapter stands before the blocks
     const Tensor d_patch = gradients[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
     ops::linear_backward_weight(d_x, pixel_values_, d_patch, gradients[vlm_.patch.bias]);
-    float* d_table = gradients[vlm_.position_embedding].f32();
-    std::int64_t row = 0;
-    for (const GridThw& grid : grids_)
-        for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row) {
-            const PositionCorners c = position_corners(v, grid, k);
-            for (std::size_t corner = 0; corner < 4; ++corner)
-                for (std::int64_t j = 0; j < v.hidden; ++j)
-                    d_table[c.row[corner] * v.hidden + j] += c.share[corner] * d_x.f32()[row * v.hidden + j];
-        }
+    for (const PositionBlend& blend : table_blends(v.positions, position_blend(v, grids_)))
+        add_blend(blend, d_x, gradients[vlm_.position_embedding]);
 }
 
 void TrainingPass::forward_text(const ParameterStore& weights) {
@@ -288,6 +374,7 @@ void TrainingPass::forward_text(const ParameterStore& weights) {
         const Tensor q = a.q.slice(0, n), k = a.k.slice(0, n), v = a.v.slice(0, n), attended = a.attended.slice(0, n);
         const Tensor middle = a.middle.slice(0, n), y2 = a.y2.slice(0, n), gate = a.gate.slice(0, n), up = a.up.slice(0, n);
         const Tensor act = a.act.slice(0, n), out = (l + 1 < text_.size() ? text_[l + 1].x : states_).slice(0, n);
+        acquire(weights, p.q);
         ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, x.f32(), weights[p.input_norm].f32(), y1.f32(), a.inverse1.f32());
         nn::project(weights, p.q, y1, q_in);
         nn::project(weights, p.k, y1, k_in);
@@ -304,10 +391,10 @@ void TrainingPass::forward_text(const ParameterStore& weights) {
         nn::project(weights, p.up, y2, up);
         ops::swiglu(n, t.intermediate, gate.f32(), up.f32(), t.intermediate, act.f32());
         nn::project(weights, p.down, act, out);
+        release(weights, p.q);
         ops::add(middle.f32(), out.f32(), out.elements());
-        if (l < deepstack_.size())  // features of vision blocks are added at the pictures' tokens after the layer
-            for (std::size_t r = 0; r < image_rows_.size(); ++r)
-                ops::add(deepstack_[l].f32() + static_cast<std::int64_t>(r) * t.hidden, out.f32() + image_rows_[r] * t.hidden, t.hidden);
+        if (l < deepstack_.size() && image_tokens() > 0)  // features of vision blocks are added at the pictures' tokens after the layer
+            ops::add_to_rows(image_tokens(), t.hidden, image_tokens_at_.as<std::int32_t>(), deepstack_[l].f32(), out.f32());
     }
 }
 
@@ -322,11 +409,12 @@ void TrainingPass::backward_text(const ParameterStore& weights, const ParameterS
         const TextLayer& p = vlm_.layers[l];
         const TextActivations& a = text_[l];
         const Tensor y1 = a.y1.slice(0, n), y2 = a.y2.slice(0, n), act = a.act.slice(0, n), attended = a.attended.slice(0, n);
-        if (l < d_deepstack_.size())
-            for (std::size_t r = 0; r < image_rows_.size(); ++r)
-                std::copy_n(d_x.f32() + image_rows_[r] * t.hidden, t.hidden,
-                            d_deepstack_[l].f32() + static_cast<std::int64_t>(r) * t.hidden);
-        nn::project_backward(weights, gradients, p.down, act, d_x, d_act);
+        if (l < d_deepstack_.size() && image_tokens() > 0)
+            ops::gather_rows(image_tokens(), t.hidden, image_tokens_at_.as<std::int32_t>(), d_x.f32(), d_x.f32(), d_deepstack_[l].f32());
+        acquire(weights, p.q);
+        acquire(gradients, p.q);
+        transfer(d_x, d_y);  // products may round what they take, the sum of all branches stays as it is
+        nn::project_backward(weights, gradients, p.down, act, d_y, d_act);
         ops::swiglu_backward(n, t.intermediate, a.gate.f32(), a.up.f32(), t.intermediate, d_act.f32(), d_gate.f32(), d_up.f32());
         nn::project_backward(weights, gradients, p.gate, y2, d_gate, d_y);
         nn::project_backward(weights, gradients, p.up, y2, d_up, d_y, true);
@@ -334,7 +422,8 @@ void TrainingPass::backward_text(const ParameterStore& weights, const ParameterS
                                d_y.f32(), d_y.f32(), nn::vector_gradient(gradients, p.post_norm));
         ops::add(d_y.f32(), d_x.f32(), d_x.elements());
 
-        nn::project_backward(weights, gradients, p.out, attended, d_x, d_attended);
+        transfer(d_x, d_y);
+        nn::project_backward(weights, gradients, p.out, attended, d_y, d_attended);
         ops::attention_backward(s, a.q.f32(), {}, {a.k.f32(), a.v.f32()}, attended.f32(), a.log_sum_exp.f32(), d_attended.f32(),
                                 d_q.f32(), {}, {d_k.f32(), d_v.f32()}, attention_workspace_);
         ops::rope_half_backward(n, t.heads, t.head_dim, q_width, cosine_.f32(), sine_.f32(), d_q.f32());
@@ -348,12 +437,15 @@ void TrainingPass::backward_text(const ParameterStore& weights, const ParameterS
         nn::project_backward(weights, gradients, p.v, y1, d_v, d_y, true);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, a.x.f32(), weights[p.input_norm].f32(), a.inverse1.f32(),
                                d_y.f32(), d_y.f32(), nn::vector_gradient(gradients, p.input_norm));
+        release(gradients, p.q);
+        release(weights, p.q);
         ops::add(d_y.f32(), d_x.f32(), d_x.elements());
     }
 }
 
 Tensor TrainingPass::forward(const ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
                              std::span<const GridThw> grids) {
+    const DeviceScope scope(vlm_.device());
     const Config& c = vlm_.config();
     const auto n = static_cast<std::int64_t>(ids.size());
     ATELIER_CHECK(n >= 1 && n <= max_tokens_, "a sequence of {} tokens, planned for {}", n, max_tokens_);
@@ -362,45 +454,48 @@ Tensor TrainingPass::forward(const ParameterStore& weights, std::span<const std:
     grids_ = grids;
     pixel_values_ = pixel_values;
     const Positions positions = make_positions(c, ids, grids);
-    text_rotation(c.text, positions.token, cosine_.f32(), sine_.f32());
+    fill_tables(n, cosine_, sine_, [&](float* cosine, float* sine) { text_rotation(c.text, positions.token, cosine, sine); });
     limits_.clear();
     for (std::int64_t i = 0; i < n; ++i) limits_.push_back(static_cast<std::int32_t>(i + 1));
     image_rows_.clear();
     logit_rows_.clear();
     if (!grids.empty()) forward_vision(weights);
-    const float* table = weights[vlm_.embedding].f32();
     const Tensor x = (text_.empty() ? states_ : text_[0].x).slice(0, n);
-    for (std::int64_t i = 0; i < n; ++i) {
-        const std::int32_t id = ids[static_cast<std::size_t>(i)];
-        ATELIER_CHECK_INPUT(id >= 0 && id < c.text.vocabulary, "token {} of a vocabulary of {}", id, c.text.vocabulary);
-        const float* from = table + id * c.text.hidden;
-        if (id == c.image_token) {
-            from = picture_tokens_.f32() + static_cast<std::int64_t>(image_rows_.size()) * c.text.hidden;
-            image_rows_.push_back(i);
-        }
-        std::copy_n(from, c.text.hidden, x.f32() + i * c.text.hidden);
+    std::vector<std::int32_t> rows(ids.begin(), ids.end());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+        ATELIER_CHECK_INPUT(rows[i] >= 0 && rows[i] < c.text.vocabulary, "token {} of a vocabulary of {}", rows[i], c.text.vocabulary);
+        if (rows[i] != c.image_token) continue;
+        rows[i] = -1 - static_cast<std::int32_t>(image_rows_.size());
+        image_rows_.push_back(static_cast<std::int32_t>(i));
     }
+    image_tokens_at_ = bring(vlm_.device(), list(image_rows_), image_rows_there_);
+    const Tensor from = bring(vlm_.device(), list(rows), rows_there_);
+    ops::gather_rows(n, c.text.hidden, from.as<std::int32_t>(), weights[vlm_.embedding].f32(), picture_tokens_.f32(), x.f32());
     forward_text(weights);
     return states_.slice(0, n);
 }
 
 void TrainingPass::logits(const ParameterStore& weights, std::span<const std::int64_t> rows, const Tensor& out) {
+    const DeviceScope scope(vlm_.device());
     const TextConfig& t = vlm_.config().text;
     const auto n = static_cast<std::int64_t>(rows.size());
     ATELIER_CHECK(n >= 1 && n <= max_rows_, "logits of {} rows, planned for {}", n, max_rows_);
     logit_rows_.assign(rows.begin(), rows.end());
+    for (const std::int32_t row : logit_rows_) ATELIER_CHECK(row >= 0 && row < tokens_, "logits of token {} of {}", row, tokens_);
     const Tensor in = logit_in_.slice(0, n), normed = logit_normed_.slice(0, n);
-    for (std::int64_t i = 0; i < n; ++i) {
-        const std::int64_t row = logit_rows_[static_cast<std::size_t>(i)];
-        ATELIER_CHECK(row >= 0 && row < tokens_, "logits of token {} of {}", row, tokens_);
-        std::copy_n(states_.f32() + row * t.hidden, t.hidden, in.f32() + i * t.hidden);
-    }
+    const Tensor from = bring(vlm_.device(), list(logit_rows_), rows_there_);
+    ops::gather_rows(n, t.hidden, from.as<std::int32_t>(), states_.f32(), states_.f32(), in.f32());
     ops::rms_norm({n, t.hidden, 0, 0, t.eps, 0.0f}, in.f32(), weights[vlm_.final_norm].f32(), normed.f32(), logit_inverse_.f32());
-    nn::project(weights, vlm_.head, normed, out);
+    const Tensor there_out = there(vlm_.device(), out, logits_there_);
+    acquire(weights, vlm_.head);
+    nn::project(weights, vlm_.head, normed, there_out);
+    release(weights, vlm_.head);
+    if (there_out.raw() != out.raw()) transfer(there_out, out);
 }
 
 void TrainingPass::backward(const ParameterStore& weights, const ParameterStore& gradients, const Tensor& d_logits,
                             const Tensor& d_states) {
+    const DeviceScope scope(vlm_.device());
     const TextConfig& t = vlm_.config().text;
     const Tensor d_x = d_states_.slice(0, tokens_);
     if (d_states.empty())
@@ -411,23 +506,36 @@ void TrainingPass::backward(const ParameterStore& weights, const ParameterStore&
         const auto n = static_cast<std::int64_t>(logit_rows_.size());
         ATELIER_CHECK(d_logits.size(0) == n, "gradients of {} rows of logits, {} were made", d_logits.size(0), n);
         const Tensor d_normed = d_logit_.slice(0, n);
-        nn::project_backward(weights, gradients, vlm_.head, logit_normed_.slice(0, n), d_logits, d_normed);
+        acquire(weights, vlm_.head);
+        acquire(gradients, vlm_.head);
+        nn::project_backward(weights, gradients, vlm_.head, logit_normed_.slice(0, n), bring(vlm_.device(), d_logits, logits_there_),
+                             d_normed);
+        release(gradients, vlm_.head);
+        release(weights, vlm_.head);
         ops::rms_norm_backward({n, t.hidden, 0, 0, t.eps, 0.0f}, logit_in_.f32(), weights[vlm_.final_norm].f32(),
                                logit_inverse_.f32(), d_normed.f32(), d_normed.f32(), nn::vector_gradient(gradients, vlm_.final_norm));
-        for (std::int64_t i = 0; i < n; ++i)
-            ops::add(d_normed.f32() + i * t.hidden, d_x.f32() + logit_rows_[static_cast<std::size_t>(i)] * t.hidden, t.hidden);
+        const Tensor to = bring(vlm_.device(), list(logit_rows_), rows_there_);
+        ops::add_to_rows(n, t.hidden, to.as<std::int32_t>(), d_normed.f32(), d_x.f32());
     }
     backward_text(weights, gradients, d_x);
-    float* d_table = gradients.has_values() ? gradients[vlm_.embedding].f32() : nullptr;
-    std::int64_t picture_row = 0;
-    for (std::int64_t i = 0; i < tokens_; ++i) {
-        const std::int32_t id = ids_[static_cast<std::size_t>(i)];
-        if (id == vlm_.config().image_token)
-            std::copy_n(d_x.f32() + i * t.hidden, t.hidden, d_picture_tokens_.f32() + t.hidden * picture_row++);
-        else if (d_table != nullptr)
-            ops::add(d_x.f32() + i * t.hidden, d_table + id * t.hidden, t.hidden);
+    if (gradients.has_values()) backward_embedding(d_x, gradients[vlm_.embedding]);
+    if (grids_.empty()) return;
+    ops::gather_rows(image_tokens(), t.hidden, image_tokens_at_.as<std::int32_t>(), d_x.f32(), d_x.f32(), d_picture_tokens_.f32());
+    backward_vision(weights, gradients);
+}
+
+void TrainingPass::backward_embedding(const Tensor& d_x, const Tensor& d_table) const {
+    std::vector<std::pair<std::int32_t, std::int32_t>> entries;
+    for (std::size_t i = 0; i < ids_.size(); ++i)
+        if (ids_[i] != vlm_.config().image_token) entries.emplace_back(static_cast<std::int32_t>(i), ids_[i]);
+    const Rounds rounds = rounds_of(entries);
+    const Tensor tokens = bring(vlm_.device(), list(rounds.entry), tokens_there_), rows = bring(vlm_.device(), list(rounds.row), rows_there_);
+    std::int64_t begin = 0;
+    for (const std::int64_t end : rounds.end) {
+        ops::gather_rows(end - begin, d_x.size(1), tokens.as<std::int32_t>() + begin, d_x.f32(), d_x.f32(), d_y_.f32());
+        ops::add_to_rows(end - begin, d_x.size(1), rows.as<std::int32_t>() + begin, d_y_.f32(), d_table.f32());
+        begin = end;
     }
-    if (!grids_.empty()) backward_vision(weights, gradients);
 }
 
 double cross_entropy(std::span<const std::int32_t> targets, std::int64_t count, const Tensor& logits) {

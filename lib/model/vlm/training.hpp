@@ -5,15 +5,17 @@
 #include <vector>
 
 #include "core/arena.hpp"
+#include "model/vlm/geometry.hpp"
 #include "model/vlm/vlm.hpp"
 
 namespace atelier::vlm {
 
 /// Forward and backward of one unpadded sequence, with its pictures, through the whole model: vision tower, mergers, deepstack,
-/// language model, head. Everything that the backward pass needs is kept.
+/// language model, head. Everything that the backward pass needs is kept. Where blocks of weights or gradients are gathered and cut
+/// (nn/sharded.hpp) every rank passes through sequences of one kind, with pictures or without.
 class TrainingPass {
   public:
-    /// Plans for sequences of up to `max_tokens` tokens, `max_patches` patches and `max_rows` rows with logits.
+    /// Everything is where the Vlm says; pixel values, logits and their gradient may lie in host memory. Plans for sequences of up to `max_tokens` tokens, `max_patches` patches and `max_rows` rows with logits.
     TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patches, std::int64_t max_rows, Arena& arena);
 
     /// Inputs as in Session::encode; they must live until `backward` has run. Returns the states before the final norm
@@ -21,7 +23,7 @@ class TrainingPass {
     Tensor forward(const nn::ParameterStore& weights, std::span<const std::int32_t> ids, const Tensor& pixel_values,
                    std::span<const GridThw> grids);
 
-    /// Logits [rows.size(), vocabulary] at some of the sequence's tokens, in the order of `rows`.
+    /// Logits [rows.size(), vocabulary] at some of the sequence's tokens, none named twice, in the order of `rows`.
     void logits(const nn::ParameterStore& weights, std::span<const std::int64_t> rows, const Tensor& out);
 
     /// From the gradient of the last logits [rows, vocabulary] (empty: none) and of the states before the final norm
@@ -49,6 +51,13 @@ class TrainingPass {
     void backward_vision(const nn::ParameterStore& weights, const nn::ParameterStore& gradients);
     void forward_text(const nn::ParameterStore& weights);
     void backward_text(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, const Tensor& d_x);
+    void backward_embedding(const Tensor& d_x, const Tensor& d_table) const;
+    /// Rotation tables that `fill(cosine, sine)` computes in host memory, to where the pass runs.
+    template <typename Fill>
+    void fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const;
+    /// Rows of `to` += blends of rows of `from`.
+    void add_blend(const PositionBlend& blend, const Tensor& from, const Tensor& to) const;
+    std::int64_t image_tokens() const { return static_cast<std::int64_t>(image_rows_.size()); }
 
     const Vlm& vlm_;
     std::int64_t max_tokens_, max_patches_, max_rows_;
@@ -57,8 +66,8 @@ class TrainingPass {
     std::span<const std::int32_t> ids_;
     std::span<const GridThw> grids_;
     Tensor pixel_values_;
-    std::vector<std::int64_t> image_rows_, logit_rows_;
-    std::vector<std::int32_t> limits_;
+    std::vector<std::int32_t> image_rows_, logit_rows_, limits_;
+    Tensor image_tokens_at_;  ///< image_rows_ where the pass runs
 
     Tensor states_, cosine_, sine_, logit_in_, logit_inverse_, logit_normed_, attention_workspace_;
     std::vector<TextActivations> text_;
@@ -69,8 +78,10 @@ class TrainingPass {
     std::vector<MergerActivations> deepstack_mergers_;
     // Gradients.
     Tensor d_states_, d_y_, d_q_, d_kv_, d_attended_, d_gate_up_, d_act_, d_logit_;
-    Tensor d_patches_, d_vision_y_, d_qkv_, d_vision_act_, d_merged_, d_merged_act_, d_picture_tokens_;
+    Tensor d_patches_, d_branch_, d_vision_y_, d_qkv_, d_vision_act_, d_merged_, d_merged_act_, d_picture_tokens_;
     std::vector<Tensor> d_deepstack_;
+    // On a device alone: room for what comes from the host and goes back, and rotation tables in host memory before they go there.
+    Tensor logits_there_, tokens_there_, rows_there_, image_rows_there_, pixels_there_, corners_there_, shares_there_, host_cosine_, host_sine_;
 };
 
 /// Mean cross-entropy over `count` labels: `targets` has one for each row of logits [rows, vocabulary], over which its gradient is

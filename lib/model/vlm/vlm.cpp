@@ -5,9 +5,19 @@
 #include <cmath>
 
 #include "nn/checkpoint_weights.hpp"
+#include "nn/sharded.hpp"
 #include "ops/backend.hpp"
 
 namespace atelier::vlm {
+namespace {
+
+/// What a checkpoint may hold besides.
+std::span<const std::string> ignorable(const Vlm& vlm) {
+    static const std::string tied_head = "lm_head.weight";
+    return {&tied_head, vlm.config().tied_head ? 1u : 0u};
+}
+
+}  // namespace
 
 Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device) {
     const TextConfig& t = config.text;
@@ -81,10 +91,12 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
 }
 
 void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory) {
-    const std::vector<std::string> tied{"lm_head.weight"};
-    nn::load_weights(weights, io::Safetensors::open_component(directory, "model"),
-                     vlm.config().tied_head ? std::span<const std::string>(tied) : std::span<const std::string>());
+    nn::load_weights(weights, io::Safetensors::open_component(directory, "model"), ignorable(vlm));
     if (weights.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
+}
+
+void load_shard(const Vlm& vlm, const nn::Partition& partition, int rank, const std::filesystem::path& directory, const Tensor& shard) {
+    nn::load_shard(partition, rank, io::Safetensors::open_component(directory, "model"), shard, ignorable(vlm));
 }
 
 Positions make_positions(const Config& config, std::span<const std::int32_t> ids, std::span<const GridThw> grids) {

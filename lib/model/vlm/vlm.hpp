@@ -11,6 +11,7 @@
 #include "core/arena.hpp"
 #include "model/vlm/config.hpp"
 #include "nn/parameters.hpp"
+#include "nn/partition.hpp"
 
 namespace atelier::vlm {
 
@@ -31,7 +32,7 @@ struct Merger {
 /// Qwen3-VL: config and parameter table under transformers' names.
 class Vlm {
   public:
-    /// `device`: where its sessions run, weights must be there (training: the CPU alone).
+    /// `device`: where its sessions and passes run, weights must be there.
     explicit Vlm(const Config& config, Device device = Device::cpu);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
@@ -56,6 +57,8 @@ class Vlm {
 /// Loads a transformers directory (model.safetensors or its index). A tied head may be stored or not. On a device products take a rounded
 /// copy that is kept beside the weights (ops/backend.hpp).
 void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory);
+/// A rank's shard of them (nn/sharded.hpp).
+void load_shard(const Vlm& vlm, const nn::Partition& partition, int rank, const std::filesystem::path& directory, const Tensor& shard);
 
 /// Positions of a sequence's tokens on the axes t, h, w, and where the next token stands.
 struct Positions {

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "judge/question_maker.hpp"
+#include "nn/lora_file.hpp"
+#include "nn/sharded.hpp"
+
+namespace atelier::judge {
+
+/// What of a judge is trained.
+struct TrainedParts {
+    bool vision = true;   ///< the vision tower; frozen otherwise
+    bool mergers = true;  ///< what brings its pictures into the text: mergers, deepstack
+    bool text = true;     ///< the language model and its head
+    nn::LoraConfig lora;  ///< rank 0: the parts' own weights; else an adapter beside them, the weights stay
+    std::uint64_t seed = 0;  ///< of the adapter
+};
+
+/// A judge (judge_model.hpp) whose weights, or an adapter beside them, are trained.
+class TrainedJudge : public QuestionMaker {
+  public:
+    /// `ranks`: that the weights are cut over; null: they are all here. `device`: where they are and passes run, of a backend that is loaded.
+    /// Throws Error(usage) for an adapter of what is no product, and where nothing is trained. Collective where there are ranks.
+    TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks = nullptr,
+                 Device device = Device::cpu);
+    ~TrainedJudge();
+    TrainedJudge(const TrainedJudge&) = delete;
+    TrainedJudge& operator=(const TrainedJudge&) = delete;
+
+    /// As passes take them: with the adapter beside them.
+    const nn::ParameterStore& weights() const { return weights_; }
+    /// Null: they are all here.
+    nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }
+    /// Null: the weights themselves are trained.
+    const nn::LoraAdapter* adapter() const { return adapter_ ? &*adapter_ : nullptr; }
+    /// Whether a row of what is trained is frozen.
+    const std::vector<bool>& frozen() const { return frozen_; }
+    /// Adds the adapter to the weights. The last thing that is done with both.
+    void merge() const;
+
+    /// Of weights cut over so many ranks (0: not cut) and of the adapter, where the model runs, without making any.
+    static Bytes weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapter, int ranks);
+
+  private:
+    std::optional<nn::Partition> partition_;
+    std::unique_ptr<nn::ShardedWeights> sharded_;
+    Arena arena_;
+    std::optional<nn::LoraAdapter> adapter_;
+    nn::ParameterStore weights_;
+    std::vector<bool> frozen_;
+};
+
+/// Writes a judge's directory under `directory`: weights in fp32, and the other files of `source`. Where blocks are gathered every
+/// other rank calls nn::attend_saving() meanwhile.
+void save_judge(const nn::ParameterStore& weights, const std::filesystem::path& source, const std::filesystem::path& directory);
+
+}  // namespace atelier::judge
