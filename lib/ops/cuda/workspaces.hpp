@@ -44,7 +44,7 @@ class Packed {
     std::int64_t keys() const { return s_.batch * (s_.shared_keys + s_.own_keys) * kv_width(); }
     template <typename T>
     T* take(std::int64_t count) {
-        T* taken = reinterpret_cast<T*>(at_ + bytes_);
+        T* taken = at_ == nullptr ? nullptr : reinterpret_cast<T*>(at_ + bytes_);  // null: sizes are counted
         bytes_ += (count * static_cast<std::int64_t>(sizeof(T)) + 127) / 128 * 128;
         return taken;
     }
