@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "core/device.hpp"
-#include "model/vlm/geometry.hpp"
+#include "model/vlm/tables.hpp"
 #include "ops/activation.hpp"
 #include "ops/decode.hpp"
 #include "ops/norm.hpp"
@@ -96,11 +96,7 @@ Tensor Decoder::step(const nn::ParameterStore& weights, std::span<const int> seq
     }
     const Tensor rows = bring(vlm_.device(), Tensor::of(ids.data(), {n}), embedding_rows_);
     ops::gather_rows(n, t.hidden, rows.as<std::int32_t>(), weights[vlm_.embedding].f32(), nullptr, hidden_.f32());
-    const bool here = vlm_.device() == Device::cpu;
-    const Tensor cosine = (here ? cosine_ : host_cosine_).slice(0, n), sine = (here ? sine_ : host_sine_).slice(0, n);
-    text_rotation(t, positions, cosine.f32(), sine.f32());
-    transfer(cosine, cosine_.slice(0, n));
-    transfer(sine, sine_.slice(0, n));
+    fill_tables(n, cosine_, sine_, host_cosine_, host_sine_, [&](float* cosine, float* sine) { text_rotation(t, positions, cosine, sine); });
     std::vector<float*> new_keys(sequences.size()), new_values(sequences.size());
     const std::int64_t q_width = t.heads * t.head_dim;
     const Tensor x = hidden_.slice(0, n), y = normed_.slice(0, n), q = q_.slice(0, n), attended = attended_.slice(0, n);

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "core/device.hpp"
-#include "model/vlm/geometry.hpp"
+#include "model/vlm/tables.hpp"
 #include "model/vlm/vlm.hpp"
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
@@ -78,17 +78,6 @@ Session::Session(const Vlm& vlm, std::int64_t max_tokens, std::int64_t max_patch
     for (std::size_t i = 0; i < v.deepstack.size(); ++i) deepstack_.push_back(take({tokens, v.out_hidden}));
 }
 
-template <typename Fill>
-void Session::fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const {
-    const Shape shape{rows, cosine.size(1)};
-    const bool here = vlm_.device() == Device::cpu;
-    const Tensor c = here ? cosine.slice(0, rows) : Tensor::of(host_cosine_.f32(), shape);
-    const Tensor s = here ? sine.slice(0, rows) : Tensor::of(host_sine_.f32(), shape);
-    fill(c.f32(), s.f32());
-    transfer(c, cosine.slice(0, rows));
-    transfer(s, sine.slice(0, rows));
-}
-
 void Session::run_merger(const nn::ParameterStore& weights, const Merger& m, bool norm_after_merge, const Tensor& x,
                          const Tensor& out) {
     const VisionConfig& v = vlm_.config().vision;
@@ -118,11 +107,9 @@ void Session::run_vision(const nn::ParameterStore& weights, const Tensor& pixel_
     ops::linear(bring(vlm_.device(), pixel_values, pixels_), weight, weights[vlm_.patch.bias], x);
     show("patch_embed", x);
 
-    const PositionBlend blend = position_blend(v, grids);
-    const Tensor corners = bring(vlm_.device(), Tensor::of(blend.row.data(), {n, 4}), corners_);
-    const Tensor shares = bring(vlm_.device(), Tensor::of(blend.share.data(), {n, 4}), shares_);
-    ops::add_blend_of_rows(n, v.hidden, corners.as<std::int32_t>(), shares.f32(), weights[vlm_.position_embedding].f32(), x.f32());
-    fill_tables(n, vision_cosine_, vision_sine_, [&](float* cosine, float* sine) { vision_rotation(v, grids, cosine, sine); });
+    add_blend(position_blend(v, grids), weights[vlm_.position_embedding], x, corners_, shares_);
+    fill_tables(n, vision_cosine_, vision_sine_, host_cosine_, host_sine_,
+                [&](float* cosine, float* sine) { vision_rotation(v, grids, cosine, sine); });
     show("block_in", x);
 
     for (std::int64_t b = 0; b < v.depth; ++b) {
@@ -186,7 +173,7 @@ Tensor Session::encode(const nn::ParameterStore& weights, std::span<const std::i
 }
 
 void Session::rotate(std::span<const std::array<std::int64_t, 3>> positions) {
-    fill_tables(static_cast<std::int64_t>(positions.size()), cosine_, sine_,
+    fill_tables(static_cast<std::int64_t>(positions.size()), cosine_, sine_, host_cosine_, host_sine_,
                 [&](float* cosine, float* sine) { text_rotation(vlm_.config().text, positions, cosine, sine); });
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/device.hpp"
 #include "core/parallel.hpp"
+#include "model/vlm/tables.hpp"
 #include "nn/linear.hpp"
 #include "ops/activation.hpp"
 #include "ops/attention.hpp"
@@ -220,24 +221,6 @@ void TrainingPass::plan_merger(MergerActivations& a, bool norm_after_merge, Aren
     for (Tensor* each : {&a.merged, &a.fc1, &a.act}) *each = arena.take_f32({tokens, v.merged()}, vlm_.device());
 }
 
-template <typename Fill>
-void TrainingPass::fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const {
-    const Shape shape{rows, cosine.size(1)};
-    const bool here = vlm_.device() == Device::cpu;
-    const Tensor c = here ? cosine.slice(0, rows) : Tensor::of(host_cosine_.f32(), shape);
-    const Tensor s = here ? sine.slice(0, rows) : Tensor::of(host_sine_.f32(), shape);
-    fill(c.f32(), s.f32());
-    transfer(c, cosine.slice(0, rows));
-    transfer(s, sine.slice(0, rows));
-}
-
-void TrainingPass::add_blend(const PositionBlend& blend, const Tensor& from, const Tensor& to) const {
-    const Shape shape{to.size(0), 4};
-    const Tensor corners = bring(vlm_.device(), Tensor::of(blend.row.data(), shape), corners_there_);
-    const Tensor shares = bring(vlm_.device(), Tensor::of(blend.share.data(), shape), shares_there_);
-    ops::add_blend_of_rows(to.size(0), to.size(1), corners.as<std::int32_t>(), shares.f32(), from.f32(), to.f32());
-}
-
 // Merge order makes 2 x 2 patches neighbours in memory: merging is a change of shape.
 void TrainingPass::forward_merger(const ParameterStore& weights, const Merger& m, bool norm_after_merge, MergerActivations& a,
                                   const Tensor& x, const Tensor& out) const {
@@ -275,8 +258,9 @@ void TrainingPass::forward_vision(const ParameterStore& weights) {
     Tensor x = v.depth > 0 ? vision_[0].x.slice(0, n) : patches_.slice(0, n);
     pixel_values_ = bring(vlm_.device(), pixel_values_, pixels_there_);
     ops::linear(pixel_values_, patch_weight, weights[vlm_.patch.bias], x);
-    add_blend(position_blend(v, grids_), weights[vlm_.position_embedding], x);
-    fill_tables(n, vision_cosine_, vision_sine_, [&](float* cosine, float* sine) { vision_rotation(v, grids_, cosine, sine); });
+    add_blend(position_blend(v, grids_), weights[vlm_.position_embedding], x, corners_there_, shares_there_);
+    fill_tables(n, vision_cosine_, vision_sine_, host_cosine_, host_sine_,
+                [&](float* cosine, float* sine) { vision_rotation(v, grids_, cosine, sine); });
     for (std::size_t b = 0; b < vision_.size(); ++b) {
         const VisionBlock& p = vlm_.blocks[b];
         const VisionActivations& a = vision_[b];
@@ -360,7 +344,7 @@ void TrainingPass::backward_vision(const ParameterStore& weights, const Paramete
     const Tensor d_patch = gradients[vlm_.patch.weight].reshaped({v.hidden, v.patch_elements()});
     ops::linear_backward_weight(d_x, pixel_values_, d_patch, gradients[vlm_.patch.bias]);
     for (const PositionBlend& blend : table_blends(v.positions, position_blend(v, grids_)))
-        add_blend(blend, d_x, gradients[vlm_.position_embedding]);
+        add_blend(blend, d_x, gradients[vlm_.position_embedding], corners_there_, shares_there_);
 }
 
 void TrainingPass::forward_text(const ParameterStore& weights) {
@@ -454,7 +438,8 @@ Tensor TrainingPass::forward(const ParameterStore& weights, std::span<const std:
     grids_ = grids;
     pixel_values_ = pixel_values;
     const Positions positions = make_positions(c, ids, grids);
-    fill_tables(n, cosine_, sine_, [&](float* cosine, float* sine) { text_rotation(c.text, positions.token, cosine, sine); });
+    fill_tables(n, cosine_, sine_, host_cosine_, host_sine_,
+                [&](float* cosine, float* sine) { text_rotation(c.text, positions.token, cosine, sine); });
     limits_.clear();
     for (std::int64_t i = 0; i < n; ++i) limits_.push_back(static_cast<std::int32_t>(i + 1));
     image_rows_.clear();

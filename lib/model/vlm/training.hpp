@@ -52,11 +52,6 @@ class TrainingPass {
     void forward_text(const nn::ParameterStore& weights);
     void backward_text(const nn::ParameterStore& weights, const nn::ParameterStore& gradients, const Tensor& d_x);
     void backward_embedding(const Tensor& d_x, const Tensor& d_table) const;
-    /// Rotation tables that `fill(cosine, sine)` computes in host memory, to where the pass runs.
-    template <typename Fill>
-    void fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const;
-    /// Rows of `to` += blends of rows of `from`.
-    void add_blend(const PositionBlend& blend, const Tensor& from, const Tensor& to) const;
     std::int64_t image_tokens() const { return static_cast<std::int64_t>(image_rows_.size()); }
 
     const Vlm& vlm_;

@@ -109,9 +109,6 @@ class Session {
                     const Observer& observe);
     void run_merger(const nn::ParameterStore& weights, const Merger& merger, bool norm_after_merge, const Tensor& x,
                     const Tensor& out);
-    /// Rotation tables that `fill(cosine, sine)` computes in host memory, to where the session runs.
-    template <typename Fill>
-    void fill_tables(std::int64_t rows, const Tensor& cosine, const Tensor& sine, Fill fill) const;
     /// Embeddings of the ids to hidden_; at image tokens, which are noted in image_rows_, the pictures' tokens in order.
     void embed(const nn::ParameterStore& weights, std::span<const std::int32_t> ids);
     /// Rotation tables of the next tokens.
