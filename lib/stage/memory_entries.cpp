@@ -136,7 +136,7 @@ std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t s
 
 void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decoded) {
     plan.hold("parameters", model.parameters);
-    if (model.dit->rounds_operands() && ops::cpu::has_bf16_products()) plan.hold("bf16 products", ops::cpu::bf16_product_bytes());
+    if (model.dit->rounds_operands()) plan.hold("bf16 products", ops::cpu::bf16_product_bytes(model.dit->config().width()));
     plan.hold("text encoder, autoencoder", model.frozen);
     plan.hold("text encoder's buffers", model.text_encoder);
     plan.hold("autoencoder's buffers", model.autoencoder);

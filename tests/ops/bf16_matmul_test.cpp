@@ -1,6 +1,8 @@
 // The processor's own bf16 products (AVX-512 BF16, AMX): against double sums of rounded operands, and what bits may depend on.
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "core/convert.hpp"
 #include "core/parallel.hpp"
 #include "harness.hpp"
@@ -31,7 +33,7 @@ double rounded(float x) { return bf16_to_f32(f32_to_bf16(x)); }
 
 TEST_F(Bf16Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
     const PrecisionScope scope(ProductPrecision::bf16);
-    for (const auto& [m, n, k] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {20, 30, 2100}})
+    for (const auto& [m, n, k] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {40, 49, 95}, {20, 30, 4200}})
         for (const bool ta : {false, true})
             for (const bool tb : {false, true})
                 for (const float beta : {0.0f, 1.0f}) {
@@ -71,6 +73,24 @@ TEST_F(Bf16Matmul, BitsDoNotDependOnThreads) {
             if (t == 1) first = c;
             EXPECT_EQ(c, first) << t;
         }
+    }
+}
+
+TEST_F(Bf16Matmul, AnElementsBitsDependOnItsRowAndColumnAlone) {
+    const std::int64_t m = 150, n = 300, k = 4300;  // more than one piece of the depth
+    const Floats a = normal(m * k, 1), b = normal(n * k, 2);
+    const PrecisionScope scope(ProductPrecision::bf16);
+    const auto product = [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+        Floats c(static_cast<std::size_t>(rows * cols), 0.5f);
+        cpu::matmul(false, true, 0.7f, {const_cast<float*>(a.data()) + row * k, rows, k, k}, {const_cast<float*>(b.data()) + col * k, cols, k, k}, 1.0f,
+                    {c.data(), rows, cols, cols});
+        return c;
+    };
+    const Floats all = product(0, m, 0, n);
+    for (const auto& [row, rows, col, cols] : {std::array<std::int64_t, 4>{0, 1, 0, 300}, {149, 1, 0, 300}, {3, 17, 0, 300}, {0, 150, 7, 1}, {5, 90, 50, 33}}) {
+        const Floats part = product(row, rows, col, cols);
+        for (std::int64_t i = 0; i < rows; ++i)
+            for (std::int64_t j = 0; j < cols; ++j) ASSERT_EQ(part[i * cols + j], all[(row + i) * n + col + j]) << row << " " << rows << " " << col << " " << cols;
     }
 }
 

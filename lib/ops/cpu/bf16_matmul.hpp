@@ -4,17 +4,17 @@
 
 namespace atelier::ops::cpu {
 
-/// Whether this processor has bf16 products that oneDNN uses (AVX-512 BF16 or AMX).
+/// Whether this processor multiplies bf16 numbers (AVX-512 BF16 or AMX).
 bool has_bf16_products();
 
-/// What they come to hold: tiles of each thread and oneDNN's copies of them, and the code that it generates for each shape. Measured on the
-/// miniature's stages (docs/performance.md, "Memory").
-std::size_t bf16_product_bytes();
+/// What a transformer's products come to hold on a thread that packs them: `width` numbers a token, matrices of 3 to 6 times that, a thousand rows.
+std::size_t bf16_product_bytes(std::int64_t width);
 
-/// `matmul` with operands rounded to bf16 (nearest even) and sums in fp32, where `has_bf16_products`. A and B are rounded a tile at a time
-/// into buffers of the calling thread, so nothing of a matrix's size is held twice. Subnormal operands count as 0, as the processor takes them.
+/// `matmul` with operands rounded to bf16 (nearest even) and sums in fp32, where `has_bf16_products`. Subnormal operands and results count as 0.
+/// Operands are packed a piece at a time into buffers of the calling thread, so nothing of a matrix's size is held twice.
 ///
-/// Bits depend on shapes, strides and flags alone; with A not transposed, a row's do not depend on its place nor on how many rows there are.
+/// Bits depend on an element's row of op(A), its column of op(B), their depth, alpha and beta alone: neither on threads nor on what else is in the
+/// product.
 void bf16_matmul(bool transpose_a, bool transpose_b, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c);
 
 }  // namespace atelier::ops::cpu

@@ -1,0 +1,98 @@
+#include "ops/cpu/bf16_panels.hpp"
+
+#include "core/error.hpp"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace atelier::ops::cpu {
+
+#ifdef __AVX512BF16__
+
+namespace {
+
+__mmask16 first(std::int64_t n) { return n >= 16 ? __mmask16{0xffff} : n <= 0 ? __mmask16{0} : static_cast<__mmask16>((1u << n) - 1); }
+
+/// One row of a tile.
+void convert(__m512 low, __m512 high, Bf16* to) {
+    const auto halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    const __m512i order = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                           _mm512_slli_epi32(_mm512_setr_epi32(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31), 16));
+    _mm512_store_si512(to, _mm512_permutexvar_epi16(order, halves));
+}
+
+/// 16 x 16 pairs in place.
+void transpose(Bf16* tile) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(tile + i * panel_step);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    // r[4 i + j] holds columns j, 4 + j, 8 + j, 12 + j of rows 4 i .. 4 i + 3.
+    for (int j = 0; j < 4; ++j) {
+        t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    }
+    for (int j = 0; j < 4; ++j) {
+        _mm512_store_si512(tile + j * panel_step, _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88));
+        _mm512_store_si512(tile + (8 + j) * panel_step, _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd));
+        _mm512_store_si512(tile + (4 + j) * panel_step, _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88));
+        _mm512_store_si512(tile + (12 + j) * panel_step, _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd));
+    }
+}
+
+/// Row after row, each along the depth, as they lie in memory.
+void pack_deep(const PanelSource& from, Bf16* to) {
+    const std::int64_t filled = (from.count + tile_side - 1) / tile_side * tile_side;
+    for (std::int64_t i = 0; i < filled; ++i) {
+        Bf16* row_to = to + i / panel_side * panel_numbers(from.depth) + i % panel_side * panel_step;
+        const float* row = from.data + i * from.stride;
+        for (std::int64_t p = 0; p < from.depth; p += panel_step, row_to += step_numbers) {
+            const std::int64_t deep = i < from.count ? from.depth - p : 0;
+            if (deep >= panel_step) convert(_mm512_loadu_ps(row + p), _mm512_loadu_ps(row + p + 16), row_to);
+            else convert(_mm512_maskz_loadu_ps(first(deep), row + p), _mm512_maskz_loadu_ps(first(deep - 16), row + p + 16), row_to);
+        }
+    }
+}
+
+/// Depth after depth, each over all rows or columns of the panels.
+void pack_wide(const PanelSource& from, Bf16* to) {
+    for (std::int64_t p = 0; p < from.depth; p += panel_step, to += step_numbers)
+        for (std::int64_t i = 0; i < tile_side; ++i) {
+            const float *low = from.data + (p + i) * from.stride, *high = low + tile_side * from.stride;
+            const bool has_low = p + i < from.depth, has_high = p + i + tile_side < from.depth;
+            for (std::int64_t at = 0; at < from.count; at += tile_side) {
+                const __mmask16 low_mask = has_low ? first(from.count - at) : __mmask16{0}, high_mask = has_high ? first(from.count - at) : __mmask16{0};
+                convert(_mm512_maskz_loadu_ps(low_mask, low + at), _mm512_maskz_loadu_ps(high_mask, high + at),
+                        to + at / panel_side * panel_numbers(from.depth) + at % panel_side * panel_step + i * panel_step);
+            }
+        }
+}
+
+}  // namespace
+
+void pack_panels(Side side, const PanelSource& from, Bf16* to) {
+    (from.is_deep ? pack_deep : pack_wide)(from, to);
+    if (from.is_deep == (side == Side::a)) return;
+    const std::int64_t tiles = panel_numbers(from.depth) / tile_numbers;
+    for (std::int64_t at = 0; at < from.count; at += panel_side)
+        for (std::int64_t t = 0; t < tiles; ++t, to += tile_numbers)
+            if (t % 2 == 0 || from.count - at > tile_side) transpose(to);
+}
+
+#else
+
+void pack_panels(Side, const PanelSource&, Bf16*) { ATELIER_FAIL(ErrorKind::internal, "this processor has no bf16 products"); }
+
+#endif
+
+}  // namespace atelier::ops::cpu

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+// Operands of bf16 products in the order in which the kernels of bf16_block.hpp read them.
+namespace atelier::ops::cpu {
+
+using Bf16 = std::uint16_t;  ///< the upper half of an fp32 number
+
+/// A panel holds `panel_side` rows of A, or columns of B, over the depth of a product, in steps of `panel_step`, rounded to the nearest even. A step is two
+/// tiles. A tile of A is 16 rows of 16 pairs; a tile of B 16 pairs of 16 columns; pair j of a step is depth j and 16 + j.
+constexpr std::int64_t panel_side = 32, panel_step = 32, tile_side = 16, tile_numbers = 512, step_numbers = 2 * tile_numbers;
+
+constexpr std::int64_t steps_of(std::int64_t depth) { return (depth + panel_step - 1) / panel_step; }
+constexpr std::int64_t panel_numbers(std::int64_t depth) { return steps_of(depth) * step_numbers; }
+
+/// A piece of a matrix in memory: the number of row (of A) or column (of B) i at depth p is at data[i * stride + p] if `is_deep`, else at
+/// data[p * stride + i].
+struct PanelSource {
+    const float* data;
+    std::int64_t stride, count, depth;
+    bool is_deep;
+};
+
+enum class Side : std::uint8_t { a, b };
+
+/// Fills the panels of a piece, one behind the other; what the piece lacks of the last one is 0. Of a panel of up to 16 rows or columns the second
+/// tiles are left as they are.
+void pack_panels(Side side, const PanelSource& from, Bf16* to);
+
+}  // namespace atelier::ops::cpu
