@@ -25,6 +25,12 @@ cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=OFF -
 cmake --build "$build"
 export ATELIER_BIN=$PWD/$build/bin
 
+# On AMX the pipeline takes two thirds of the time with products in bf16, at the same gains (docs/performance.md).
+if [[ -z $has_cluster && " ${sets[*]}" != *.dtype=* ]] && grep -qw amx_bf16 /proc/cpuinfo && ! grep -q '^dtype' "$config"; then
+    echo "quickstart: this processor multiplies bf16 (AMX): compute.dtype = bf16; --set compute.dtype=f32 for fp32"
+    sets+=(--set compute.dtype=bf16 --set checkpoint.dtype=bf16)
+fi
+
 if [[ -z $has_cluster ]]; then
     slurm/local-cluster.sh start
     trap 'slurm/local-cluster.sh stop' EXIT

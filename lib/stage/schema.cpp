@@ -631,7 +631,7 @@ const std::vector<config::Key>& schema() {
             {.name = "compute.dtype",
              .fallback = Text("auto"),
              .meaning = "operands of the transformer's matrix products; sums are fp32. auto: f32 on CPUs, bf16 on GPUs. bf16 on CPUs is "
-                        "for rehearsing a GPU's numerics, not for speed, and needs checkpoint.dtype = bf16",
+                        "faster where they multiply it (AMX), else it rehearses a GPU's numerics; it needs checkpoint.dtype = bf16",
              .choices = {"auto", "f32", "bf16"}},
             {.name = "compute.threads",
              .fallback = Integer{1},

@@ -107,7 +107,7 @@ struct Packed {
 
 }  // namespace
 
-bool has_bf16_products() { return bf16_unit() != Bf16Unit::none; }
+bool has_bf16_products() { return has_amx(); }
 
 std::size_t bf16_product_bytes(std::int64_t width) {
     if (!has_bf16_products()) return 0;

@@ -4,7 +4,7 @@
 
 namespace atelier::ops::cpu {
 
-/// Whether this processor multiplies bf16 numbers (AVX-512 BF16 or AMX).
+/// Whether this processor multiplies bf16 numbers faster than fp32 ones (AMX).
 bool has_bf16_products();
 
 /// What a transformer's products come to hold on a thread that packs them: `width` numbers a token, matrices of 3 to 6 times that, a thousand rows.

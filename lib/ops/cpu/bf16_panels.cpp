@@ -2,13 +2,13 @@
 
 #include "core/error.hpp"
 
-#ifdef __AVX512BF16__
+#if ATELIER_HAS_AMX
 #include <immintrin.h>
 #endif
 
 namespace atelier::ops::cpu {
 
-#ifdef __AVX512BF16__
+#if ATELIER_HAS_AMX
 
 namespace {
 
@@ -91,7 +91,7 @@ void pack_panels(Side side, const PanelSource& from, Bf16* to) {
 
 #else
 
-void pack_panels(Side, const PanelSource&, Bf16*) { ATELIER_FAIL(ErrorKind::internal, "this processor has no bf16 products"); }
+void pack_panels(Side, const PanelSource&, Bf16*) { ATELIER_FAIL(ErrorKind::internal, "this build has no code for AMX"); }
 
 #endif
 

@@ -3,7 +3,15 @@
 #include <algorithm>
 #include <cstdint>
 
-// Operands of bf16 products in the order in which the kernels of bf16_block.hpp read them.
+// Operands of bf16 products in the order in which the kernel of bf16_block.hpp reads them.
+
+/// Whether this build has code for AMX (and AVX-512 BF16, which rounds).
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define ATELIER_HAS_AMX 1
+#else
+#define ATELIER_HAS_AMX 0
+#endif
+
 namespace atelier::ops::cpu {
 
 using Bf16 = std::uint16_t;  ///< the upper half of an fp32 number
