@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,8 +93,8 @@ class TorchTransformer:
         return found if self.depth == "forward" else dict(found, gradient_norm=self.norm)
 
 
-def open_pipeline():
-    pipe = QwenImage21Pipeline.from_pretrained(MINI, dtype=torch.float32)
+def open_pipeline(dtype="f32"):
+    pipe = QwenImage21Pipeline.from_pretrained(MINI, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -101,8 +102,8 @@ def open_pipeline():
 class TorchUpdate:
     """A group's update on three stored steps: whole sequences, no cache, as trainers run it today. `stored`: the engine's trajectory."""
 
-    def __init__(self, prompt, image, stored, eta=0.7, clip=1e-4):
-        pipe, kept = open_pipeline(), []
+    def __init__(self, prompt, image, stored, dtype, eta=0.7, clip=1e-4):
+        pipe, kept, self.dtype = open_pipeline(), [], dtype
         hook = pipe.transformer.register_forward_pre_hook(lambda m, a, k: kept.append(k), with_kwargs=True)
         pipe(prompt=prompt, image=[Image.open(image)] if image else None, height=RESOLUTION, width=RESOLUTION, num_inference_steps=1,
              sigmas=[1.0], true_cfg_scale=1.0, output_resolution=RESOLUTION, use_kv_cache=False, output_type="latent")
@@ -134,8 +135,9 @@ class TorchUpdate:
     def once(self):
         self.net.zero_grad()
         for k, step in enumerate(self.steps):
-            v = self.net(hidden_states=torch.cat([self.references, self.x[:, k]], 1), timestep=self.sigma[step].float().expand(GROUP),
-                         **self.arguments)[0][:, -self.tokens:]
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bf16"):
+                v = self.net(hidden_states=torch.cat([self.references, self.x[:, k]], 1), timestep=self.sigma[step].float().expand(GROUP),
+                             **self.arguments)[0][:, -self.tokens:].float()
             ratio = torch.exp(self.log_prob(k, v) - self.old[:, k])
             loss = -torch.min(ratio * self.advantage, ratio.clamp(1 - self.clip, 1 + self.clip) * self.advantage)
             (loss.sum() / self.old.numel()).backward()
@@ -150,8 +152,9 @@ class TorchUpdate:
 
 
 class TorchRollout:
-    def __init__(self, noise, scale):
-        self.pipe, self.noise, self.scale = open_pipeline(), noise, scale
+    def __init__(self, noise, scale, dtype):
+        self.pipe, self.scale = open_pipeline(dtype), scale
+        self.noise = noise.to(self.pipe.transformer.dtype)
 
     def once(self):
         with torch.no_grad():
@@ -163,7 +166,7 @@ class TorchRollout:
         return timed(self.once)
 
     def result(self):
-        return {"pictures": (self.pictures.permute(0, 2, 3, 1) * 2 - 1)}
+        return {"pictures": (self.pictures.float().permute(0, 2, 3, 1) * 2 - 1)}
 
 
 class TorchDecode:
@@ -270,28 +273,34 @@ def cases(threads, directory, bf16):
         transformer(f"train-step-32x1/{kind}", mini, target, "step", 32, 1, 24, [8, 8], compiled)
         transformer(f"train-step-4x8/{kind}", mini, target, "step", 4, 8, 24, [8, 8], compiled)
 
+    dtypes = {"": "f32", "/bf16": "bf16"} if bf16 else {"": "f32"}  # what the peer keeps in bf16 too shows in the tolerance
+
     def update(name, target, prompt, image):
-        def make():
-            options = dict(prompt=prompt, group=GROUP, steps=STEPS)
+        def make(dtype):
+            options = dict(prompt=prompt, group=GROUP, steps=STEPS, dtype=dtype)
             if image:
                 options["image"] = image
             engine = Engine("update", MINI, threads, directory, **options)
             engine.run()
             stored = engine.result()
             engine.close()
-            return (Engine("update", MINI, threads, directory, **options), TorchUpdate(prompt, image, stored), ["gradient_norm"], 2e-3)
+            return (Engine("update", MINI, threads, directory, **options), TorchUpdate(prompt, image, stored, dtype), ["gradient_norm"],
+                    2e-3 if dtype == "f32" else 0.2)
         tokens = (RESOLUTION // 16) ** 2
-        all_cases[name] = (target, lambda: 3 * product_flops(MINI, 24 + (tokens if image else 0), GROUP, tokens, passes=3), make)
+        for suffix, dtype in dtypes.items():
+            all_cases[name + suffix] = (target, lambda: 3 * product_flops(MINI, 24 + (tokens if image else 0), GROUP, tokens, passes=3), partial(make, dtype))
 
     update("grpo-update-t2i/eager", 2.5, PROMPT, None)
     update("grpo-update-edit/eager", 4.0, EDIT, EDIT_IMAGE)
 
-    def rollout():
+    def rollout(dtype):
         noise = torch.randn(GROUP, (RESOLUTION // 16) ** 2, 16, generator=torch.Generator().manual_seed(7))
         engine = Engine("rollout", MINI, threads, directory, {"noise": noise}, prompt=PROMPT, negative=NEGATIVE, guidance=4, group=GROUP,
-                        steps=STEPS)
-        return engine, TorchRollout(noise, 4.0), ["pictures"], 5e-3
-    all_cases["rollout-guided/diffusers"] = (3.0, lambda: 2 * product_flops(MINI, 24, GROUP, (RESOLUTION // 16) ** 2, passes=STEPS), rollout)
+                        steps=STEPS, dtype=dtype)
+        return engine, TorchRollout(noise, 4.0, dtype), ["pictures"], 5e-3 if dtype == "f32" else 1.0
+    for suffix, dtype in dtypes.items():
+        all_cases["rollout-guided/diffusers" + suffix] = (3.0, lambda: 2 * product_flops(MINI, 24, GROUP, (RESOLUTION // 16) ** 2, passes=STEPS),
+                                                          partial(rollout, dtype))
 
     def decode():
         latents, size = torch.randn(64, 64, 16, generator=torch.Generator().manual_seed(8)), [8, 8]
@@ -350,7 +359,7 @@ def main():
     print("\n".join(lines), flush=True)
     good = True
     with tempfile.TemporaryDirectory() as directory:
-        chosen = cases(arguments.threads, Path(directory), "avx512_bf16" in Path("/proc/cpuinfo").read_text())
+        chosen = cases(arguments.threads, Path(directory), "amx_bf16" in Path("/proc/cpuinfo").read_text())
         wanted = [w for w in arguments.only.split(",") if w]
         peaks = {dtype: product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
         for name, (target, flops, make) in chosen.items():

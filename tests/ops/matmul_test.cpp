@@ -112,7 +112,7 @@ TEST(Matmul, ARowsBitsDoNotDependOnItsPlace) {
 
 TEST(Matmul, ARowsBitsDoNotDependOnItsPlaceInALargeProduct) {
     for (const bool tb : {false, true})
-        for (auto [m, n, k] : {std::tuple{1024, 768, 768}, {509, 1600, 1000}, {1531, 900, 780}, {503, 1536, 1536}, {600, 767, 800}}) {
+        for (auto [m, n, k] : {std::tuple{1024, 768, 768}, {509, 1600, 1000}, {1531, 900, 780}, {503, 1536, 1536}, {600, 767, 800}, {1100, 2300, 780}, {2051, 1030, 800}}) {
             const Floats row = normal(static_cast<std::size_t>(k), 1), b = normal(static_cast<std::size_t>(k * n), 2);
             Floats a, c(static_cast<std::size_t>(m * n));
             for (int i = 0; i < m; ++i) a.insert(a.end(), row.begin(), row.end());

@@ -18,8 +18,11 @@ struct Cut {
     std::int64_t length(std::int64_t i) const { return std::min(begin(i + 1), n) - begin(i); }
 };
 Cut pieces_of(std::int64_t n, std::int64_t size) { return {n, size, 0, (n + size - 1) / size}; }
+Cut equal(std::int64_t n, std::int64_t pieces) { return {n, n / pieces, n % pieces, pieces}; }
 /// Equal pieces of at least `least`.
-Cut equal_pieces(std::int64_t n, std::int64_t least) { return {n, n / (n / least), n % (n / least), n / least}; }
+Cut equal_pieces(std::int64_t n, std::int64_t least) { return equal(n, n / least); }
+/// An even number of them where there are more than one: few large ones have to be shared evenly.
+Cut even_pieces(std::int64_t n, std::int64_t least) { return equal(n, n < 2 * least ? 1 : n / least / 2 * 2); }
 
 /// Rows of an output tile.
 ///
@@ -42,9 +45,9 @@ std::int64_t few_of(std::int64_t rows) {
     return rows % 6 <= 3 ? rows % 6 : 0;
 }
 
-/// From this size on oneDNN's AVX2 products copy both operands into the order in which they are used, which is faster, and treat all rows
-/// alike: all tiles are that large then.
-constexpr std::int64_t copied_rows = 504, copied_cols = 768, copied_depth = 768, copied_depth_transposed_a = 192;
+/// From this size on oneDNN's products copy both operands into the order in which they are used, which is faster, and treat all rows alike: all tiles
+/// are that large then. AVX-512's gain only where B is not transposed, and where that leaves a tile for each of two threads.
+constexpr std::int64_t copied_rows = 504, copied_cols = 768, copied_depth = 768, copied_depth_transposed_a = 192, copied_side_avx512 = 1024;
 
 struct Tiles {
     Cut rows, cols;
@@ -52,8 +55,11 @@ struct Tiles {
 };
 /// By the shape alone, so that no bit depends on the number of threads.
 Tiles tiles_of(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k) {
-    if (m >= copied_rows && n >= copied_cols && k >= (ta ? copied_depth_transposed_a : copied_depth) && (ta || !avx512()))
-        return {equal_pieces(m, copied_rows), equal_pieces(n, copied_cols), true};
+    if (k >= (ta ? copied_depth_transposed_a : copied_depth)) {
+        constexpr std::int64_t side = copied_side_avx512;
+        if (avx512() && !tb && m >= side && n >= side && (m >= 2 * side || n >= 2 * side)) return {even_pieces(m, side), even_pieces(n, side), true};
+        if ((ta || !avx512()) && m >= copied_rows && n >= copied_cols) return {equal_pieces(m, copied_rows), equal_pieces(n, copied_cols), true};
+    }
     // Rows of A^T are no samples' rows: these are gradients of weights.
     if (ta) return {pieces_of(m, 96), pieces_of(n, copied_cols), false};
     // A product of few rows is one tile high: its columns are what threads share. By n alone, so that a row's bits don't depend on how
