@@ -100,6 +100,14 @@ answer = "Say why, then Score: N"
 reasoning_tokens = 12
 T
 }
+# loss RUN RUN: the largest relative difference of the losses and gradient norms of two runs of reward-train
+loss() {
+    python3 - "$work/$1/metrics.jsonl" "$work/$2/metrics.jsonl" <<'P'
+import json, sys
+a, b = (json.loads(open(p).readlines()[-1]) for p in sys.argv[1:])
+print(max(abs(a[k] - b[k]) / abs(a[k]) for k in ("score_loss", "language_loss", "gradient_norm")))
+P
+}
 # stopped SIGNAL RUN RANKS: reward-train, all its ranks stopped by a signal once it has kept a state
 stopped() {
     local pid found=0

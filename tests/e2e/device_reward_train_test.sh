@@ -11,14 +11,6 @@ plan() {
         --set reward_train.heldout="$work/labels/heldout.jsonl" --set reward_train.batch=3 --set reward_train.epochs=1 \
         --set reward_train.publish_every=1 --set reward_train.learning_rate=1e-3 "${@:2}" >/dev/null
 }
-# loss RUN RUN: the largest relative difference of losses and gradient norms
-loss() {
-    python3 - "$work/$1/metrics.jsonl" "$work/$2/metrics.jsonl" <<'P'
-import json, sys
-a, b = (json.loads(open(p).readlines()[-1]) for p in sys.argv[1:])
-print(max(abs(a[k] - b[k]) / abs(a[k]) for k in ("score_loss", "language_loss", "gradient_norm")))
-P
-}
 
 for where in cpu cuda; do
     plan f32-$where --set compute.device=$where --set compute.dtype=f32

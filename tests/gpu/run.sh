@@ -11,7 +11,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 programs=(ops_test device_test dit_oracle_test vae_oracle_test vlm_oracle_test pipeline_oracle_test group_policy_test student_group_test device_bench
-    atelier-plan atelier-curate atelier-rollout atelier-grpo atelier-teacher-dump atelier-distill atelier-evaluate atelier-inspect)
+    atelier-plan atelier-curate atelier-rollout atelier-grpo atelier-teacher-dump atelier-distill atelier-evaluate atelier-inspect
+    atelier-reward-train)
 
 # Programs, what they link (but not CUDA's libraries, which are there), oracle data, scripts.
 fill_bundle() {
@@ -20,7 +21,7 @@ fill_bundle() {
     mkdir -p "$bundle"/{bin,lib,libraries,glibc,wheels}
     for program in "${programs[@]}"; do cp "$build/bin/$program" "$bundle/bin/"; done
     cp "$backend" "$bundle/lib/libatelier_cuda.so"
-    cp "$here/run.sh" "$here/stages.sh" "$here/diffusers_baseline.py" "$bundle/"
+    cp "$here/run.sh" "$here/stages.sh" "$here/reward_train.sh" "$here/../e2e/common.sh" "$here/diffusers_baseline.py" "$bundle/"
     mkdir -p "$bundle/assets/mini"
     cp -r "$source/configs" "$bundle/"
     cp -r "$source"/assets/mini/{base,judge,prompts} "$bundle/assets/mini/"
@@ -114,6 +115,7 @@ run_steps() {
     step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test"
     step oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
     step stages env LOADER="${loader[*]}" "$bundle/stages.sh" "$bundle" $mode
+    step reward-train env LOADER="${loader[*]}" "$bundle/reward_train.sh" "$bundle"
     step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
     step distillation "${loader[@]}" "$bundle/bin/student_group_test"
     step time-kernels "${loader[@]}" "$bundle/bin/device_bench" kernels "${kernels[@]}"

@@ -194,14 +194,8 @@ TEST(vlm_oracle, ProductsInBf16) {
     EXPECT_GT(std::sqrt(error / square), 0x1p-12) << "products were not in bf16";
 }
 
-/// How many tensors' gradients of the case's loss are off, and how many there are. `broken` changes the gradients before they are
-/// compared.
-struct GradientVerdict {
-    std::size_t wrong = 0, compared = 0;
-};
-GradientVerdict check_gradients(const std::string& name, const std::function<void(const nn::ParameterStore&)>& broken = {}) {
-    const Case c(name);
-    const Model model("model-vlm");
+/// Gradients of the case's loss, in host memory, flat; and the loss.
+Numbers gradients_of(const Case& c, const Model& model, double& loss) {
     const auto labels = c.in.integers("labels");
     const std::int64_t labelled = c.batch * c.length - std::count(labels.begin(), labels.end(), -100), vocabulary = model.vlm.config().text.vocabulary;
     std::optional<TrainingPass> planned;
@@ -211,7 +205,7 @@ GradientVerdict check_gradients(const std::string& name, const std::function<voi
         planned.emplace(model.vlm, c.length, c.patches(), c.length, taken);
     });
     TrainingPass& pass = *planned;
-    double loss = 0;
+    loss = 0;
     for (std::int64_t r = 0; r < c.batch; ++r) {
         std::int64_t first = 0;
         const auto ids = c.row(r, first);
@@ -230,7 +224,19 @@ GradientVerdict check_gradients(const std::string& name, const std::function<voi
         loss += cross_entropy(targets, labelled, l);
         pass.backward(model.weights, gradients_there, l, {});
     }
-    const Numbers flat(gradients_there.flat(), Device::cpu);
+    return Numbers(gradients_there.flat(), Device::cpu);
+}
+
+/// How many tensors' gradients of the case's loss are off, and how many there are. `broken` changes the gradients before they are
+/// compared.
+struct GradientVerdict {
+    std::size_t wrong = 0, compared = 0;
+};
+GradientVerdict check_gradients(const std::string& name, const std::function<void(const nn::ParameterStore&)>& broken = {}) {
+    const Case c(name);
+    const Model model("model-vlm");
+    double loss = 0;
+    const Numbers flat = gradients_of(c, model, loss);
     const nn::ParameterStore gradients(model.vlm.table(), flat.tensor());
     EXPECT_NEAR(loss, c.out.floats("loss")[0], c.tolerance("loss"));
     if (broken) broken(gradients);
@@ -267,6 +273,43 @@ TEST(vlm_oracle, SeesAChangedGradient) {
         }
     });
     EXPECT_EQ(verdict.wrong, 2u);
+}
+
+// As ProductsInBf16, and once more on the way back; each tensor's gradient beside the one in fp32.
+TEST(vlm_oracle, GradientsInBf16) {
+    if (testing::test_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const char* name : {"case-vlm-text", "case-vlm-image"}) {
+        SCOPED_TRACE(name);
+        const Case c(name);
+        const Model model("model-vlm");
+        double loss = 0, rounded_loss = 0, again_loss = 0;
+        const Numbers expected = gradients_of(c, model, loss);
+        ops::backend().set_product_precision(ops::ProductPrecision::bf16);
+        const Numbers found = gradients_of(c, model, rounded_loss), again = gradients_of(c, model, again_loss);
+        ops::backend().set_product_precision(ops::ProductPrecision::fp32);
+        EXPECT_TRUE(std::equal(found.span().begin(), found.span().end(), again.span().begin())) << "other bits the second time";
+        EXPECT_EQ(rounded_loss, again_loss);
+        const double layers = static_cast<double>(model.vlm.config().text.layers + model.vlm.config().vision.depth);
+        const double bound = 2 * 0x1p-8 * std::sqrt(12 * layers);
+        const nn::ParameterStore exact(model.vlm.table(), expected.tensor()), rounded(model.vlm.table(), found.tensor());
+        double all_squares = 0, all_errors = 0;
+        for (int i = 0; i < model.vlm.table().size(); ++i) {
+            const Tensor a = exact[i], b = rounded[i];
+            double square = 0, error = 0;
+            for (std::int64_t k = 0; k < a.elements(); ++k) {
+                const double off = double(b.f32()[k]) - a.f32()[k];
+                square += double(a.f32()[k]) * a.f32()[k];
+                error += off * off;
+            }
+            EXPECT_LE(std::sqrt(error), bound * std::sqrt(square)) << model.vlm.table().spec(i).name;
+            all_squares += square;
+            all_errors += error;
+        }
+        std::cout << name << ": gradients differ by " << std::sqrt(all_errors / all_squares) << " of them, the loss by "
+                  << std::abs(rounded_loss - loss) / loss << '\n';
+        EXPECT_GT(std::sqrt(all_errors / all_squares), 0x1p-12) << "products were not in bf16";
+        EXPECT_NEAR(rounded_loss, loss, bound / 2 * loss);
+    }
 }
 
 TEST(vlm_oracle, GreedyDecoding) {
