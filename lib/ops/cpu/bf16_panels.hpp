@@ -5,8 +5,8 @@
 
 // Operands of bf16 products in the order in which the kernel of bf16_block.hpp reads them.
 
-/// Whether this build has code for AMX (and AVX-512 BF16, which rounds).
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+/// Whether this build has code for AMX (and AVX-512 BF16, which rounds). Clang before 16 spells the names without the underscore.
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BF16__) && defined(__linux__)
 #define ATELIER_HAS_AMX 1
 #else
 #define ATELIER_HAS_AMX 0
