@@ -252,28 +252,24 @@ def held_out_prompts(count):
 def cases(threads, directory, bf16):
     """name -> (target ratio, FLOPs of the transformer's products or none, function that makes (engine, peer, names compared, tolerance))"""
     all_cases = {}
+    dtypes = {"": "f32", "/bf16": "bf16"} if bf16 else {"": "f32"}  # what the peer keeps in bf16 too shows in the tolerance
 
     def transformer(name, model, target, depth, prompts, group, text, size, compiled, tolerance=2e-4):
-        def case(dtype, tolerance):
-            def make():
-                where = model()
-                inputs = random_transformer_inputs(where, prompts, group, text, size)
-                names = ["velocity"] if depth == "forward" else ["velocity", "gradient_norm"]
-                return (Engine(depth, where, threads, directory, inputs, dtype=dtype), TorchTransformer(where, inputs, depth, compiled, dtype), names,
-                        tolerance)
-            return make
+        def make(dtype):
+            where = model()
+            inputs = random_transformer_inputs(where, prompts, group, text, size)
+            names = ["velocity"] if depth == "forward" else ["velocity", "gradient_norm"]
+            return (Engine(depth, where, threads, directory, inputs, dtype=dtype), TorchTransformer(where, inputs, depth, compiled, dtype), names,
+                    tolerance if dtype == "f32" else 0.2)
         flops = lambda: prompts * product_flops(model(), text, group, size[0] * size[1]) * (1 if depth == "forward" else 3)
-        all_cases[name] = (target, flops, case("f32", tolerance))
-        if bf16:
-            all_cases[f"{name}/bf16"] = (target, flops, case("bf16", 0.2))  # the peer also keeps activations in bf16
+        for suffix, dtype in dtypes.items():
+            all_cases[name + suffix] = (target, flops, partial(make, dtype))
 
     mini, mid = lambda: MINI, lambda: mid_size(directory)
     for compiled, target in ((False, 2.0), (True, 1.4)):
         kind = "compiled" if compiled else "eager"
         transformer(f"train-step-32x1/{kind}", mini, target, "step", 32, 1, 24, [8, 8], compiled)
         transformer(f"train-step-4x8/{kind}", mini, target, "step", 4, 8, 24, [8, 8], compiled)
-
-    dtypes = {"": "f32", "/bf16": "bf16"} if bf16 else {"": "f32"}  # what the peer keeps in bf16 too shows in the tolerance
 
     def update(name, target, prompt, image):
         def make(dtype):

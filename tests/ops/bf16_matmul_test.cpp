@@ -1,4 +1,4 @@
-// The processor's own bf16 products (AVX-512 BF16, AMX): against double sums of rounded operands, and what bits may depend on.
+// The processor's own bf16 products (AMX): against double sums of rounded operands, and what bits may depend on.
 #include <gtest/gtest.h>
 
 #include <array>

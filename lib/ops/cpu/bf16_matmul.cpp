@@ -50,7 +50,7 @@ class Room {
 /// One side of a product: op(A) by rows, or op(B) by columns.
 struct Operand {
     const float* data;
-    std::int64_t stride, count;
+    std::int64_t stride;
     bool is_deep;  ///< a row's (column's) numbers lie side by side
     std::int64_t panels_together() const { return is_deep ? 1 : panels_across; }
     /// The t-th part, of `panels_together`, of the panels of `size` rows (columns) from `first` on.
@@ -117,7 +117,7 @@ std::size_t bf16_product_bytes(std::int64_t width) {
 
 void bf16_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
     thread_local Room of_a, of_b;
-    const Operand left{a.data, a.stride, c.rows, !ta}, right{b.data, b.stride, c.cols, tb};
+    const Operand left{a.data, a.stride, !ta}, right{b.data, b.stride, tb};
     const std::int64_t depth = ta ? a.rows : a.cols, piece = depth_of_piece(depth);
     const std::int64_t tall = packed_together(packed_numbers_of_a, piece), wide = packed_together(packed_numbers_of_b, piece);
     for (std::int64_t at = 0; at < depth; at += piece) {

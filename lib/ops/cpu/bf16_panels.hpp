@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 // Operands of bf16 products in the order in which the kernel of bf16_block.hpp reads them.
