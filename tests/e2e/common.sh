@@ -100,6 +100,9 @@ answer = "Say why, then Score: N"
 reasoning_tokens = 12
 T
 }
+# What a run of reward-train on make_labels' labels sets, but for its batch and epochs.
+on_labels=(--set pipeline.judge=true --set judge.templates="$work/labels" --set reward_train.start="$work/start"
+    --set reward_train.labels="$work/labels/train.jsonl" --set reward_train.heldout="$work/labels/heldout.jsonl" --set reward_train.learning_rate=1e-3)
 # loss RUN RUN: the largest relative difference of the losses and gradient norms of two runs of reward-train
 loss() {
     python3 - "$work/$1/metrics.jsonl" "$work/$2/metrics.jsonl" <<'P'

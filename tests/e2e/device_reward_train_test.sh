@@ -6,10 +6,8 @@ source tests/e2e/common.sh
 export ATELIER_CUDA_BACKEND=$3 ATELIER_NCCL_BACKEND=$4
 make_labels 5 2
 plan() {
-    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set pipeline.judge=true --set judge.templates="$work/labels" \
-        --set compute.device=cuda --set reward_train.start="$work/start" --set reward_train.labels="$work/labels/train.jsonl" \
-        --set reward_train.heldout="$work/labels/heldout.jsonl" --set reward_train.batch=3 --set reward_train.epochs=1 \
-        --set reward_train.publish_every=1 --set reward_train.learning_rate=1e-3 "${@:2}" >/dev/null
+    "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" "${on_labels[@]}" --set compute.device=cuda --set reward_train.batch=3 \
+        --set reward_train.epochs=1 --set reward_train.publish_every=1 "${@:2}" >/dev/null
 }
 
 for where in cpu cuda; do

@@ -5,9 +5,8 @@ source tests/e2e/common.sh
 
 make_labels 24 12
 plan() {
-    code 0 "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set pipeline.judge=true --set judge.templates="$work/labels" \
-        --set reward_train.start="$work/start" --set reward_train.labels="$work/labels/train.jsonl" --set reward_train.heldout="$work/labels/heldout.jsonl" \
-        --set reward_train.batch=6 --set reward_train.epochs=3 --set reward_train.publish_every=2 --set reward_train.learning_rate=1e-3 "${@:2}"
+    code 0 "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" "${on_labels[@]}" --set reward_train.batch=6 --set reward_train.epochs=3 \
+        --set reward_train.publish_every=2 "${@:2}"
 }
 bound=1e-5  # of a step of 1e-3 a hundredth, as in resume_test.sh
 train() { on 1 reward-train "$1"; }

@@ -10,10 +10,8 @@ python3() { env -u LD_LIBRARY_PATH python3 "$@"; }  # the bundle's libraries are
 
 make_labels 5 2
 train() {
-    "${loader[@]}" bin/atelier-plan --config configs/mini.toml --run "$work/$1" --set pipeline.judge=true --set judge.templates="$work/labels" \
-        --set compute.device=cuda --set reward_train.start="$work/start" --set reward_train.labels="$work/labels/train.jsonl" \
-        --set reward_train.heldout="$work/labels/heldout.jsonl" --set reward_train.batch=3 --set reward_train.epochs=1 \
-        --set reward_train.learning_rate=1e-3 "${@:2}" >/dev/null
+    "${loader[@]}" bin/atelier-plan --config configs/mini.toml --run "$work/$1" "${on_labels[@]}" --set compute.device=cuda \
+        --set reward_train.batch=3 --set reward_train.epochs=1 "${@:2}" >/dev/null
     "${loader[@]}" bin/atelier-reward-train --run "$work/$1"
 }
 
