@@ -24,14 +24,17 @@ Json to_json(const std::map<std::string, FileDigest>& files) {
     return json;
 }
 
-/// The same as text, one space an object: of many outputs the values themselves would take several times the memory.
-std::string to_text(const std::map<std::string, FileDigest>& files) {
-    std::string text = "{";
+/// Appends the same as text, one space an object: of many outputs the values themselves would take several times the memory.
+void append(std::string& text, const std::map<std::string, FileDigest>& files) {
+    text += '{';
     for (const auto& [name, digest] : files) {
-        text += fmt::format("{}\n  {}: ", text.size() > 1 ? "," : "", Json(name).dump());
-        for (const char c : to_json(digest).dump(1)) text += c == '\n' ? std::string("\n  ") : std::string(1, c);
+        text += fmt::format("{}\n  {}: ", text.back() == '{' ? "" : ",", Json(name).dump());
+        for (const char c : to_json(digest).dump(1)) {
+            text += c;
+            if (c == '\n') text += "  ";
+        }
     }
-    return text + (files.empty() ? "}" : "\n }");
+    text += files.empty() ? "}" : "\n }";
 }
 
 std::map<std::string, FileDigest> files_from(const Json& json) {
@@ -89,10 +92,12 @@ void publish_manifest(const fs::path& directory, Manifest m) {
                     {"host", m.host}, {"world_size", m.world_size}, {"started_utc", m.started_utc},
                     {"finished_utc", m.finished_utc}, {"exit", 0}, {"planned_kib", m.planned_bytes / 1024},
                     {"peak_resident_kib", usage.ru_maxrss}, {"inputs", to_json(m.inputs)}, {"facts", m.facts}};
-    std::string text = json.dump(1) + "\n";
+    const std::string others = json.dump(1) + "\n";
     // Among the keys in their order; only those of the outermost object are one space in.
-    text.insert(text.find("\n \"peak_resident_kib\":"), fmt::format("\n \"outputs\": {},", to_text(m.outputs)));
-    publish_text(directory / manifest_name, text);
+    const std::size_t place = others.find("\n \"peak_resident_kib\":");
+    std::string text = others.substr(0, place) + "\n \"outputs\": ";
+    append(text, m.outputs);
+    publish_text(directory / manifest_name, text.append(",").append(others, place));
 }
 
 void republish_manifest(const fs::path& directory, const std::function<bool(const std::string&)>& drops, const std::string& fact, const Json& value) {

@@ -135,6 +135,37 @@ Curated decide(const Context& c, const PromptPool& prompts, const Scores& scores
     return out;
 }
 
+Scores read_scores(const Context& c, const std::filesystem::path& directory, std::size_t groups, int members,
+                   const std::vector<std::string>& dimensions) {
+    Scores scores{static_cast<std::size_t>(members), dimensions, {}};
+    const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
+    for (std::size_t unit = 0; unit < groups; ++unit) {
+        const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(), io::TrajectoryParts::scores);
+        scores.add(gated_scores(shard.shapes.at(0), dimensions, gate));
+    }
+    return scores;
+}
+
+/// What is left of a curation when its list is published.
+struct Decided {
+    std::string pool_hash;
+    CategoryWeights weights;
+    std::map<std::string, int> verdicts;
+    nlohmann::json shares = nlohmann::json::object();
+    std::size_t kept = 0;
+};
+
+Decided publish_curated(const Context& c, const PromptPool& prompts, const Scores& scores) {
+    Decided decided;
+    const Curated curated = decide(c, prompts, scores, decided.shares);
+    io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) { write_curated(temporary, curated); });
+    for (const std::string& verdict : curated.verdict) ++decided.verdicts[verdict];
+    decided.pool_hash = curated.pool_hash;
+    decided.weights = curated.weights;
+    decided.kept = curated.kept_numbers().size();
+    return decided;
+}
+
 }  // namespace
 
 int run_curate(const Context& given) {
@@ -163,40 +194,27 @@ int run_curate(const Context& given) {
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
-        const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
-        Scores scores{static_cast<std::size_t>(spec.members), rollout.dimensions(c.kind(c.policy)), {}};
-        manifest.outputs = rollout.take_digests();
-        for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
-            const std::string name = GroupRollout::shard_name(unit);
-            const auto shard = io::read_trajectory(directory / name, c.config.hash(), io::TrajectoryParts::scores);
-            scores.add(gated_scores(shard.shapes.at(0), scores.dimensions, gate));
-            manifest.outputs.try_emplace(name);
-        }
         io::remove_temporaries(c.run.curated(c.policy).parent_path(),
                                c.run.curated(c.policy).filename().string());
-        nlohmann::json shares = nlohmann::json::object();
-        const Curated curated = decide(c, prompts, scores, shares);
-        io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) {
-            write_curated(temporary, curated);
-        });
-        std::map<std::string, int> verdicts;
-        for (const std::string& verdict : curated.verdict) ++verdicts[verdict];
-        manifest.inputs["pool"] = {0, curated.pool_hash};
+        const Decided decided = publish_curated(c, prompts, read_scores(c, directory, prompts.size(), spec.members, rollout.dimensions(c.kind(c.policy))));
+        manifest.outputs = rollout.take_digests();
+        for (std::size_t unit = 0; unit < prompts.size(); ++unit) manifest.outputs.try_emplace(GroupRollout::shard_name(unit));
+        manifest.inputs["pool"] = {0, decided.pool_hash};
         manifest.inputs["policy"] = {0, rollout.model_hash()};
         manifest.inputs.merge(scorer_inputs(c));
         manifest.facts = {{"stage", "curate"},
                           {"policy", c.policy},
                           {"iteration", 0},
                           {"prompts", prompts.size()},
-                          {"verdicts", verdicts},
-                          {"weights", curated.weights},
-                          {"variance_shares", shares},
+                          {"verdicts", decided.verdicts},
+                          {"weights", decided.weights},
+                          {"variance_shares", decided.shares},
                           {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
         memory.finish(c, manifest);
         io::put_metrics(c.run.metrics(), manifest.facts);  // before the manifest: a stage that is done has its record
         io::publish_manifest(directory, manifest);
-        for (const auto& [category, entries] : shares.items())
+        for (const auto& [category, entries] : decided.shares.items())
             for (const auto& [dimension, s] : entries.items())
                 log_line(fmt::format(
                     "curate {}: {}/{} makes {:.0f} % of the advantage's variance with equal weights, "
@@ -204,7 +222,7 @@ int run_curate(const Context& given) {
                     c.policy, category, dimension, 100 * s["before"].get<double>(),
                     100 * s["after"].get<double>(), 100 * s["asked"].get<double>()));
         log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy,
-                             curated.kept_numbers().size(), prompts.size()));
+                             decided.kept, prompts.size()));
     }
     c.world->barrier();
     return 0;
