@@ -16,10 +16,25 @@ namespace {
 using Json = nlohmann::json;
 namespace fs = std::filesystem;
 
+Json to_json(const FileDigest& digest) { return {{"size", digest.size}, {"xxh3_128", digest.hash}}; }
+
 Json to_json(const std::map<std::string, FileDigest>& files) {
     Json json = Json::object();
-    for (const auto& [name, digest] : files) json[name] = {{"size", digest.size}, {"xxh3_128", digest.hash}};
+    for (const auto& [name, digest] : files) json[name] = to_json(digest);
     return json;
+}
+
+/// Appends the same as text, one space an object: of many outputs the values themselves would take several times the memory.
+void append(std::string& text, const std::map<std::string, FileDigest>& files) {
+    text += '{';
+    for (const auto& [name, digest] : files) {
+        text += fmt::format("{}\n  {}: ", text.back() == '{' ? "" : ",", Json(name).dump());
+        for (const char c : to_json(digest).dump(1)) {
+            text += c;
+            if (c == '\n') text += "  ";
+        }
+    }
+    text += files.empty() ? "}" : "\n }";
 }
 
 std::map<std::string, FileDigest> files_from(const Json& json) {
@@ -27,6 +42,16 @@ std::map<std::string, FileDigest> files_from(const Json& json) {
     for (const auto& [name, entry] : json.items())
         files[name] = {entry.at("size").get_ref<const Json::number_unsigned_t&>(), entry.at("xxh3_128").get<std::string>()};
     return files;
+}
+
+std::string text_of(const fs::path& directory) {
+    const fs::path path = directory / manifest_name;
+    ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());
+    return read_text(path);
+}
+
+void check_schema(const Json& json, const fs::path& path) {
+    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
 }
 
 }  // namespace
@@ -66,9 +91,13 @@ void publish_manifest(const fs::path& directory, Manifest m) {
                     {"iteration", m.iteration}, {"config_hash", m.config_hash}, {"code_version", m.code_version},
                     {"host", m.host}, {"world_size", m.world_size}, {"started_utc", m.started_utc},
                     {"finished_utc", m.finished_utc}, {"exit", 0}, {"planned_kib", m.planned_bytes / 1024},
-                    {"peak_resident_kib", usage.ru_maxrss}, {"inputs", to_json(m.inputs)},
-                    {"outputs", to_json(m.outputs)}, {"facts", m.facts}};
-    publish_text(directory / manifest_name, json.dump(1) + "\n");
+                    {"peak_resident_kib", usage.ru_maxrss}, {"inputs", to_json(m.inputs)}, {"facts", m.facts}};
+    const std::string others = json.dump(1) + "\n";
+    // Among the keys in their order; only those of the outermost object are one space in.
+    const std::size_t place = others.find("\n \"peak_resident_kib\":");
+    std::string text = others.substr(0, place) + "\n \"outputs\": ";
+    append(text, m.outputs);
+    publish_text(directory / manifest_name, text.append(",").append(others, place));
 }
 
 void republish_manifest(const fs::path& directory, const std::function<bool(const std::string&)>& drops, const std::string& fact, const Json& value) {
@@ -82,15 +111,19 @@ void republish_manifest(const fs::path& directory, const std::function<bool(cons
     publish_text(path, json.dump(1) + "\n");
 }
 
-Manifest read_manifest(const fs::path& directory) {
+Manifest read_manifest(const fs::path& directory) { return parse_manifest(text_of(directory), directory / manifest_name); }
+
+Json read_facts(const fs::path& directory) {
     const fs::path path = directory / manifest_name;
-    ATELIER_CHECK_INPUT(fs::exists(path), "{} is missing: the stage was not finished", path.string());
-    return parse_manifest(read_text(path), path);
+    const Json json = parse_json_without("outputs", text_of(directory), path.string());
+    check_schema(json, path);
+    ATELIER_CHECK_INPUT(json.contains("facts"), "{} is damaged: it has no facts", path.string());
+    return json["facts"];
 }
 
 Manifest parse_manifest(const std::string& text, const fs::path& path) {
     const Json json = parse_json(text, path.string());
-    ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
+    check_schema(json, path);
     try {
         Manifest m;
         m.stage = json.at("stage");

@@ -36,6 +36,8 @@ void republish_manifest(const std::filesystem::path& directory, const std::funct
 Manifest read_manifest(const std::filesystem::path& directory);
 /// The same from its text; `path`: what errors call it.
 Manifest parse_manifest(const std::string& text, const std::filesystem::path& path);
+/// Its facts alone: the outputs, of which there may be many, are neither kept nor looked at. Throws Error(input).
+nlohmann::json read_facts(const std::filesystem::path& directory);
 
 /// Throws Error(input) unless the output is there and has the size that the manifest says, and, by_hash, the hash, for which it is read.
 void check_output(const std::filesystem::path& directory, const std::string& name, const FileDigest& digest, bool by_hash);

@@ -25,6 +25,8 @@ Arena::Arena(std::string name, const Bytes& bytes) : name_(std::move(name)) {
         void* memory = mmap(nullptr, bytes.host, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         ATELIER_CHECK_IO(memory != MAP_FAILED, "cannot allocate {} bytes for the {} arena: {}", bytes.host, name_,
                          std::strerror(errno));
+        // Fewer misses of the address translation, a tenth of some products' time. A kernel without them says no, and nothing is lost.
+        madvise(memory, bytes.host, MADV_HUGEPAGE);
         host_ = {static_cast<std::byte*>(memory), bytes.host};
     }
     if (bytes.device > 0) device_ = {static_cast<std::byte*>(device_memory().allocate(bytes.device)), bytes.device};

@@ -18,7 +18,7 @@ using Json = nlohmann::json;
 /// them ends: a manifest of n files took n² steps.)
 class Builder final : public nlohmann::json_sax<Json> {
   public:
-    explicit Builder(const std::string& place) : place_(place) {}
+    explicit Builder(const std::string& place, std::string_view left_out = {}) : place_(place), left_out_(left_out) {}
     Json take() { return std::move(root_); }
 
     bool null() override { return put(nullptr); }
@@ -33,6 +33,11 @@ class Builder final : public nlohmann::json_sax<Json> {
     bool end_object() override { return close(); }
     bool end_array() override { return close(); }
     bool key(string_t& name) override {
+        if (skips_ != Skips::nothing) return true;
+        if (!left_out_.empty() && open_.size() == 1 && name == left_out_) {
+            skips_ = Skips::value;
+            return true;
+        }
         const auto [place, is_new] = open_.back()->get_ref<Json::object_t&>().emplace(name, nullptr);
         ATELIER_CHECK_INPUT(is_new, "{} names '{}' twice in one object", place_, name);
         value_ = &place->second;
@@ -52,20 +57,39 @@ class Builder final : public nlohmann::json_sax<Json> {
     }
     template <typename T>
     bool put(T&& value) {
+        if (skipped()) return true;
         place() = std::forward<T>(value);
         return true;
     }
     bool open(Json value) {
+        if (skipped()) {
+            skips_ = Skips::inside;
+            ++inside_;
+            return true;
+        }
         Json& at = place();
         at = std::move(value);
         open_.push_back(&at);
         return true;
     }
     bool close() {
+        if (skips_ == Skips::inside) {
+            if (--inside_ == 0) skips_ = Skips::nothing;
+            return true;
+        }
         open_.pop_back();
         return true;
     }
+    /// Whether this value is left out; one that has no inside ends that.
+    bool skipped() {
+        if (skips_ == Skips::nothing) return false;
+        if (skips_ == Skips::value) skips_ = Skips::nothing;
+        return true;
+    }
     const std::string& place_;
+    std::string_view left_out_;
+    enum class Skips { nothing, value, inside } skips_ = Skips::nothing;  ///< the next value, or what an object or array holds
+    std::int64_t inside_ = 0;                                             ///< how deep
     Json root_;
     std::vector<Json*> open_;  ///< objects and arrays, outermost first; what an open one holds doesn't move
     Json* value_ = nullptr;    ///< of the key that was read last
@@ -74,7 +98,11 @@ class Builder final : public nlohmann::json_sax<Json> {
 }  // namespace
 
 nlohmann::json parse_json(std::string_view text, const std::string& place) {
-    Builder builder(place);
+    return parse_json_without({}, text, place);
+}
+
+nlohmann::json parse_json_without(std::string_view left_out, std::string_view text, const std::string& place) {
+    Builder builder(place, left_out);
     Json::sax_parse(text, &builder);
     return builder.take();
 }

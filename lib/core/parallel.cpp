@@ -17,12 +17,12 @@ namespace {
 thread_local int t_index = 0;
 thread_local bool t_inside = false;
 
-/// One job at a time: a count, a grain and a function; workers and the caller take ranges from a shared counter until none is left. A
-/// worker that comes when nothing is left is not waited for: on a busy machine, and for short jobs, the caller does the work alone. So does
+/// One job at a time: a count, a grain and a function; each thread takes ranges of its own share, one after the other, then what is left of the
+/// others': loops over the same rows find them in the cache of the core that wrote them. A worker that comes when nothing is left is not waited for: on a busy machine, and for short jobs, the caller does the work alone. So does
 /// a second caller while the first has the workers: no lock is taken.
 class Pool {
   public:
-    explicit Pool(int threads) {
+    explicit Pool(int threads) : shares_(static_cast<std::size_t>(threads)) {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
     }
     ~Pool() {
@@ -35,12 +35,16 @@ class Pool {
     /// False: another thread has the workers.
     bool run(std::int64_t count, std::int64_t grain, detail::RangeFunction function, void* context) {
         if (is_taken_.exchange(true, std::memory_order_acquire)) return false;
-        count_ = count;
         grain_ = grain;
         function_ = function;
         context_ = context;
         error_ = nullptr;
-        next_.store(0, std::memory_order_relaxed);
+        const std::int64_t ranges = (count + grain - 1) / grain, threads = size();
+        for (std::int64_t i = 0; i < threads; ++i) {
+            Share& share = shares_[static_cast<std::size_t>(i)];
+            share.next.store(ranges * i / threads * grain, std::memory_order_relaxed);
+            share.end = std::min(ranges * (i + 1) / threads * grain, count);
+        }
         inside_.store(open, std::memory_order_release);
         announce();
         take_ranges();
@@ -66,10 +70,13 @@ class Pool {
     void take_ranges() {
         t_inside = true;
         try {
-            for (;;) {
-                const std::int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-                if (begin >= count_) break;
-                function_(context_, begin, std::min(begin + grain_, count_));
+            for (std::size_t i = 0; i < shares_.size(); ++i) {
+                Share& share = shares_[(static_cast<std::size_t>(t_index) + i) % shares_.size()];
+                for (;;) {
+                    const std::int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
+                    if (begin >= share.end) break;
+                    function_(context_, begin, std::min(begin + grain_, share.end));
+                }
             }
         } catch (...) {
             std::lock_guard lock(error_mutex_);
@@ -99,14 +106,18 @@ class Pool {
         }
     }
 
+    struct alignas(64) Share {
+        std::atomic<std::int64_t> next{0};
+        std::int64_t end = 0;
+    };
+    std::vector<Share> shares_;  ///< by thread
     std::vector<std::thread> workers_;
     std::mutex error_mutex_;
     std::atomic<bool> is_taken_{false};     ///< by a caller
     std::atomic<std::uint32_t> jobs_{0};    ///< announced so far
     std::atomic<std::uint32_t> inside_{0};  ///< workers in the present job; `open` while others may come
-    std::atomic<std::int64_t> next_{0};
     std::atomic<bool> stop_{false};
-    std::int64_t count_ = 0, grain_ = 1;
+    std::int64_t grain_ = 1;
     detail::RangeFunction function_ = nullptr;
     void* context_ = nullptr;
     std::exception_ptr error_;

@@ -19,7 +19,7 @@ void run_parallel(std::int64_t count, std::int64_t grain, RangeFunction function
 }  // namespace detail
 
 /// Calls `body(begin, end)` over disjoint ranges that cover [0, count), ranges of `grain` indices
-/// handed out dynamically. Runs serially inside another parallel_for. An exception thrown by a body
+/// handed out dynamically, each thread's own share of [0, count) first. Runs serially inside another parallel_for. An exception thrown by a body
 /// is rethrown here after all threads are done. Does not allocate.
 template <typename Body>
 void parallel_for(std::int64_t count, std::int64_t grain, Body&& body) {

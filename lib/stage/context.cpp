@@ -174,44 +174,41 @@ EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Promp
 }
 
 PromptIndex::PromptIndex(const Context& c, const std::vector<std::string>& tasks) {
-    for (const std::string& task : tasks)
-        for (Prompt& p : read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task)))
-            prompts_.emplace(std::pair(task, p.id), std::move(p));
+    for (const std::string& task : tasks) pools_.emplace(task, PromptPool(c.config.text("task." + task + ".train"), task, c.kind(task)));
 }
 
 const Prompt& PromptIndex::at(const std::string& task, const std::string& id,
                               const std::filesystem::path& shard) const {
-    const auto found = prompts_.find({task, id});
-    ATELIER_CHECK_INPUT(found != prompts_.end(), "{}: prompt {} is not in the prompt file of {}",
-                        shard.string(), id, task);
-    return found->second;
+    if (const auto known = prompts_.find({task, id}); known != prompts_.end()) return known->second;
+    const auto pool = pools_.find(task);
+    const auto found = pool == pools_.end() ? std::nullopt : pool->second.find(id);
+    ATELIER_CHECK_INPUT(found, "{}: prompt {} is not in the prompt file of {}", shard.string(), id, task);
+    return prompts_.emplace(std::pair(task, id), pool->second.at(*found)).first->second;
 }
 
-std::vector<Prompt> training_prompts(const Context& c, const std::string& task) {
+PromptPool training_prompts(const Context& c, const std::string& task) {
     const std::filesystem::path file = c.config.text("task." + task + ".train");
-    auto prompts = read_prompts(file, task, c.kind(task));
+    PromptPool prompts(file, task, c.kind(task));
     if (!c.config.flag("curate.enabled")) return prompts;
     const auto directory = c.run.curation(task);
     ATELIER_CHECK_INPUT(std::filesystem::exists(directory / io::manifest_name),
                         "{} is not complete: run atelier-curate for task {} first", directory.string(), task);
     // What counts is the list; the groups that it was judged by may be many and are not read again.
-    const std::string stated = io::read_manifest(directory).facts.value("prompts_file", ""),
+    const std::string stated = io::read_facts(directory).value("prompts_file", ""),
                       found = io::digest_file(c.run.curated(task)).hash;
     ATELIER_CHECK_INPUT(found == stated, "{} does not match {}: hash {} expected, found {}", c.run.curated(task).string(),
                         (directory / io::manifest_name).string(), stated, found);
-    const Curated curated = read_curated(c.run.curated(task));
-    ATELIER_CHECK_INPUT(curated.pool_hash == io::digest_file(file).hash,
+    const Choice choice = read_choice(c.run.curated(task));
+    ATELIER_CHECK_INPUT(choice.pool_hash == io::digest_file(file).hash,
                         "{} was curated from another version of {}", c.run.curated(task).string(),
                         file.string());
-    std::vector<Prompt> kept;
-    for (const std::uint64_t number : curated.kept_numbers()) {
+    for (const std::uint64_t number : choice.kept)
         ATELIER_CHECK_INPUT(number < prompts.size(), "{} names prompt {} of {}",
                             c.run.curated(task).string(), number, prompts.size());
-        kept.push_back(prompts[number]);
-    }
-    ATELIER_CHECK_INPUT(!kept.empty(), "curation kept no prompt of task {}: lower curate.range_min",
+    ATELIER_CHECK_INPUT(!choice.kept.empty(), "curation kept no prompt of task {}: lower curate.range_min",
                         task);
-    return kept;
+    prompts.keep(choice.kept);
+    return prompts;
 }
 
 }  // namespace atelier::stage

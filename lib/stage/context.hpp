@@ -145,7 +145,7 @@ std::shared_ptr<const pipeline::ReferenceInputs> prepare_references(const pipeli
 EncodedPair encode_pair(pipeline::Pipeline& model, const Context& context, const Prompt& prompt,
                         bool with_negative);
 
-/// All prompts of some tasks, by what shards say of them.
+/// Prompts of some tasks, by what shards say of them.
 class PromptIndex {
   public:
     PromptIndex(const Context& context, const std::vector<std::string>& tasks);
@@ -154,11 +154,12 @@ class PromptIndex {
                      const std::filesystem::path& shard) const;
 
   private:
-    std::map<std::pair<std::string, std::string>, Prompt> prompts_;
+    std::map<std::string, PromptPool> pools_;                                         ///< by task
+    mutable std::map<std::pair<std::string, std::string>, Prompt> prompts_;  ///< that were asked for
 };
 
 /// Prompts of a task to train on: those that curation kept, or the whole pool where curation is
 /// off. Throws Error(input) when the curated file is missing, or was made from another pool.
-std::vector<Prompt> training_prompts(const Context& context, const std::string& task);
+PromptPool training_prompts(const Context& context, const std::string& task);
 
 }  // namespace atelier::stage

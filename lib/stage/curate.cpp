@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "core/progress.hpp"
@@ -15,39 +16,55 @@
 namespace atelier::stage {
 namespace {
 
-struct Group {
-    std::size_t unit = 0;
-    GroupScores scores;
+/// What the groups were given, in the prompts' order: [groups, members, dimensions], NaN where there is no score. Of a large pool this is
+/// most of what is held.
+struct Scores {
+    std::size_t members = 0;
+    std::vector<std::string> dimensions;
+    std::vector<float> values;
+    std::size_t per_group() const { return members * dimensions.size(); }
+    std::size_t groups() const { return values.size() / per_group(); }
+    std::span<const float> of(std::size_t group) const { return std::span(values).subspan(group * per_group(), per_group()); }
+    void add(const GroupScores& group) {
+        const std::size_t begin = values.size(), k = dimensions.size(), own = group.dimensions.size();
+        values.resize(begin + per_group(), std::numeric_limits<float>::quiet_NaN());
+        for (std::size_t d = 0; d < own; ++d) {
+            const auto column = static_cast<std::size_t>(std::ranges::find(dimensions, group.dimensions[d]) - dimensions.begin());
+            for (std::size_t m = 0; m < members; ++m) {
+                if (group.present[m * own + d] == 0) continue;
+                const float score = group.scores[m * own + d];
+                ATELIER_CHECK_KIND(ErrorKind::numeric, !std::isnan(score), "group {}: {} of member {} is no number", begin / per_group(),
+                                   group.dimensions[d], m);
+                values[begin + m * k + column] = score;
+            }
+        }
+    }
 };
+
+std::vector<std::uint8_t> present(std::span<const float> scores) {
+    std::vector<std::uint8_t> is_there;
+    for (const float score : scores) is_there.push_back(std::isnan(score) ? 0 : 1);
+    return is_there;
+}
 
 /// Weights of each category, so that its dimensions have the asked shares in the advantage's
 /// variance (equal ones by default). `shares`: asked, before and after, by category and dimension.
-void calibrate(const Context& c, const std::vector<Prompt>& prompts,
-               const std::vector<Group>& groups, const std::vector<std::string>& dimensions,
-               Curated& out, nlohmann::json& shares_said) {
+void calibrate(const Context& c, const Scores& scores, Curated& out, nlohmann::json& shares_said) {
+    const auto& dimensions = scores.dimensions;
     const std::size_t k = dimensions.size();
     rl::AdvantageConfig advantage;
     advantage.min_spread = std::max(advantage.min_spread, c.config.number("reward.min_spread"));
     std::map<std::string, rl::SpreadCollector> collectors;
     std::map<std::string, std::vector<double>> shares;
-    for (const Group& g : groups) {
-        const std::string& category = prompts[g.unit].category;
+    for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
+        const std::string& category = out.category[unit];
         auto& collector = collectors.try_emplace(category, static_cast<int>(k)).first->second;
         auto& share = shares.try_emplace(category, k, 0.0).first->second;
-        const auto members = static_cast<std::size_t>(c.config.integer("curate.group_size"));
-        std::vector<float> scores(members * k);
-        std::vector<std::uint8_t> present(members * k);
-        for (std::size_t d = 0; d < g.scores.dimensions.size(); ++d) {
-            const auto column = static_cast<std::size_t>(
-                std::find(dimensions.begin(), dimensions.end(), g.scores.dimensions[d]) -
-                dimensions.begin());
-            share[column] = 1;
-            for (std::size_t m = 0; m < members; ++m) {
-                scores[m * k + column] = g.scores.scores[m * g.scores.dimensions.size() + d];
-                present[m * k + column] = g.scores.present[m * g.scores.dimensions.size() + d];
-            }
-        }
-        collector.add_group(advantage, static_cast<int>(members), scores, present);
+        const auto group = scores.of(unit);
+        const auto is_there = present(group);
+        for (std::size_t i = 0; i < group.size(); ++i)
+            if (is_there[i] != 0) share[i % k] = 1;
+        collector.add_group(advantage, static_cast<int>(scores.members), group, is_there);
     }
     const CategoryWeights asked = asked_shares(c, c.policy);
     for (const auto& [category, collector] : collectors) {
@@ -84,40 +101,69 @@ void calibrate(const Context& c, const std::vector<Prompt>& prompts,
         }
 }
 
-Curated decide(const Context& c, const std::vector<Prompt>& prompts,
-               const std::vector<Group>& groups, const std::vector<std::string>& dimensions,
-               nlohmann::json& shares) {
+Curated decide(const Context& c, const PromptPool& prompts, const Scores& scores, nlohmann::json& shares) {
     Curated out;
     out.config_hash = c.config.hash();
     out.pool_hash = io::digest_file(c.config.text("task." + c.policy + ".train")).hash;
-    calibrate(c, prompts, groups, dimensions, out, shares);
+    for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
+        Prompt prompt = prompts.at(unit);
+        out.number.push_back(prompt.number);
+        out.id.push_back(std::move(prompt.id));
+        out.text.push_back(std::move(prompt.text));
+        out.category.push_back(std::move(prompt.category));
+    }
+    calibrate(c, scores, out, shares);
     const rl::CurationRule rule{c.config.number("curate.range_min"),
                                 c.config.number("curate.mean_low"),
                                 c.config.number("curate.mean_high")};
-    for (const Group& g : groups) {
-        const Prompt& prompt = prompts[g.unit];
-        const std::size_t k = g.scores.dimensions.size();
+    const std::size_t k = scores.dimensions.size();
+    for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
         std::vector<double> weights(k, 1.0), totals;
         for (std::size_t d = 0; d < k; ++d)
-            if (const auto found = out.weights[prompt.category].find(g.scores.dimensions[d]);
-                found != out.weights[prompt.category].end())
-                weights[d] = found->second;
-        for (std::size_t m = 0; k > 0 && m < g.scores.scores.size() / k; ++m)
-            if (const auto total =
-                    rl::weighted_total(std::span(g.scores.scores).subspan(m * k, k),
-                                       std::span(g.scores.present).subspan(m * k, k), weights))
+            if (const auto& own = out.weights[out.category[unit]]; own.contains(scores.dimensions[d])) weights[d] = own.at(scores.dimensions[d]);
+        const auto group = scores.of(unit);
+        const auto is_there = present(group);
+        for (std::size_t m = 0; m < scores.members; ++m)
+            if (const auto total = rl::weighted_total(group.subspan(m * k, k), std::span(is_there).subspan(m * k, k), weights))
                 totals.push_back(*total);
         const auto decision = rl::curate(rule, totals);
-        out.number.push_back(prompt.number);
-        out.id.push_back(prompt.id);
-        out.text.push_back(prompt.text);
-        out.category.push_back(prompt.category);
         out.verdict.push_back(rl::name_of(decision.verdict));
         out.kept.push_back(decision.verdict == rl::CurationVerdict::kept ? 1 : 0);
         out.mean.push_back(static_cast<float>(decision.mean));
         out.range.push_back(static_cast<float>(decision.range));
     }
     return out;
+}
+
+Scores read_scores(const Context& c, const std::filesystem::path& directory, std::size_t groups, int members,
+                   const std::vector<std::string>& dimensions) {
+    Scores scores{static_cast<std::size_t>(members), dimensions, {}};
+    const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
+    for (std::size_t unit = 0; unit < groups; ++unit) {
+        const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(), io::TrajectoryParts::scores);
+        scores.add(gated_scores(shard.shapes.at(0), dimensions, gate));
+    }
+    return scores;
+}
+
+/// What is left of a curation when its list is published.
+struct Decided {
+    std::string pool_hash;
+    CategoryWeights weights;
+    std::map<std::string, int> verdicts;
+    nlohmann::json shares = nlohmann::json::object();
+    std::size_t kept = 0;
+};
+
+Decided publish_curated(const Context& c, const PromptPool& prompts, const Scores& scores) {
+    Decided decided;
+    const Curated curated = decide(c, prompts, scores, decided.shares);
+    io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) { write_curated(temporary, curated); });
+    for (const std::string& verdict : curated.verdict) ++decided.verdicts[verdict];
+    decided.pool_hash = curated.pool_hash;
+    decided.weights = curated.weights;
+    decided.kept = curated.kept_numbers().size();
+    return decided;
 }
 
 }  // namespace
@@ -136,59 +182,39 @@ int run_curate(const Context& given) {
     spec.members = static_cast<int>(c.config.integer("curate.group_size"));
     spec.micro_batch =
         std::gcd(spec.members, static_cast<int>(c.config.integer("rollout.micro_batch")));
-    auto prompts =
-        read_prompts(c.config.text("task." + c.policy + ".train"), c.policy, c.kind(c.policy));
+    PromptPool prompts(c.config.text("task." + c.policy + ".train"), c.policy, c.kind(c.policy));
     if (const auto wanted = static_cast<std::size_t>(c.config.integer("curate.prompts"));
-        wanted > 0 && wanted < prompts.size()) {
-        std::vector<Prompt> drawn;
-        for (const std::size_t i :
-             draw_prompts(prompts.size(), wanted, c.seed(), task_number(c.policy), 0))
-            drawn.push_back(prompts[i]);
-        prompts = std::move(drawn);
-    }
-    put_sizes_together(c, prompts);
+        wanted > 0 && wanted < prompts.size())
+        prompts.keep(draw_prompts(prompts.size(), wanted, c.seed(), task_number(c.policy), 0));
+    prompts.keep(order_by_size(c, source_of(prompts)));
     GroupRollout rollout(c, model, spec, "curate", c.base_transformer(), directory,
                          GroupRollout::States::left_out);
-    rollout.reserve(prompts, memory);
-    if (rollout.run(prompts, {}) == GroupRollout::End::stopped)
+    rollout.reserve(source_of(prompts), memory);
+    if (rollout.run(source_of(prompts), {}) == GroupRollout::End::stopped)
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
-        const auto& dimensions = rollout.dimensions(c.kind(c.policy));
-        const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
-        std::vector<Group> groups;
-        for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
-            const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit),
-                                                   c.config.hash(), io::TrajectoryParts::scores);
-            groups.push_back({unit, gated_scores(shard.shapes.at(0), dimensions, gate)});
-            const std::string name = GroupRollout::shard_name(unit);
-            manifest.outputs[name] = rollout.digests().contains(name) ? rollout.digests().at(name) : io::FileDigest{};
-        }
         io::remove_temporaries(c.run.curated(c.policy).parent_path(),
                                c.run.curated(c.policy).filename().string());
-        nlohmann::json shares = nlohmann::json::object();
-        const Curated curated = decide(c, prompts, groups, dimensions, shares);
-        io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) {
-            write_curated(temporary, curated);
-        });
-        std::map<std::string, int> verdicts;
-        for (const std::string& verdict : curated.verdict) ++verdicts[verdict];
-        manifest.inputs["pool"] = {0, curated.pool_hash};
+        const Decided decided = publish_curated(c, prompts, read_scores(c, directory, prompts.size(), spec.members, rollout.dimensions(c.kind(c.policy))));
+        manifest.outputs = rollout.take_digests();
+        for (std::size_t unit = 0; unit < prompts.size(); ++unit) manifest.outputs.try_emplace(GroupRollout::shard_name(unit));
+        manifest.inputs["pool"] = {0, decided.pool_hash};
         manifest.inputs["policy"] = {0, rollout.model_hash()};
         manifest.inputs.merge(scorer_inputs(c));
         manifest.facts = {{"stage", "curate"},
                           {"policy", c.policy},
                           {"iteration", 0},
                           {"prompts", prompts.size()},
-                          {"verdicts", verdicts},
-                          {"weights", curated.weights},
-                          {"variance_shares", shares},
+                          {"verdicts", decided.verdicts},
+                          {"weights", decided.weights},
+                          {"variance_shares", decided.shares},
                           {"samples_without_score", rollout.absent()}};
         manifest.facts["prompts_file"] = io::digest_file(c.run.curated(c.policy)).hash;
         memory.finish(c, manifest);
         io::put_metrics(c.run.metrics(), manifest.facts);  // before the manifest: a stage that is done has its record
         io::publish_manifest(directory, manifest);
-        for (const auto& [category, entries] : shares.items())
+        for (const auto& [category, entries] : decided.shares.items())
             for (const auto& [dimension, s] : entries.items())
                 log_line(fmt::format(
                     "curate {}: {}/{} makes {:.0f} % of the advantage's variance with equal weights, "
@@ -196,7 +222,7 @@ int run_curate(const Context& given) {
                     c.policy, category, dimension, 100 * s["before"].get<double>(),
                     100 * s["after"].get<double>(), 100 * s["asked"].get<double>()));
         log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy,
-                             curated.kept_numbers().size(), prompts.size()));
+                             decided.kept, prompts.size()));
     }
     c.world->barrier();
     return 0;

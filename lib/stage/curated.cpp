@@ -13,14 +13,38 @@ Tensor column(const std::vector<T>& values) {
     return Tensor::of(values.data(), {static_cast<std::int64_t>(values.size())});
 }
 
-}  // namespace
-
-std::vector<std::uint64_t> Curated::kept_numbers() const {
+std::vector<std::uint64_t> kept_of(const std::vector<std::uint64_t>& number, const std::vector<std::uint8_t>& kept) {
     std::vector<std::uint64_t> numbers;
     for (std::size_t i = 0; i < number.size(); ++i)
         if (kept[i] != 0) numbers.push_back(number[i]);
     return numbers;
 }
+
+io::hdf5::File open_curated(const std::filesystem::path& path) {
+    auto file = io::hdf5::File::open(path);
+    ATELIER_CHECK_INPUT(file.text_attribute("/", "schema") == schema_name &&
+                            file.integer_attribute("/", "schema_version") == schema_version,
+                        "{} is no file of curated prompts of version {}", path.string(),
+                        schema_version);
+    return file;
+}
+
+/// A column of /weights/<category> by category and dimension.
+CategoryWeights read_by_dimension(const io::hdf5::File& file, const std::string& column) {
+    CategoryWeights values;
+    if (!file.exists("/weights")) return values;
+    for (const std::string& category : file.children("/weights")) {
+        const std::string at = "/weights/" + category;
+        const auto names = file.read_strings(at + "/dimension");
+        const auto found = file.read<float>(at + "/" + column, {static_cast<std::int64_t>(names.size())});
+        for (std::size_t i = 0; i < names.size(); ++i) values[category][names[i]] = found[i];
+    }
+    return values;
+}
+
+}  // namespace
+
+std::vector<std::uint64_t> Curated::kept_numbers() const { return kept_of(number, kept); }
 
 void write_curated(const std::filesystem::path& path, const Curated& c) {
     auto file = io::hdf5::File::create(path);
@@ -52,11 +76,7 @@ void write_curated(const std::filesystem::path& path, const Curated& c) {
 }
 
 Curated read_curated(const std::filesystem::path& path) {
-    const auto file = io::hdf5::File::open(path);
-    ATELIER_CHECK_INPUT(file.text_attribute("/", "schema") == schema_name &&
-                            file.integer_attribute("/", "schema_version") == schema_version,
-                        "{} is no file of curated prompts of version {}", path.string(),
-                        schema_version);
+    const auto file = open_curated(path);
     Curated c;
     c.config_hash = file.text_attribute("/", "config_hash");
     c.pool_hash = file.text_attribute("/", "pool_hash");
@@ -73,19 +93,16 @@ Curated read_curated(const std::filesystem::path& path) {
         ATELIER_CHECK_INPUT(static_cast<std::int64_t>(texts->size()) == n,
                             "{}: a column of {} texts beside {} prompts", path.string(),
                             texts->size(), n);
-    if (!file.exists("/weights")) return c;
-    for (const std::string& category : file.children("/weights")) {
-        const std::string at = "/weights/" + category;
-        const auto names = file.read_strings(at + "/dimension");
-        const auto k = static_cast<std::int64_t>(names.size());
-        const auto weight = file.read<float>(at + "/weight", {k}),
-                   spread = file.read<float>(at + "/mean_std", {k});
-        for (std::size_t i = 0; i < names.size(); ++i) {
-            c.weights[category][names[i]] = weight[i];
-            c.mean_std[category][names[i]] = spread[i];
-        }
-    }
+    c.weights = read_by_dimension(file, "weight");
+    c.mean_std = read_by_dimension(file, "mean_std");
     return c;
+}
+
+Choice read_choice(const std::filesystem::path& path) {
+    const auto file = open_curated(path);
+    const auto number = file.read<std::uint64_t>("/number", {-1});
+    const auto kept = file.read<std::uint8_t>("/kept", {static_cast<std::int64_t>(number.size())});
+    return {file.text_attribute("/", "pool_hash"), kept_of(number, kept), read_by_dimension(file, "weight")};
 }
 
 }  // namespace atelier::stage

@@ -27,9 +27,18 @@ struct Curated {
     std::vector<std::uint64_t> kept_numbers() const;
 };
 
+/// What training takes of it.
+struct Choice {
+    std::string pool_hash;
+    std::vector<std::uint64_t> kept;  ///< places in the pool's file
+    CategoryWeights weights;
+};
+
 /// Writes the file under `path` (a temporary name: publishing is the caller's). Throws Error(io).
 void write_curated(const std::filesystem::path& path, const Curated& curated);
 /// Throws Error(input) naming file and dataset.
 Curated read_curated(const std::filesystem::path& path);
+/// The same, without the texts.
+Choice read_choice(const std::filesystem::path& path);
 
 }  // namespace atelier::stage

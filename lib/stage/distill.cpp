@@ -159,7 +159,7 @@ int run_distill(const Context& c) {
                 }
             }
         }
-        workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, mine, false, 0), spec, keep,
+        workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, {mine.size(), [&](std::size_t i) { return *mine[i]; }}, false, 0), spec, keep,
                                        trainer.planned(), snapshots.is_on()));
         memory.say(c);
     }

@@ -77,7 +77,7 @@ int run_teacher_dump(const Context& c) {
              pool.size(),
              std::min(pool.size(), static_cast<std::size_t>(c.config.integer("distill.prompts"))),
              c.seed(), task_number("opd/" + task), static_cast<std::uint64_t>(round)))
-        drawn.push_back(pool[i]);
+        drawn.push_back(pool.at(i));
     put_sizes_together(c, drawn);
     const StudentStart start = student_start(c, round, reads_weights);
     pipeline::Pipeline model(c.model(), start.source, c.placement());
@@ -111,8 +111,7 @@ int run_teacher_dump(const Context& c) {
     Workspace workspace("trajectories");
     ShardWriter writer;
     {
-        std::vector<const Prompt*> mine;
-        for (const std::size_t unit : units) mine.push_back(&drawn[unit]);
+        const PromptSource mine{units.size(), [&](std::size_t i) { return drawn[units[i]]; }};
         workspace.reserve(hold_dump(memory.plan, memory.add_model(c, model, mine, guided, spec.members), spec, guided,
                                     units.size(), resident, start.teachers.empty() ? 0 : model.mean_bytes()));
         memory.say(c);

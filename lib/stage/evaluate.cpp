@@ -35,7 +35,7 @@ void reserve(const Context& c, pipeline::Pipeline& model,
     m.micro_batch = c.config.integer("rollout.micro_batch");
     m.shard_pictures = evaluation_shard_prompts * m.pictures;
     const ModelOutline outline =
-        memory.add_model(c, model, prompts, m.guided, static_cast<std::int64_t>(m.shard_pictures));
+        memory.add_model(c, model, {prompts.size(), [&](std::size_t i) { return *prompts[i]; }}, m.guided, static_cast<std::int64_t>(m.shard_pictures));
     m.scoring = scoring.memory(picture_bytes(outline.largest()));
     workspace.reserve(hold_evaluation(memory.plan, outline, m));
     memory.say(c);

@@ -164,7 +164,7 @@ rl::GroupPolicy GroupRollout::build(const EncodedPair& pair, const rl::SamplingS
                            dit::Keep::nothing, arena);
 }
 
-void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memory) {
+void GroupRollout::reserve(const PromptSource& prompts, StageMemory& memory) {
     const DeviceTurn turn(context_.device());
     const ModelOutline outline =
         memory.add_model(context_, model_, my_prompts(context_, prompts), spec_.uses_guidance(), spec_.members);
@@ -173,15 +173,16 @@ void GroupRollout::reserve(const std::vector<Prompt>& prompts, StageMemory& memo
     memory.say(context_);
 }
 
-GroupRollout::Pending GroupRollout::sample(std::size_t unit, const Prompt& prompt) {
+GroupRollout::Pending GroupRollout::sample(std::size_t unit, Prompt prompt) {
     const auto group = static_cast<std::int64_t>(unit);
-    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, prompt); });
+    const auto shared = std::make_shared<const Prompt>(std::move(prompt));
+    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, shared); });
     io::TrajectorySamples& samples = pending.shard.shapes[0];
     timeline_.measure("decode", group, [&] {
         const DeviceTurn mine = turn(group);
         decode_pictures(model_, samples);
     });
-    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &prompt);
+    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), shared.get());
     pending.outcomes =
         timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
     scoring_.add_truth(asked, samples);  // while others judge
@@ -194,7 +195,8 @@ DeviceTurn GroupRollout::turn(std::int64_t group) {
     return timeline_.measure("device wait", group, [&] { return DeviceTurn(device); });
 }
 
-GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt) {
+GroupRollout::Pending GroupRollout::draw(std::size_t unit, const std::shared_ptr<const Prompt>& shared) {
+    const Prompt& prompt = *shared;
     const DeviceTurn mine = turn(static_cast<std::int64_t>(unit));
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     const rl::SamplingSpec spec = spec_of(prompt);
@@ -202,7 +204,7 @@ GroupRollout::Pending GroupRollout::draw(std::size_t unit, const Prompt& prompt)
         workspace_.build([&](Arena& arena) { return build(pair, spec, arena); });
     Pending pending;
     pending.unit = unit;
-    pending.prompt = &prompt;
+    pending.prompt = shared;
     pending.shard.header = shard_header(context_, stage_, spec_, model_hash_);
     pending.shard.prompts = prompt_table(context_, prompt);
     pending.shard.shapes.push_back(samples_of(
@@ -234,11 +236,11 @@ void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeig
     writer_.put(directory_ / shard_name(group.unit), std::move(group.shard));
 }
 
-GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
+GroupRollout::End GroupRollout::run(const PromptSource& prompts,
                                     const std::map<std::string, CategoryWeights>& weights) {
     const auto ranks = static_cast<std::size_t>(context_.world->size());
     Progress progress(fmt::format("{} {} {}", stage_, context_.policy, context_.iteration),
-                      "samples", static_cast<std::int64_t>(prompts.size()) * spec_.members,
+                      "samples", static_cast<std::int64_t>(prompts.size) * spec_.members,
                       !context_.world->is_root());
     std::deque<Pending> pending;
     const auto publish_first = [&] {
@@ -249,16 +251,16 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
     bool stopped = false;
     std::size_t done = 0;
     // Every rank goes through the same number of rounds, so that all of them can agree to stop.
-    for (std::size_t first = 0; first < prompts.size() && !stopped; first += ranks) {
+    for (std::size_t first = 0; first < prompts.size && !stopped; first += ranks) {
         stopped = stop_was_asked(*context_.world);
         const std::size_t unit = first + static_cast<std::size_t>(context_.world->rank());
-        if (stopped || unit >= prompts.size()) continue;
+        if (stopped || unit >= prompts.size) continue;
         const auto path = directory_ / shard_name(unit);
-        done = std::min(prompts.size(), first + ranks);
+        done = std::min(prompts.size, first + ranks);
         if (std::filesystem::exists(path)) {  // published by an earlier run of this stage
             const auto shard = io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores);
             ATELIER_CHECK_INPUT(shard.header.model_hash == model_hash_ &&
-                                    shard.prompts.id.at(0) == prompts[unit].id,
+                                    shard.prompts.id.at(0) == prompts.at(unit).id,
                                 "{} holds another model's samples or another prompt's: remove it",
                                 path.string());
             for (const auto& s : shard.shapes)
@@ -267,7 +269,7 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
             progress.start_at(static_cast<std::int64_t>(done) * spec_.members);
             continue;
         }
-        pending.push_back(sample(unit, prompts[unit]));
+        pending.push_back(sample(unit, prompts.at(unit)));
         while (!pending.empty() && (pending.size() > most_pending(scoring_.capacity(), spec_.members) || pending.front().is_scored()))
             publish_first();
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
@@ -279,16 +281,16 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
     if (stopped) {
         if (context_.world->is_root())
             log_line(fmt::format("stopped by a signal; {} of {} groups are published", done,
-                                 prompts.size()));
+                                 prompts.size));
         return End::stopped;
     }
     double sum = static_cast<double>(absent_);
     context_.world->sum(std::span(&sum, 1));
     absent_ = static_cast<std::int64_t>(sum);
     const double share =
-        sum / static_cast<double>(prompts.size() * static_cast<std::size_t>(spec_.members));
+        sum / static_cast<double>(prompts.size * static_cast<std::size_t>(spec_.members));
     if (share > context_.config.number("reward.max_absent")) {
-        for (std::size_t unit = 0; unit < prompts.size(); ++unit)
+        for (std::size_t unit = 0; unit < prompts.size; ++unit)
             if (context_.is_mine(unit) &&
                 lacks_scores(io::read_trajectory(directory_ / shard_name(unit), {},
                                                  io::TrajectoryParts::scores)
@@ -298,7 +300,7 @@ GroupRollout::End GroupRollout::run(const std::vector<Prompt>& prompts,
         ATELIER_FAIL(ErrorKind::reward,
                      "{} of {} samples could not be scored, more than reward.max_absent = {} "
                      "allows; their groups were removed and a rerun asks again",
-                     absent_, prompts.size() * static_cast<std::size_t>(spec_.members),
+                     absent_, prompts.size * static_cast<std::size_t>(spec_.members),
                      context_.config.number("reward.max_absent"));
     }
     return End::finished;

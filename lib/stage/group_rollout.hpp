@@ -25,14 +25,14 @@ class GroupRollout {
                  std::filesystem::path directory, States states = States::kept);
 
     /// Plans and takes the memory for this rank's share of the prompts, and says how much it is.
-    void reserve(const std::vector<Prompt>& prompts, StageMemory& memory);
+    void reserve(const PromptSource& prompts, StageMemory& memory);
 
     enum class End { finished, stopped };
     /// One group for each prompt, in the order given; this rank's share of them. `weights`: by
     /// task. A shard that is there already is checked and left. Stopped by a signal, it publishes
     /// the groups in work first. Throws Error(reward) on every rank when too many samples could not
     /// be scored; the shards that lack scores are removed, so that a rerun asks again.
-    End run(const std::vector<Prompt>& prompts,
+    End run(const PromptSource& prompts,
             const std::map<std::string, CategoryWeights>& weights);
 
     /// Every dimension of a kind, lowest tier first.
@@ -43,13 +43,13 @@ class GroupRollout {
     const std::string& model_hash() const { return model_hash_; }
     std::int64_t absent() const { return absent_; }  ///< samples without score, over all ranks
     const ShardWriter& writer() const { return writer_; }
-    /// Of the shards that this run published, over all ranks.
-    const std::map<std::string, io::FileDigest>& digests() const { return digests_; }
+    /// Of the shards that this run published, over all ranks; there is one for every group.
+    std::map<std::string, io::FileDigest> take_digests() { return std::move(digests_); }
 
   private:
     struct Pending {
         std::size_t unit = 0;
-        const Prompt* prompt = nullptr;
+        std::shared_ptr<const Prompt> prompt;
         io::TrajectoryShard shard;
         std::vector<std::future<reward::Outcome>> outcomes;
         bool is_scored() const;
@@ -58,8 +58,8 @@ class GroupRollout {
     rl::SamplingSpec spec_of(const Prompt& prompt) const;
     rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, Arena& arena) const;
     /// Samples a group, decodes it and hands it over to be scored.
-    Pending sample(std::size_t unit, const Prompt& prompt);
-    Pending draw(std::size_t unit, const Prompt& prompt);
+    Pending sample(std::size_t unit, Prompt prompt);
+    Pending draw(std::size_t unit, const std::shared_ptr<const Prompt>& prompt);
     /// The turn of a group on the device; how long it was waited for is in the timeline.
     DeviceTurn turn(std::int64_t group);
     /// Waits for a group's scores and writes its shard.

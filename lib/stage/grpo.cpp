@@ -210,8 +210,7 @@ class Update {
             for (const std::size_t unit : my_units(part, parts)) units.push_back(unit);
             if (trainer.is_collective() && kept_of(part, parts) > 0) units.push_back(first_kept(part, parts));
         }
-        std::vector<const Prompt*> prompts;
-        for (const std::size_t unit : units) prompts.push_back(&prompt_of(unit));
+        const PromptSource prompts{units.size(), [&](std::size_t i) { return prompt_of(units[i]); }};
         const auto [training, base] = hold_grpo(
             memory.plan, memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0), spec_, keep_,
             {base_weights_.has_value(), reference_ ? reference_->arena.bytes() : Bytes(), trainer.planned(), snapshots});

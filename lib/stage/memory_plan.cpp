@@ -255,7 +255,9 @@ class Planner {
         }
         const model::ProcessorConfig processor;
         const std::int64_t system = model::build_prompt(*files_.tokenizer, processor, " ").drop_idx;
-        for (const Prompt& prompt : read_prompts(file, task, c_.kind(task))) {
+        const PromptPool prompts(file, task, c_.kind(task));
+        for (std::size_t i = 0; i < prompts.size(); ++i) {
+            const Prompt prompt = prompts.at(i);
             PromptOutline p;
             for (const fs::path& path : prompt.images) {
                 const auto [width, height] = io::read_png_size(path);

@@ -1,6 +1,8 @@
 #include "stage/picture_sizes.hpp"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "io/image/png.hpp"
 #include "model/processor/image_inputs.hpp"
@@ -67,14 +69,18 @@ std::vector<PictureSize> configured_sizes(const config::Config& config, const st
     return {square};
 }
 
+std::vector<std::uint64_t> order_by_size(const Context& c, const PromptSource& prompts) {
+    std::vector<dit::Grid> grids;
+    for (std::size_t i = 0; i < prompts.size; ++i) grids.push_back(target_grid(c, prompts.at(i)));
+    std::vector<std::uint64_t> order(prompts.size);
+    std::iota(order.begin(), order.end(), 0u);
+    std::ranges::stable_sort(order, std::greater(), [&](std::uint64_t i) { return std::pair(grids[i].tokens(), grids[i].height); });
+    return order;
+}
+
 void put_sizes_together(const Context& c, std::vector<Prompt>& prompts) {
-    std::vector<std::pair<dit::Grid, std::size_t>> order;
-    for (std::size_t i = 0; i < prompts.size(); ++i) order.emplace_back(target_grid(c, prompts[i]), i);
-    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-        return std::pair(a.first.tokens(), a.first.height) > std::pair(b.first.tokens(), b.first.height);
-    });
     std::vector<Prompt> sorted;
-    for (const auto& [grid, i] : order) sorted.push_back(std::move(prompts[i]));
+    for (const std::uint64_t i : order_by_size(c, source_of(prompts))) sorted.push_back(std::move(prompts[i]));
     prompts = std::move(sorted);
 }
 

@@ -24,8 +24,9 @@ dit::Grid target_grid(model::PictureSize size);
 /// the square of sampling.output_resolution for edits. Throws Error(usage) for sides that are no multiples of side_multiple.
 std::vector<model::PictureSize> configured_sizes(const config::Config& config, const std::string& task);
 
-/// Prompts of one size stand together, the largest first, else in their order: ranks that work side by side have the same amount to
-/// do. The order is a function of the prompts alone.
+/// The order in which prompts of one size stand together, the largest first, else as they were: ranks that work side by side have the
+/// same amount to do. A function of the prompts alone.
+std::vector<std::uint64_t> order_by_size(const Context& context, const PromptSource& prompts);
 void put_sizes_together(const Context& context, std::vector<Prompt>& prompts);
 
 /// The same sampling of pictures of another size: the schedule's shift follows the size, the trained steps stay.

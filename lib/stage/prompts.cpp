@@ -1,8 +1,9 @@
 #include "stage/prompts.hpp"
 
+#include <algorithm>
+#include <functional>
 #include <numeric>
-#include <set>
-#include <sstream>
+#include <string_view>
 
 #include "core/error.hpp"
 #include "core/json.hpp"
@@ -31,49 +32,97 @@ std::optional<model::PictureSize> size_field(const Json& line, const std::string
     return model::PictureSize{.width = (*found)[1], .height = (*found)[0]};
 }
 
+std::uint32_t hash_of(const std::string& id) { return static_cast<std::uint32_t>(std::hash<std::string>()(id)); }
+
 }  // namespace
+
+PromptPool::PromptPool(std::filesystem::path file, std::string task, std::string kind)
+    : file_(std::move(file)), task_(std::move(task)), kind_(std::move(kind)) {
+    ATELIER_CHECK_INPUT(std::filesystem::exists(file_), "cannot open the prompt file {}", file_.string());
+    text_ = io::read_text(file_);
+    std::uint32_t place = 1;
+    for (std::size_t begin = 0; begin < text_.size(); ++place) {
+        const std::size_t end = std::min(text_.find('\n', begin), text_.size());
+        if (end > begin) {
+            ATELIER_CHECK_INPUT(end - begin <= UINT32_MAX && place < UINT32_MAX, "{}:{}: a line of {} bytes", file_.string(), place, end - begin);
+            Line line{begin, static_cast<std::uint32_t>(end - begin), place, static_cast<std::uint32_t>(lines_.size()), 0};
+            line.id_hash = hash_of(parse(line).id);
+            lines_.push_back(line);
+        }
+        begin = end + 1;
+    }
+    ATELIER_CHECK_INPUT(!lines_.empty(), "{} holds no prompt", file_.string());
+    check_ids();
+}
+
+void PromptPool::check_ids() const {
+    std::vector<std::uint32_t> order(lines_.size());
+    std::iota(order.begin(), order.end(), 0u);
+    std::ranges::stable_sort(order, {}, [&](std::uint32_t i) { return lines_[i].id_hash; });
+    for (std::size_t i = 0; i < order.size(); ++i)
+        for (std::size_t j = i + 1; j < order.size() && lines_[order[j]].id_hash == lines_[order[i]].id_hash; ++j) {
+            const std::string id = parse(lines_[order[j]]).id;
+            ATELIER_CHECK_INPUT(id != parse(lines_[order[i]]).id, "{}: id '{}' stands twice", place_of(lines_[order[j]]), id);
+        }
+}
+
+Prompt PromptPool::at(std::size_t index) const { return parse(lines_.at(index)); }
+
+std::optional<std::size_t> PromptPool::find(const std::string& id) const {
+    const std::uint32_t hash = hash_of(id);
+    for (std::size_t i = 0; i < lines_.size(); ++i)
+        if (lines_[i].id_hash == hash && parse(lines_[i]).id == id) return i;
+    return std::nullopt;
+}
+
+void PromptPool::keep(std::span<const std::uint64_t> indices) {
+    std::vector<Line> kept;
+    kept.reserve(indices.size());
+    for (const std::uint64_t i : indices) kept.push_back(lines_.at(i));
+    lines_ = std::move(kept);
+}
+
+std::string PromptPool::place_of(const Line& line) const { return fmt::format("{}:{}", file_.string(), line.place); }
+
+Prompt PromptPool::parse(const Line& of) const {
+    const std::string place = place_of(of);
+    const Json line = parse_json(std::string_view(text_).substr(of.begin, of.length), place);
+    ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
+    Prompt p;
+    p.number = of.number;
+    p.id = text_field(line, "id", place);
+    const std::string found = text_field(line, "task", place);
+    ATELIER_CHECK_INPUT(found == kind_, "{}: a prompt of kind {} in the file of task {}, whose kind is {}", place, found, task_, kind_);
+    p.task = task_;
+    p.category = text_field(line, "category", place);
+    ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos, "{}: '{}' cannot name a category", place, p.category);
+    p.text = text_field(line, "text", place);
+    p.attributes = line.value("attributes", Json::object()).dump();
+    for (const Json& image : line.value("images", Json::array())) {
+        ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
+        const std::filesystem::path relative = image.get<std::string>();
+        ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the prompt file's directory", place, relative.string());
+        p.images.push_back(file_.parent_path() / relative);
+    }
+    p.size = size_field(line, place);
+    return p;
+}
+
+PromptSource source_of(const PromptPool& pool) {
+    return {pool.size(), [&pool](std::size_t i) { return pool.at(i); }};
+}
+
+PromptSource source_of(const std::vector<Prompt>& prompts) {
+    return {prompts.size(), [&prompts](std::size_t i) { return prompts.at(i); }};
+}
 
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
                                  const std::string& kind) {
-    ATELIER_CHECK_INPUT(std::filesystem::exists(file), "cannot open the prompt file {}", file.string());
-    // Read whole first: a read that fails must not end the list early.
-    std::istringstream in(io::read_text(file));
+    const PromptPool pool(file, task, kind);
     std::vector<Prompt> prompts;
-    std::set<std::string> ids;
-    std::string text;
-    for (int number = 1; std::getline(in, text); ++number) {
-        if (text.empty()) continue;
-        const std::string place = fmt::format("{}:{}", file.string(), number);
-        const Json line = parse_json(text, place);
-        ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);
-        Prompt p;
-        p.number = prompts.size();
-        p.id = text_field(line, "id", place);
-        const std::string found = text_field(line, "task", place);
-        ATELIER_CHECK_INPUT(found == kind,
-                            "{}: a prompt of kind {} in the file of task {}, whose kind is {}",
-                            place, found, task, kind);
-        p.task = task;
-        p.category = text_field(line, "category", place);
-        ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos,
-                            "{}: '{}' cannot name a category", place, p.category);
-        p.text = text_field(line, "text", place);
-        ATELIER_CHECK_INPUT(ids.insert(p.id).second, "{}: id '{}' stands twice", place, p.id);
-        p.attributes = line.value("attributes", Json::object()).dump();
-        for (const Json& image : line.value("images", Json::array())) {
-            ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
-            const std::filesystem::path relative = image.get<std::string>();
-            ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the prompt file's directory", place,
-                                relative.string());
-            p.images.push_back(file.parent_path() / relative);
-        }
-        p.size = size_field(line, place);
-        prompts.push_back(std::move(p));
-    }
-    ATELIER_CHECK_INPUT(!prompts.empty(), "{} holds no prompt", file.string());
+    for (std::size_t i = 0; i < pool.size(); ++i) prompts.push_back(pool.at(i));
     return prompts;
 }
-
 std::vector<std::size_t> draw_prompts(std::size_t total, std::size_t count, std::uint64_t seed,
                                       std::uint64_t task, std::uint64_t iteration) {
     ATELIER_CHECK_USAGE(count <= total, "{} prompts an iteration of a pool of {}", count, total);

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,11 +26,45 @@ struct Prompt {
     std::optional<model::PictureSize> size;  ///< of the picture to make; none: see picture_sizes.hpp
 };
 
-/// Reads JSON lines {id, task, category, text, images, attributes, size: [height, width]}, the last
-/// three optional; `task` becomes theirs. Throws
-/// Error(input) naming file and line: no object, a missing or wrong field, a `task` that is not the
-/// configured kind, an id that stands twice, a picture outside the file's directory, a size that
-/// is no pair of positive multiples of 32.
+/// A prompt file: JSON lines {id, task, category, text, images, attributes, size: [height, width]}, the
+/// last three optional. Every line is checked when it is opened, and kept as its text: a prompt is made
+/// when it is asked for, so that a large pool takes little more memory than its file has bytes.
+class PromptPool {
+  public:
+    /// `task` becomes the prompts'. Throws Error(input) naming file and line: no object, a missing or
+    /// wrong field, a `task` that is not the configured kind, an id that stands twice, a picture
+    /// outside the file's directory, a size that is no pair of positive multiples of 32.
+    PromptPool(std::filesystem::path file, std::string task, std::string kind);
+    std::size_t size() const { return lines_.size(); }
+    Prompt at(std::size_t index) const;
+    /// Where the prompt with this id is, if it is.
+    std::optional<std::size_t> find(const std::string& id) const;
+    /// Leaves the prompts of these indices, in this order. Each one's `number` stays what it was.
+    void keep(std::span<const std::uint64_t> indices);
+
+  private:
+    struct Line {
+        std::uint64_t begin = 0;
+        std::uint32_t length = 0, place = 0;    ///< bytes; which line of the file, from 1
+        std::uint32_t number = 0, id_hash = 0;  ///< which prompt of the file, from 0
+    };
+    Prompt parse(const Line& line) const;
+    std::string place_of(const Line& line) const;
+    void check_ids() const;
+    std::filesystem::path file_;
+    std::string task_, kind_, text_;
+    std::vector<Line> lines_;
+};
+
+/// Prompts in the order in which a stage works on them, made when they are asked for. What they are made from must outlive it.
+struct PromptSource {
+    std::size_t size = 0;
+    std::function<Prompt(std::size_t)> at;
+};
+PromptSource source_of(const PromptPool& pool);
+PromptSource source_of(const std::vector<Prompt>& prompts);
+
+/// All prompts of a file at once.
 std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::string& task,
                                  const std::string& kind);
 

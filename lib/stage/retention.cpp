@@ -59,14 +59,14 @@ void retain_states(const Context& c, std::int64_t newest, const std::function<st
     for (std::int64_t i = newest - kept; i >= 1; --i) {
         const auto directory = product(i);
         if (!std::filesystem::exists(directory / io::manifest_name)) continue;
-        const bool was_said = io::read_manifest(directory).facts.contains(state_fact);
+        const bool was_said = io::read_facts(directory).contains(state_fact);
         if (!was_said) io::republish_manifest(directory, TrainingState::is_file, state_fact, "given up");
         if (remove_state(directory) == 0 && was_said) break;  // and so are the older ones
     }
 }
 
 void require_state(const std::filesystem::path& product) {
-    ATELIER_CHECK_INPUT(!io::read_manifest(product).facts.contains(state_fact),
+    ATELIER_CHECK_INPUT(!io::read_facts(product).contains(state_fact),
                         "{}: its optimizer's state was given up when a later one was published, so no training can go on from it; storage.states "
                         "says how many of the newest are kept", product.string());
 }

@@ -22,7 +22,7 @@ std::vector<Prompt> draw_iteration(const Context& c) {
         for (const std::size_t i :
              draw_prompts(pool.size(), count, c.seed(), task_number(c.policy) ^ t,
                           static_cast<std::uint64_t>(c.iteration)))
-            drawn.push_back(pool[i]);
+            drawn.push_back(pool.at(i));
     }
     put_sizes_together(c, drawn);
     return drawn;
@@ -41,8 +41,8 @@ int run_rollout(const Context& c) {
     std::map<std::string, CategoryWeights> weights;
     for (const std::string& task : c.tasks()) weights[task] = category_weights(c, task);
     GroupRollout rollout(c, model, spec, "rollout", policy, directory);
-    rollout.reserve(drawn, memory);
-    if (rollout.run(drawn, weights) == GroupRollout::End::stopped)
+    rollout.reserve(source_of(drawn), memory);
+    if (rollout.run(source_of(drawn), weights) == GroupRollout::End::stopped)
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
@@ -54,7 +54,7 @@ int run_rollout(const Context& c) {
                           {"writing_seconds", rollout.writer().seconds()},
                           {"waited_for_writing_seconds", rollout.writer().waited_seconds()}};
         memory.finish(c, manifest);
-        publish_shards(directory, drawn.size(), rollout.digests(), manifest);
+        publish_shards(directory, drawn.size(), rollout.take_digests(), manifest);
     }
     c.world->barrier();
     return 0;

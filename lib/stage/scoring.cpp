@@ -225,7 +225,7 @@ CategoryWeights asked_shares(const Context& c, const std::string& task) {
 
 CategoryWeights category_weights(const Context& c, const std::string& task) {
     CategoryWeights weights;
-    if (c.config.flag("curate.enabled")) weights = read_curated(c.run.curated(task)).weights;
+    if (c.config.flag("curate.enabled")) weights = read_choice(c.run.curated(task)).weights;
     for (const auto& [category, entries] : pinned_weights(c, task))
         for (const auto& [dimension, weight] : entries) weights[category][dimension] = weight;
     return weights;

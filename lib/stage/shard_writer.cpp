@@ -1,9 +1,12 @@
 #include "stage/shard_writer.hpp"
 
+#include <fmt/format.h>
+
 #include <chrono>
+#include <span>
+#include <sstream>
 
 #include "stage/background.hpp"
-#include "stage/gather.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -86,12 +89,15 @@ void ShardWriter::finish() {
 }
 
 std::map<std::string, io::FileDigest> gather_digests(comm::Communicator& world, const std::map<std::string, io::FileDigest>& mine) {
-    nlohmann::json json = nlohmann::json::object();
-    for (const auto& [name, digest] : mine) json[name] = {digest.size, digest.hash};
+    std::string lines;
+    for (const auto& [name, digest] : mine) lines += fmt::format("{} {} {}\n", digest.size, digest.hash, name);
     std::map<std::string, io::FileDigest> all;
-    for (const nlohmann::json& theirs : gather_json(world, json))
-        for (const auto& [name, digest] : theirs.items())
-            all[name] = {digest.at(0).get<std::uint64_t>(), digest.at(1).get<std::string>()};
+    for (const auto& theirs : world.gather(std::as_bytes(std::span(lines)))) {
+        std::istringstream in(std::string(reinterpret_cast<const char*>(theirs.data()), theirs.size()));
+        io::FileDigest digest;
+        std::string name;
+        while (in >> digest.size >> digest.hash && std::getline(in >> std::ws, name)) all[name] = digest;
+    }
     return all;
 }
 

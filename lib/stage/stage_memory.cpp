@@ -9,20 +9,21 @@
 namespace atelier::stage {
 
 ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
-                                    const std::vector<const Prompt*>& prompts, bool with_negative,
+                                    const PromptSource& prompts, bool with_negative,
                                     std::int64_t decoded) {
     ModelOutline outline;
     outline.dit = &model.dit();
     outline.schedule = model.schedule_config();
     GroupOutlines groups;
-    for (const Prompt* prompt : prompts) {
-        const auto references = prepare_references(model, c, *prompt);
-        const model::PictureSize size = picture_size(c, *prompt);
+    for (std::size_t i = 0; i < prompts.size; ++i) {
+        const Prompt prompt = prompts.at(i);
+        const auto references = prepare_references(model, c, prompt);
+        const model::PictureSize size = picture_size(c, prompt);
         GroupOutline group;
         group.target = target_grid(size);
-        group.prompt.conditional = model.reserve(prompt->text, references);
+        group.prompt.conditional = model.reserve(prompt.text, references);
         if (with_negative)
-            group.prompt.unconditional = model.reserve(c.negative(prompt->task), references);
+            group.prompt.unconditional = model.reserve(c.negative(prompt.task), references);
         groups.cover(group);
         if (decoded > 0) model.codec().reserve({size.height, size.width, decoded});
     }
@@ -60,11 +61,12 @@ void StageMemory::finish(const Context& c, io::Manifest& manifest) const {
     compare(c);
 }
 
-std::vector<const Prompt*> my_prompts(const Context& c, const std::vector<Prompt>& prompts) {
-    std::vector<const Prompt*> mine;
-    for (std::size_t i = 0; i < prompts.size(); ++i)
-        if (c.is_mine(i)) mine.push_back(&prompts[i]);
-    return mine;
+PromptSource my_prompts(const Context& c, const PromptSource& prompts) {
+    std::vector<std::size_t> mine;
+    for (std::size_t i = 0; i < prompts.size; ++i)
+        if (c.is_mine(i)) mine.push_back(i);
+    const std::size_t count = mine.size();
+    return {count, [at = prompts.at, mine = std::move(mine)](std::size_t i) { return at(mine[i]); }};
 }
 
 }  // namespace atelier::stage

@@ -18,7 +18,7 @@ class StageMemory {
     /// Weights and the frozen parts' buffers: for these prompts, and for decoding `decoded` of their
     /// pictures at once (0: none). Returns what the stage's other entries are made from.
     ModelOutline add_model(const Context& context, pipeline::Pipeline& model,
-                           const std::vector<const Prompt*>& prompts, bool with_negative,
+                           const PromptSource& prompts, bool with_negative,
                            std::int64_t decoded);
     /// When everything has been added. `whose`: before the word "memory".
     void say(const Context& context, const std::string& whose = "") const;
@@ -29,6 +29,6 @@ class StageMemory {
 };
 
 /// This rank's share of prompts that are worked on one after another.
-std::vector<const Prompt*> my_prompts(const Context& context, const std::vector<Prompt>& prompts);
+PromptSource my_prompts(const Context& context, const PromptSource& prompts);
 
 }  // namespace atelier::stage

@@ -46,11 +46,11 @@ Pool pool_of(const Context& c) {
             weight += 1;
             continue;
         }
-        const auto prompts = read_prompts(file, task, c.kind(task));
+        const PromptPool prompts(file, task, c.kind(task));
         const auto found = static_cast<double>(prompts.size());
         pool.prompts += asked > 0 ? std::min(asked, found) : found;
         double area = 0;
-        for (const Prompt& prompt : prompts) area += area_of(possible_sizes(c, prompt));
+        for (std::size_t i = 0; i < prompts.size(); ++i) area += area_of(possible_sizes(c, prompts.at(i)));
         pool.area += area / found;
         weight += 1;
     }

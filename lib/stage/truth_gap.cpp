@@ -78,7 +78,7 @@ void watch_gap(const Context& c, Json& metrics) {
     const double gap = metrics.at("gap").at("all").at("mean");
     double first = gap;
     if (c.iteration > 1) {
-        const Json facts = io::read_manifest(c.run.policy(c.policy, 1)).facts;
+        const Json facts = io::read_facts(c.run.policy(c.policy, 1));
         if (facts.contains("gap")) first = facts["gap"].at("all").at("mean");
     }
     const double growth = gap - first, warn = c.config.number("reward.gap_warn"), stop = c.config.number("reward.gap_stop");

@@ -5,7 +5,8 @@
 
 Every case: both sides prepare, run once, and what comes out is compared (a case whose outputs differ is not timed, and the script
 fails); then they take turns, and the medians' ratio is printed with the smallest and largest ratio of neighbours. The floor is the time of
-the transformer's products alone at the speed of one large product of PyTorch's, measured at the start. Where Python lacks
+the products alone (the transformer's, and the convolutions of what is decoded) at the speed of one large product of PyTorch's that takes
+turns with the two sides; "at the floor" is the ratio of an engine that does nothing else. Where Python lacks
 what it needs, that of `scripts/setup.sh python` runs it. Builds build/bin/engine_bench.
 """
 import argparse
@@ -29,6 +30,7 @@ try:
     from diffusers import AutoencoderKLQwenImage21, QwenImage21Pipeline, QwenImage21Transformer2DModel
     from PIL import Image
     from engine import EDIT_IMAGE, MINI, Engine
+    from torch.utils.flop_counter import FlopCounterMode
 except ImportError as error:
     if os.environ.get("ATELIER_BENCH_PYTHON"):
         sys.exit(f"compare.py: {sys.executable} still cannot run the comparison: {error}")
@@ -227,20 +229,42 @@ def mid_size(directory):
 
 
 def product_flops(model, prefix_rows, group, target_rows, passes=1):
-    """Multiplications and additions of the transformer's blocks for one prompt with `group` targets: a prefix pass and `passes` target
-    passes forward; a backward pass costs twice that."""
+    """Multiplications and additions of the transformer's blocks for one prompt with `group` targets: a prefix pass, of whose last block nobody
+    needs more than keys and values, and `passes` target passes forward; a backward pass costs twice that."""
     c = QwenImage21Transformer2DModel.load_config(model, subfolder="transformer")
-    width = c["attention_head_dim"] * c["num_attention_heads"]
+    width, layers = c["attention_head_dim"] * c["num_attention_heads"], c["num_layers"]
     matrices = 4 * width ** 2 + 3 * width * int(width * c.get("mlp_ratio", 3))
     def rows(n, keys):
-        return c["num_layers"] * n * (2 * matrices + 4 * keys * width)
-    return rows(prefix_rows, prefix_rows) + passes * rows(group * target_rows, prefix_rows + target_rows)
+        return n * (2 * matrices + 4 * keys * width)
+    return (layers - 1) * rows(prefix_rows, prefix_rows) + prefix_rows * 4 * width ** 2 + layers * passes * rows(group * target_rows, prefix_rows + target_rows)
 
 
-def product_peak(dtype):
-    """FLOP/s of a large product, the fastest of many."""
-    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    return 2 * 2048 ** 3 / min(timed(lambda: torch.mm(a, b)) for _ in range(12))
+def decode_flops(pictures):
+    """Of the miniature's decoder, in fp32 on both sides' floors."""
+    side = RESOLUTION // 16
+    decode = TorchDecode(torch.zeros(pictures, side * side, 16), [side, side])
+    with FlopCounterMode(display=False) as counter:
+        decode.once()
+    return counter.get_total_flops()
+
+
+class Floor:
+    """Seconds of `flops` in the case's own dtype and `f32_flops` in fp32 at the speed of a large product, medians."""
+    SIDE = 2048
+
+    def __init__(self, dtype, flops, f32_flops=0):
+        self.flops = {torch.float32: f32_flops}
+        own = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self.flops[own] = self.flops.get(own, 0) + flops
+        self.sides = {d: [torch.randn(self.SIDE, self.SIDE).to(d) for _ in range(2)] for d, f in self.flops.items() if f}
+        self.seconds = {d: [] for d in self.sides}
+
+    def measure(self):
+        for dtype, (a, b) in self.sides.items():
+            self.seconds[dtype].append(timed(lambda: torch.mm(a, b)))
+
+    def total(self):
+        return sum(self.flops[d] / (2 * self.SIDE ** 3) * statistics.median(s) for d, s in self.seconds.items())
 
 
 def held_out_prompts(count):
@@ -250,7 +274,7 @@ def held_out_prompts(count):
 
 
 def cases(threads, directory, bf16):
-    """name -> (target ratio, FLOPs of the transformer's products or none, function that makes (engine, peer, names compared, tolerance))"""
+    """name -> (target ratio, function that makes the floor or none, function that makes (engine, peer, names compared, tolerance))"""
     all_cases = {}
     dtypes = {"": "f32", "/bf16": "bf16"} if bf16 else {"": "f32"}  # what the peer keeps in bf16 too shows in the tolerance
 
@@ -261,9 +285,10 @@ def cases(threads, directory, bf16):
             names = ["velocity"] if depth == "forward" else ["velocity", "gradient_norm"]
             return (Engine(depth, where, threads, directory, inputs, dtype=dtype), TorchTransformer(where, inputs, depth, compiled, dtype), names,
                     tolerance if dtype == "f32" else 0.2)
-        flops = lambda: prompts * product_flops(model(), text, group, size[0] * size[1]) * (1 if depth == "forward" else 3)
+        def floor(dtype):
+            return Floor(dtype, prompts * product_flops(model(), text, group, size[0] * size[1]) * (1 if depth == "forward" else 3))
         for suffix, dtype in dtypes.items():
-            all_cases[name + suffix] = (target, flops, partial(make, dtype))
+            all_cases[name + suffix] = (target, partial(floor, dtype), partial(make, dtype))
 
     mini, mid = lambda: MINI, lambda: mid_size(directory)
     for compiled, target in ((False, 2.0), (True, 1.4)):
@@ -283,8 +308,10 @@ def cases(threads, directory, bf16):
             return (Engine("update", MINI, threads, directory, **options), TorchUpdate(prompt, image, stored, dtype), ["gradient_norm"],
                     2e-3 if dtype == "f32" else 0.2)
         tokens = (RESOLUTION // 16) ** 2
+        def floor(dtype):
+            return Floor(dtype, 3 * product_flops(MINI, 24 + (tokens if image else 0), GROUP, tokens, passes=3))
         for suffix, dtype in dtypes.items():
-            all_cases[name + suffix] = (target, lambda: 3 * product_flops(MINI, 24 + (tokens if image else 0), GROUP, tokens, passes=3), partial(make, dtype))
+            all_cases[name + suffix] = (target, partial(floor, dtype), partial(make, dtype))
 
     update("grpo-update-t2i/eager", 2.5, PROMPT, None)
     update("grpo-update-edit/eager", 4.0, EDIT, EDIT_IMAGE)
@@ -294,15 +321,16 @@ def cases(threads, directory, bf16):
         engine = Engine("rollout", MINI, threads, directory, {"noise": noise}, prompt=PROMPT, negative=NEGATIVE, guidance=4, group=GROUP,
                         steps=STEPS, dtype=dtype)
         return engine, TorchRollout(noise, 4.0, dtype), ["pictures"], 5e-3 if dtype == "f32" else 1.0
+    def rollout_floor(dtype):
+        return Floor(dtype, 2 * product_flops(MINI, 24, GROUP, (RESOLUTION // 16) ** 2, passes=STEPS), decode_flops(GROUP))
     for suffix, dtype in dtypes.items():
-        all_cases["rollout-guided/diffusers" + suffix] = (3.0, lambda: 2 * product_flops(MINI, 24, GROUP, (RESOLUTION // 16) ** 2, passes=STEPS),
-                                                          partial(rollout, dtype))
+        all_cases["rollout-guided/diffusers" + suffix] = (3.0, partial(rollout_floor, dtype), partial(rollout, dtype))
 
     def decode():
         latents, size = torch.randn(64, 64, 16, generator=torch.Generator().manual_seed(8)), [8, 8]
         return (Engine("decode", MINI, threads, directory, {"latents": latents, "size": torch.tensor(size)}), TorchDecode(latents, size),
                 ["pictures"], 5e-3)
-    all_cases["vae-decode-64/eager"] = (1.3, None, decode)
+    all_cases["vae-decode-64/eager"] = (1.3, lambda: Floor("f32", decode_flops(64)), decode)
 
     def encode():
         prompts = held_out_prompts(64)
@@ -324,21 +352,27 @@ def difference(ours, theirs):
     return ((a - b).abs().max() / b.square().mean().sqrt()).item()
 
 
-def compare(name, target, floor, make, repeats):
+def compare(name, target, make_floor, make, repeats):
     engine, peer, names, tolerance = make()
+    floor = make_floor() if make_floor else None
     engine.run(), peer.run()
     ours, theirs = engine.result(), peer.result()
     error = max(difference(ours[key], theirs[key]) for key in names)
     if not error <= tolerance:
         engine.close()
-        return f"| {name} | | | | {target} | | outputs differ by {error:.1e} of their RMS |", False
+        return f"| {name} | | | | {target} | | | outputs differ by {error:.1e} of their RMS |", False
     engine.run(), peer.run()
-    pairs = [(engine.run(), peer.run()) for _ in range(repeats)]
+    pairs = []
+    for _ in range(repeats):
+        pairs.append((engine.run(), peer.run()))
+        if floor:
+            floor.measure()
     engine.close()
     mine, other = (statistics.median(side) for side in zip(*pairs))
     ratios = sorted(b / a for a, b in pairs)
     verdict = "" if other / mine >= target else " **below**"
-    return (f"| {name} | {mine:.4f} | {other:.4f} | {other / mine:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict} | {target} | {floor} | {error:.1e} |"), True
+    least = f"{floor.total():.4f} | {other / floor.total():.2f}" if floor else "|"
+    return (f"| {name} | {mine:.4f} | {other:.4f} | {other / mine:.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{verdict} | {target} | {least} | {error:.1e} |"), True
 
 
 def main():
@@ -351,17 +385,15 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     subprocess.run(["cmake", "--build", BUILD, "--target", "engine_bench"], check=True, stdout=subprocess.DEVNULL)
-    lines = ["| work | engine, s | peer, s | ratio [least, most] | wanted | products' floor, s | outputs differ by |", "|---|---|---|---|---|---|---|"]
+    lines = ["| work | engine, s | peer, s | ratio [least, most] | wanted | products' floor, s | at the floor | outputs differ by |", "|---|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     good = True
     with tempfile.TemporaryDirectory() as directory:
         chosen = cases(arguments.threads, Path(directory), "amx_bf16" in Path("/proc/cpuinfo").read_text())
         wanted = [w for w in arguments.only.split(",") if w]
-        peaks = {dtype: product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
-        for name, (target, flops, make) in chosen.items():
+        for name, (target, floor, make) in chosen.items():
             if wanted and not any(name.startswith(w) for w in wanted):
                 continue
-            floor = "" if flops is None else f"{flops() / peaks[torch.bfloat16 if name.endswith('bf16') else torch.float32]:.4f}"
             line, same = compare(name, target, floor, make, arguments.repeats)
             print(line, flush=True)
             lines.append(line)

@@ -568,6 +568,17 @@ TEST_F(Files, AFileThatIsNotClosedLeavesNothing) {
 TEST_F(Files, TheDigestIsOfWhatWasPublished) {
     const FileDigest digest = publish_file(directory_ / "shard.h5", [&](const fs::path& temporary) { write_trajectory(temporary, make_shard(4)); });
     EXPECT_EQ(digest, digest_file(directory_ / "shard.h5"));
+    // A manifest is JSON as the library writes it, also what is written without it.
+    for (const std::size_t outputs : {0u, 1u, 3u}) {
+        Manifest many;
+        many.facts = {{"peak_resident_kib", {{"peak_resident_kib", 1}}}, {"text", "\n \"peak_resident_kib\":"}};
+        for (std::size_t i = 0; i < outputs; ++i) many.outputs["a \"name\" " + std::to_string(i)] = {i, "hash"};
+        publish_manifest(directory_, many);
+        const std::string text = read_text(directory_ / manifest_name);
+        EXPECT_EQ(nlohmann::json::parse(text).dump(1) + "\n", text);
+        EXPECT_EQ(read_manifest(directory_).outputs, many.outputs);
+        EXPECT_EQ(read_facts(directory_), many.facts);
+    }
     // A manifest takes a digest that it is given, and sees what doesn't fit it.
     Manifest m;
     m.outputs["shard.h5"] = digest;

@@ -12,6 +12,7 @@
 #include "core/arena.hpp"
 #include "core/device_turn.hpp"
 #include "core/error.hpp"
+#include "core/json.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
 #include "core/process.hpp"
@@ -47,6 +48,16 @@ TEST(Error, EndsAProgramWithTheDocumentedCode) {
     EXPECT_NE(said.find("no verdict"), std::string::npos);
     EXPECT_EQ(ends(std::filesystem::filesystem_error("disk", "a.bin", std::make_error_code(std::errc::no_space_on_device))).first, 4);
     EXPECT_EQ(ends(std::runtime_error("other")).first, 1);
+}
+
+TEST(Json, LeavesOneKeyOfTheOutermostObjectOut) {
+    const std::string rest = R"("after": {"outputs": [1, {"outputs": 2}]}, "before": [3, 4])";
+    for (const char* value : {"5", "\"text\"", "null", "[]", "{}", R"([[1, {"a": [2]}], "b"])", R"({"a": {"b": [1, {}]}, "c": 3})"}) {
+        const auto found = parse_json_without("outputs", fmt::format(R"({{"a": 1, "outputs": {}, {}}})", value, rest), "here");
+        EXPECT_EQ(found.dump(), R"({"a":1,"after":{"outputs":[1,{"outputs":2}]},"before":[3,4]})") << value;
+    }
+    EXPECT_EQ(parse_json_without("outputs", R"([{"outputs": 1}])", "here").dump(), R"([{"outputs":1}])");
+    EXPECT_THROW(parse_json_without("outputs", R"({"outputs": [1, 2})", "here"), Error) << "what is left out is JSON all the same";
 }
 
 TEST(Arena, MeasuresThenHolds) {

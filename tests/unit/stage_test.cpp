@@ -492,6 +492,36 @@ TEST_F(Run, PromptsOfAnotherKindAreRefused) {
     EXPECT_THROW(read_prompts(directory_ / "q.jsonl", "edit", "edit"), Error);
 }
 
+TEST_F(Run, APoolGivesThePromptsOfItsLines) {
+    const fs::path file = directory_ / "p.jsonl";
+    {
+        std::ofstream out(file);
+        for (int i = 0; i < 200; ++i)
+            out << R"({"id":"p)" << i << R"(","task":"t2i","category":"general","text":"x)" << i << "\"}\n" << (i % 7 == 0 ? "\n" : "");
+    }
+    PromptPool pool(file, "t2i", "t2i");
+    ASSERT_EQ(pool.size(), 200u);
+    EXPECT_EQ(pool.at(7).text, "x7");
+    EXPECT_EQ(pool.at(7).number, 7u);
+    EXPECT_EQ(pool.find("p150"), std::optional<std::size_t>(150));
+    EXPECT_FALSE(pool.find("p200"));
+    const std::vector<std::uint64_t> wanted{150, 3, 7};
+    pool.keep(wanted);
+    ASSERT_EQ(pool.size(), 3u);
+    EXPECT_EQ(pool.at(0).id, "p150");
+    EXPECT_EQ(pool.at(0).number, 150u) << "what random keys are made from";
+    EXPECT_EQ(pool.find("p7"), std::optional<std::size_t>(2));
+    EXPECT_FALSE(pool.find("p8"));
+
+    std::ofstream(file, std::ios::app) << R"({"id":"p5","task":"t2i","category":"general","text":"x"})" << '\n';
+    try {
+        PromptPool(file, "t2i", "t2i");
+        FAIL();
+    } catch (const Error& e) {  // 200 prompts and the 29 empty lines between them
+        EXPECT_THAT(e.what(), testing::HasSubstr("p.jsonl:230: id 'p5' stands twice"));
+    }
+}
+
 TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
     EXPECT_EQ(gap_curve(directory_ / "none"), "");
     std::ofstream out(directory_ / "metrics.jsonl");

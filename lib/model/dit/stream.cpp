@@ -5,9 +5,11 @@
 #include <cmath>
 
 #include "core/device.hpp"
+#include "core/parallel.hpp"
 #include "nn/linear.hpp"
 #include "ops/activation.hpp"
 #include "ops/modulation.hpp"
+#include "ops/precision.hpp"
 #include "ops/rope.hpp"
 #include "ops/rows.hpp"
 
@@ -89,6 +91,18 @@ ops::AttentionKeys keys_of(const Tensor& shared, const Part& p, std::int64_t wid
     return {first, first + width};
 }
 
+/// Calls f(part) for every prompt. On CPUs threads take a prompt each where there are enough: its rows stay in one core's cache.
+template <typename Function>
+void each_part(const Dit& dit, const StreamShape& s, Function f) {
+    const std::int64_t count = std::ssize(s.prompts);
+    const std::int64_t together = dit.device() == Device::cpu && count >= threads() ? 1 : count;
+    const ops::ProductPrecision precision = ops::product_precision();  // the caller's
+    parallel_for(count, together, [&](std::int64_t begin, std::int64_t end) {
+        const ops::PrecisionScope of_the_caller(precision);
+        for (std::int64_t i = begin; i < end; ++i) f(part(dit.config(), s, i));
+    });
+}
+
 }  // namespace
 
 void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t rows, std::int64_t max_keys, Keep kept,
@@ -131,16 +145,15 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64
 
     ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1.f32(), a.mean1.f32(), a.inv1.f32());
     nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
-    for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
-        const Part t = part(c, s, i);
+    each_part(dit, s, [&](const Part& t) {
         float* qkv = a.qkv.f32() + t.first * 3 * w;
         ops::qk_norm_rope(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
                           a.inverse_rms.f32() + t.first * 2 * c.heads);
         ops::round_operand(t.rows, 3 * w, 3 * w, qkv);
-        if (keys_only) continue;
+        if (keys_only) return;
         ops::attention(t.attention, qkv, keys_of(shared_keys, t, w), {qkv + w, qkv + 2 * w}, a.attended.f32() + t.first * w,
                        a.log_sum_exp.f32() + t.first * c.heads, attention_workspace);
-    }
+    });
     if (keys_only) return;
     nn::project(weights, p.out, a.attended, a.branch1);
     ops::gate_residual(mod, x.f32(), gate1, a.branch1.f32(), a.middle.f32());
@@ -184,8 +197,7 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
         const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
         nn::project_backward(weights, gradients, p.out, a.attended, d_y, d_attended);
         ops::round_operand(rows, w, w, d_attended.f32());
-        for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
-            const Part t = part(c, s, i);
+        each_part(dit, s, [&](const Part& t) {
             const float* qkv = a.qkv.f32() + t.first * 3 * w;
             float* dq = dqkv + t.first * 3 * w;
             const ops::AttentionKeys shared = keys_of(shared_key_gradients, t, w);
@@ -193,7 +205,7 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
                                     a.log_sum_exp.f32() + t.first * c.heads, d_attended.f32() + t.first * w, dq,
                                     {const_cast<float*>(shared.k), const_cast<float*>(shared.v)}, {dq + w, dq + 2 * w},
                                     buffers.attention_workspace);
-        }
+        });
     }
     if (!own_key_gradients.empty()) ops::add_columns(rows, 2 * w, own_key_gradients.f32(), 2 * w, dqkv + w, 3 * w);
     for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {

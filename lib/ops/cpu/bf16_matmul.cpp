@@ -126,12 +126,16 @@ void bf16_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const Matri
             const std::int64_t rows = std::min(tall, c.rows - i), down = pieces(rows, panel_side), tasks_of_a = pieces(down, left.panels_together());
             Bf16* packed_a = of_a.of(down * numbers);
             for (std::int64_t j = 0; j < c.cols; j += wide) {
-                const std::int64_t cols = std::min(wide, c.cols - j), across = pieces(cols, panel_side), first = j == 0 ? 0 : tasks_of_a;
+                const std::int64_t cols = std::min(wide, c.cols - j), across = pieces(cols, panel_side);
                 Bf16* packed_b = of_b.of(across * numbers);
-                parallel_for(tasks_of_a + pieces(across, right.panels_together()) - first, 1, [&](std::int64_t begin, std::int64_t end) {
-                    for (std::int64_t t = begin + first; t < end + first; ++t)
-                        if (t < tasks_of_a) left.pack(Side::a, i, rows, at, deep, t, packed_a);
-                        else right.pack(Side::b, j, cols, at, deep, t - tasks_of_a, packed_b);
+                // Parts of A among those of B, so that each thread's share has both, and of A the rows that it will multiply.
+                const std::int64_t parts_of_a = j == 0 ? tasks_of_a : 0, parts = parts_of_a + pieces(across, right.panels_together());
+                parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {
+                    for (std::int64_t t = begin; t < end; ++t) {
+                        const std::int64_t of_a = t * parts_of_a / parts;
+                        if ((t + 1) * parts_of_a / parts > of_a) left.pack(Side::a, i, rows, at, deep, of_a, packed_a);
+                        else right.pack(Side::b, j, cols, at, deep, t - of_a, packed_b);
+                    }
                 });
                 Packed{packed_a, packed_b, rows, cols, deep, alpha, at == 0 ? beta : 1.0f, c.data + i * c.stride + j, c.stride}.multiply();
             }

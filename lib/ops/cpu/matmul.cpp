@@ -36,7 +36,7 @@ struct Tiling {
 };
 bool avx512() { return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core; }
 const Tiling& tiling() {
-    static const Tiling instance = avx512() ? Tiling{512, 512, 16} : Tiling{72, 126, 6};
+    static const Tiling instance = avx512() ? Tiling{256, 256, 16} : Tiling{72, 126, 6};
     return instance;
 }
 /// How many of a tile's last rows the kernel would treat in a way of their own.
@@ -48,6 +48,10 @@ std::int64_t few_of(std::int64_t rows) {
 /// From this size on oneDNN's products copy both operands into the order in which they are used, which is faster, and treat all rows alike: all tiles
 /// are that large then. AVX-512's gain only where B is not transposed, and where that leaves a tile for each of two threads.
 constexpr std::int64_t copied_rows = 504, copied_cols = 768, copied_depth = 768, copied_depth_transposed_a = 192, copied_side_avx512 = 1024;
+
+/// A tile's rows are what a thread finds in its cache again, so two threads get a tile each of 512 rows; of more weights than these (numbers; the
+/// second-level cache has room for twice as many) each row of tiles reads all from memory, and there are half as many.
+constexpr std::int64_t cached_weights = std::int64_t{1} << 18;
 
 struct Tiles {
     Cut rows, cols;
@@ -66,7 +70,8 @@ Tiles tiles_of(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k)
     // many rows there are; whole multiples of the kernels' own 16 and 48 columns. AVX-512's are fastest a panel at a time.
     constexpr std::int64_t step = 48;
     const std::int64_t wide = avx512() ? (n > 2 * step ? step : n) : std::clamp((n / 4 + step - 1) / step * step, 2 * step, 8 * step);
-    return {pieces_of(m, tb ? tiling().rows_transposed_b : tiling().rows), pieces_of(n, wide), false};
+    const std::int64_t tall = tb ? tiling().rows_transposed_b : tiling().rows;
+    return {pieces_of(m, avx512() && n * k > cached_weights ? 2 * tall : tall), pieces_of(n, wide), false};
 }
 
 void tile(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,

@@ -9,9 +9,10 @@
 // operations wherever it lies in a vector, so results don't depend on position or length.
 namespace atelier::ops::cpu {
 
-/// exp(x), at most 2 units in the last place off for x in [-87, 88]; saturates outside, 0 below -87.33.
+/// exp(x), at most 2 units in the last place off for x in [-87, 88]; 0 below, saturates above.
 inline float exp_f32(float x) {
-    const float clamped = x < -87.33f ? -87.33f : (x > 88.7f ? 88.7f : x);
+    constexpr float low = -87.0f, high = 88.0f;  // 2^n is a normal number
+    const float clamped = x < low ? low : (x > high ? high : x);
     constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     const float shifted = std::fma(clamped, 1.44269504088896341f, magic);
     const float n = shifted - magic;
@@ -24,13 +25,9 @@ inline float exp_f32(float x) {
     p = std::fma(p, r, 1.6666665459e-1f);
     p = std::fma(p, r, 5.0000001201e-1f);
     p = std::fma(p, r * r, r + 1.0f);
-    const auto exponent = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(magic);
-    // 2^n in two factors, so that n = 128 and subnormal results stay in range.
-    const std::int32_t half = exponent >> 1;
-    const float a = std::bit_cast<float>((half + 127) << 23);
-    const float b = std::bit_cast<float>((exponent - half + 127) << 23);
-    const float y = p * a * b;
-    return x < -87.33f ? 0.0f : y;
+    const std::int32_t exponent = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(magic);
+    const float y = p * std::bit_cast<float>((exponent + 127) << 23);
+    return x < low ? 0.0f : y;
 }
 
 inline float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
@@ -44,6 +41,21 @@ inline float tanh_f32(float x) { return 1.0f - 2.0f / (exp_f32(2.0f * x) + 1.0f)
 /// Numbers per partial sum: a fixed tree, so that a row's sum has the same bits everywhere.
 inline constexpr int lanes = 16;
 
+/// The sum of partial sums: halves onto halves. In registers, which the compiler does not do with loops.
+inline float sum_of_lanes(const float (&partial)[lanes]) {
+    using Eight [[gnu::vector_size(32)]] = float;
+    using Four [[gnu::vector_size(16)]] = float;
+    Eight low, high;
+    std::memcpy(&low, partial, sizeof low);
+    std::memcpy(&high, partial + lanes / 2, sizeof high);
+    low += high;
+    Four left, right;
+    std::memcpy(&left, &low, sizeof left);
+    std::memcpy(&right, reinterpret_cast<const char*>(&low) + sizeof left, sizeof right);
+    left += right;
+    return (left[0] + left[2]) + (left[1] + left[3]);
+}
+
 /// Sum of f(i) for i in [0, n) in `lanes` interleaved partial sums, then pairwise.
 template <typename Function>
 inline float lane_sum(std::int64_t n, Function f) {
@@ -52,9 +64,7 @@ inline float lane_sum(std::int64_t n, Function f) {
     for (; i + lanes <= n; i += lanes)
         for (int l = 0; l < lanes; ++l) partial[l] += f(i + l);
     for (int l = 0; i + l < n; ++l) partial[l] += f(i + l);
-    for (int width = lanes / 2; width > 0; width /= 2)
-        for (int l = 0; l < width; ++l) partial[l] += partial[l + width];
-    return partial[0];
+    return sum_of_lanes(partial);
 }
 
 /// Largest of n numbers, `start` where there is none.
