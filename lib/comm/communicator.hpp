@@ -40,11 +40,12 @@ class Communicator {
     /// values[i] = sum over ranks 0, 1, … of values[i], on every rank.
     virtual void sum(std::span<float> values) = 0;
     virtual void sum(std::span<double> values) = 0;
-    /// Shares of one size put one behind another in rank order: all = [rank 0's, rank 1's, …].
-    virtual void gather_shares(std::span<const float> mine, std::span<float> all) = 0;
+    /// Shares of one size put one behind another in rank order: all = [rank 0's, rank 1's, …]. `mine` may be its place in `all`. Of more than
+    /// 2 GiB they are a multiple of four bytes.
+    virtual void gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
     /// The same, begun here and over at finish_gather(): it may go on while this rank computes. Until then nobody touches the spans.
     /// One at a time.
-    virtual void start_gather_shares(std::span<const float> mine, std::span<float> all) = 0;
+    virtual void start_gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) = 0;
     virtual void finish_gather() = 0;
     /// mine[i] = sum over ranks 0, 1, … of their all[rank() * mine.size() + i]: each rank gets its share of the sum.
     virtual void sum_shares(std::span<const float> all, std::span<float> mine) = 0;

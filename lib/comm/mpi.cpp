@@ -111,16 +111,21 @@ class Mpi final : public Communicator {
     }
     void sum(std::span<float> values) override { ordered_sum(values, MPI_FLOAT, float_block_); }
     void sum(std::span<double> values) override { ordered_sum(values, MPI_DOUBLE, double_block_); }
-    void gather_shares(std::span<const float> mine, std::span<float> all) override {
+    void gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) override {
         start_gather_shares(mine, all);
         finish_gather();
     }
-    void start_gather_shares(std::span<const float> mine, std::span<float> all) override {
-        ATELIER_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size_) && mine.size() < (std::size_t{1} << 31),
-                      "gathering {} numbers of each of {} ranks into {}", mine.size(), size_, all.size());
+    void start_gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) override {
+        const bool in_fours = mine.size() % 4 == 0;  // MPI counts are ints
+        const std::size_t count = in_fours ? mine.size() / 4 : mine.size();
+        const MPI_Datatype type = in_fours ? MPI_FLOAT : MPI_BYTE;
+        ATELIER_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size_) && count < (std::size_t{1} << 31),
+                      "gathering {} bytes of each of {} ranks into {}", mine.size(), size_, all.size());
         ATELIER_CHECK(gather_ == MPI_REQUEST_NULL, "a gather was started before the last one was finished");
-        const auto count = static_cast<int>(mine.size());
-        check(MPI_Iallgather(mine.data(), count, MPI_FLOAT, all.data(), count, MPI_FLOAT, comm_, &gather_), "MPI_Iallgather");
+        const bool in_place = mine.data() == all.data() + static_cast<std::size_t>(rank_) * mine.size();
+        check(MPI_Iallgather(in_place ? MPI_IN_PLACE : mine.data(), static_cast<int>(count), type, all.data(), static_cast<int>(count), type, comm_,
+                             &gather_),
+              "MPI_Iallgather");
     }
     void finish_gather() override { check(MPI_Wait(&gather_, MPI_STATUS_IGNORE), "MPI_Wait"); }
     void sum_shares(std::span<const float> all, std::span<float> mine) override {

@@ -21,14 +21,17 @@ class OnDevice final : public Communicator {
         if (device_ != nullptr) in_order([&] { device_->sum(values.data(), static_cast<std::int64_t>(values.size())); });
     }
     void sum(std::span<double> values) override { world_.sum(values); }
-    void gather_shares(std::span<const float> mine, std::span<float> all) override {
+    void gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) override {
         start_gather_shares(mine, all);
         finish_gather();
     }
-    void start_gather_shares(std::span<const float> mine, std::span<float> all) override {
-        if (device_ == nullptr) return device_memory().within(all.data(), mine.data(), mine.size_bytes());
-        device_->after_compute();
-        device_->all_gather(mine.data(), all.data(), mine.size_bytes());
+    void start_gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) override {
+        if (device_ != nullptr) {
+            device_->after_compute();
+            device_->all_gather(mine.data(), all.data(), mine.size());
+        } else if (mine.data() != all.data()) {
+            device_memory().within(all.data(), mine.data(), mine.size());
+        }
     }
     void finish_gather() override {
         if (device_ != nullptr) device_->before_compute();

@@ -19,7 +19,7 @@ class Numbers {
   public:
     Numbers() = default;
     explicit Numbers(std::int64_t count, Device device = Device::cpu)
-        : arena_("numbers", device == Device::cpu ? Bytes(room(count)) : Bytes(0, room(count))),
+        : arena_("numbers", device == Device::cpu ? Bytes(bytes(count)) : Bytes(0, bytes(count))),
           values_(arena_.take_f32({count}, device)) {}
     /// A copy of numbers that lie anywhere.
     Numbers(const Tensor& from, Device device) : Numbers(from.elements(), device) { transfer(from.reshaped({from.elements()}), values_); }
@@ -29,11 +29,10 @@ class Numbers {
     const Tensor& tensor() const { return values_; }
     float* data() const { return values_.f32(); }
     std::span<float> span() const { return {data(), static_cast<std::size_t>(size())}; }
+    /// Of memory that so many take.
+    static std::size_t bytes(std::int64_t count) { return static_cast<std::size_t>(count) * sizeof(float) + Arena::device_alignment; }
 
   private:
-    static std::size_t room(std::int64_t count) {
-        return static_cast<std::size_t>(count) * sizeof(float) + Arena::device_alignment;
-    }
     Arena arena_{"numbers", Bytes()};
     Tensor values_;
 };

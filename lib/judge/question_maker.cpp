@@ -18,11 +18,11 @@ std::size_t common_prefix(const Ids& a, const Ids& b) {
 
 }  // namespace
 
-QuestionMaker::QuestionMaker(const std::filesystem::path& directory, Device device)
+QuestionMaker::QuestionMaker(const std::filesystem::path& directory, Device device, ops::ProductPrecision precision)
     : directory_(directory),
       tokenizer_(model::Tokenizer::load(directory)),
       processor_(model::ProcessorConfig::load(directory)),
-      vlm_(std::make_unique<vlm::Vlm>(vlm::load_config(directory / "config.json"), device)),
+      vlm_(std::make_unique<vlm::Vlm>(vlm::load_config(directory / "config.json"), device, precision)),
       start_of_turn_(tokenizer_.id_of("<|im_start|>")),
       end_of_turn_(tokenizer_.id_of("<|im_end|>")),
       vision_start_(tokenizer_.id_of("<|vision_start|>")),

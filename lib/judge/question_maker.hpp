@@ -34,9 +34,10 @@ struct ScoreTokens {
 /// A judge without its weights: questions in its tokens, and the sizes that it is made of.
 class QuestionMaker {
   public:
-    /// Of a transformers directory (config.json, tokenizer.json, preprocessor_config.json or processor_config.json). `device`: where the
-    /// model runs. Throws Error(input) naming the file and what is wrong with it.
-    explicit QuestionMaker(const std::filesystem::path& directory, Device device = Device::cpu);
+    /// Of a transformers directory (config.json, tokenizer.json, preprocessor_config.json or processor_config.json). `device`, `precision`: where the
+    /// model runs and of its products there. Throws Error(input) naming the file and what is wrong with it.
+    explicit QuestionMaker(const std::filesystem::path& directory, Device device = Device::cpu,
+                           ops::ProductPrecision precision = ops::ProductPrecision::fp32);
 
     /// Tokens of a conversation in Qwen's chat template, pictures over white through the processor. `seen`: what another question has of
     /// the same pictures; they are not prepared again, and this question's own `vision` stays empty.

@@ -16,12 +16,13 @@ bool is_trained(const TrainedParts& parts, const std::string& name) {
 
 }  // namespace
 
-TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks, Device device)
-    : QuestionMaker(directory, device), arena_("judge's weights", 0) {
+TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks, Device device,
+                           ops::ProductPrecision precision)
+    : QuestionMaker(directory, device, precision), arena_("judge's weights", 0) {
     if (ranks != nullptr) partition_.emplace(vlm().table(), ranks->size());
     arena_ = Arena::of("judge's weights", [&](Arena& arena) {
         if (ranks != nullptr)
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, device);
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, device, precision);
         else
             weights_ = nn::ParameterStore(vlm().table(), arena, device);
     });
@@ -55,7 +56,7 @@ Bytes TrainedJudge::weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapt
     const nn::Partition partition(vlm.table(), std::max(1, ranks));
     Bytes bytes = Workspace::measure([&](Arena& arena) {
         if (ranks > 0)
-            nn::ShardedWeights(partition, *self, Tensor(), arena, vlm.device());
+            nn::ShardedWeights(partition, *self, Tensor(), arena, vlm.device(), vlm.precision());
         else
             nn::ParameterStore(vlm.table(), arena, vlm.device());
         if (adapter != nullptr) nn::LoraStore(*adapter, arena, vlm.device());
@@ -63,6 +64,13 @@ Bytes TrainedJudge::weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapt
     // With the rounded copy that products take.
     if (ranks == 0) bytes += nn::rounded_copy_bytes(vlm.table(), vlm.device());
     return bytes;
+}
+
+void TrainedJudge::with_numbers(const std::function<void(const nn::ParameterStore&)>& use) const {
+    if (sharded_)
+        sharded_->with_numbers(use);
+    else
+        use(weights_);
 }
 
 void TrainedJudge::merge() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -23,10 +24,11 @@ struct TrainedParts {
 /// A judge (judge_model.hpp) whose weights, or an adapter beside them, are trained.
 class TrainedJudge : public QuestionMaker {
   public:
-    /// `ranks`: that the weights are cut over; null: they are all here. `device`: where they are and passes run, of a backend that is loaded.
-    /// Throws Error(usage) for an adapter of what is no product, and where nothing is trained. Collective where there are ranks.
+    /// `ranks`: that the weights are cut over; null: they are all here. `device`, `precision`: where they are and passes run, of a backend that is
+    /// loaded, and of its products. Throws Error(usage) for an adapter of what is no product, and where nothing is trained. Collective where there
+    /// are ranks.
     TrainedJudge(const std::filesystem::path& directory, const TrainedParts& parts, comm::Communicator* ranks = nullptr,
-                 Device device = Device::cpu);
+                 Device device = Device::cpu, ops::ProductPrecision precision = ops::ProductPrecision::fp32);
     ~TrainedJudge();
     TrainedJudge(const TrainedJudge&) = delete;
     TrainedJudge& operator=(const TrainedJudge&) = delete;
@@ -35,6 +37,8 @@ class TrainedJudge : public QuestionMaker {
     const nn::ParameterStore& weights() const { return weights_; }
     /// Null: they are all here.
     nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }
+    /// Calls `use` with a store of all numbers as they are, in fp32. Collective where they are cut over ranks.
+    void with_numbers(const std::function<void(const nn::ParameterStore&)>& use) const;
     /// Null: the weights themselves are trained.
     const nn::LoraAdapter* adapter() const { return adapter_ ? &*adapter_ : nullptr; }
     /// Whether a row of what is trained is frozen.

@@ -5,25 +5,39 @@
 
 namespace atelier::nn {
 
-BlockWindow::BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device)
-    : partition_(&partition), blocks_(blocks), after_last_(after_last), resident_(partition, arena, device) {
+BlockWindow::BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device, bool rounds)
+    : partition_(&partition), blocks_(blocks), after_last_(after_last) {
+    const ParameterTable& table = partition.table();
+    const auto is_there = [&](int row) {
+        const ParameterSpec& spec = table.spec(row);
+        return spec.block < 0 || (spec.block < blocks && !table.is_operand(row));
+    };
+    if (rounds)
+        rounded_.emplace(table, is_there, arena, device);
+    else
+        resident_.emplace(partition, arena, device);
     std::int64_t largest = 0;
     for (const Partition::Segment& s : partition.segments())
         if (s.block >= 0 && s.block < blocks) largest = std::max(largest, s.share * partition.ranks());
-    for (Slot& slot : slots_) slot.memory = arena.take_f32({largest}, device);
+    for (Slot& slot : slots_) slot.memory = arena.take(rounds ? DType::bf16 : DType::f32, {largest}, device);
 }
 
 void BlockWindow::settle() {
     if (std::exchange(is_under_way_, false)) finish();
 }
 
-void BlockWindow::bring_resident() {
+Tensor BlockWindow::forget() {
     settle();
     for (Slot& slot : slots_) slot.block = -1;
     used_ = previous_ = -1;
-    for (std::size_t i = 0; i < resident_.memory().size(); ++i) {
-        if (resident_.memory()[i].empty()) continue;
-        start(partition_->segments()[i], resident_.memory()[i]);
+    return slots_[0].memory;
+}
+
+void BlockWindow::bring_resident() {
+    forget();
+    for (std::size_t i = 0; i < resident_->memory().size(); ++i) {
+        if (resident_->memory()[i].empty()) continue;
+        start(partition_->segments()[i], resident_->memory()[i]);
         finish();
     }
 }
@@ -69,11 +83,25 @@ void BlockWindow::release(int block) {
     used_ = -1;
 }
 
-float* BlockWindow::row(int index) {
-    const int block = partition_->table().spec(index).block;
-    if (block < 0) return resident_.row(index);
-    ATELIER_CHECK(block == used_, "{} of block {} is wanted, block {} is in use", partition_->table().spec(index).name, block, used_);
-    return find(block)->memory.f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
+void BlockWindow::check_use(int index) const {
+    const ParameterSpec& spec = partition_->table().spec(index);
+    ATELIER_CHECK(spec.block < 0 || spec.block == used_, "{} of block {} is wanted, block {} is in use", spec.name, spec.block, used_);
+}
+
+Tensor BlockWindow::row(int index) {
+    check_use(index);
+    const ParameterSpec& spec = partition_->table().spec(index);
+    if (rounded_)
+        if (const Tensor held = rounded_->as_read(index); !held.empty()) return held;
+    if (spec.block < 0) return resident_->row(index);
+    const std::int64_t at = partition_->table().offset(index) - partition_->of_block(spec.block).begin;
+    return find(spec.block)->memory.slice(at, at + spec.shape.elements()).reshaped(spec.shape);
+}
+
+Tensor BlockWindow::numbers(int index) {
+    if (!rounded_) return row(index);
+    check_use(index);
+    return rounded_->numbers(index);
 }
 
 }  // namespace atelier::nn

@@ -1,12 +1,16 @@
 #pragma once
 
+#include <optional>
+
 #include "core/arena.hpp"
 #include "nn/partition.hpp"
+#include "nn/rounded_rows.hpp"
 
 namespace atelier::nn {
 
 /// Weights of which two blocks are in memory at a time: a block comes when it is acquired, and the next one, in the direction that the
-/// last two went, ahead of use. Rows of no block are there all the time.
+/// last two went, ahead of use. Rows of no block are there all the time. Where it rounds, blocks come in bf16, and of theirs what is no product's
+/// operand is there all the time too, in fp32.
 class BlockWindow : public Residence {
   public:
     /// What is expected after the last block: the first one (passes forward alone), or the one before (forward, then backward).
@@ -14,17 +18,24 @@ class BlockWindow : public Residence {
     BlockWindow(const BlockWindow&) = delete;
     BlockWindow& operator=(const BlockWindow&) = delete;
     const Partition& partition() const { return *partition_; }
-    float* row(int index) final;
+    /// Whether what products take is bf16 here.
+    bool rounds() const { return rounded_.has_value(); }
+    Tensor row(int index) final;
+    Tensor numbers(int index) final;
     void acquire(int block) final;
     void release(int block) final;
 
   protected:
     /// Takes two blocks of memory, and that of the rows of no block, from the arena. Blocks from `blocks` on are never asked for.
-    BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device);
+    BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device, bool rounds);
     /// Waits for what is under way.
     void settle();
-    /// After the numbers changed: brings what is there all the time; nothing that came before holds.
+    /// After the numbers changed: nothing that came before holds. Gives memory that may be used until the next block is acquired.
+    Tensor forget();
+    /// The same, and brings what is there all the time where it doesn't round.
     void bring_resident();
+    /// That where it does.
+    const RoundedRows& rounded() const { return *rounded_; }
 
   private:
     /// Brings all numbers of a segment; finish() waits for them, before the next start().
@@ -36,11 +47,14 @@ class BlockWindow : public Residence {
         int block = -1;
     };
     Slot* find(int block);
+    void check_use(int index) const;
     int expected_after(int block) const;
     const Partition* partition_;
     int blocks_;
     AfterLast after_last_;
-    ResidentRows resident_;
+    // One of them.
+    std::optional<ResidentRows> resident_;
+    std::optional<RoundedRows> rounded_;
     Slot slots_[2];
     bool is_under_way_ = false;
     int used_ = -1, previous_ = -1;  ///< blocks

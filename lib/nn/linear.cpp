@@ -45,6 +45,7 @@ void each_run(const ParameterTable& table, std::span<const int> rows, Function f
 /// n matrices that follow one another, as one.
 MatrixView stacked(const ParameterStore& store, int first, std::int64_t n) {
     const Tensor t = store[first];
+    if (t.dtype() == DType::bf16) return {nullptr, n * t.size(0), t.size(1), t.size(1), static_cast<const std::uint16_t*>(t.raw())};
     return {t.f32(), n * t.size(0), t.size(1), t.size(1)};
 }
 

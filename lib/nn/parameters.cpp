@@ -27,6 +27,12 @@ int ParameterTable::find(const std::string& name) const {
     return found == index_.end() ? -1 : found->second;
 }
 
+bool ParameterTable::is_operand(int index) const {
+    constexpr std::int64_t unit = 8;
+    const ParameterSpec& s = spec(index);
+    return s.reader != Reader::operations && s.shape.elements() / s.shape[0] % unit == 0;
+}
+
 std::int64_t ParameterTable::count() const {
     std::int64_t n = 0;
     for (const ParameterSpec& spec : specs_) n += spec.shape.elements();
@@ -44,7 +50,7 @@ ParameterStore ParameterStore::with_lora(const LoraStore* adapter) const {
 
 Tensor ParameterStore::operator[](int index) const {
     ATELIER_CHECK(has_values(), "parameter {} is frozen: this store holds an adapter's gradients alone", table_->spec(index).name);
-    if (residence_ != nullptr) return Tensor(residence_->row(index), DType::f32, table_->spec(index).shape, residence_->device());
+    if (residence_ != nullptr) return residence_->row(index);
     const std::int64_t offset = table_->offset(index);
     const Shape& shape = table_->spec(index).shape;
     return flat_.slice(offset, offset + shape.elements()).reshaped(shape);

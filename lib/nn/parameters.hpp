@@ -14,6 +14,13 @@ namespace atelier::nn {
 /// How a parameter starts in a randomly initialised model (tests and plans; training starts from files).
 enum class Init : std::uint8_t { fan_in_normal, ones, zeros };
 
+/// What reads a parameter.
+enum class Reader : std::uint8_t {
+    operations,  ///< in fp32
+    products,    ///< as their operand, and nothing else does
+    both,
+};
+
 /// One row of a model's table: everything that is true of a parameter.
 struct ParameterSpec {
     std::string name;    ///< as in the checkpoint (diffusers / transformers names)
@@ -22,6 +29,7 @@ struct ParameterSpec {
     Init init = Init::fan_in_normal;
     int block = -1;      ///< sharded training gathers blocks one by one when they are used; -1: is there all the time
     bool used = true;    ///< false: read, kept and written back, but no computation touches it
+    Reader reader = Reader::operations;
 };
 
 /// The declarative table of a model: names, shapes and offsets in one flat fp32 vector. Every
@@ -36,6 +44,8 @@ class ParameterTable {
     const ParameterSpec& spec(int index) const { return specs_[static_cast<std::size_t>(index)]; }
     std::int64_t offset(int index) const { return offsets_[static_cast<std::size_t>(index)]; }
     int size() const { return static_cast<int>(specs_.size()); }
+    /// Whether bf16 of a row is what products take as it is where they round: rows of the matrix begin at multiples of 16 bytes then.
+    bool is_operand(int index) const;
     /// Numbers in the flat vector, padding included.
     std::int64_t flat_size() const { return flat_size_; }
     /// Parameters proper, padding not included.
@@ -60,8 +70,11 @@ class Residence {
     virtual ~Residence() = default;
     /// Where rows are.
     virtual Device device() const = 0;
-    /// A row's numbers. Throws Error(internal) for a block that isn't acquired.
-    virtual float* row(int index) = 0;
+    /// A row as products take it: in bf16 where that is kept (nn/rounded_rows.hpp), else in fp32. Throws Error(internal) for a block that
+    /// isn't acquired.
+    virtual Tensor row(int index) = 0;
+    /// A row in fp32. Throws Error(internal) too where there is none.
+    virtual Tensor numbers(int index) { return row(index); }
     virtual void acquire(int block) = 0;
     virtual void release(int block) = 0;
 };
@@ -82,6 +95,8 @@ class ParameterStore {
     /// Gradients of an adapter alone.
     ParameterStore(const ParameterTable& table, const LoraStore& adapter) : table_(&table), lora_(&adapter) {}
     Tensor operator[](int index) const;
+    /// In fp32, of a row that is no product's operand alone.
+    Tensor numbers(int index) const { return residence_ != nullptr ? residence_->numbers(index) : (*this)[index]; }
     Tensor at(const std::string& name) const;
     float* data() const { return flat_.f32(); }
     Tensor flat() const { return flat_; }

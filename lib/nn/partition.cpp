@@ -49,11 +49,12 @@ ResidentRows::ResidentRows(const Partition& partition, Arena& arena, Device devi
         memory_.push_back(s.block < 0 ? arena.take_f32({s.share * partition.ranks()}, device) : Tensor());
 }
 
-float* ResidentRows::row(int index) const {
+Tensor ResidentRows::row(int index) const {
     const std::int64_t at = partition_->table().offset(index);
+    const Shape& shape = partition_->table().spec(index).shape;
     for (std::size_t i = 0; i < memory_.size(); ++i) {
         const Partition::Segment& s = partition_->segments()[i];
-        if (s.block < 0 && at >= s.begin && at < s.end) return memory_[i].f32() + (at - s.begin);
+        if (s.block < 0 && at >= s.begin && at < s.end) return memory_[i].slice(at - s.begin, at - s.begin + shape.elements()).reshaped(shape);
     }
     ATELIER_FAIL(ErrorKind::internal, "row {} is in no segment that is there all the time", index);
 }

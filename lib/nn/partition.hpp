@@ -53,7 +53,7 @@ class ResidentRows {
     /// By segment; empty for blocks.
     const std::vector<Tensor>& memory() const { return memory_; }
     /// Throws Error(internal) for a row of a block.
-    float* row(int index) const;
+    Tensor row(int index) const;
 
   private:
     const Partition* partition_;

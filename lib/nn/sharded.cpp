@@ -53,8 +53,11 @@ void load_mean(const Partition& partition, int rank, std::span<const io::Safeten
         }
 }
 
-ShardedWeights::ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device)
-    : BlockWindow(partition, partition.table().blocks(), AfterLast::before, arena, device), world_(&world), shard_(shard) {
+ShardedWeights::ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device,
+                               ops::ProductPrecision precision)
+    : BlockWindow(partition, partition.table().blocks(), AfterLast::before, arena, device, keeps_bf16(device, precision)),
+      world_(&world),
+      shard_(shard) {
     if (shard.empty()) shard_ = arena.take_f32({partition.shard_size()}, device);
 }
 
@@ -66,8 +69,124 @@ ShardedWeights::~ShardedWeights() {
     }
 }
 
+namespace {
+
+/// The first `count` numbers of a memory, cut into one part a rank.
+struct Parts {
+    Parts(const Tensor& memory, std::int64_t share, int ranks) : all(memory.slice(0, share * ranks)), share(share) {}
+    Tensor of(int rank) const { return all.slice(rank * share, (rank + 1) * share); }
+    Tensor all;
+    std::int64_t share;
+};
+
+std::span<std::byte> bytes(const Tensor& t) { return {static_cast<std::byte*>(t.raw()), t.bytes()}; }
+
+void start_gather(comm::Communicator& world, const Tensor& mine, const Tensor& all) { world.start_gather_shares(bytes(mine), bytes(all)); }
+
+}  // namespace
+
 void ShardedWeights::start(const Partition::Segment& s, const Tensor& to) {
-    world_->start_gather_shares(numbers(shard_, s.local, s.share), numbers(to, 0, s.share * partition().ranks()));
+    const Parts parts(to, s.share, partition().ranks());
+    if (!rounds()) return start_gather(*world_, shard_.slice(s.local, s.local + s.share), parts.all);
+    const Tensor mine = parts.of(world_->rank());
+    round_there(shard_.f32() + s.local, static_cast<std::uint16_t*>(mine.raw()), s.share);
+    start_gather(*world_, mine, parts.all);
+}
+
+namespace {
+
+/// A run of a row in what a rank sends of some rows, and in its shard.
+struct Packed {
+    int row = 0;
+    std::int64_t first = 0, count = 0;  ///< numbers of the row
+    std::int64_t local = 0, at = 0;     ///< place in the rank's shard, and among what it sends
+};
+
+/// What each rank has of the rows that `is_asked` names, in their order, each run at a multiple of the table's alignment.
+std::vector<std::vector<Packed>> pack(const Partition& partition, const std::function<bool(int)>& is_asked, std::int64_t& longest) {
+    std::vector<std::vector<Packed>> all(static_cast<std::size_t>(partition.ranks()));
+    longest = 0;
+    for (int rank = 0; rank < partition.ranks(); ++rank) {
+        std::int64_t end = 0;
+        for (const Partition::Piece& p : partition.pieces(rank)) {
+            if (!is_asked(p.row)) continue;
+            all[static_cast<std::size_t>(rank)].push_back({p.row, p.first, p.count, p.local, end});
+            end += (p.count + ParameterTable::alignment - 1) / ParameterTable::alignment * ParameterTable::alignment;
+        }
+        longest = std::max(longest, end);
+    }
+    return all;
+}
+
+/// Calls f(run, its first number, count, place from `begin` on) for what of the runs lies in [begin, end).
+template <typename Function>
+void each_within(const std::vector<Packed>& runs, std::int64_t begin, std::int64_t end, Function f) {
+    for (const Packed& p : runs) {
+        const std::int64_t from = std::max(begin, p.at), to = std::min(end, p.at + p.count);
+        if (from < to) f(p, from - p.at, to - from, from - begin);
+    }
+}
+
+}  // namespace
+
+// Rows of all segments at once, each rank's runs of them packed, piece by piece through `room`.
+void ShardedWeights::bring(const RoundedRows& rows, const Tensor& room) {
+    const int ranks = partition().ranks();
+    for (const bool halves : {true, false}) {
+        const auto held = [&](int row) { return halves ? (rows.fp32(row).empty() ? rows.bf16(row) : Tensor()) : rows.fp32(row); };
+        std::int64_t longest = 0;
+        const auto packed = pack(partition(), [&](int row) { return !held(row).empty(); }, longest);
+        const DType dtype = halves ? DType::bf16 : DType::f32;
+        const Tensor memory(room.raw(), dtype, {static_cast<std::int64_t>(room.bytes() / size_of(dtype))}, room.device());
+        constexpr std::int64_t unit = 8;  // numbers of either kind begin at multiples of 16 bytes
+        const std::int64_t most = memory.elements() / ranks / unit * unit;
+        ATELIER_CHECK(most > 0, "{} bytes are no room for parts of {} ranks", room.bytes(), ranks);
+        for (std::int64_t begin = 0; begin < longest; begin += most) {
+            const std::int64_t end = std::min(longest, begin + most);
+            const Parts parts(memory, end - begin, ranks);
+            const Tensor mine = parts.of(world_->rank());
+            each_within(packed[static_cast<std::size_t>(world_->rank())], begin, end, [&](const Packed& p, std::int64_t first, std::int64_t n, std::int64_t at) {
+                const Tensor from = shard_.slice(p.local + first, p.local + first + n);
+                if (halves)
+                    round_there(from.f32(), static_cast<std::uint16_t*>(mine.raw()) + at, n);
+                else
+                    transfer(from, mine.slice(at, at + n));
+            });
+            start_gather(*world_, mine, parts.all);
+            finish();
+            for (int rank = 0; rank < ranks; ++rank)
+                each_within(packed[static_cast<std::size_t>(rank)], begin, end, [&](const Packed& p, std::int64_t first, std::int64_t n, std::int64_t at) {
+                    const Tensor row = held(p.row);
+                    transfer(parts.of(rank).slice(at, at + n), row.reshaped({row.elements()}).slice(p.first + first, p.first + first + n));
+                });
+        }
+    }
+}
+
+void ShardedWeights::refresh() {
+    if (!rounds()) return bring_resident();
+    bring(rounded(), forget());
+    rounded().round_both();
+}
+
+void ShardedWeights::with_numbers(const std::function<void(const ParameterStore&)>& use) {
+    if (!rounds()) return use(ParameterStore(partition().table(), *this));
+    settle();
+    std::unique_ptr<ShardedWeights> exact;
+    const Arena arena = Arena::of("weights in fp32", [&](Arena& taken) {
+        exact.reset();
+        exact = std::make_unique<ShardedWeights>(partition(), *world_, shard_, taken, device());
+    });
+    exact->refresh();
+    use(ParameterStore(partition().table(), *exact));
+    exact.reset();
+}
+
+Bytes window_bytes(const Partition& partition, Device device, ops::ProductPrecision precision) {
+    const auto self = comm::make_self();
+    Arena none = Arena::measuring("shard");
+    const Tensor shard = none.take_f32({partition.shard_size()}, device);
+    return Workspace::measure([&](Arena& arena) { ShardedWeights(partition, *self, shard, arena, device, precision); });
 }
 
 ShardedGradients::ShardedGradients(const Partition& partition, comm::Communicator& world, Arena& arena, Device device)
@@ -87,7 +206,7 @@ void ShardedGradients::zero() {
 void ShardedGradients::start_share(const Partition::Segment& s, const Tensor& all) {
     finish_share();
     pending_ = &s;
-    world_->start_sum_shares(numbers(all, 0, s.share * partition_->ranks()), numbers(share_, 0, s.share));
+    world_->start_sum_shares(atelier::numbers(all, 0, s.share * partition_->ranks()), atelier::numbers(share_, 0, s.share));
 }
 
 void ShardedGradients::finish_share() {
@@ -125,12 +244,14 @@ void ShardedGradients::release(int block) {
     used_ = -1;
 }
 
-float* ShardedGradients::row(int index) {
+Tensor ShardedGradients::row(int index) {
     const int block = partition_->table().spec(index).block;
     if (block < 0) return resident_.row(index);
     ATELIER_CHECK(block == used_, "the gradient of {} of block {} is wanted, block {} is in use", partition_->table().spec(index).name, block,
                   used_);
-    return slots_[turn_].f32() + (partition_->table().offset(index) - partition_->of_block(block).begin);
+    const std::int64_t at = partition_->table().offset(index) - partition_->of_block(block).begin;
+    const Shape& shape = partition_->table().spec(index).shape;
+    return slots_[turn_].slice(at, at + shape.elements()).reshaped(shape);
 }
 
 }  // namespace atelier::nn

@@ -19,24 +19,33 @@ void load_mean(const Partition& partition, int rank, std::span<const io::Safeten
 /// Bytes of host memory that it takes.
 std::size_t mean_bytes(const Partition& partition);
 
-/// Weights of which each rank holds its shard: blocks are gathered as they come into the window. Collective.
+/// Weights of which each rank holds its shard, in fp32: blocks are gathered as they come into the window. On a device whose products round, each
+/// rank rounds its share and bf16 is gathered. Collective.
 class ShardedWeights final : public BlockWindow {
   public:
     /// Takes its memory from the arena. `shard`: numbers that somebody else holds; empty: its own, on `device`. `world` takes spans
     /// of the same memory (comm/on_device.hpp).
-    ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device = Device::cpu);
+    ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device = Device::cpu,
+                   ops::ProductPrecision precision = ops::ProductPrecision::fp32);
     ~ShardedWeights() override;
     const Tensor& shard() const { return shard_; }
     Device device() const override { return shard_.device(); }
     /// After the shard changed. Collective.
-    void refresh() { bring_resident(); }
+    void refresh();
+    /// Calls `use` with a store of all numbers as they are, in fp32, block by block: this one, or, where it rounds, one with memory of its own.
+    /// Collective.
+    void with_numbers(const std::function<void(const ParameterStore&)>& use);
 
   private:
     void start(const Partition::Segment& segment, const Tensor& to) override;
     void finish() override { world_->finish_gather(); }
+    void bring(const RoundedRows& rows, const Tensor& room);
     comm::Communicator* world_;
     Tensor shard_;
 };
+
+/// Memory that weights cut over ranks take beside the shard.
+Bytes window_bytes(const Partition& partition, Device device, ops::ProductPrecision precision);
 
 /// Gradients of which each rank keeps its shard: a block's are summed over the ranks and cut when the block is released, so that one
 /// block's are in memory at a time; on a device two, since the sum goes on beside the next block's computation.
@@ -48,7 +57,7 @@ class ShardedGradients final : public Residence {
     void zero();
     /// Before the shard is read: what is there all the time is summed too. Collective.
     void reduce();
-    float* row(int index) override;
+    Tensor row(int index) override;
     void acquire(int block) override;
     void release(int block) override;
 

@@ -5,7 +5,7 @@
 namespace atelier::nn {
 
 StreamedWeights::StreamedWeights(const Partition& partition, const Tensor& host, int blocks, Arena& arena)
-    : BlockWindow(partition, blocks, AfterLast::first, arena, Device::cuda), host_(host) {
+    : BlockWindow(partition, blocks, AfterLast::first, arena, Device::cuda, false), host_(host) {
     ATELIER_CHECK(partition.ranks() == 1, "weights that are cut over {} ranks are not in one rank's memory", partition.ranks());
 }
 

@@ -7,7 +7,7 @@ namespace atelier::ops {
 
 namespace cpu {
 
-/// y = x W^T (+ bias): x [M, K], weight [N, K], bias [N] or empty, y [M, N].
+/// y = x W^T (+ bias): x [M, K], weight [N, K], bias [N] or empty, y [M, N]. On a device whose products round the weight may be in bf16.
 void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y);
 
 /// dx = dy W (added to dx if `accumulate`): dy [M, N], weight [N, K], dx [M, K].

@@ -9,6 +9,8 @@ namespace atelier::ops {
 struct MatrixView {
     float* data = nullptr;
     std::int64_t rows = 0, cols = 0, stride = 0;
+    /// In place of `data`: an operand that is there in bf16 alone, on a device whose products round. The stride is a multiple of 8.
+    const std::uint16_t* bf16 = nullptr;
 };
 
 namespace cpu {

@@ -83,7 +83,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const
     if (streams) streamed_partition_ = std::make_unique<nn::Partition>(vlm_->table(), 1);
     const auto stores = [&](Arena& arena) {
         if (ranks_ != nullptr) {
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks_, Tensor(), arena, dit_->device());
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks_, Tensor(), arena, dit_->device(), dit_->precision());
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
         } else {
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());

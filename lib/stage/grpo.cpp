@@ -164,7 +164,7 @@ struct Reference {
         const Device device = model.dit().device();
         arena = Arena::of("base policy", [&](Arena& taken) {
             if (cut != nullptr) {
-                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), ranks.all(), Tensor(), taken, device);
+                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), ranks.all(), Tensor(), taken, device, model.dit().precision());
                 weights = nn::ParameterStore(model.dit().table(), *sharded);
             } else {
                 weights = nn::ParameterStore(model.dit().table(), taken, device);

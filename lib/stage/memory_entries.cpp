@@ -93,6 +93,7 @@ void hold_trainer(MemoryPlan& plan, const TrainerBytes& trainer, bool has_snapsh
     plan.hold("optimizer", trainer.optimizer);
     if (has_snapshots) plan.hold("state in writing", trainer.snapshot);
     plan.hold_during("publishing", "state's pieces", trainer.publishing);
+    plan.hold_during("publishing", "weights to files", trainer.window);
 }
 
 /// Bytes of a sample that waits to be scored.

@@ -187,7 +187,7 @@ class Planner {
     /// The stage that trains the judge. Reads the labels.
     MemoryPlan reward_train() const {
         const config::Config& config = c_.config;
-        const judge::QuestionMaker model(config.text("reward_train.start"), c_.device());
+        const judge::QuestionMaker model(config.text("reward_train.start"), c_.device(), c_.product_precision());
         const auto labels = judge::read_labels(config.list("reward_train.labels")), heldout = judge::read_labels(config.list("reward_train.heldout"));
         LabelTemplates templates(config.text("judge.templates"));
         MemoryPlan plan = program_;
@@ -231,7 +231,7 @@ class Planner {
     TrainerBytes trainer(bool averages) const {
         const bool has_master = !lora_ && c_.config.text("checkpoint.dtype") != "f32";
         return trainer_bytes(files_.dit.table(), lora_.get(), zero_, q_.ranks, averages, has_master, c_.device(),
-                             c_.keeps_state_on_host());
+                             c_.product_precision(), c_.keeps_state_on_host());
     }
 
     /// A task's prompts as its file has them, or as the question says.
@@ -285,7 +285,7 @@ class Planner {
         if (trains && zero_ == 3) {
             const nn::Partition partition(files_.dit.table(), q_.ranks);
             const auto self = comm::make_self();
-            m.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self, Tensor(), arena, device); });
+            m.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self, Tensor(), arena, device, files_.dit.precision()); });
         }
         if (lora_) m.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena, device); });
         m.text_encoder = Workspace::measure([&](Arena& arena) { vlm::Session(files_.vlm, prompts.tokens(), prompts.patches(), arena); });

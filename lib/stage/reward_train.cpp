@@ -119,7 +119,7 @@ int run_reward_train(const Context& c) {
 
     const TrainingRanks ranks(c);
     if (c.device() == Device::cuda) ops::backend().set_product_precision(c.product_precision());
-    std::optional<judge::TrainedJudge> model(std::in_place, start, trained_parts(c), ranks.sharded(), c.device());
+    std::optional<judge::TrainedJudge> model(std::in_place, start, trained_parts(c), ranks.sharded(), c.device(), c.product_precision());
     const nn::LoraAdapter* adapter = model->adapter();
     const bool pairwise = config.text("reward_train.loss") == "pairwise";
     const auto sample_of = [&](std::size_t i) {
@@ -221,10 +221,12 @@ int run_reward_train(const Context& c) {
         *c.world, product,
         [&](const fs::path& temporary) {
             model->merge();
-            if (c.world->is_root())
-                judge::save_judge(model->weights(), start, temporary);
-            else
-                nn::attend_saving(model->weights());
+            model->with_numbers([&](const nn::ParameterStore& weights) {
+                if (c.world->is_root())
+                    judge::save_judge(weights, start, temporary);
+                else
+                    nn::attend_saving(weights);
+            });
             // In a folder of its own: transformers adds an adapter that it finds beside weights to them.
             if (adapter != nullptr && c.world->is_root()) {
                 fs::create_directory(temporary / "adapter");

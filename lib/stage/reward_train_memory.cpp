@@ -37,14 +37,18 @@ Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Questio
     std::optional<nn::LoraTable> adapter;
     if (lora.rank > 0) adapter.emplace(model.vlm().table(), lora);
     const nn::LoraTable* adapted = adapter ? &*adapter : nullptr;
-    const TrainerBytes trainer = trainer_bytes(model.vlm().table(), adapted, zero, ranks, false, false, c.device(), c.keeps_state_on_host());
+    const TrainerBytes trainer = trainer_bytes(model.vlm().table(), adapted, zero, ranks, false, false, c.device(),
+                                               model.vlm().precision(), c.keeps_state_on_host());
     const Bytes sequence = Workspace::measure([&](Arena& arena) { judge::LabelPass(model.vlm(), 0, sizes, arena); });
     const auto hold = [&](const char* what, const Bytes& bytes) { plan.hold_during("training", what, bytes); };
-    hold("parameters", judge::TrainedJudge::weight_bytes(model.vlm(), adapted, zero == 3 ? ranks : 0));
+    const Bytes parameters = judge::TrainedJudge::weight_bytes(model.vlm(), adapted, zero == 3 ? ranks : 0);
+    hold("parameters", parameters);
     hold("gradients", trainer.gradients);
     hold("optimizer", trainer.optimizer);
     if (c.config.integer("reward_train.publish_every") > 0) hold("state in writing", trainer.snapshot);
     hold("a sample's sequence", sequence);
+    plan.hold_during("publishing", "parameters", parameters);
+    plan.hold_during("publishing", "weights to files", trainer.window);
     std::set<const judge::LabelledPicture*> pictures;  // files are read when a sample is made
     std::size_t bytes = 0, shown = 0;
     for (const auto* list : {&labels, &heldout})

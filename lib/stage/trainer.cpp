@@ -112,7 +112,7 @@ Tensor Trainer::own_weights() const {
 }
 
 TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable* adapter, int zero, int ranks, bool averages,
-                           bool has_master, Device device, bool state_on_host) {
+                           bool has_master, Device device, ops::ProductPrecision precision, bool state_on_host) {
     const nn::ParameterTable& trained = adapter != nullptr ? adapter->table() : model;
     const nn::Partition partition(trained, zero == 0 ? 1 : ranks);
     const std::int64_t shard = partition.shard_size();
@@ -142,12 +142,17 @@ TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable*
     if (streams) b.optimizer += Bytes(0, HostVectors::device_bytes(static_cast<std::size_t>(vectors), shard, piece_of_host_state));
     b.publishing = std::min(TrainingState::piece_bytes, on(Device::cpu, shard).host);
     b.snapshot = on(Device::cpu, (vectors + 1) * shard) + b.publishing;
+    if (zero > 0 && (averages || (zero == 3 && nn::keeps_bf16(device, precision))))
+        b.window = nn::window_bytes(partition, device, ops::ProductPrecision::fp32);
+    if (zero > 0 && averages && streams) b.window += Bytes(0, Numbers::bytes(shard));
     return b;
 }
 
 TrainerBytes Trainer::planned() const {
     return trainer_bytes(weights_.table(), weights_.lora() == nullptr ? nullptr : &weights_.lora()->table(), settings_.zero, world_.size(),
-                         !state_.ema.empty(), !state_.master.empty(), device(), host_state_ != nullptr);
+                         !state_.ema.empty(), !state_.master.empty(), device(),
+                         sharded_weights_ != nullptr && sharded_weights_->rounds() ? ops::ProductPrecision::bf16 : ops::ProductPrecision::fp32,
+                         host_state_ != nullptr);
 }
 
 void Trainer::zero_gradients() {
@@ -184,7 +189,8 @@ void Trainer::spread_weights() {
     if (settings_.zero == 3) return sharded_weights_->refresh();
     if (settings_.zero > 0)
         for (const auto& s : partition_.segments()) {
-            world_.gather_shares(numbers(own_weights_, s.local, s.share), numbers(bounce_, 0, s.share * partition_.ranks()));
+            world_.gather_shares(std::as_bytes(numbers(own_weights_, s.local, s.share)),
+                                 std::as_writable_bytes(numbers(bounce_, 0, s.share * partition_.ranks())));
             transfer(bounce_.slice(0, s.end - s.begin), trained_.flat().slice(s.begin, s.end));
         }
 }
@@ -233,7 +239,11 @@ double Trainer::step(double rate) {
 
 void Trainer::save(const std::filesystem::path& config_source, const std::filesystem::path& directory, const Context& c,
                    io::Manifest& manifest) const {
-    save_weights(trained_, config_source, directory, "", manifest);
+    const auto save_all = [&](const nn::ParameterStore& values) { save_weights(values, config_source, directory, "", manifest); };
+    if (sharded_weights_ != nullptr)
+        sharded_weights_->with_numbers(save_all);
+    else
+        save_all(trained_);
     if (settings_.ema > 0) save_average(config_source, directory, manifest);
     if (settings_.zero > 0 || world_.is_root()) state_.save(directory, partition_, shard_, c);
     for (int rank = 0; rank < partition_.ranks(); ++rank) manifest.outputs[TrainingState::name_of_shard(rank, partition_.ranks())] = {};

@@ -19,11 +19,12 @@ struct TrainerBytes {
     Bytes gradients;  ///< with what cuts and sums them
     Bytes optimizer;
     Bytes publishing;  ///< the state's way to its file
+    Bytes window;      ///< what weights and average are gathered in on their way to theirs
     Bytes snapshot;    ///< a copy of state and weights that is written beside the next updates
 };
-/// `device`: the model's; `state_on_host`: as Trainer::Settings.
+/// `device`, `precision`: the model's; `state_on_host`: as Trainer::Settings.
 TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable* adapter, int zero, int ranks, bool averages,
-                           bool has_master, Device device, bool state_on_host);
+                           bool has_master, Device device, ops::ProductPrecision precision, bool state_on_host);
 
 /// The ranks that train one policy: a communicator for numbers where compute.device says that they are.
 class TrainingRanks {

@@ -1,4 +1,5 @@
 // Run by ctest on 1, 2 and 3 ranks: collectives against what every rank can compute itself, and a rank that fails.
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstring>
@@ -38,7 +39,7 @@ void check_sums(comm::Communicator& world) {
         std::vector<float> all(share * ranks), mine(share), together(share * ranks);
         for (std::size_t i = 0; i < all.size(); ++i) all[i] = value(world.rank(), i);
         world.sum_shares(all, mine);
-        world.start_gather_shares(mine, together);
+        world.start_gather_shares(std::as_bytes(std::span(mine)), std::as_writable_bytes(std::span(together)));
         world.finish_gather();
         for (std::size_t i = 0; i < all.size(); ++i) {
             float expected = value(0, i);
@@ -46,6 +47,13 @@ void check_sums(comm::Communicator& world) {
             ATELIER_CHECK(together[i] == expected, "share {} of {}: {} expected, found {}", i, all.size(), expected, together[i]);
         }
         ATELIER_CHECK(mine[share - 1] == together[me * share + share - 1], "this rank's share");
+        // From its place among all, and of a number of bytes that is odd.
+        std::vector<std::byte> bytes((2 * share + 1) * ranks);
+        const auto place = std::span(bytes).subspan(me * (2 * share + 1), 2 * share + 1);
+        std::fill(place.begin(), place.end(), std::byte(me + 1));
+        world.gather_shares(place, bytes);
+        for (std::size_t i = 0; i < bytes.size(); ++i)
+            ATELIER_CHECK(bytes[i] == std::byte(i / (2 * share + 1) + 1), "byte {} of {} gathered in place", i, bytes.size());
     }
     ATELIER_CHECK(world.max(world.rank()) == world.size() - 1, "max");
     ATELIER_CHECK(world.any(world.rank() == world.size() - 1) && !world.any(false), "any");

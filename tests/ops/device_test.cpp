@@ -348,9 +348,28 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
                     backend().bf16_copy_of(w.data()));
     product(copied);
     EXPECT_LT(error_over_rms(copied, expected()), tolerance);
+    // Weights that are there in bf16 alone: the same bits.
+    std::vector<std::uint16_t, testing::SharedAllocator<std::uint16_t>> bits(w.size());
+    std::transform(w.begin(), w.end(), bits.begin(), f32_to_bf16);
+    const Tensor rounded(bits.data(), DType::bf16, {n, k}, Device::cuda), rows = Tensor::of(x.data(), {m, k}), kept = Tensor::of(w.data(), {n, k});
+    const auto both = [&](std::int64_t size, auto f) {
+        Floats with_copy(size, 1.0f), alone(size, 1.0f);
+        f(kept, with_copy.data());
+        f(rounded, alone.data());
+        EXPECT_EQ(alone, with_copy);
+    };
+    both(m * n, [&](const Tensor& weight, float* to) { linear(rows, weight, {}, Tensor::of(to, {m, n})); });
+    both(m * n, [&](const Tensor& weight, float* to) { linear_rows(rows, weight, Tensor::of(to, {m, n})); });
+    both(m * k, [&](const Tensor& weight, float* to) { linear_backward_input(Tensor::of(copied.data(), {m, n}), weight, Tensor::of(to, {m, k}), true); });
+    both(m * n, [&](const Tensor& weight, float* to) {
+        const bool alone = weight.dtype() == DType::bf16;
+        matmul(false, true, 1.0f, {rows.f32(), m, k, k}, {alone ? nullptr : w.data(), n, k, k, alone ? bits.data() : nullptr}, 1.0f, {to, m, n, n});
+    });
     backend().keep_bf16_copy(w.data(), 0);
     EXPECT_EQ(backend().bf16_copy_of(w.data()), nullptr);
     backend().set_product_precision(ProductPrecision::fp32);
+    EXPECT_THROW(linear(rows, rounded, {}, Tensor::of(y.data(), {m, n})), Error);
+    EXPECT_THROW(linear_rows(rows, rounded, Tensor::of(y.data(), {m, n})), Error);
 }
 
 TEST(DeviceCast, NearestEvenNansAndBack) {

@@ -17,7 +17,7 @@ Dit::Dit(const Config& config, Device device, ops::ProductPrecision precision)
     const std::int64_t w = config.width(), m = config.mlp_width();
     int layer = -1;
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
-        return table_.add({.name = name, .shape = {rows, cols}, .block = layer});
+        return table_.add({.name = name, .shape = {rows, cols}, .block = layer, .reader = nn::Reader::products});
     };
     const auto norm = [&](const std::string& name, std::int64_t width, nn::Init init) {
         return table_.add({.name = name, .shape = {width}, .decay = false, .init = init, .block = layer});

@@ -95,7 +95,7 @@ Tensor Decoder::step(const nn::ParameterStore& weights, std::span<const int> seq
         second.push_back({nullptr, nullptr, s.length});
     }
     const Tensor rows = bring(vlm_.device(), Tensor::of(ids.data(), {n}), embedding_rows_);
-    ops::gather_rows(n, t.hidden, rows.as<std::int32_t>(), weights[vlm_.embedding].f32(), nullptr, hidden_.f32());
+    ops::gather_rows(n, t.hidden, rows.as<std::int32_t>(), weights.numbers(vlm_.embedding).f32(), nullptr, hidden_.f32());
     fill_tables(n, cosine_, sine_, host_cosine_, host_sine_, [&](float* cosine, float* sine) { text_rotation(t, positions, cosine, sine); });
     std::vector<float*> new_keys(sequences.size()), new_values(sequences.size());
     const std::int64_t q_width = t.heads * t.head_dim;

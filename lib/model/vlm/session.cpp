@@ -189,7 +189,7 @@ void Session::embed(const nn::ParameterStore& weights, std::span<const std::int3
         image_rows_.push_back(static_cast<std::int32_t>(i));
     }
     const Tensor source = bring(vlm_.device(), Tensor::of(rows.data(), {n}), embedding_rows_);
-    ops::gather_rows(n, c.text.hidden, source.as<std::int32_t>(), weights[vlm_.embedding].f32(), picture_tokens_.f32(), hidden_.f32());
+    ops::gather_rows(n, c.text.hidden, source.as<std::int32_t>(), weights.numbers(vlm_.embedding).f32(), picture_tokens_.f32(), hidden_.f32());
 }
 
 Tensor Session::extend(const nn::ParameterStore& weights, std::span<const std::int32_t> ids) {

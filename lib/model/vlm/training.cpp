@@ -455,7 +455,7 @@ Tensor TrainingPass::forward(const ParameterStore& weights, std::span<const std:
     }
     image_tokens_at_ = bring(vlm_.device(), list(image_rows_), image_rows_there_);
     const Tensor from = bring(vlm_.device(), list(rows), rows_there_);
-    ops::gather_rows(n, c.text.hidden, from.as<std::int32_t>(), weights[vlm_.embedding].f32(), picture_tokens_.f32(), x.f32());
+    ops::gather_rows(n, c.text.hidden, from.as<std::int32_t>(), weights.numbers(vlm_.embedding).f32(), picture_tokens_.f32(), x.f32());
     forward_text(weights);
     return states_.slice(0, n);
 }

@@ -19,12 +19,12 @@ std::span<const std::string> ignorable(const Vlm& vlm) {
 
 }  // namespace
 
-Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device) {
+Vlm::Vlm(const Config& config, Device device, ops::ProductPrecision precision) : config_(config), device_(device), precision_(precision) {
     const TextConfig& t = config.text;
     const VisionConfig& v = config.vision;
     int part = -1;  // the block of the rows that come
-    const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
-        return table_.add({.name = name, .shape = {rows, cols}, .block = part});
+    const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols, nn::Reader reader = nn::Reader::products) {
+        return table_.add({.name = name, .shape = {rows, cols}, .block = part, .reader = reader});
     };
     const auto vector = [&](const std::string& name, std::int64_t n, nn::Init init) {
         return table_.add({.name = name, .shape = {n}, .decay = false, .init = init, .block = part});
@@ -44,9 +44,11 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
     };
 
     const std::string visual = "model.visual.";
-    patch.weight = table_.add({visual + "patch_embed.proj.weight", {v.hidden, v.channels, v.temporal_patch, v.patch, v.patch}});
+    patch.weight = table_.add({.name = visual + "patch_embed.proj.weight",
+                               .shape = {v.hidden, v.channels, v.temporal_patch, v.patch, v.patch},
+                               .reader = nn::Reader::products});
     patch.bias = vector(visual + "patch_embed.proj.bias", v.hidden, nn::Init::zeros);
-    position_embedding = matrix(visual + "pos_embed.weight", v.positions, v.hidden);
+    position_embedding = matrix(visual + "pos_embed.weight", v.positions, v.hidden, nn::Reader::operations);
     for (std::int64_t i = 0; i < v.depth; ++i) {
         const std::string block = fmt::format("{}blocks.{}.", visual, i);
         part = static_cast<int>(i);
@@ -66,7 +68,7 @@ Vlm::Vlm(const Config& config, Device device) : config_(config), device_(device)
 
     const std::string text = "model.language_model.";
     const std::int64_t q_width = t.heads * t.head_dim, kv_width = t.kv_heads * t.head_dim;
-    embedding = matrix(text + "embed_tokens.weight", t.vocabulary, t.hidden);
+    embedding = matrix(text + "embed_tokens.weight", t.vocabulary, t.hidden, config.tied_head ? nn::Reader::both : nn::Reader::operations);
     for (std::int64_t i = 0; i < t.layers; ++i) {
         const std::string layer = fmt::format("{}layers.{}.", text, i);
         part = static_cast<int>(v.depth + i);

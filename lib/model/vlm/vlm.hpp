@@ -12,6 +12,7 @@
 #include "model/vlm/config.hpp"
 #include "nn/parameters.hpp"
 #include "nn/partition.hpp"
+#include "ops/precision.hpp"
 
 namespace atelier::vlm {
 
@@ -32,10 +33,12 @@ struct Merger {
 /// Qwen3-VL: config and parameter table under transformers' names.
 class Vlm {
   public:
-    /// `device`: where its sessions and passes run, weights must be there.
-    explicit Vlm(const Config& config, Device device = Device::cpu);
+    /// `device`: where its sessions and passes run, weights must be there. `precision`: of a device's products (the backend rounds); on CPUs they
+    /// are in fp32.
+    explicit Vlm(const Config& config, Device device = Device::cpu, ops::ProductPrecision precision = ops::ProductPrecision::fp32);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
+    ops::ProductPrecision precision() const { return precision_; }
     /// Blocks of the table that encoding passes through: vision blocks, then text layers.
     int encoding_blocks() const { return static_cast<int>(config_.vision.depth + config_.text.layers); }
     const nn::ParameterTable& table() const { return table_; }
@@ -51,6 +54,7 @@ class Vlm {
   private:
     Config config_;
     Device device_;
+    ops::ProductPrecision precision_;
     nn::ParameterTable table_;
 };
 

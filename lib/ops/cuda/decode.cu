@@ -109,7 +109,12 @@ void linear_rows(const Tensor& x, const Tensor& weight, const Tensor& y) {
     ATELIER_CHECK(weight.size(1) == k && y.size(0) == rows && y.size(1) == n, "{} times {} into {}", x.shape().str(), weight.shape().str(),
                   y.shape().str());
     const Grid grid{ceil_div(n, warps), ceil_div(rows, row_tile)};
-    const std::uint16_t* copy = product_precision() == ProductPrecision::bf16 ? bf16_copy_of(weight.f32()) : nullptr;
+    const bool rounds = product_precision() == ProductPrecision::bf16;
+    if (weight.dtype() == DType::bf16) {
+        ATELIER_CHECK(rounds && in_fours({k}, {x.f32()}), "rows of {} numbers times weights that are there in bf16 alone", k);
+        return launch(linear_rows_bf16_kernel, grid, warps * warp_size, 0, rows, n, k, x.f32(), static_cast<const std::uint16_t*>(weight.raw()), y.f32());
+    }
+    const std::uint16_t* copy = rounds ? bf16_copy_of(weight.f32()) : nullptr;
     if (copy != nullptr && in_fours({k}, {x.f32(), weight.f32()}))
         launch(linear_rows_bf16_kernel, grid, warps * warp_size, 0, rows, n, k, x.f32(), copy, y.f32());
     else if (in_fours({k}, {x.f32(), weight.f32()}))

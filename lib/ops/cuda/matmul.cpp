@@ -41,9 +41,19 @@ bool fits_bf16(const MatrixView& view) { return view.stride % bf16_alignment == 
 
 std::int64_t padded(std::int64_t columns) { return (columns + bf16_alignment - 1) / bf16_alignment * bf16_alignment; }
 
-/// The matrix in bf16: the kept copy where there is one that a product can take, else rounded into `to`.
+/// The matrix in bf16 where a product can take what is there: its own numbers, or the kept copy. Else null.
+const std::uint16_t* kept_bf16(const MatrixView& view) {
+    if (view.bf16 == nullptr) return fits_bf16(view) ? bf16_copy_of(view.data) : nullptr;
+    ATELIER_CHECK(fits_bf16(view), "rows of {} numbers in bf16 are no operand", view.stride);
+    return view.bf16;
+}
+
+/// Numbers that the matrix takes where it has to be rounded first.
+std::int64_t room_of(const MatrixView& view) { return kept_bf16(view) != nullptr ? 0 : view.rows * padded(view.cols); }
+
+/// The matrix in bf16: what is there, else rounded into `to`.
 Operand in_bf16(const MatrixView& view, std::uint16_t* to) {
-    if (const std::uint16_t* copy = bf16_copy_of(view.data); copy != nullptr && fits_bf16(view)) return {copy, view.stride};
+    if (const std::uint16_t* kept = kept_bf16(view)) return {kept, view.stride};
     to_bf16(view.rows, view.cols, view.data, view.stride, to, padded(view.cols));
     return {to, padded(view.cols)};
 }
@@ -55,11 +65,12 @@ void product(bool bf16, bool ta, bool tb, float alpha, const MatrixView& a, cons
                   a.cols, ta ? "^T" : "", b.rows, b.cols, tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
     Operand x{a.data, a.stride}, y{b.data, b.stride};
+    ATELIER_CHECK(bf16 || (a.bf16 == nullptr && b.bf16 == nullptr), "an operand is there in bf16 alone, products take fp32");
     if (bf16) {
-        auto* bits = static_cast<std::uint16_t*>(
-            scratch(static_cast<std::size_t>(a.rows * padded(a.cols) + b.rows * padded(b.cols)) * sizeof(std::uint16_t)));
+        const std::int64_t room = room_of(a);
+        auto* bits = static_cast<std::uint16_t*>(scratch(static_cast<std::size_t>(room + room_of(b)) * sizeof(std::uint16_t)));
         x = in_bf16(a, bits);
-        y = in_bf16(b, bits + a.rows * padded(a.cols));
+        y = in_bf16(b, bits + room);
     }
     // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T on the same memory.
     run_product({.transpose_a = tb, .transpose_b = ta, .bf16 = bf16, .m = n, .n = m, .k = k, .lda = y.stride, .ldb = x.stride,
@@ -72,6 +83,7 @@ bool rounds() { return precision == ProductPrecision::bf16; }
 
 MatrixView view(const Tensor& t) {
     ATELIER_CHECK(t.shape().rank() == 2, "a matrix was expected, found shape {}", t.shape().str());
+    if (t.dtype() == DType::bf16) return {nullptr, t.size(0), t.size(1), t.size(1), static_cast<const std::uint16_t*>(t.raw())};
     return {t.f32(), t.size(0), t.size(1), t.size(1)};
 }
 
