@@ -118,7 +118,7 @@ class Mpi final : public Communicator {
     void start_gather_shares(std::span<const std::byte> mine, std::span<std::byte> all) override {
         const bool in_fours = mine.size() % 4 == 0;  // MPI counts are ints
         const std::size_t count = in_fours ? mine.size() / 4 : mine.size();
-        const MPI_Datatype type = in_fours ? MPI_FLOAT : MPI_BYTE;
+        MPI_Datatype type = in_fours ? MPI_FLOAT : MPI_BYTE;
         ATELIER_CHECK(all.size() == mine.size() * static_cast<std::size_t>(size_) && count < (std::size_t{1} << 31),
                       "gathering {} bytes of each of {} ranks into {}", mine.size(), size_, all.size());
         ATELIER_CHECK(gather_ == MPI_REQUEST_NULL, "a gather was started before the last one was finished");
