@@ -33,11 +33,9 @@ class Builder final : public nlohmann::json_sax<Json> {
     bool end_object() override { return close(); }
     bool end_array() override { return close(); }
     bool key(string_t& name) override {
-        if (skips_ != Skips::nothing) return true;
-        if (!left_out_.empty() && open_.size() == 1 && name == left_out_) {
-            skips_ = Skips::value;
-            return true;
-        }
+        if (skips_) return true;
+        skips_ = !left_out_.empty() && open_.size() == 1 && name == left_out_;
+        if (skips_) return true;
         const auto [place, is_new] = open_.back()->get_ref<Json::object_t&>().emplace(name, nullptr);
         ATELIER_CHECK_INPUT(is_new, "{} names '{}' twice in one object", place_, name);
         value_ = &place->second;
@@ -57,13 +55,15 @@ class Builder final : public nlohmann::json_sax<Json> {
     }
     template <typename T>
     bool put(T&& value) {
-        if (skipped()) return true;
+        if (skips_) {
+            skips_ = inside_ > 0;
+            return true;
+        }
         place() = std::forward<T>(value);
         return true;
     }
     bool open(Json value) {
-        if (skipped()) {
-            skips_ = Skips::inside;
+        if (skips_) {
             ++inside_;
             return true;
         }
@@ -73,23 +73,17 @@ class Builder final : public nlohmann::json_sax<Json> {
         return true;
     }
     bool close() {
-        if (skips_ == Skips::inside) {
-            if (--inside_ == 0) skips_ = Skips::nothing;
+        if (skips_) {
+            skips_ = --inside_ > 0;
             return true;
         }
         open_.pop_back();
         return true;
     }
-    /// Whether this value is left out; one that has no inside ends that.
-    bool skipped() {
-        if (skips_ == Skips::nothing) return false;
-        if (skips_ == Skips::value) skips_ = Skips::nothing;
-        return true;
-    }
     const std::string& place_;
     std::string_view left_out_;
-    enum class Skips { nothing, value, inside } skips_ = Skips::nothing;  ///< the next value, or what an object or array holds
-    std::int64_t inside_ = 0;                                             ///< how deep
+    bool skips_ = false;       ///< the next value is left out
+    std::int64_t inside_ = 0;  ///< of objects and arrays of one that is
     Json root_;
     std::vector<Json*> open_;  ///< objects and arrays, outermost first; what an open one holds doesn't move
     Json* value_ = nullptr;    ///< of the key that was read last

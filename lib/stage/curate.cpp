@@ -119,8 +119,9 @@ Curated decide(const Context& c, const PromptPool& prompts, const Scores& scores
     const std::size_t k = scores.dimensions.size();
     for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
         std::vector<double> weights(k, 1.0), totals;
+        const auto& own = out.weights[out.category[unit]];
         for (std::size_t d = 0; d < k; ++d)
-            if (const auto& own = out.weights[out.category[unit]]; own.contains(scores.dimensions[d])) weights[d] = own.at(scores.dimensions[d]);
+            if (const auto found = own.find(scores.dimensions[d]); found != own.end()) weights[d] = found->second;
         const auto group = scores.of(unit);
         const auto is_there = present(group);
         for (std::size_t m = 0; m < scores.members; ++m)

@@ -175,14 +175,13 @@ void GroupRollout::reserve(const PromptSource& prompts, StageMemory& memory) {
 
 GroupRollout::Pending GroupRollout::sample(std::size_t unit, Prompt prompt) {
     const auto group = static_cast<std::int64_t>(unit);
-    const auto shared = std::make_shared<const Prompt>(std::move(prompt));
-    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, shared); });
+    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, std::move(prompt)); });
     io::TrajectorySamples& samples = pending.shard.shapes[0];
     timeline_.measure("decode", group, [&] {
         const DeviceTurn mine = turn(group);
         decode_pictures(model_, samples);
     });
-    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), shared.get());
+    const std::vector<const Prompt*> asked(static_cast<std::size_t>(spec_.members), &pending.prompt);
     pending.outcomes =
         timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
     scoring_.add_truth(asked, samples);  // while others judge
@@ -195,8 +194,7 @@ DeviceTurn GroupRollout::turn(std::int64_t group) {
     return timeline_.measure("device wait", group, [&] { return DeviceTurn(device); });
 }
 
-GroupRollout::Pending GroupRollout::draw(std::size_t unit, const std::shared_ptr<const Prompt>& shared) {
-    const Prompt& prompt = *shared;
+GroupRollout::Pending GroupRollout::draw(std::size_t unit, Prompt prompt) {
     const DeviceTurn mine = turn(static_cast<std::int64_t>(unit));
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     const rl::SamplingSpec spec = spec_of(prompt);
@@ -204,13 +202,13 @@ GroupRollout::Pending GroupRollout::draw(std::size_t unit, const std::shared_ptr
         workspace_.build([&](Arena& arena) { return build(pair, spec, arena); });
     Pending pending;
     pending.unit = unit;
-    pending.prompt = shared;
     pending.shard.header = shard_header(context_, stage_, spec_, model_hash_);
     pending.shard.prompts = prompt_table(context_, prompt);
     pending.shard.shapes.push_back(samples_of(
         spec, group.sample(group_keys(context_, prompt, spec_.members)),
         unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
+    pending.prompt = std::move(prompt);
     return pending;
 }
 
@@ -224,7 +222,7 @@ void GroupRollout::publish(Pending group, const std::map<std::string, CategoryWe
 
 void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeights>& weights) {
     io::TrajectorySamples& s = group.shard.shapes[0];
-    const Prompt& prompt = *group.prompt;
+    const Prompt& prompt = group.prompt;
     const std::string& kind = context_.kind(prompt.task);
     std::map<std::string, double> named;
     if (const auto task = weights.find(prompt.task); task != weights.end())

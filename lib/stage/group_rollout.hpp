@@ -49,7 +49,7 @@ class GroupRollout {
   private:
     struct Pending {
         std::size_t unit = 0;
-        std::shared_ptr<const Prompt> prompt;
+        Prompt prompt;
         io::TrajectoryShard shard;
         std::vector<std::future<reward::Outcome>> outcomes;
         bool is_scored() const;
@@ -59,7 +59,7 @@ class GroupRollout {
     rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, Arena& arena) const;
     /// Samples a group, decodes it and hands it over to be scored.
     Pending sample(std::size_t unit, Prompt prompt);
-    Pending draw(std::size_t unit, const std::shared_ptr<const Prompt>& prompt);
+    Pending draw(std::size_t unit, Prompt prompt);
     /// The turn of a group on the device; how long it was waited for is in the timeline.
     DeviceTurn turn(std::int64_t group);
     /// Waits for a group's scores and writes its shard.
