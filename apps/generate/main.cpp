@@ -72,6 +72,7 @@ void run(const Options& o) {
     if (o.output_dir) std::filesystem::create_directories(*o.output_dir);
     pipeline::Placement placement(o.device);
     if (o.device == Device::cuda) placement.precision = ops::ProductPrecision::bf16;
+    placement.weights_change = !o.loras.empty();
     pipeline::Pipeline model(o.model, o.transformer, placement);
     for (const nn::LoraRequest& lora : o.loras)
         nn::merge_lora(nn::load_lora(lora.path, model.dit().table()).store(), model.dit_weights(), lora.scale);

@@ -121,7 +121,7 @@ void check_answers(const NativeJudgeConfig& config, const TemplatesByKind& templ
 class NativeJudge::Engine {
   public:
     Engine(const NativeJudgeConfig& config, TemplatesByKind templates)
-        : config_(config), model_(config.directory, config.device), templates_(std::move(templates)) {
+        : config_(config), model_(config.directory, config.device, config.precision), templates_(std::move(templates)) {
         check_answers(config, templates_);
         for (const auto& [kind, list] : templates_)
             for (const Template& t : list) {

@@ -3,8 +3,7 @@
 #include <algorithm>
 
 #include "core/error.hpp"
-#include "core/arena.hpp"
-#include "nn/parameters.hpp"
+#include "nn/frozen.hpp"
 
 namespace atelier::judge {
 namespace {
@@ -37,10 +36,7 @@ QuestionMaker::QuestionMaker(const std::filesystem::path& directory, Device devi
                         processor_.path.string(), directory.string());
 }
 
-Bytes QuestionMaker::weight_bytes() const {
-    return Workspace::measure([&](Arena& arena) { nn::ParameterStore(vlm_->table(), arena, vlm_->device()); }) +
-           nn::rounded_copy_bytes(vlm_->table(), vlm_->device());
-}
+Bytes QuestionMaker::weight_bytes() const { return nn::frozen_bytes(vlm_->table(), vlm_->device(), vlm_->precision()); }
 
 Question QuestionMaker::make_question(const Conversation& c, const model::VisionInputs* seen) const {
     Question q;

@@ -49,7 +49,7 @@ class QuestionMaker {
     const vlm::Vlm& vlm() const { return *vlm_; }
     const model::Tokenizer& tokenizer() const { return tokenizer_; }
     std::int32_t end_of_turn() const { return end_of_turn_; }
-    /// Of the weights, in fp32, and on a device of the rounded copy beside them.
+    /// Of the weights of a judge that nobody trains.
     Bytes weight_bytes() const;
     const std::filesystem::path& directory() const { return directory_; }
 

@@ -21,15 +21,21 @@ TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const Trained
     : QuestionMaker(directory, device, precision), arena_("judge's weights", 0) {
     if (ranks != nullptr) partition_.emplace(vlm().table(), ranks->size());
     arena_ = Arena::of("judge's weights", [&](Arena& arena) {
-        if (ranks != nullptr)
+        if (ranks != nullptr) {
             sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks, Tensor(), arena, device, precision);
-        else
+            weights_ = nn::ParameterStore(vlm().table(), *sharded_);
+        } else if (parts.lora.rank > 0) {
+            base_ = std::make_unique<nn::FrozenWeights>(vlm().table(), arena, device, precision);
+            weights_ = base_->store();
+        } else {
             weights_ = nn::ParameterStore(vlm().table(), arena, device);
+        }
     });
-    if (ranks != nullptr) {
-        weights_ = nn::ParameterStore(vlm().table(), *sharded_);
+    if (sharded_) {
         vlm::load_shard(vlm(), *partition_, ranks->rank(), directory, sharded_->shard());
         sharded_->refresh();
+    } else if (base_) {
+        vlm::load(vlm(), *base_, directory);
     } else {
         vlm::load(vlm(), weights_, directory);
     }
@@ -48,46 +54,58 @@ TrainedJudge::TrainedJudge(const std::filesystem::path& directory, const Trained
 }
 
 TrainedJudge::~TrainedJudge() {
-    if (vlm().device() != Device::cpu && !sharded_) ops::backend().keep_bf16_copy(weights_.data(), 0);
+    if (vlm().device() != Device::cpu && weights_.residence() == nullptr) ops::backend().keep_bf16_copy(weights_.data(), 0);
 }
 
 Bytes TrainedJudge::weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapter, int ranks) {
+    const Device device = vlm.device();
     const auto self = comm::make_self();
     const nn::Partition partition(vlm.table(), std::max(1, ranks));
-    Bytes bytes = Workspace::measure([&](Arena& arena) {
+    const bool is_flat = ranks == 0 && adapter == nullptr;
+    const Bytes bytes = Workspace::measure([&](Arena& arena) {
         if (ranks > 0)
-            nn::ShardedWeights(partition, *self, Tensor(), arena, vlm.device(), vlm.precision());
+            nn::ShardedWeights(partition, *self, Tensor(), arena, device, vlm.precision());
+        else if (is_flat)
+            nn::ParameterStore(vlm.table(), arena, device);
         else
-            nn::ParameterStore(vlm.table(), arena, vlm.device());
-        if (adapter != nullptr) nn::LoraStore(*adapter, arena, vlm.device());
+            nn::FrozenWeights(vlm.table(), arena, device, vlm.precision());
+        if (adapter != nullptr) nn::LoraStore(*adapter, arena, device);
     });
     // With the rounded copy that products take.
-    if (ranks == 0) bytes += nn::rounded_copy_bytes(vlm.table(), vlm.device());
-    return bytes;
+    return is_flat ? bytes + nn::rounded_copy_bytes(vlm.table(), device) : bytes;
 }
 
-void TrainedJudge::with_numbers(const std::function<void(const nn::ParameterStore&)>& use) const {
+void TrainedJudge::save(const std::filesystem::path& to, bool is_root) const {
+    // In files of 5 GB, as transformers writes them.
+    const nn::StorageFormat format{std::vector<DType>(static_cast<std::size_t>(vlm().table().size()), DType::f32),
+                                   std::uint64_t{5'000'000'000}, {{"format", "pt"}}};
+    const auto save_all = [&](const nn::ParameterStore& weights) {
+        if (is_root)
+            nn::save_weights(weights, to, vlm::weights_stem, format);
+        else
+            nn::attend_saving(weights);
+    };
     if (sharded_)
-        sharded_->with_numbers(use);
-    else
-        use(weights_);
-}
-
-void TrainedJudge::merge() const {
-    if (adapter_) nn::merge_lora(adapter_->copy_to(Device::cpu).store(), weights_);
-}
-
-void save_judge(const nn::ParameterStore& weights, const std::filesystem::path& source, const std::filesystem::path& directory) {
-    for (const auto& entry : std::filesystem::directory_iterator(source)) {
+        sharded_->with_numbers(save_all);
+    else if (!adapter_)
+        save_all(weights_);
+    else if (is_root)
+        save_merged(to, format);
+    if (!is_root) return;
+    for (const auto& entry : std::filesystem::directory_iterator(directory())) {
         const std::string name = entry.path().filename().string();
         const bool kept = name.ends_with(".json") || name.ends_with(".jinja");
         if (kept && name != "manifest.json" && name != "report.json" && name.find(".safetensors") == std::string::npos)
-            std::filesystem::copy_file(entry.path(), directory / name);
+            std::filesystem::copy_file(entry.path(), to / name);
     }
-    // In files of 5 GB, as transformers writes them.
-    const nn::StorageFormat format{std::vector<DType>(static_cast<std::size_t>(weights.table().size()), DType::f32),
-                                   std::uint64_t{5'000'000'000}, {{"format", "pt"}}};
-    nn::save_weights(weights, directory, "model", format);
+}
+
+// What they were before they were rounded, if they were, is in the files alone.
+void TrainedJudge::save_merged(const std::filesystem::path& to, const nn::StorageFormat& format) const {
+    const io::Safetensors stored = vlm::open_weights(directory());
+    std::vector<std::pair<nn::LoraAdapter, float>> adapters;
+    adapters.emplace_back(adapter_->copy_to(Device::cpu), 1.0f);
+    io::write_sharded(to, vlm::weights_stem, nn::merged_tensors(vlm().table(), stored, adapters, format.dtypes), format.shard_bytes, format.metadata);
 }
 
 }  // namespace atelier::judge

@@ -1,12 +1,12 @@
 #pragma once
 
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "judge/question_maker.hpp"
+#include "nn/frozen.hpp"
 #include "nn/lora_file.hpp"
 #include "nn/sharded.hpp"
 
@@ -37,29 +37,27 @@ class TrainedJudge : public QuestionMaker {
     const nn::ParameterStore& weights() const { return weights_; }
     /// Null: they are all here.
     nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }
-    /// Calls `use` with a store of all numbers as they are, in fp32. Collective where they are cut over ranks.
-    void with_numbers(const std::function<void(const nn::ParameterStore&)>& use) const;
     /// Null: the weights themselves are trained.
     const nn::LoraAdapter* adapter() const { return adapter_ ? &*adapter_ : nullptr; }
     /// Whether a row of what is trained is frozen.
     const std::vector<bool>& frozen() const { return frozen_; }
-    /// Adds the adapter to the weights. The last thing that is done with both.
-    void merge() const;
+    /// Writes a judge's directory: weights in fp32, the adapter added to them, and the other files of the one that it is from. The root writes;
+    /// collective where weights are cut over ranks.
+    void save(const std::filesystem::path& directory, bool is_root) const;
 
     /// Of weights cut over so many ranks (0: not cut) and of the adapter, where the model runs, without making any.
     static Bytes weight_bytes(const vlm::Vlm& vlm, const nn::LoraTable* adapter, int ranks);
 
   private:
+    void save_merged(const std::filesystem::path& directory, const nn::StorageFormat& format) const;
     std::optional<nn::Partition> partition_;
+    // Behind the weights; none: they are a flat vector.
     std::unique_ptr<nn::ShardedWeights> sharded_;
+    std::unique_ptr<nn::FrozenWeights> base_;
     Arena arena_;
     std::optional<nn::LoraAdapter> adapter_;
     nn::ParameterStore weights_;
     std::vector<bool> frozen_;
 };
-
-/// Writes a judge's directory under `directory`: weights in fp32, and the other files of `source`. Where blocks are gathered every
-/// other rank calls nn::attend_saving() meanwhile.
-void save_judge(const nn::ParameterStore& weights, const std::filesystem::path& source, const std::filesystem::path& directory);
 
 }  // namespace atelier::judge

@@ -5,21 +5,22 @@
 
 namespace atelier::nn {
 
-BlockWindow::BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device, bool rounds)
+BlockWindow::BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device, DType dtype)
     : partition_(&partition), blocks_(blocks), after_last_(after_last) {
-    const ParameterTable& table = partition.table();
-    const auto is_there = [&](int row) {
-        const ParameterSpec& spec = table.spec(row);
-        return spec.block < 0 || (spec.block < blocks && !table.is_operand(row));
-    };
-    if (rounds)
-        rounded_.emplace(table, is_there, arena, device);
-    else
-        resident_.emplace(partition, arena, device);
     std::int64_t largest = 0;
     for (const Partition::Segment& s : partition.segments())
         if (s.block >= 0 && s.block < blocks) largest = std::max(largest, s.share * partition.ranks());
-    for (Slot& slot : slots_) slot.memory = arena.take(rounds ? DType::bf16 : DType::f32, {largest}, device);
+    for (Slot& slot : slots_) slot.memory = arena.take(dtype, {largest}, device);
+}
+
+bool BlockWindow::comes(int row) const {
+    const int block = partition_->table().spec(row).block;
+    return block >= 0 && block < blocks_ && !(rounds() && !partition_->table().is_operand(row));
+}
+
+void BlockWindow::hold_rows(Arena& arena, Device device) {
+    const ParameterTable& table = partition_->table();
+    rows_.emplace(table, [&](int row) { return table.spec(row).block < blocks_ && !comes(row); }, arena, device, rounds());
 }
 
 void BlockWindow::settle() {
@@ -31,15 +32,6 @@ Tensor BlockWindow::forget() {
     for (Slot& slot : slots_) slot.block = -1;
     used_ = previous_ = -1;
     return slots_[0].memory;
-}
-
-void BlockWindow::bring_resident() {
-    forget();
-    for (std::size_t i = 0; i < resident_->memory().size(); ++i) {
-        if (resident_->memory()[i].empty()) continue;
-        start(partition_->segments()[i], resident_->memory()[i]);
-        finish();
-    }
 }
 
 BlockWindow::Slot* BlockWindow::find(int block) {
@@ -90,18 +82,16 @@ void BlockWindow::check_use(int index) const {
 
 Tensor BlockWindow::row(int index) {
     check_use(index);
+    if (!comes(index)) return rows_ ? rows_->as_read(index) : resident_->row(index);
     const ParameterSpec& spec = partition_->table().spec(index);
-    if (rounded_)
-        if (const Tensor held = rounded_->as_read(index); !held.empty()) return held;
-    if (spec.block < 0) return resident_->row(index);
     const std::int64_t at = partition_->table().offset(index) - partition_->of_block(spec.block).begin;
     return find(spec.block)->memory.slice(at, at + spec.shape.elements()).reshaped(spec.shape);
 }
 
 Tensor BlockWindow::numbers(int index) {
-    if (!rounded_) return row(index);
+    if (!rounds()) return row(index);
     check_use(index);
-    return rounded_->numbers(index);
+    return rows_->numbers(index);
 }
 
 }  // namespace atelier::nn

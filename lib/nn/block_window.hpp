@@ -3,8 +3,8 @@
 #include <optional>
 
 #include "core/arena.hpp"
+#include "nn/device_rows.hpp"
 #include "nn/partition.hpp"
-#include "nn/rounded_rows.hpp"
 
 namespace atelier::nn {
 
@@ -19,23 +19,27 @@ class BlockWindow : public Residence {
     BlockWindow& operator=(const BlockWindow&) = delete;
     const Partition& partition() const { return *partition_; }
     /// Whether what products take is bf16 here.
-    bool rounds() const { return rounded_.has_value(); }
+    bool rounds() const { return dtype() == DType::bf16; }
     Tensor row(int index) final;
     Tensor numbers(int index) final;
     void acquire(int block) final;
     void release(int block) final;
 
   protected:
-    /// Takes two blocks of memory, and that of the rows of no block, from the arena. Blocks from `blocks` on are never asked for.
-    BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device, bool rounds);
+    /// Takes two blocks of memory of `dtype` from the arena. Blocks from `blocks` on are never asked for.
+    BlockWindow(const Partition& partition, int blocks, AfterLast after_last, Arena& arena, Device device, DType dtype);
+    /// Of blocks.
+    DType dtype() const { return slots_[0].memory.dtype(); }
+    /// Whether the row comes with its block.
+    bool comes(int row) const;
     /// Waits for what is under way.
     void settle();
     /// After the numbers changed: nothing that came before holds. Gives memory that may be used until the next block is acquired.
     Tensor forget();
-    /// The same, and brings what is there all the time where it doesn't round.
-    void bring_resident();
-    /// That where it does.
-    const RoundedRows& rounded() const { return *rounded_; }
+    // What is there all the time, in one of them, whose memory a subclass takes.
+    void hold_rows(Arena& arena, Device device);
+    std::optional<DeviceRows> rows_;
+    std::optional<ResidentRows> resident_;
 
   private:
     /// Brings all numbers of a segment; finish() waits for them, before the next start().
@@ -52,9 +56,6 @@ class BlockWindow : public Residence {
     const Partition* partition_;
     int blocks_;
     AfterLast after_last_;
-    // One of them.
-    std::optional<ResidentRows> resident_;
-    std::optional<RoundedRows> rounded_;
     Slot slots_[2];
     bool is_under_way_ = false;
     int used_ = -1, previous_ = -1;  ///< blocks

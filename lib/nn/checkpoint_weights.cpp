@@ -39,17 +39,22 @@ void check_finite(const io::Safetensors& file, const io::StoredTensor& stored, s
         ATELIER_CHECK_INPUT(std::isfinite(v[k]), "{}: tensor {} holds {} at element {}", file.path().string(), stored.name, v[k], first + k);
 }
 
+// Numbers that are widened on a device at a time: 512 KiB of bf16, less than a small model's buffers take later.
+constexpr std::int64_t widened_numbers = 1 << 18;
+
 }  // namespace
 
 NumbersLoader::NumbersLoader(const io::Safetensors& file, Device device)
     : file_(file) {
     const auto is_narrow = [](const auto& entry) { return entry.second.dtype == DType::bf16; };
-    if (device != Device::cpu && std::any_of(file.tensors().begin(), file.tensors().end(), is_narrow)) room_ = Numbers(room_numbers / 2, device);
+    if (device != Device::cpu && std::any_of(file.tensors().begin(), file.tensors().end(), is_narrow)) room_ = Numbers(widened_numbers / 2, device);
 }
 
 void NumbersLoader::load(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
     const std::int64_t count = to.elements();
-    if (to.device() == Device::cpu) {
+    if (to.dtype() == DType::bf16) {
+        load_rounded(stored, first, to);
+    } else if (to.device() == Device::cpu) {
         io::to_f32(stored, first, count, to.f32());
         check_finite(file_, stored, first, count, to.f32());
     } else {
@@ -67,8 +72,8 @@ void NumbersLoader::to_device(const io::StoredTensor& stored, std::int64_t first
     } else if (stored.dtype == DType::bf16) {
         // In the file's width over the bus; widened there, in rows, so that the grid has many blocks.
         constexpr std::int64_t width = 4096;
-        for (std::int64_t at = 0; at < count; at += room_numbers) {
-            const std::int64_t n = std::min(room_numbers, count - at), whole = n / width;
+        for (std::int64_t at = 0; at < count; at += widened_numbers) {
+            const std::int64_t n = std::min(widened_numbers, count - at), whole = n / width;
             auto* bits = static_cast<std::uint16_t*>(room_.tensor().raw());
             memory.to_device(bits, stored.data + (first + at) * 2, static_cast<std::size_t>(n) * 2);
             float* out = to.f32() + at;
@@ -86,6 +91,23 @@ void NumbersLoader::to_device(const io::StoredTensor& stored, std::int64_t first
     check_finite(file_, stored, first, count, host.data());
 }
 
+void NumbersLoader::load_rounded(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
+    const Tensor flat = to.reshaped({to.elements()});
+    const bool is_here = to.device() == Device::cpu;
+    std::vector<std::uint16_t> staged(is_here ? 0 : static_cast<std::size_t>(std::min(room_numbers, to.elements())));
+    for (std::int64_t at = 0; at < to.elements(); at += room_numbers) {
+        const std::int64_t count = std::min(room_numbers, to.elements() - at);
+        std::uint16_t* bits = is_here ? static_cast<std::uint16_t*>(to.raw()) + at : staged.data();
+        parallel_for(count, 1 << 15, [&](std::int64_t begin, std::int64_t end) {
+            std::vector<float> values(static_cast<std::size_t>(end - begin));
+            io::to_f32(stored, first + at + begin, end - begin, values.data());
+            check_finite(file_, stored, first + at + begin, end - begin, values.data());
+            for (std::int64_t i = begin; i < end; ++i) bits[i] = f32_to_bf16(values[static_cast<std::size_t>(i - begin)]);
+        });
+        if (!is_here) transfer(Tensor(bits, DType::bf16, {count}), flat.slice(at, at + count));
+    }
+}
+
 void load_weights(const ParameterStore& store, const io::Safetensors& file, std::span<const std::string> ignorable) {
     const ParameterTable& table = store.table();
     check_weights(table, file, ignorable);
@@ -95,6 +117,15 @@ void load_weights(const ParameterStore& store, const io::Safetensors& file, std:
         for (std::int64_t i = begin; i < end; ++i)
             loader.load(file.at(table.spec(static_cast<int>(i)).name), 0, store[static_cast<int>(i)]);
     });
+}
+
+void load_weights(const DeviceRows& rows, const io::Safetensors& file, std::span<const std::string> ignorable) {
+    const ParameterTable& table = rows.table();
+    check_weights(table, file, ignorable);
+    const NumbersLoader loader(file, rows.device());
+    for (int row = 0; row < table.size(); ++row)
+        if (const Tensor to = rows.fp32(row).empty() ? rows.bf16(row) : rows.fp32(row); !to.empty()) loader.load(file.at(table.spec(row).name), 0, to);
+    rows.round_both();
 }
 
 bool StorageFormat::is_exact() const {

@@ -10,6 +10,7 @@
 
 #include "core/numbers.hpp"
 #include "io/safetensors.hpp"
+#include "nn/device_rows.hpp"
 #include "nn/parameters.hpp"
 
 namespace atelier::nn {
@@ -26,19 +27,22 @@ void check_weights(const ParameterTable& table, const io::Safetensors& file, std
 /// of the file leave this process's memory as they are read.
 void load_weights(const ParameterStore& store, const io::Safetensors& file,
                   std::span<const std::string> ignorable = {});
+/// The same, for the rows that are held, as they are.
+void load_weights(const DeviceRows& rows, const io::Safetensors& file, std::span<const std::string> ignorable = {});
 
-/// Numbers of a checkpoint on their way to where they are used; NaN and infinity are Error(input). To a device they go in the file's own
-/// width, through pinned memory.
+/// Numbers of a checkpoint on their way to where they are used; NaN and infinity are Error(input). To a device they go in the narrower of the
+/// file's width and their own there, through pinned memory.
 class NumbersLoader {
   public:
     /// Takes a buffer of the device's memory for what is stored as bf16.
     NumbersLoader(const io::Safetensors& file, Device device);
-    /// Elements [first, first + to.elements()) of a tensor.
+    /// Elements [first, first + to.elements()) of a tensor, to fp32, or rounded to bf16 here.
     void load(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
 
   private:
-    static constexpr std::int64_t room_numbers = 1 << 22;  ///< at a time, as bf16
+    static constexpr std::int64_t room_numbers = 1 << 22;  ///< rounded for a device at a time
     void to_device(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
+    void load_rounded(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
     const io::Safetensors& file_;
     Numbers room_;
 };

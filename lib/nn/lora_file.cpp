@@ -88,6 +88,23 @@ LoraRequest parse_lora_request(const std::string& text) {
     return {text.substr(0, colon), scale};
 }
 
+std::vector<io::TensorToWrite> merged_tensors(const ParameterTable& model, const io::Safetensors& stored,
+                                              const std::vector<std::pair<LoraAdapter, float>>& adapters, const std::vector<DType>& dtypes) {
+    std::vector<io::TensorToWrite> tensors;
+    for (int row = 0; row < model.size(); ++row) {
+        const io::StoredTensor& t = stored.at(model.spec(row).name);
+        io::TensorToWrite out{t.name, Tensor(nullptr, DType::f32, t.shape), dtypes[static_cast<std::size_t>(row)]};
+        out.make = [&adapters, &t, row](float* values) {
+            io::to_f32(t, values);
+            io::release_pages(t);
+            for (const auto& [adapter, scale] : adapters)
+                if (adapter.store().adapts(row)) merge_lora(adapter.store(), row, scale, values);
+        };
+        tensors.push_back(std::move(out));
+    }
+    return tensors;
+}
+
 std::vector<std::string> save_lora(const LoraStore& adapter, const fs::path& directory, LoraLayout layout) {
     const Json settings = settings_of(adapter.table());
     const std::string prefix(layout == LoraLayout::peft ? peft_prefix : pipeline_prefix);

@@ -3,8 +3,10 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "io/safetensors.hpp"
 #include "nn/lora.hpp"
 #include "nn/lora_listing.hpp"
 
@@ -44,6 +46,11 @@ struct LoraRequest {
 };
 /// Throws Error(usage) for another scale than a number, Error(input) where there is no such file or directory.
 LoraRequest parse_lora_request(const std::string& text);
+
+/// Tensors of a checkpoint with adapters, times their scales, added to them, made as they are written, each in the dtype of its row. All must outlive
+/// them.
+std::vector<io::TensorToWrite> merged_tensors(const ParameterTable& model, const io::Safetensors& stored,
+                                              const std::vector<std::pair<LoraAdapter, float>>& adapters, const std::vector<DType>& dtypes);
 
 /// Writes the adapter's files into a directory, fp32. Returns their names. Not atomic.
 std::vector<std::string> save_lora(const LoraStore& adapter, const std::filesystem::path& directory, LoraLayout layout);

@@ -63,20 +63,22 @@ class ParameterTable {
 
 class LoraStore;
 
-/// The numbers of a store of which not all blocks are in memory all the time (sharded training). Calls are collective: every rank
-/// makes the same ones in the same order.
+/// The numbers of a store that is no flat vector: not all blocks are in memory all the time (sharded training, where calls are collective: every
+/// rank makes the same ones in the same order), or rows are in bf16.
 class Residence {
   public:
     virtual ~Residence() = default;
     /// Where rows are.
     virtual Device device() const = 0;
-    /// A row as products take it: in bf16 where that is kept (nn/rounded_rows.hpp), else in fp32. Throws Error(internal) for a block that
+    /// A row as products take it: in bf16 where that is kept (nn/device_rows.hpp), else in fp32. Throws Error(internal) for a block that
     /// isn't acquired.
     virtual Tensor row(int index) = 0;
     /// A row in fp32. Throws Error(internal) too where there is none.
     virtual Tensor numbers(int index) { return row(index); }
     virtual void acquire(int block) = 0;
     virtual void release(int block) = 0;
+    /// Whether rows stay where they are.
+    virtual bool is_fixed() const { return false; }
 };
 
 /// A flat fp32 vector laid out by a table: weights, or gradients, or an optimizer moment. A view: copies show the same numbers.
@@ -105,8 +107,11 @@ class ParameterStore {
     bool has_values() const { return !flat_.empty() || residence_ != nullptr; }
     /// Where its numbers are.
     Device device() const { return residence_ != nullptr ? residence_->device() : flat_.device(); }
-    /// Null: everything is in memory.
+    /// Null: everything is in memory, in fp32.
     Residence* residence() const { return residence_; }
+    /// Whether its numbers stay where they are; then `place` says which they are.
+    bool is_fixed() const { return residence_ == nullptr || residence_->is_fixed(); }
+    const void* place() const { return residence_ != nullptr ? static_cast<const void*>(residence_) : flat_.raw(); }
     /// Around every use of a block's rows.
     void acquire(std::int64_t block) const {
         if (residence_ != nullptr) residence_->acquire(static_cast<int>(block));

@@ -25,6 +25,29 @@ namespace {
 // Numbers of the mean that are made at a time: 16 MiB, and as much of a checkpoint.
 constexpr std::int64_t mean_numbers = 1 << 22;
 
+/// Calls put(piece, its first number that is meant, the mean in host memory), piece by piece of a rank's shard.
+template <typename Put>
+void each_mean(const Partition& partition, int rank, std::span<const io::Safetensors> files, Put put) {
+    std::vector<NumbersLoader> loaders;
+    for (const io::Safetensors& file : files) {
+        check_weights(partition.table(), file);
+        loaders.emplace_back(file, Device::cpu);
+    }
+    const float share = 1.0f / static_cast<float>(files.size());
+    const Numbers one(std::min(mean_numbers, partition.shard_size())), mean(one.size());
+    for (const Partition::Piece& p : partition.pieces(rank))
+        for (std::int64_t at = 0; at < p.count; at += mean_numbers) {
+            const std::int64_t count = std::min(mean_numbers, p.count - at);
+            for (std::size_t f = 0; f < files.size(); ++f) {
+                loaders[f].load(files[f].at(partition.table().spec(p.row).name), p.first + at, one.tensor().slice(0, count));
+                parallel_for(count, 1 << 15, [&](std::int64_t begin, std::int64_t end) {
+                    for (std::int64_t i = begin; i < end; ++i) mean.data()[i] = (f == 0 ? 0.0f : mean.data()[i]) + share * one.data()[i];
+                });
+            }
+            put(p, at, mean.tensor().slice(0, count));
+        }
+}
+
 }  // namespace
 
 std::size_t mean_bytes(const Partition& partition) {
@@ -32,32 +55,25 @@ std::size_t mean_bytes(const Partition& partition) {
 }
 
 void load_mean(const Partition& partition, int rank, std::span<const io::Safetensors> files, const Tensor& shard) {
-    std::vector<NumbersLoader> loaders;
-    for (const io::Safetensors& file : files) {
-        check_weights(partition.table(), file);
-        loaders.emplace_back(file, Device::cpu);
-    }
-    const std::int64_t room = std::min(mean_numbers, partition.shard_size());
-    const Numbers mean(room), one(room);
-    const float share = 1.0f / static_cast<float>(files.size());
-    for (const Partition::Piece& p : partition.pieces(rank))
-        for (std::int64_t at = 0; at < p.count; at += room) {
-            const std::int64_t count = std::min(room, p.count - at);
-            for (std::size_t f = 0; f < files.size(); ++f) {
-                loaders[f].load(files[f].at(partition.table().spec(p.row).name), p.first + at, one.tensor().slice(0, count));
-                parallel_for(count, 1 << 15, [&](std::int64_t begin, std::int64_t end) {
-                    for (std::int64_t i = begin; i < end; ++i) mean.data()[i] = (f == 0 ? 0.0f : mean.data()[i]) + share * one.data()[i];
-                });
-            }
-            transfer(mean.tensor().slice(0, count), shard.slice(p.local + at, p.local + at + count));
-        }
+    each_mean(partition, rank, files, [&](const Partition::Piece& p, std::int64_t at, const Tensor& mean) {
+        transfer(mean, shard.slice(p.local + at, p.local + at + mean.elements()));
+    });
+}
+
+void load_mean(const ParameterTable& table, std::span<const io::Safetensors> files, const FrozenWeights& weights) {
+    each_mean(Partition(table, 1), 0, files, [&](const Partition::Piece& p, std::int64_t at, const Tensor& mean) { weights.put(p.row, p.first + at, mean); });
 }
 
 ShardedWeights::ShardedWeights(const Partition& partition, comm::Communicator& world, const Tensor& shard, Arena& arena, Device device,
                                ops::ProductPrecision precision)
-    : BlockWindow(partition, partition.table().blocks(), AfterLast::before, arena, device, keeps_bf16(device, precision)),
+    : BlockWindow(partition, partition.table().blocks(), AfterLast::before, arena, device,
+                  keeps_bf16(device, precision) ? DType::bf16 : DType::f32),
       world_(&world),
       shard_(shard) {
+    if (rounds())
+        hold_rows(arena, device);
+    else
+        resident_.emplace(partition, arena, device);
     if (shard.empty()) shard_ = arena.take_f32({partition.shard_size()}, device);
 }
 
@@ -95,11 +111,9 @@ void ShardedWeights::start(const Partition::Segment& s, const Tensor& to) {
 
 namespace {
 
-/// A run of a row in what a rank sends of some rows, and in its shard.
-struct Packed {
-    int row = 0;
-    std::int64_t first = 0, count = 0;  ///< numbers of the row
-    std::int64_t local = 0, at = 0;     ///< place in the rank's shard, and among what it sends
+/// A run of a row in a rank's shard, and its place among what the rank sends of some rows.
+struct Packed : Partition::Piece {
+    std::int64_t at = 0;
 };
 
 /// What each rank has of the rows that `is_asked` names, in their order, each run at a multiple of the table's alignment.
@@ -110,7 +124,7 @@ std::vector<std::vector<Packed>> pack(const Partition& partition, const std::fun
         std::int64_t end = 0;
         for (const Partition::Piece& p : partition.pieces(rank)) {
             if (!is_asked(p.row)) continue;
-            all[static_cast<std::size_t>(rank)].push_back({p.row, p.first, p.count, p.local, end});
+            all[static_cast<std::size_t>(rank)].push_back({p, end});
             end += (p.count + ParameterTable::alignment - 1) / ParameterTable::alignment * ParameterTable::alignment;
         }
         longest = std::max(longest, end);
@@ -130,10 +144,10 @@ void each_within(const std::vector<Packed>& runs, std::int64_t begin, std::int64
 }  // namespace
 
 // Rows of all segments at once, each rank's runs of them packed, piece by piece through `room`.
-void ShardedWeights::bring(const RoundedRows& rows, const Tensor& room) {
+void ShardedWeights::bring_rows(const Tensor& room) {
     const int ranks = partition().ranks();
     for (const bool halves : {true, false}) {
-        const auto held = [&](int row) { return halves ? (rows.fp32(row).empty() ? rows.bf16(row) : Tensor()) : rows.fp32(row); };
+        const auto held = [&](int row) { return halves ? (rows_->fp32(row).empty() ? rows_->bf16(row) : Tensor()) : rows_->fp32(row); };
         std::int64_t longest = 0;
         const auto packed = pack(partition(), [&](int row) { return !held(row).empty(); }, longest);
         const DType dtype = halves ? DType::bf16 : DType::f32;
@@ -161,12 +175,17 @@ void ShardedWeights::bring(const RoundedRows& rows, const Tensor& room) {
                 });
         }
     }
+    rows_->round_both();
 }
 
 void ShardedWeights::refresh() {
-    if (!rounds()) return bring_resident();
-    bring(rounded(), forget());
-    rounded().round_both();
+    const Tensor room = forget();
+    if (rounds()) return bring_rows(room);
+    for (std::size_t i = 0; i < resident_->memory().size(); ++i) {
+        if (resident_->memory()[i].empty()) continue;
+        start(partition().segments()[i], resident_->memory()[i]);
+        finish();
+    }
 }
 
 void ShardedWeights::with_numbers(const std::function<void(const ParameterStore&)>& use) {

@@ -4,6 +4,7 @@
 #include "io/safetensors.hpp"
 #include "nn/block_window.hpp"
 #include "nn/checkpoint_weights.hpp"
+#include "nn/frozen.hpp"
 
 // Flat vectors cut over ranks (nn/partition.hpp; ZeRO: Rajbhandari et al., arXiv 1910.02054).
 namespace atelier::nn {
@@ -16,6 +17,8 @@ void load_shard(const Partition& partition, int rank, const io::Safetensors& fil
 /// Gives a rank's shard, wherever it lies, the mean of checkpoints: fp32 sums in their order, made in host memory piece by piece, so that
 /// it has the same bits wherever the shard is and however it is cut. Errors as load_weights.
 void load_mean(const Partition& partition, int rank, std::span<const io::Safetensors> files, const Tensor& shard);
+/// The same of all numbers, of weights that nobody trains.
+void load_mean(const ParameterTable& table, std::span<const io::Safetensors> files, const FrozenWeights& weights);
 /// Bytes of host memory that it takes.
 std::size_t mean_bytes(const Partition& partition);
 
@@ -39,7 +42,7 @@ class ShardedWeights final : public BlockWindow {
   private:
     void start(const Partition::Segment& segment, const Tensor& to) override;
     void finish() override { world_->finish_gather(); }
-    void bring(const RoundedRows& rows, const Tensor& room);
+    void bring_rows(const Tensor& room);
     comm::Communicator* world_;
     Tensor shard_;
 };

@@ -45,21 +45,7 @@ void export_pipeline(const ExportRequest& r) {
     if (is_adapter) adapters.emplace_back(nn::load_lora(r.transformer / nn::lora_file_name, dit.table()), 1.0f);
     for (const nn::LoraRequest& lora : r.loras) adapters.emplace_back(nn::load_lora(lora.path, dit.table()), lora.scale);
     const nn::StorageFormat format = nn::storage_format(dit.table(), stored, r.dtype, r.shard_bytes);
-    std::vector<io::TensorToWrite> tensors;
-    for (int i = 0; i < dit.table().size(); ++i) {
-        const io::StoredTensor& t = stored.at(dit.table().spec(i).name);
-        io::TensorToWrite out{t.name, Tensor(const_cast<std::byte*>(t.data), t.dtype, t.shape), format.dtypes[static_cast<std::size_t>(i)]};
-        const auto adapts = [i](const auto& adapter) { return adapter.first.store().adapts(i); };
-        if (std::any_of(adapters.begin(), adapters.end(), adapts)) {
-            out.values = Tensor(nullptr, DType::f32, t.shape);
-            out.make = [&adapters, stored = &t, i](float* values) {
-                io::to_f32(*stored, values);
-                for (const auto& [adapter, scale] : adapters)
-                    if (adapter.store().adapts(i)) nn::merge_lora(adapter.store(), i, scale, values);
-            };
-        }
-        tensors.push_back(std::move(out));
-    }
+    const auto tensors = nn::merged_tensors(dit.table(), stored, adapters, format.dtypes);
     io::publish_directory(r.output, [&](const fs::path& temporary) {
         take_components(r.model, temporary, r.copies);
         io::make_directories(temporary / transformer_name);

@@ -66,7 +66,7 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const
     const Device device = placement.device;
     if (device == Device::cuda) ops::load_backend().set_product_precision(placement.precision);
     dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, placement.precision);
-    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device);
+    vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device, placement.precision);
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
                         "{}: the text encoder gives states of width {}, the transformer takes context_in_dim {}",
@@ -83,22 +83,29 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const
     if (streams) streamed_partition_ = std::make_unique<nn::Partition>(vlm_->table(), 1);
     const auto stores = [&](Arena& arena) {
         if (ranks_ != nullptr) {
-            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks_, Tensor(), arena, dit_->device(), dit_->precision());
+            sharded_ = std::make_unique<nn::ShardedWeights>(*partition_, *ranks_, Tensor(), arena, device, placement.precision);
             dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), *sharded_);
+        } else if (placement.weights_change) {
+            dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, device);
         } else {
-            dit_weights_ = std::make_unique<nn::ParameterStore>(dit_->table(), arena, dit_->device());
+            frozen_dit_ = std::make_unique<nn::FrozenWeights>(dit_->table(), arena, device, placement.precision);
+            dit_weights_ = std::make_unique<nn::ParameterStore>(frozen_dit_->store());
         }
-        vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), arena, streams ? Device::cpu : device);
-        if (streams) streamed_ = std::make_unique<nn::StreamedWeights>(*streamed_partition_, vlm_weights_->flat(), vlm_->encoding_blocks(), arena);
+        if (streams) {
+            streamed_ = std::make_unique<nn::StreamedWeights>(*streamed_partition_, vlm_->encoding_blocks(), arena, placement.precision);
+            vlm_weights_ = std::make_unique<nn::ParameterStore>(vlm_->table(), *streamed_);
+        } else {
+            frozen_vlm_ = std::make_unique<nn::FrozenWeights>(vlm_->table(), arena, device, placement.precision);
+            vlm_weights_ = std::make_unique<nn::ParameterStore>(frozen_vlm_->store());
+        }
         vae_weights_ = std::make_unique<nn::ParameterStore>(vae_->table(), arena, device);
     };
     arena_ = Arena::of("weights", stores);
     load_transformer(transformer_directory_);
-    vlm::load(*vlm_, *vlm_weights_, directory / "text_encoder");
-    if (streamed_) {
-        streamed_->refresh();
-        *vlm_weights_ = nn::ParameterStore(vlm_->table(), *streamed_);
-    }
+    if (streamed_)
+        vlm::load(*vlm_, *streamed_, directory / "text_encoder");
+    else
+        vlm::load(*vlm_, *frozen_vlm_, directory / "text_encoder");
     vae::load(*vae_weights_, directory / "vae");
     codec_ = std::make_unique<vae::Codec>(*vae_, *vae_weights_);
 }
@@ -112,8 +119,10 @@ void Pipeline::load_transformer(const fs::path& directory) {
     if (component != loaded_) {
         loaded_.clear();
         if (sharded_) {
-            read_own_weights(component, own_weights());
+            read_shard(component, own_weights());
             weights_were_changed();
+        } else if (frozen_dit_) {
+            read_frozen(component, *frozen_dit_);
         } else {
             dit::load(*dit_weights_, component);
             if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
@@ -125,42 +134,45 @@ void Pipeline::load_transformer(const fs::path& directory) {
     transformer_directory_ = directory;
 }
 
-Pipeline::~Pipeline() { forget_copies(); }
-
-void Pipeline::forget_copies() {
-    if (arena_.capacity(Device::cuda) == 0) return;
-    if (!streamed_) ops::backend().keep_bf16_copy(vlm_weights_->data(), 0);
-    if (!sharded_) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
+Pipeline::~Pipeline() {
+    if (keeps_copy()) ops::backend().keep_bf16_copy(dit_weights_->data(), 0);
 }
 
 Bytes Pipeline::weight_bytes() const {
-    Bytes bytes = arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes());
-    if (!streamed_) bytes += nn::rounded_copy_bytes(vlm_->table(), vlm_->device());
-    if (!sharded_) bytes += nn::rounded_copy_bytes(dit_->table(), dit_->device());
-    return bytes;
+    return arena_.bytes() + (adapter_ ? adapter_->bytes() : Bytes()) + (keeps_copy() ? nn::rounded_copy_bytes(dit_->table(), dit_->device()) : Bytes());
 }
 
 Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bool text_encoder_on_host) {
-    const bool streams = text_encoder_on_host && text_encoder.device() != Device::cpu;
-    const Bytes bytes = Workspace::measure([&](Arena& arena) {
-        const nn::ParameterStore weights(text_encoder.table(), arena, streams ? Device::cpu : text_encoder.device());
-        if (streams) nn::StreamedWeights(nn::Partition(text_encoder.table(), 1), weights.flat(), text_encoder.encoding_blocks(), arena);
+    const Device device = text_encoder.device();
+    const bool streams = text_encoder_on_host && device != Device::cpu;
+    return Workspace::measure([&](Arena& arena) {
+        if (streams)
+            nn::StreamedWeights(nn::Partition(text_encoder.table(), 1), text_encoder.encoding_blocks(), arena, text_encoder.precision());
+        else
+            nn::FrozenWeights(text_encoder.table(), arena, device, text_encoder.precision());
         nn::ParameterStore(autoencoder.table(), arena, autoencoder.device());
     });
-    return streams ? bytes : bytes + nn::rounded_copy_bytes(text_encoder.table(), text_encoder.device());
 }
 
 Tensor Pipeline::own_weights() const { return sharded_ ? sharded_->shard() : dit_weights_->flat(); }
 
-void Pipeline::read_own_weights(const fs::path& directory, const Tensor& own) const {
-    nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), own);
-    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own));
+void Pipeline::read_shard(const fs::path& directory, const Tensor& shard) const {
+    nn::load_shard(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), dit::open_weights(directory), shard);
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(shard));
+}
+
+void Pipeline::read_frozen(const fs::path& directory, nn::FrozenWeights& weights) const {
+    weights.load(dit::open_weights(directory));
+    if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(weights.store().flat()));
 }
 
 void Pipeline::load_mean(std::span<const fs::path> directories) {
     std::vector<io::Safetensors> files;
     for (const fs::path& directory : directories) files.push_back(dit::open_weights(directory));
-    nn::load_mean(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), files, own_weights());
+    if (frozen_dit_)
+        nn::load_mean(dit_->table(), files, *frozen_dit_);
+    else
+        nn::load_mean(*partition_, ranks_ == nullptr ? 0 : ranks_->rank(), files, own_weights());
     weights_were_changed();
 }
 
@@ -169,7 +181,7 @@ void Pipeline::weights_were_changed() {
     if (dit_->rounds_operands()) nn::round_to(DType::bf16, numbers(own_weights()));
     if (sharded_)
         sharded_->refresh();
-    else if (dit_->device() == Device::cuda)
+    else if (keeps_copy())
         ops::backend().refresh_bf16_copy(dit_weights_->data());
 }
 

@@ -18,6 +18,7 @@
 #include "model/tokenizer/tokenizer.hpp"
 #include "model/vae/vae.hpp"
 #include "model/vlm/vlm.hpp"
+#include "nn/frozen.hpp"
 #include "nn/lora_file.hpp"
 #include "nn/sharded.hpp"
 #include "nn/streamed.hpp"
@@ -51,11 +52,13 @@ struct Placement {
     comm::Communicator* ranks = nullptr;
     /// As dit::Dit's; on the CPU in bf16 the transformer's weights are rounded as they are read.
     ops::ProductPrecision precision = ops::ProductPrecision::fp32;
+    /// The transformer's weights are trained or merged into: they are a flat vector of fp32 on a device too.
+    bool weights_change = false;
     /// With a device: the text encoder's weights stay in pinned host memory and come block by block (nn/streamed.hpp).
     bool text_encoder_on_host = false;
 };
 
-/// Bytes of the frozen parts' weights where these are, with the device's rounded copy of the text encoder's.
+/// Bytes of the frozen parts' weights where these are.
 Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bool text_encoder_on_host);
 
 /// A diffusers directory of class QwenImage21Pipeline, opened: configs, tokenizer, schedule, and the weights of the frozen
@@ -87,10 +90,11 @@ class Pipeline {
     void set_adapter(nn::LoraAdapter adapter);
     /// Null: all weights are in memory.
     nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }
-    /// The transformer's numbers that this rank holds, where they are: its shard, or all of them.
+    /// The transformer's numbers that this rank holds, where they are: its shard, or all of them. Empty on a device where they don't change.
     Tensor own_weights() const;
-    /// Reads the same numbers of a component directory into `own`, wherever that is.
-    void read_own_weights(const std::filesystem::path& directory, const Tensor& own) const;
+    /// Reads a component directory as this model computes with it: its shard, wherever that lies, or weights that don't change.
+    void read_shard(const std::filesystem::path& directory, const Tensor& shard) const;
+    void read_frozen(const std::filesystem::path& directory, nn::FrozenWeights& weights) const;
     /// Replaces the transformer's weights by the mean of component directories' (nn::load_mean): no second model is in memory. Collective.
     void load_mean(std::span<const std::filesystem::path> directories);
     /// Bytes of host memory that this takes.
@@ -98,8 +102,8 @@ class Pipeline {
     /// sample_sigmas of model_index.json; empty: none.
     const std::vector<double>& sample_sigmas() const { return sample_sigmas_; }
     const ProcessorConfig& processor() const { return processor_; }
-    /// Bytes of all weights in memory (with the device's rounded copies of the transformer's and the text encoder's), and of those that are
-    /// the text encoder's and the autoencoder's.
+    /// Bytes of all weights in memory (with the device's rounded copy beside a transformer that changes), and of those that are the text encoder's and
+    /// the autoencoder's.
     Bytes weight_bytes() const;
     Bytes frozen_bytes() const { return pipeline::frozen_bytes(*vlm_, *vae_, streamed_ != nullptr); }
 
@@ -118,13 +122,13 @@ class Pipeline {
 
     /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
     EncodedPrompt encode(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references);
-    /// To be called when dit_weights() were written to: what follows the weights does so; they are no directory's any more. Collective.
+    /// To be called when own_weights() were written to: what follows the weights does so; they are no directory's any more. Collective.
     void weights_were_changed();
 
   private:
     void drop_adapter();
-    /// The device's rounded copies of weights (ops/backend.hpp) go with them.
-    void forget_copies();
+    /// Whether the device keeps a rounded copy beside the transformer's weights (ops/backend.hpp).
+    bool keeps_copy() const { return dit_->device() != Device::cpu && !sharded_ && !frozen_dit_; }
     /// A session for prompts of this size at least.
     void reserve_session(std::int64_t tokens, std::int64_t patches);
 
@@ -138,11 +142,15 @@ class Pipeline {
     std::unique_ptr<vae::Vae> vae_;
     Arena arena_;
     std::unique_ptr<nn::ParameterStore> dit_weights_, vlm_weights_, vae_weights_;
+    // The transformer's: a flat vector, or one of:
     comm::Communicator* ranks_ = nullptr;
     std::unique_ptr<nn::Partition> partition_;
     std::unique_ptr<nn::ShardedWeights> sharded_;
+    std::unique_ptr<nn::FrozenWeights> frozen_dit_;
+    // The text encoder's, one of:
     std::unique_ptr<nn::Partition> streamed_partition_;
-    std::unique_ptr<nn::StreamedWeights> streamed_;  ///< the text encoder's; null: they are where it runs
+    std::unique_ptr<nn::StreamedWeights> streamed_;
+    std::unique_ptr<nn::FrozenWeights> frozen_vlm_;
     std::unique_ptr<nn::LoraAdapter> adapter_;
     std::filesystem::path loaded_;  ///< component directory that the weights are from; empty: none any more
     std::unique_ptr<vae::Codec> codec_;

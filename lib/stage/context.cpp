@@ -106,11 +106,17 @@ ops::ProductPrecision Context::product_precision() const {
     return ops::ProductPrecision::bf16;
 }
 
-pipeline::Placement Context::placement(comm::Communicator* ranks) const {
+pipeline::Placement Context::placement() const {
     pipeline::Placement p(device());
-    p.ranks = ranks;
     p.precision = product_precision();
     p.text_encoder_on_host = config.text("compute.text_encoder") == "host";
+    return p;
+}
+
+pipeline::Placement Context::training_placement(comm::Communicator* ranks) const {
+    pipeline::Placement p = placement();
+    p.ranks = ranks;
+    p.weights_change = lora().rank == 0;
     return p;
 }
 

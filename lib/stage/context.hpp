@@ -103,8 +103,10 @@ struct Context {
     /// Of the transformer's products. Throws Error(usage) where policies would be stored in more digits than they compute with (on CPUs: a
     /// device keeps a rounded copy beside the weights).
     ops::ProductPrecision product_precision() const;
-    /// Where the models lie and how they compute ([compute]); `ranks`: that the transformer is cut over.
-    pipeline::Placement placement(comm::Communicator* ranks = nullptr) const;
+    /// Where the models lie and how they compute ([compute]).
+    pipeline::Placement placement() const;
+    /// The same where they are trained; `ranks`: that the transformer is cut over (null: it isn't).
+    pipeline::Placement training_placement(comm::Communicator* ranks) const;
     /// How policies and students are stored ([checkpoint]).
     nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };

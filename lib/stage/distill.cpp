@@ -96,7 +96,7 @@ int run_distill(const Context& c) {
     }
     const StudentStart start = student_start(c, round, reads_weights_and_state);
     const TrainingRanks training_ranks(c);
-    pipeline::Pipeline model(c.model(), start.source, c.placement(training_ranks.sharded()));
+    pipeline::Pipeline model(c.model(), start.source, c.training_placement(training_ranks.sharded()));
     load_start(start, model);
     prepare_adapter(c, model);
     const distill::StudentSpec spec = student_spec(c, model.schedule_config());

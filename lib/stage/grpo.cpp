@@ -161,20 +161,26 @@ struct Reference {
     Reference(const pipeline::Pipeline& model, const TrainingRanks& ranks, const std::filesystem::path& directory)
         : arena("base policy", 0) {
         const nn::ShardedWeights* cut = model.sharded_weights();
-        const Device device = model.dit().device();
+        const dit::Dit& dit = model.dit();
         arena = Arena::of("base policy", [&](Arena& taken) {
             if (cut != nullptr) {
-                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), ranks.all(), Tensor(), taken, device, model.dit().precision());
-                weights = nn::ParameterStore(model.dit().table(), *sharded);
+                sharded = std::make_unique<nn::ShardedWeights>(cut->partition(), ranks.all(), Tensor(), taken, dit.device(), dit.precision());
+                weights = nn::ParameterStore(dit.table(), *sharded);
             } else {
-                weights = nn::ParameterStore(model.dit().table(), taken, device);
+                frozen = std::make_unique<nn::FrozenWeights>(dit.table(), taken, dit.device(), dit.precision());
+                weights = frozen->store();
             }
         });
-        model.read_own_weights(directory, cut != nullptr ? sharded->shard() : weights.flat());
-        if (cut != nullptr) sharded->refresh();
+        if (cut == nullptr) {
+            model.read_frozen(directory, *frozen);
+        } else {
+            model.read_shard(directory, sharded->shard());
+            sharded->refresh();
+        }
     }
     Arena arena;
     std::unique_ptr<nn::ShardedWeights> sharded;
+    std::unique_ptr<nn::FrozenWeights> frozen;
     nn::ParameterStore weights;
 };
 
@@ -363,7 +369,7 @@ int run_grpo(const Context& c) {
 
     const auto policy = c.starting_policy(reads_weights_and_state);
     const TrainingRanks ranks(c);
-    pipeline::Pipeline model(c.model(), policy, c.placement(ranks.sharded()));
+    pipeline::Pipeline model(c.model(), policy, c.training_placement(ranks.sharded()));
     prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
     const auto groups = gather_groups(c, rollout, shards, spec);

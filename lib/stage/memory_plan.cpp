@@ -32,7 +32,7 @@ constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens =
 struct ModelFiles {
     ModelFiles(const fs::path& model, Device device, ops::ProductPrecision precision)
         : dit(dit::load_config(model / "transformer" / "config.json"), device, precision),
-          vlm(vlm::load_config(model / "text_encoder" / "config.json"), device),
+          vlm(vlm::load_config(model / "text_encoder" / "config.json"), device, precision),
           vae(vae::load_config(model / "vae" / "config.json"), device),
           schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
         for (const char* name : {"processor", "tokenizer"})
@@ -131,7 +131,7 @@ class Planner {
         hold_model(plan, model, 0);
         GrpoMemory memory;
         memory.has_kl = c_.config.text("grpo.kl") != "none" && c_.config.number("grpo.kl_beta") > 0;
-        if (memory.has_kl && !lora_) memory.base_weights = model.parameters;
+        if (memory.has_kl && !lora_) memory.base_weights = zero_ == 3 ? model.parameters : frozen_transformer();
         memory.trainer = trainer(c_.config.number("grpo.ema") > 0);
         memory.has_snapshots = has_snapshots();
         hold_grpo(plan, model, spec(task, micro_batch), keep(recomputes), memory);
@@ -221,11 +221,12 @@ class Planner {
         const std::string& directory = c_.config.text(c_.config.text("judge.directory").empty() ? "reward_train.start" : "judge.directory");
         if (!judges_here() || directory.empty()) return {};
         if (!judge_bytes_)
-            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory, c_.judge_device()),
+            judge_bytes_ = judge::native_judge_bytes(judge::QuestionMaker(directory, c_.judge_device(), c_.product_precision()),
                                                      native_judge_config(c_, directory, c_.judge_device()), judge_templates(c_.config),
                                                      static_cast<std::size_t>(c_.config.integer("reward.workers")), largest_picture_bytes(c_.config));
         return *judge_bytes_;
     }
+    Bytes frozen_transformer() const { return nn::frozen_bytes(files_.dit.table(), files_.dit.device(), files_.dit.precision()); }
     bool has_snapshots() const { return c_.config.integer("checkpoint.every") > 0; }
 
     TrainerBytes trainer(bool averages) const {
@@ -278,14 +279,17 @@ class Planner {
         m.schedule = files_.schedule;
         m.groups = prompts.groups();
         m.frozen = pipeline::frozen_bytes(files_.vlm, files_.vae, c_.placement().text_encoder_on_host);
-        const auto numbers = static_cast<std::size_t>(files_.dit.table().flat_size());
+        const nn::ParameterTable& table = files_.dit.table();
         const Device device = files_.dit.device();
-        // On a device with the rounded copy that products take.
-        m.parameters = device == Device::cpu ? Bytes(numbers * sizeof(float)) : Bytes(0, numbers * (sizeof(float) + sizeof(std::uint16_t)));
         if (trains && zero_ == 3) {
-            const nn::Partition partition(files_.dit.table(), q_.ranks);
+            const nn::Partition partition(table, q_.ranks);
             const auto self = comm::make_self();
             m.parameters = Workspace::measure([&](Arena& arena) { nn::ShardedWeights(partition, *self, Tensor(), arena, device, files_.dit.precision()); });
+        } else if (trains && !lora_) {
+            // On a device with the rounded copy that products take.
+            m.parameters = Workspace::measure([&](Arena& arena) { nn::ParameterStore(table, arena, device); }) + nn::rounded_copy_bytes(table, device);
+        } else {
+            m.parameters = frozen_transformer();
         }
         if (lora_) m.parameters += Workspace::measure([&](Arena& arena) { nn::LoraStore(*lora_, arena, device); });
         m.text_encoder = Workspace::measure([&](Arena& arena) { vlm::Session(files_.vlm, prompts.tokens(), prompts.patches(), arena); });

@@ -220,13 +220,7 @@ int run_reward_train(const Context& c) {
     publish_together(
         *c.world, product,
         [&](const fs::path& temporary) {
-            model->merge();
-            model->with_numbers([&](const nn::ParameterStore& weights) {
-                if (c.world->is_root())
-                    judge::save_judge(weights, start, temporary);
-                else
-                    nn::attend_saving(weights);
-            });
+            model->save(temporary, c.world->is_root());
             // In a folder of its own: transformers adds an adapter that it finds beside weights to them.
             if (adapter != nullptr && c.world->is_root()) {
                 fs::create_directory(temporary / "adapter");

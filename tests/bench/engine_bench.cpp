@@ -33,6 +33,7 @@ struct Options {
     pipeline::Placement placement() const {
         pipeline::Placement p;
         p.precision = precision();
+        p.weights_change = true;
         return p;
     }
 };

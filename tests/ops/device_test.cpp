@@ -2,6 +2,9 @@
 // rows and many. Each case runs twice on the device and must give the same bits.
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <functional>
 
 #include "core/convert.hpp"
@@ -9,6 +12,8 @@
 #include "flow/guidance.hpp"
 #include "flow/sampler.hpp"
 #include "harness.hpp"
+#include "nn/checkpoint_weights.hpp"
+#include "nn/sharded.hpp"
 #include "nn/streamed.hpp"
 #include "ops/repeated.hpp"
 #include "optim/adamw.hpp"
@@ -530,43 +535,124 @@ TEST(DeviceHostVectors, PiecesComeAndGoInOrder) {
     }
 }
 
+/// Rows of every kind, in blocks and outside: operands, one whose rows don't begin at multiples of 16 bytes, one that is looked up as well, a vector.
+nn::ParameterTable weights_table(int blocks) {
+    nn::ParameterTable table;
+    table.add({.name = "stem", .shape = {3, 16}, .reader = nn::Reader::products});
+    table.add({.name = "embedding", .shape = {5, 8}, .reader = nn::Reader::both});
+    for (int b = 0; b < blocks; ++b) {
+        table.add({.name = fmt::format("block.{}.matrix", b), .shape = {7, 8 * (b + 1)}, .block = b, .reader = nn::Reader::products});
+        table.add({.name = fmt::format("block.{}.narrow", b), .shape = {7, 9 + b}, .block = b, .reader = nn::Reader::products});
+        table.add({.name = fmt::format("block.{}.norm", b), .shape = {9}, .block = b});
+    }
+    table.add({.name = "head", .shape = {2, 3}, .block = blocks, .reader = nn::Reader::products});
+    return table;
+}
+
+/// A checkpoint of such a table, and its numbers.
+class WeightsFile {
+  public:
+    WeightsFile(const nn::ParameterTable& table, DType dtype, float offset) : numbers_(table.flat_size()), store_(table, numbers_.tensor()) {
+        // Not what bf16 can hold, unless it is stored so.
+        for (std::int64_t i = 0; i < numbers_.size(); ++i) numbers_.data()[i] = offset + 0.37f * static_cast<float>(i);
+        nn::round_to(dtype, numbers_.span());
+        std::filesystem::create_directories(directory_);
+        nn::save_weights(store_, directory_, "weights", {std::vector<DType>(static_cast<std::size_t>(table.size()), dtype), 1 << 20, {}});
+        file_.emplace(io::Safetensors::open(directory_ / "weights.safetensors"));
+    }
+    ~WeightsFile() { std::filesystem::remove_all(directory_); }
+    const io::Safetensors& file() const { return *file_; }
+    const nn::ParameterStore& numbers() const { return store_; }
+
+  private:
+    std::filesystem::path directory_ = std::filesystem::temp_directory_path() / fmt::format("atelier-weights-{}-{}", getpid(), reinterpret_cast<std::uintptr_t>(this));
+    atelier::Numbers numbers_;
+    nn::ParameterStore store_;
+    std::optional<io::Safetensors> file_;
+};
+
+/// A row there against numbers in host memory, or what they round to.
+void expect_row(const Tensor& there, const Tensor& expected, bool is_bf16, const std::string& name) {
+    SCOPED_TRACE(name);
+    ASSERT_EQ(there.dtype(), is_bf16 ? DType::bf16 : DType::f32);
+    ASSERT_EQ(there.shape(), expected.shape());
+    std::vector<std::byte> bytes(there.bytes());
+    device_memory().to_host(bytes.data(), there.raw(), bytes.size());
+    for (std::int64_t i = 0; i < expected.elements(); ++i) {
+        float value = 0;
+        if (is_bf16) {
+            std::uint16_t bits = 0;
+            std::memcpy(&bits, bytes.data() + 2 * i, 2);
+            value = bf16_to_f32(bits);
+        } else {
+            std::memcpy(&value, bytes.data() + 4 * i, 4);
+        }
+        ASSERT_EQ(value, is_bf16 ? bf16_to_f32(f32_to_bf16(expected.f32()[i])) : expected.f32()[i]) << i;
+    }
+}
+
+void expect_rows(const nn::ParameterStore& there, const nn::ParameterStore& expected, bool rounds, int block) {
+    const nn::ParameterTable& table = there.table();
+    for (int row = 0; row < table.size(); ++row) {
+        const nn::ParameterSpec& spec = table.spec(row);
+        if (spec.block >= 0 && spec.block != block) continue;
+        expect_row(there[row], expected[row], rounds && table.is_operand(row), spec.name);
+        if (spec.reader != nn::Reader::products) expect_row(there.numbers(row), expected[row], false, spec.name);
+    }
+}
+
 TEST(DeviceStreamedWeights, BlocksComeWhenTheyAreAcquired) {
     if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
-    for (const int blocks : {1, 2, 5}) {
-        nn::ParameterTable table;
-        table.add({"stem", {3, 5}});
-        for (int b = 0; b < blocks; ++b) {
-            table.add({.name = fmt::format("block.{}.matrix", b), .shape = {7, 9 + b}, .block = b});
-            table.add({.name = fmt::format("block.{}.norm", b), .shape = {9}, .block = b});
-        }
-        table.add({"head", {2, 3}});
-        const nn::Partition partition(table, 1);
-        const atelier::Numbers host(table.flat_size());
-        Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(partition, host.tensor(), blocks, plan); }));
-        nn::StreamedWeights weights(partition, host.tensor(), blocks, arena);
-        const nn::ParameterStore store(table, weights);
-        for (const float offset : {1.0f, 1000.0f}) {
-            for (std::int64_t i = 0; i < host.size(); ++i) host.data()[i] = offset + static_cast<float>(i);
-            weights.refresh();
-            const auto check = [&](int row) {
-                const Tensor there = store[row];
-                Floats copy(static_cast<std::size_t>(there.elements()), 0.0f);
-                add(there.f32(), copy.data(), there.elements());
-                device_memory().synchronise();
-                for (std::size_t i = 0; i < copy.size(); ++i)
-                    ASSERT_EQ(copy[i], offset + static_cast<float>(table.offset(row) + static_cast<std::int64_t>(i))) << table.spec(row).name;
-            };
-            std::vector<int> visits;
-            for (int round = 0; round < 2; ++round)
-                for (int b = 0; b < blocks; ++b) visits.push_back(b);
-            for (int b = blocks - 1; b >= 0; --b) visits.push_back(b);
-            for (const int b : visits) {
-                store.acquire(b);
-                for (int row = 0; row < table.size(); ++row)
-                    if (table.spec(row).block == b || table.spec(row).block < 0) check(row);
-                store.release(b);
+    for (const ProductPrecision precision : {ProductPrecision::fp32, ProductPrecision::bf16})
+        for (const int blocks : {1, 2, 5}) {
+            const nn::ParameterTable table = weights_table(blocks);
+            const nn::Partition partition(table, 1);
+            Arena arena("streamed", Workspace::measure([&](Arena& plan) { nn::StreamedWeights(partition, blocks, plan, precision); }));
+            nn::StreamedWeights weights(partition, blocks, arena, precision);
+            const nn::ParameterStore store(table, weights);
+            for (const float offset : {1.0f, 1000.0f}) {
+                const WeightsFile stored(table, DType::f32, offset);
+                weights.load(stored.file());
+                std::vector<int> visits;
+                for (int round = 0; round < 2; ++round)
+                    for (int b = 0; b < blocks; ++b) visits.push_back(b);
+                for (int b = blocks - 1; b >= 0; --b) visits.push_back(b);
+                for (const int b : visits) {
+                    store.acquire(b);
+                    expect_rows(store, stored.numbers(), precision == ProductPrecision::bf16, b);
+                    store.release(b);
+                }
+                EXPECT_THROW(store.at("block.0.norm"), Error) << "a block that isn't acquired";
             }
-            EXPECT_THROW(store.at("block.0.norm"), Error) << "a block that isn't acquired";
+        }
+}
+
+TEST(DeviceFrozenWeights, AsProductsTakeThem) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const nn::ParameterTable table = weights_table(2);
+    for (const ProductPrecision precision : {ProductPrecision::fp32, ProductPrecision::bf16}) {
+        const bool rounds = precision == ProductPrecision::bf16;
+        Arena arena("frozen", nn::frozen_bytes(table, Device::cuda, precision));
+        nn::FrozenWeights weights(table, arena, Device::cuda, precision);
+        const auto check = [&](const nn::ParameterStore& expected) {
+            for (const int block : {0, 1, 2}) expect_rows(weights.store(), expected, rounds, block);
+        };
+        const WeightsFile one(table, DType::f32, 1), two(table, DType::bf16, 100);
+        for (const WeightsFile* stored : {&one, &two}) {
+            weights.load(stored->file());
+            check(stored->numbers());
+        }
+        const std::vector files{one.file(), two.file()};
+        nn::load_mean(table, files, weights);
+        const atelier::Numbers mean(table.flat_size());
+        nn::load_mean(nn::Partition(table, 1), 0, files, mean.tensor());
+        check(nn::ParameterStore(table, mean.tensor()));
+        const nn::ParameterStore store = weights.store();
+        const auto stem = [&] { return store.numbers(table.find("stem")); };
+        if (rounds) {
+            EXPECT_THROW(stem(), Error) << "products alone read it";
+        } else {
+            EXPECT_NO_THROW(stem());
         }
     }
 }

@@ -19,18 +19,22 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// On the device that is tested, or on the CPU where something else is tested.
+/// On the device that is tested, with products there of the precision.
 struct Model {
-    explicit Model(const std::string& name, Device device = testing::test_device())
-        : vlm(load_config(testing::oracle_folder() / "parts" / name / "config.json"), device),
-          weights(workspace.build([&](Arena& arena) { return nn::ParameterStore(vlm.table(), arena, device); })) {
-        load(vlm, weights, testing::oracle_folder() / "parts" / name);
+    explicit Model(const std::string& name, ops::ProductPrecision precision = ops::ProductPrecision::fp32)
+        : vlm(load_config(testing::oracle_folder() / "parts" / name / "config.json"), testing::test_device(), precision),
+          arena("vlm", nn::frozen_bytes(vlm.table(), vlm.device(), precision)),
+          frozen(vlm.table(), arena, vlm.device(), precision),
+          weights(frozen.store()) {
+        load(vlm, frozen, testing::oracle_folder() / "parts" / name);
+        if (vlm.device() != Device::cpu) ops::backend().set_product_precision(precision);
     }
     ~Model() {
-        if (vlm.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), 0);
+        if (vlm.device() != Device::cpu) ops::backend().set_product_precision(ops::ProductPrecision::fp32);
     }
     Vlm vlm;
-    Workspace workspace{"vlm"};
+    Arena arena;
+    nn::FrozenWeights frozen;
     nn::ParameterStore weights;
 };
 
@@ -172,15 +176,13 @@ TEST(vlm_oracle, ShardedBf16Checkpoint) { check_layers("case-vlm-image", "model-
 TEST(vlm_oracle, ProductsInBf16) {
     if (testing::test_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
     const Case c("case-vlm-image");
-    const Model model("model-vlm");
+    const Model model("model-vlm", ops::ProductPrecision::bf16);
     Encoder encoder(model, c.length, c.patches());
     std::int64_t first = 0;
     const auto ids = c.row(0, first);
     const Tensor pixels = Tensor::of(c.pixels.data(), {c.patches(), c.patch_elements});
     const auto run = [&] { return Encoder::fetch(encoder.session->encode(model.weights, ids, pixels, c.grids)); };
-    ops::backend().set_product_precision(ops::ProductPrecision::bf16);
     const auto found = run(), again = run();
-    ops::backend().set_product_precision(ops::ProductPrecision::fp32);
     EXPECT_EQ(again, found);
     const auto all = c.out.floats("hidden_pre_norm");
     double square = 0, error = 0;
@@ -281,12 +283,10 @@ TEST(vlm_oracle, GradientsInBf16) {
     for (const char* name : {"case-vlm-text", "case-vlm-image"}) {
         SCOPED_TRACE(name);
         const Case c(name);
-        const Model model("model-vlm");
         double loss = 0, rounded_loss = 0, again_loss = 0;
-        const Numbers expected = gradients_of(c, model, loss);
-        ops::backend().set_product_precision(ops::ProductPrecision::bf16);
+        const Numbers expected = gradients_of(c, Model("model-vlm"), loss);
+        const Model model("model-vlm", ops::ProductPrecision::bf16);
         const Numbers found = gradients_of(c, model, rounded_loss), again = gradients_of(c, model, again_loss);
-        ops::backend().set_product_precision(ops::ProductPrecision::fp32);
         EXPECT_TRUE(std::equal(found.span().begin(), found.span().end(), again.span().begin())) << "other bits the second time";
         EXPECT_EQ(rounded_loss, again_loss);
         const double layers = static_cast<double>(model.vlm.config().text.layers + model.vlm.config().vision.depth);

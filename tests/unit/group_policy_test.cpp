@@ -39,6 +39,7 @@ struct Store {
 pipeline::Placement placement(ops::ProductPrecision precision) {
     pipeline::Placement p(testing::test_device());
     p.precision = precision;
+    p.weights_change = true;
     return p;
 }
 

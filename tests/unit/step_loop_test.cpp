@@ -150,9 +150,15 @@ struct Case {
     int threads;
 };
 
+pipeline::Placement training_placement() {
+    pipeline::Placement p;
+    p.weights_change = true;
+    return p;
+}
+
 class StepLoop : public ::testing::TestWithParam<Case> {
   protected:
-    StepLoop() : model(testing::oracle_folder() / "pipeline" / "pipeline"), update(model.dit().table()) {
+    StepLoop() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, training_placement()), update(model.dit().table()) {
         void* warm[4];
         backtrace(warm, 4);  // loads what it needs the first time
         set_threads(GetParam().threads);

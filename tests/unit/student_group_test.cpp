@@ -17,8 +17,14 @@ namespace {
 
 using Prompts = std::vector<const pipeline::EncodedPrompt*>;
 
+pipeline::Placement placement() {
+    pipeline::Placement p(testing::test_device());
+    p.weights_change = true;
+    return p;
+}
+
 struct Fixture {
-    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, testing::test_device()) {
+    Fixture() : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, placement()) {
         spec.target = {4, 4};
         spec.schedule = model.schedule(5, spec.target.tokens());
         spec.members = 4;

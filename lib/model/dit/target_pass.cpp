@@ -53,7 +53,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
     load_timesteps(timesteps, modulation_);
     const Tensor in = flat(bring_operand(dit_, latents, latents_there_), rows), out = there(dit_, velocity, velocity_there_);
     // Inference repeats the same work for every step; a mask of keys would come from host memory.
-    if (stream_.keep == Keep::nothing && weights.residence() == nullptr && s.valid == nullptr)
+    if (stream_.keep == Keep::nothing && weights.is_fixed() && s.valid == nullptr)
         recorded(weights, prefix, in, out).run([&] { run(weights, prefix, s, in, out); });
     else
         run(weights, prefix, s, in, out);
@@ -61,7 +61,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
 }
 
 ops::Repeated& TargetPass::recorded(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& in, const Tensor& out) {
-    const Recorded::Work work{weights.data(), weights.lora(), prefix.run_number(), in.raw(), out.raw()};
+    const Recorded::Work work{weights.place(), weights.lora(), prefix.run_number(), in.raw(), out.raw()};
     for (Recorded& r : recorded_)
         if (r.work == work) return r.graph;
     // Two branches of guidance take turns: the one used longer ago goes.

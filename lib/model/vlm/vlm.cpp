@@ -92,13 +92,21 @@ Vlm::Vlm(const Config& config, Device device, ops::ProductPrecision precision) :
     head = config.tied_head ? embedding : matrix("lm_head.weight", t.vocabulary, t.hidden);
 }
 
+io::Safetensors open_weights(const std::filesystem::path& directory) { return io::Safetensors::open_component(directory, weights_stem); }
+
 void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory) {
-    nn::load_weights(weights, io::Safetensors::open_component(directory, "model"), ignorable(vlm));
+    nn::load_weights(weights, open_weights(directory), ignorable(vlm));
     if (weights.device() != Device::cpu) ops::backend().keep_bf16_copy(weights.data(), weights.flat().elements());
 }
 
+void load(const Vlm& vlm, const nn::FrozenWeights& weights, const std::filesystem::path& directory) {
+    weights.load(open_weights(directory), ignorable(vlm));
+}
+
+void load(const Vlm& vlm, nn::StreamedWeights& weights, const std::filesystem::path& directory) { weights.load(open_weights(directory), ignorable(vlm)); }
+
 void load_shard(const Vlm& vlm, const nn::Partition& partition, int rank, const std::filesystem::path& directory, const Tensor& shard) {
-    nn::load_shard(partition, rank, io::Safetensors::open_component(directory, "model"), shard, ignorable(vlm));
+    nn::load_shard(partition, rank, open_weights(directory), shard, ignorable(vlm));
 }
 
 Positions make_positions(const Config& config, std::span<const std::int32_t> ids, std::span<const GridThw> grids) {

@@ -10,8 +10,10 @@
 
 #include "core/arena.hpp"
 #include "model/vlm/config.hpp"
+#include "nn/frozen.hpp"
 #include "nn/parameters.hpp"
 #include "nn/partition.hpp"
+#include "nn/streamed.hpp"
 #include "ops/precision.hpp"
 
 namespace atelier::vlm {
@@ -58,9 +60,17 @@ class Vlm {
     nn::ParameterTable table_;
 };
 
-/// Loads a transformers directory (model.safetensors or its index). A tied head may be stored or not. On a device products take a rounded
-/// copy that is kept beside the weights (ops/backend.hpp).
+/// File name of a transformers directory's weights, without its ending.
+inline constexpr const char* weights_stem = "model";
+
+/// The weights of a transformers directory (model.safetensors or its index), headers checked.
+io::Safetensors open_weights(const std::filesystem::path& directory);
+
+/// Loads a transformers directory. A tied head may be stored or not. On a device products take a rounded
+/// copy that is kept beside weights in a flat vector (ops/backend.hpp).
 void load(const Vlm& vlm, const nn::ParameterStore& weights, const std::filesystem::path& directory);
+void load(const Vlm& vlm, const nn::FrozenWeights& weights, const std::filesystem::path& directory);
+void load(const Vlm& vlm, nn::StreamedWeights& weights, const std::filesystem::path& directory);
 /// A rank's shard of them (nn/sharded.hpp).
 void load_shard(const Vlm& vlm, const nn::Partition& partition, int rank, const std::filesystem::path& directory, const Tensor& shard);
 

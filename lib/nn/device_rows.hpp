@@ -12,14 +12,15 @@ namespace atelier::nn {
 /// Whether a device keeps bf16 of what products take.
 inline bool keeps_bf16(Device device, ops::ProductPrecision precision) { return device != Device::cpu && precision == ops::ProductPrecision::bf16; }
 
-/// Rows in a device's memory as its computation reads them where products round: bf16 of their operands (ParameterTable::is_operand), fp32 of
-/// everything else, both of what is read both ways.
-class RoundedRows {
+/// Rows in a device's memory as its computation reads them: fp32; where products round, bf16 of their operands (ParameterTable::is_operand), and both of
+/// what is read both ways.
+class DeviceRows {
   public:
     /// Of the rows that `holds` says. Takes its memory from the arena.
-    RoundedRows(const ParameterTable& table, const std::function<bool(int row)>& holds, Arena& arena, Device device);
+    DeviceRows(const ParameterTable& table, const std::function<bool(int row)>& holds, Arena& arena, Device device, bool rounds);
     const ParameterTable& table() const { return *table_; }
-    /// As products take it, in bf16 where that is held; empty: the row isn't held.
+    Device device() const { return fp32_.device(); }
+    /// As products take it; empty: the row isn't held.
     Tensor as_read(int row) const;
     /// In fp32. Throws Error(internal) where that isn't held.
     Tensor numbers(int row) const;
