@@ -77,8 +77,8 @@ void NumbersLoader::to_device(const io::StoredTensor& stored, std::int64_t first
             auto* bits = static_cast<std::uint16_t*>(room_.tensor().raw());
             memory.to_device(bits, stored.data + (first + at) * 2, static_cast<std::size_t>(n) * 2);
             float* out = to.f32() + at;
-            ops::backend().from_bf16(whole, width, bits, width, out, width, false);
-            if (whole * width < n) ops::backend().from_bf16(1, n - whole * width, bits + whole * width, width, out + whole * width, width, false);
+            ops::backend().copy_columns(whole, width, bits, width, out, width);
+            if (whole * width < n) ops::backend().copy_columns(1, n - whole * width, bits + whole * width, width, out + whole * width, width);
         }
     } else {
         std::vector<float> staged(static_cast<std::size_t>(count));

@@ -51,8 +51,8 @@ void round_there(const float* from, std::uint16_t* to, std::int64_t count) {
     // Cut into rows, so that the grid has many blocks.
     constexpr std::int64_t width = 4096;
     const std::int64_t whole = count / width, done = whole * width;
-    if (whole > 0) ops::backend().to_bf16(whole, width, from, width, to, width);
-    if (done < count) ops::backend().to_bf16(1, count - done, from + done, width, to + done, width);
+    if (whole > 0) ops::backend().copy_columns(whole, width, from, width, to, width);
+    if (done < count) ops::backend().copy_columns(1, count - done, from + done, width, to + done, width);
 }
 
 }  // namespace atelier::nn

@@ -11,18 +11,28 @@ namespace {
 
 using ops::MatrixView;
 
-MatrixView view(const Tensor& t) { return {t.f32(), t.size(0), t.size(1), t.size(1)}; }
+/// `rows` rows of `cols` numbers from number `first` of a matrix on, in its memory.
+MatrixView part(const Tensor& t, std::int64_t first, std::int64_t rows, std::int64_t cols) {
+    if (t.dtype() == DType::bf16) return {nullptr, rows, cols, t.size(1), static_cast<const std::uint16_t*>(t.raw()) + first};
+    return {t.f32() + first, rows, cols, t.size(1)};
+}
+
+MatrixView view(const Tensor& t) { return part(t, 0, t.size(0), t.size(1)); }
 
 /// `count` column blocks of `cols` from block `first` on.
 MatrixView columns(const Tensor& t, std::int64_t first, std::int64_t count, std::int64_t cols) {
-    return {t.f32() + first * cols, t.size(0), count * cols, t.size(1)};
+    return part(t, first * cols, t.size(0), count * cols);
 }
 
 MatrixView rows_of(const MatrixView& m, std::int64_t first, std::int64_t count) {
+    if (m.bf16 != nullptr) return {nullptr, count, m.cols, m.stride, m.bf16 + first * m.stride};
     return {m.data + first * m.stride, count, m.cols, m.stride};
 }
 
-void round_operand(const Tensor& t) { ops::round_operand(t.size(0), t.size(1), t.size(1), t.f32()); }
+/// What is bf16 already is as a product takes it.
+void round_operand(const Tensor& t) {
+    if (t.dtype() == DType::f32) ops::round_operand(t.size(0), t.size(1), t.size(1), t.f32());
+}
 
 /// How many matrices from `at` on lie one behind the other.
 std::size_t run_length(const ParameterTable& table, std::span<const int> rows, std::size_t at) {
@@ -45,8 +55,7 @@ void each_run(const ParameterTable& table, std::span<const int> rows, Function f
 /// n matrices that follow one another, as one.
 MatrixView stacked(const ParameterStore& store, int first, std::int64_t n) {
     const Tensor t = store[first];
-    if (t.dtype() == DType::bf16) return {nullptr, n * t.size(0), t.size(1), t.size(1), static_cast<const std::uint16_t*>(t.raw())};
-    return {t.f32(), n * t.size(0), t.size(1), t.size(1)};
+    return part(t, 0, n * t.size(0), t.size(1));
 }
 
 /// Calls f(first row, rows, their share of down, of up) over the rows of an input of one matrix.

@@ -8,7 +8,8 @@
 // Products with matrices of a parameter table, with the adapter's share where the weights have one:
 // y = x W^T + scale (x A^T) B^T. What is frozen gets no gradient.
 //
-// Where products take bf16 (ops/precision.hpp) x and dy are rounded in place; weights already are. An adapter's own matrices, and its
+// x and dy are fp32, or bf16 on a device whose products round. Where products take bf16 (ops/precision.hpp) fp32 is rounded in place; weights
+// already are. An adapter's own matrices, and its
 // inner numbers, stay fp32.
 namespace atelier::nn {
 

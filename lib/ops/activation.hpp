@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/dispatch.hpp"
+#include "ops/operand.hpp"
 
 namespace atelier::ops {
 
@@ -24,10 +25,10 @@ void tanh_backward(const float* y, const float* dy, float* dx, std::int64_t n);
 /// SwiGLU by rows: y = silu(gate) * value; rows of `width` numbers, `in_stride` apart in gate and value (so that
 /// both may lie in one packed buffer), contiguous in y.
 void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
-            float* y);
+            OperandOut y);
 /// dgate and dvalue by `in_stride`; dy contiguous.
 void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value,
-                     std::int64_t in_stride, const float* dy, float* dgate, float* dvalue);
+                     std::int64_t in_stride, const float* dy, OperandOut dgate, OperandOut dvalue);
 
 /// y += x
 void add(const float* x, float* y, std::int64_t n);

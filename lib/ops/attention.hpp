@@ -4,6 +4,7 @@
 
 #include "core/tensor.hpp"
 #include "ops/dispatch.hpp"
+#include "ops/operand.hpp"
 
 namespace atelier::ops {
 
@@ -33,8 +34,7 @@ struct AttentionShape {
 };
 
 struct AttentionKeys {
-    const float* k = nullptr;
-    const float* v = nullptr;
+    Operand k, v;
 };
 
 struct AttentionKeyGradients {
@@ -52,14 +52,14 @@ std::int64_t attention_workspace(const AttentionShape& shape);
 ///
 /// out [batch, queries, heads * head_dim] by out_stride; log_sum_exp [batch, heads, queries] for the
 /// backward pass (nullptr: not kept; the same bits of `out` either way).
-void attention(const AttentionShape& shape, const float* q, AttentionKeys shared, AttentionKeys own, float* out,
+void attention(const AttentionShape& shape, Operand q, AttentionKeys shared, AttentionKeys own, OperandOut out,
                float* log_sum_exp, const Tensor& workspace);
 
 /// Gradients: dq and own dk, dv are written (not added), the strides of q and own keys; shared dk, dv are
 /// ADDED to (strides of the shared keys), entries of the batch in index order. `out` and `dout` by out_stride.
 /// shared_gradients may be null (frozen prefix).
-void attention_backward(const AttentionShape& shape, const float* q, AttentionKeys shared, AttentionKeys own,
-                        const float* out, const float* log_sum_exp, const float* dout, float* dq,
+void attention_backward(const AttentionShape& shape, Operand q, AttentionKeys shared, AttentionKeys own,
+                        Operand out, const float* log_sum_exp, const float* dout, float* dq,
                         AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
                         const Tensor& workspace);
 

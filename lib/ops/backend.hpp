@@ -99,11 +99,6 @@ struct Backend {
     void (*round_to)(DType dtype, std::int64_t n, const float* from, float* to) = nullptr;
     /// The bf16 copy of a number that keep_bf16_copy covers, else null.
     std::uint16_t* (*bf16_copy_of)(const float* weight) = nullptr;
-    /// fp32 rows to bf16 (nearest even) and back; strides in numbers.
-    void (*to_bf16)(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, std::uint16_t* out,
-                    std::int64_t out_stride) = nullptr;
-    void (*from_bf16)(std::int64_t rows, std::int64_t width, const std::uint16_t* in, std::int64_t in_stride, float* out,
-                      std::int64_t out_stride, bool add) = nullptr;
 };
 
 /// What a backend library exports as `atelier_backend`: its table, for the process that asks. Throws Error(usage) where there is no

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/dispatch.hpp"
+#include "ops/operand.hpp"
 
 namespace atelier::ops {
 
@@ -17,7 +18,7 @@ namespace cpu {
 
 /// y = LayerNorm(x) * (1 + scale), LayerNorm without affine. x, y [groups * rows, width]; mean and inverse_std
 /// [groups * rows] are kept for the backward pass.
-void layer_norm_modulate(const ModulationShape& shape, const float* x, const float* scale, float* y, float* mean,
+void layer_norm_modulate(const ModulationShape& shape, const float* x, const float* scale, OperandOut y, float* mean,
                          float* inverse_std);
 /// dx is added to, dscale is added to (mod_stride).
 void layer_norm_modulate_backward(const ModulationShape& shape, const float* x, const float* scale, const float* mean,
@@ -27,7 +28,7 @@ void layer_norm_modulate_backward(const ModulationShape& shape, const float* x, 
 void gate_residual(const ModulationShape& shape, const float* x, const float* gate, const float* branch, float* y);
 /// dbranch is written, dgate (of the gate past its tanh) is added to. The gradient of x is dy itself.
 void gate_residual_backward(const ModulationShape& shape, const float* gate, const float* branch, const float* dy,
-                            float* dbranch, float* dgate);
+                            OperandOut dbranch, float* dgate);
 
 }  // namespace cpu
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/dispatch.hpp"
+#include "ops/operand.hpp"
 
 namespace atelier::ops {
 
@@ -18,16 +19,16 @@ namespace cpu {
 
 /// in and out [rows, 3 * heads * head_dim]; weights [head_dim]; inverse_rms [rows, 2, heads] kept for the backward pass.
 void qk_norm_rope(const QkNormRopeShape& shape, const float* in, const float* q_weight, const float* k_weight,
-                  const float* cosine, const float* sine, float* out, float* inverse_rms);
+                  const float* cosine, const float* sine, OperandOut out, float* inverse_rms);
 
 /// Numbers of workspace for the partial sums of the weight gradients.
 std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& shape);
 
-/// `gradient` [rows, 3 * heads * head_dim] is of `out` on entry and of `in` on return; dq_weight and dk_weight are
+/// d_out and d_in [rows, 3 * heads * head_dim], which may be one memory; d_out is void afterwards. dq_weight and dk_weight are
 /// added to (null: skipped).
 void qk_norm_rope_backward(const QkNormRopeShape& shape, const float* in, const float* q_weight,
                            const float* k_weight, const float* cosine, const float* sine, const float* inverse_rms,
-                           float* gradient, float* dq_weight, float* dk_weight, float* workspace);
+                           float* d_out, OperandOut d_in, float* dq_weight, float* dk_weight, float* workspace);
 
 /// Rotation of channel pairs (i, i + head_dim / 2) in place, as in Qwen3-VL: cosine and sine [rows, head_dim / 2].
 void rope_half(std::int64_t rows, std::int64_t heads, std::int64_t head_dim, std::int64_t stride, const float* cosine,

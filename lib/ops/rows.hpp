@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/dispatch.hpp"
+#include "ops/operand.hpp"
 
 // Rows of numbers from one place to another.
 namespace atelier::ops {
@@ -10,9 +11,9 @@ namespace atelier::ops {
 namespace cpu {
 /// n zeros.
 void fill_zero(float* out, std::int64_t n);
-/// out = in, and out += in: rows of `width` numbers, in_stride and out_stride apart.
-void copy_columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride);
-void add_columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride);
+/// out = in, and out += in: rows of `width` numbers, in_stride and out_stride apart; widened or rounded where only one of them is bf16.
+void copy_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t in_stride, OperandOut out, std::int64_t out_stride);
+void add_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t in_stride, float* out, std::int64_t out_stride);
 /// Row i of out is row source[i] of a, or, where source[i] is negative, row -1 - source[i] of b; all rows contiguous.
 void gather_rows(std::int64_t rows, std::int64_t width, const std::int32_t* source, const float* a, const float* b, float* out);
 /// The way back: row i of in is written to where gather_rows took it from. No row is named twice.

@@ -65,7 +65,7 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
     const std::int64_t n = rows * width, heads = std::max<std::int64_t>(1, width / 128), head_dim = width / heads;
     Workspace workspace("kernels");
     struct Buffers {
-        Tensor a, b, c, d, e, row1, row2, scale, qkv, qkv_out, cosine, sine, room;
+        Tensor a, b, c, d, e, row1, row2, scale, qkv, qkv_out, qkv_bits, cosine, sine, room;
     };
     const ops::QkNormRopeShape rope{rows, heads, head_dim, rows, 1e-6f};
     const DeviceScope scope(Device::cuda);
@@ -75,6 +75,7 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
         for (Tensor* t : {&b.row1, &b.row2}) *t = numbers(arena, rows * 2 * heads);
         b.scale = numbers(arena, 4 * width);
         for (Tensor* t : {&b.qkv, &b.qkv_out}) *t = numbers(arena, 3 * n);
+        b.qkv_bits = arena.take(DType::bf16, {3 * n}, Device::cuda);
         for (Tensor* t : {&b.cosine, &b.sine}) *t = numbers(arena, rows * head_dim / 2);
         b.room = numbers(arena, ops::qk_norm_rope_workspace(rope));
         return b;
@@ -82,28 +83,38 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
     const auto f = [](const Tensor& t) { return t.f32(); };
     const ops::ModulationShape m{1, rows, width, 4 * width, 1e-6f};
     const double one = 4.0 * static_cast<double>(n);
-    auto* bits = static_cast<std::uint16_t*>(s.e.raw());
+    auto *bits = static_cast<std::uint16_t*>(s.e.raw()), *qkv_bits = static_cast<std::uint16_t*>(s.qkv_bits.raw());
     const ops::Backend& device = ops::backend();
+    const auto rotate = [&](ops::OperandOut to) {
+        ops::qk_norm_rope(rope, f(s.qkv), f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), to, f(s.row1));
+    };
+    const auto rotate_back = [&](ops::OperandOut to) {
+        ops::qk_norm_rope_backward(rope, f(s.qkv), f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), f(s.row1), f(s.qkv_out), to,
+                                   f(s.scale) + width, f(s.scale) + 2 * width, f(s.room));
+    };
     const std::vector<Kernel> kernels{
         {"layer_norm_modulate", 2 * one, [&] { ops::layer_norm_modulate(m, f(s.a), f(s.scale), f(s.b), f(s.row1), f(s.row2)); }},
+        {"layer_norm_modulate to bf16", 1.5 * one, [&] { ops::layer_norm_modulate(m, f(s.a), f(s.scale), bits, f(s.row1), f(s.row2)); }},
         {"layer_norm_modulate_backward", 4 * one,
          [&] { ops::layer_norm_modulate_backward(m, f(s.a), f(s.scale), f(s.row1), f(s.row2), f(s.b), f(s.c), f(s.scale) + width); }},
         {"gate_residual", 3 * one, [&] { ops::gate_residual(m, f(s.a), f(s.scale), f(s.b), f(s.c)); }},
         {"gate_residual_backward", 3 * one,
          [&] { ops::gate_residual_backward(m, f(s.scale), f(s.a), f(s.b), f(s.c), f(s.scale) + width); }},
-        {"qk_norm_rope", 6 * one,
-         [&] { ops::qk_norm_rope(rope, f(s.qkv), f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), f(s.qkv_out), f(s.row1)); }},
-        {"qk_norm_rope_backward", 6 * one,
-         [&] {
-             ops::qk_norm_rope_backward(rope, f(s.qkv), f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), f(s.row1), f(s.qkv_out),
-                                        f(s.scale) + width, f(s.scale) + 2 * width, f(s.room));
-         }},
+        {"gate_residual_backward to bf16", 2.5 * one,
+         [&] { ops::gate_residual_backward(m, f(s.scale), f(s.a), f(s.b), bits, f(s.scale) + width); }},
+        {"qk_norm_rope", 6 * one, [&] { rotate(f(s.qkv_out)); }},
+        {"qk_norm_rope to bf16", 4.5 * one, [&] { rotate(qkv_bits); }},
+        {"qk_norm_rope_backward", 6 * one, [&] { rotate_back(f(s.qkv_out)); }},
+        {"qk_norm_rope_backward to bf16", 6.5 * one, [&] { rotate_back(qkv_bits); }},
         {"swiglu", 3 * one, [&] { ops::swiglu(rows, width, f(s.qkv), f(s.qkv) + width, 3 * width, f(s.a)); }},
+        {"swiglu to bf16", 2.5 * one, [&] { ops::swiglu(rows, width, f(s.qkv), f(s.qkv) + width, 3 * width, bits); }},
         {"swiglu_backward", 5 * one,
          [&] { ops::swiglu_backward(rows, width, f(s.qkv), f(s.qkv) + width, 3 * width, f(s.a), f(s.qkv_out), f(s.qkv_out) + width); }},
+        {"swiglu_backward to bf16", 4 * one,
+         [&] { ops::swiglu_backward(rows, width, f(s.qkv), f(s.qkv) + width, 3 * width, f(s.a), qkv_bits, qkv_bits + width); }},
         {"gelu_tanh", 2 * one, [&] { ops::gelu_tanh(f(s.a), f(s.b), n); }},
         {"rms_norm", 2 * one, [&] { ops::rms_norm({rows, width, 0, 0, 1e-6f, 1}, f(s.a), f(s.scale), f(s.b), f(s.row1)); }},
-        {"to_bf16", 1.5 * one, [&] { device.to_bf16(rows, width, f(s.a), width, bits, width); }},
+        {"to_bf16", 1.5 * one, [&] { ops::copy_columns(rows, width, f(s.a), width, bits, width); }},
         {"sampler_step", 4 * one,
          [&] { device.sampler_step(1, n, {0.9f, -0.1f, 0.1f}, f(s.a), f(s.b), f(s.c), f(s.d), static_cast<double*>(s.room.raw())); }},
         {"adamw", 7.5 * one,

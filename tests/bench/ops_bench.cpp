@@ -184,7 +184,7 @@ void qk_norm_rope(benchmark::State& state) {
     for (auto _ : state) {
         if (backward)
             ops::qk_norm_rope_backward(shape, in.data(), weight.data(), weight.data(), angle.data(), angle.data(), inverse.data(), out.data(),
-                                       d_weight.data(), d_weight.data(), room.data());
+                                       out.data(), d_weight.data(), d_weight.data(), room.data());
         else
             ops::qk_norm_rope(shape, in.data(), weight.data(), weight.data(), angle.data(), angle.data(), out.data(), inverse.data());
     }

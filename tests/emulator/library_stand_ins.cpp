@@ -118,13 +118,14 @@ struct Matrix {
 double value(std::uint16_t bits) { return bf16_to_f32(bits); }
 std::uint16_t rounded(double v) { return f32_to_bf16(static_cast<float>(v)); }
 
-/// Where a token's head starts.
-std::int64_t q_at(const DenseAttention& s, std::int64_t b, std::int64_t i, std::int64_t h) {
-    return b * s.q_batch_stride + (i * s.heads + h) * s.head_dim;
+/// Where a token's head starts: of queries, of keys.
+std::int64_t q_at(const DenseAttention& s, std::int64_t stride, std::int64_t b, std::int64_t i, std::int64_t h) {
+    return (b * s.entry_queries + i) * stride + h * s.head_dim;
 }
-std::int64_t kv_at(const DenseAttention& s, std::int64_t batch_stride, std::int64_t b, std::int64_t j, std::int64_t h) {
-    return b * batch_stride + (j * s.kv_heads + h / (s.heads / s.kv_heads)) * s.head_dim;
+std::int64_t kv_at(const DenseAttention& s, std::int64_t tokens, std::int64_t stride, std::int64_t b, std::int64_t j, std::int64_t h) {
+    return (b * tokens + j) * stride + h / (s.heads / s.kv_heads) * s.head_dim;
 }
+std::int64_t kv_at(const DenseAttention& s, std::int64_t b, std::int64_t j, std::int64_t h) { return kv_at(s, s.entry_keys, s.kv_stride, b, j, h); }
 std::int64_t visible(const DenseAttention& s, std::int64_t i) { return s.causal ? s.keys - s.queries + i + 1 : s.keys; }
 
 double dot(const DenseAttention& s, const std::uint16_t* a, const std::uint16_t* b) {
@@ -219,7 +220,7 @@ void dense_attention_now(const DenseAttention& s, const std::uint16_t* q, const 
                 const std::int64_t count = visible(s, i);
                 double top = -INFINITY, sum = 0;
                 for (std::int64_t j = 0; j < count; ++j) {
-                    weights[static_cast<std::size_t>(j)] = dot(s, q + q_at(s, b, i, h), k + kv_at(s, s.kv_batch_stride, b, j, h)) * s.scale;
+                    weights[static_cast<std::size_t>(j)] = dot(s, q + q_at(s, s.q_stride, b, i, h), k + kv_at(s, b, j, h)) * s.scale;
                     top = std::max(top, weights[static_cast<std::size_t>(j)]);
                 }
                 for (std::int64_t j = 0; j < count; ++j) sum += weights[static_cast<std::size_t>(j)] = std::exp(weights[static_cast<std::size_t>(j)] - top);
@@ -227,8 +228,8 @@ void dense_attention_now(const DenseAttention& s, const std::uint16_t* q, const 
                 for (std::int64_t c = 0; c < s.head_dim; ++c) {
                     double total = 0;
                     for (std::int64_t j = 0; j < count; ++j)
-                        total += weights[static_cast<std::size_t>(j)] / sum * value(v[kv_at(s, s.kv_batch_stride, b, j, h) + c]);
-                    out[q_at(s, b, i, h) + c] = rounded(total);
+                        total += weights[static_cast<std::size_t>(j)] / sum * value(v[kv_at(s, b, j, h) + c]);
+                    out[q_at(s, s.out_stride, b, i, h) + c] = rounded(total);
                 }
             }
 }
@@ -248,21 +249,21 @@ void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, c
                               const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
                               std::uint16_t* dv) {
     const emulator::Access access;
-    const std::int64_t kv_stride = s.keys * s.kv_heads * s.head_dim;
-    std::vector<double> k_sums(static_cast<std::size_t>(s.batch * kv_stride)), v_sums(k_sums.size());
+    const std::int64_t width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim;
+    std::vector<double> k_sums(static_cast<std::size_t>(s.batch * s.keys * kv_width)), v_sums(k_sums.size());
     for (std::int64_t b = 0; b < s.batch; ++b)
         for (std::int64_t h = 0; h < s.heads; ++h)
             for (std::int64_t i = 0; i < s.queries; ++i) {
-                const std::int64_t at = q_at(s, b, i, h);
-                const double delta = dot(s, dout + at, out + at), lse = stats[(b * s.heads + h) * s.queries + i];
+                const std::int64_t query = q_at(s, s.q_stride, b, i, h), at = q_at(s, width, b, i, h);
+                const double delta = dot(s, dout + at, out + q_at(s, s.out_stride, b, i, h)), lse = stats[(b * s.heads + h) * s.queries + i];
                 std::vector<double> q_sums(static_cast<std::size_t>(s.head_dim));
                 for (std::int64_t j = 0; j < visible(s, i); ++j) {
-                    const std::int64_t key = kv_at(s, s.kv_batch_stride, b, j, h), to = kv_at(s, kv_stride, b, j, h);
-                    const double weight = std::exp(dot(s, q + at, k + key) * s.scale - lse);
+                    const std::int64_t key = kv_at(s, b, j, h), to = kv_at(s, s.keys, kv_width, b, j, h);
+                    const double weight = std::exp(dot(s, q + query, k + key) * s.scale - lse);
                     const double slope = weight * (dot(s, dout + at, v + key) - delta) * s.scale;
                     for (std::int64_t c = 0; c < s.head_dim; ++c) {
                         q_sums[static_cast<std::size_t>(c)] += slope * value(k[key + c]);
-                        k_sums[static_cast<std::size_t>(to + c)] += slope * value(q[at + c]);
+                        k_sums[static_cast<std::size_t>(to + c)] += slope * value(q[query + c]);
                         v_sums[static_cast<std::size_t>(to + c)] += weight * value(dout[at + c]);
                     }
                 }

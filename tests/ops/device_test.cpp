@@ -32,6 +32,14 @@ Floats normal(std::int64_t n, std::uint64_t which) {
     return v;
 }
 
+using Bits = std::vector<std::uint16_t, testing::SharedAllocator<std::uint16_t>>;
+
+Bits rounded(const Floats& x) {
+    Bits bits(x.size());
+    std::transform(x.begin(), x.end(), bits.begin(), f32_to_bf16);
+    return bits;
+}
+
 using Numbers = std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>>;
 
 /// Outputs of one operation where the calling thread's operations run.
@@ -155,13 +163,13 @@ TEST(DeviceRope, AsOnTheCpu) {
         const Floats in = normal(n, 1), qw = normal(dim, 2), kw = normal(dim, 3), c = normal(positions * dim / 2, 4);
         const Floats sn = normal(positions * dim / 2, 5), dy = normal(n, 6);
         compare("qk_norm_rope", [&, rows = rows, heads = heads, dim = dim] {
-            Floats y(n), inverse(rows * 2 * heads), g = dy, again = dy, dq(dim, 1.0f), dk(dim, 1.0f), room(qk_norm_rope_workspace(s));
+            Floats y(n), inverse(rows * 2 * heads), g = dy, again = dy, elsewhere(n), dq(dim, 1.0f), dk(dim, 1.0f), room(qk_norm_rope_workspace(s));
             qk_norm_rope(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), y.data(), inverse.data());
-            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), g.data(), dq.data(), dk.data(),
+            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), g.data(), g.data(), dq.data(), dk.data(),
                                   room.data());
-            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), again.data(), nullptr, nullptr,
-                                  room.data());
-            return std::vector<Floats>{y, inverse, g, dq, dk, again};
+            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), again.data(), elsewhere.data(), nullptr,
+                                  nullptr, room.data());
+            return std::vector<Floats>{y, inverse, g, dq, dk, elsewhere};
         });
     }
 }
@@ -354,13 +362,12 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     product(copied);
     EXPECT_LT(error_over_rms(copied, expected()), tolerance);
     // Weights that are there in bf16 alone: the same bits.
-    std::vector<std::uint16_t, testing::SharedAllocator<std::uint16_t>> bits(w.size());
-    std::transform(w.begin(), w.end(), bits.begin(), f32_to_bf16);
-    const Tensor rounded(bits.data(), DType::bf16, {n, k}, Device::cuda), rows = Tensor::of(x.data(), {m, k}), kept = Tensor::of(w.data(), {n, k});
+    const Bits bits = rounded(w);
+    const Tensor alone_there(const_cast<std::uint16_t*>(bits.data()), DType::bf16, {n, k}, Device::cuda), rows = Tensor::of(x.data(), {m, k}), kept = Tensor::of(w.data(), {n, k});
     const auto both = [&](std::int64_t size, auto f) {
         Floats with_copy(size, 1.0f), alone(size, 1.0f);
         f(kept, with_copy.data());
-        f(rounded, alone.data());
+        f(alone_there, alone.data());
         EXPECT_EQ(alone, with_copy);
     };
     both(m * n, [&](const Tensor& weight, float* to) { linear(rows, weight, {}, Tensor::of(to, {m, n})); });
@@ -373,8 +380,125 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     backend().keep_bf16_copy(w.data(), 0);
     EXPECT_EQ(backend().bf16_copy_of(w.data()), nullptr);
     backend().set_product_precision(ProductPrecision::fp32);
-    EXPECT_THROW(linear(rows, rounded, {}, Tensor::of(y.data(), {m, n})), Error);
-    EXPECT_THROW(linear_rows(rows, rounded, Tensor::of(y.data(), {m, n})), Error);
+    EXPECT_THROW(linear(rows, alone_there, {}, Tensor::of(y.data(), {m, n})), Error);
+    EXPECT_THROW(linear_rows(rows, alone_there, Tensor::of(y.data(), {m, n})), Error);
+}
+
+/// What an operation writes for a product alone: in bf16 what rounding its fp32 gives. `run(OperandOut)` writes n numbers.
+template <typename Run>
+void expect_rounded(const char* name, std::int64_t n, Run run) {
+    Floats numbers(n, 7.0f);
+    run(OperandOut(numbers.data()));
+    Bits bits = rounded(Floats(n, 7.0f));  // gaps are left alone
+    run(OperandOut(bits.data()));
+    EXPECT_EQ(bits, rounded(numbers)) << name << ", " << n << " numbers";
+}
+
+TEST(DeviceOperands, AreWhatRoundingTheNumbersGives) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    for (const Size size : sizes) {
+        const std::int64_t n = 2 * size.rows * size.width, w = size.width, stride = 2 * w + 4;
+        const ModulationShape s{2, size.rows, w, 4 * w, 1e-5f};
+        const Floats x = normal(n, 1), scale = normal(2 * s.mod_stride, 2), dy = normal(n, 3), in = normal(2 * size.rows * stride, 4);
+        expect_rounded("layer_norm_modulate", n, [&](OperandOut y) {
+            Floats mean(2 * size.rows), inverse(2 * size.rows);
+            layer_norm_modulate(s, x.data(), scale.data(), y, mean.data(), inverse.data());
+        });
+        expect_rounded("gate_residual_backward", n, [&](OperandOut y) {
+            Floats d_gate(2 * s.mod_stride);
+            gate_residual_backward(s, scale.data(), x.data(), dy.data(), y, d_gate.data());
+        });
+        expect_rounded("swiglu", n, [&](OperandOut y) { swiglu(2 * size.rows, w, in.data() + w, in.data(), stride, y); });
+        expect_rounded("swiglu_backward", std::ssize(in), [&](OperandOut d) {
+            swiglu_backward(2 * size.rows, w, in.data() + w, in.data(), stride, dy.data(), d.from(w), d);
+        });
+    }
+    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}}) {
+        const QkNormRopeShape s{rows, heads, dim, positions, 1e-5f};
+        const std::int64_t n = static_cast<std::int64_t>(rows) * 3 * heads * dim;
+        const Floats in = normal(n, 1), qw = normal(dim, 2), kw = normal(dim, 3), c = normal(positions * dim / 2, 4);
+        const Floats sn = normal(positions * dim / 2, 5), dy = normal(n, 6);
+        Floats inverse(static_cast<std::int64_t>(rows) * 2 * heads), room(qk_norm_rope_workspace(s)), d_weights[2];
+        expect_rounded("qk_norm_rope", n, [&](OperandOut y) {
+            qk_norm_rope(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), y, inverse.data());
+        });
+        expect_rounded("qk_norm_rope_backward", n, [&](OperandOut d_in) {
+            Floats d_out = dy;
+            Floats& d_weight = d_weights[d_in.is_bf16() ? 1 : 0] = Floats(2 * static_cast<std::int64_t>(dim));
+            qk_norm_rope_backward(s, in.data(), qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), d_out.data(), d_in, d_weight.data(),
+                                  d_weight.data() + dim, room.data());
+        });
+        EXPECT_EQ(d_weights[0], d_weights[1]);
+    }
+}
+
+// Queries, keys, values and what comes of them in bf16 alone: the bits that the same numbers in fp32 give, whether the library reads them
+// where they lie (rows of a multiple of 8 numbers), packed, or a mask of keys takes the plain kernels.
+TEST(DeviceOperands, AttentionTakesThemWhereTheyLie) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    backend().set_product_precision(ProductPrecision::bf16);
+    for (const bool masked : {false, true})
+        for (const std::int64_t gap : {0, 8, 4})
+            for (const AttentionSize& a : attention_sizes()) {
+                AttentionShape s;
+                s.batch = a.batch, s.queries = a.queries, s.shared_keys = a.shared, s.own_keys = a.own;
+                s.heads = a.heads, s.kv_heads = a.kv_heads, s.head_dim = a.dim;
+                const std::int64_t q_width = a.heads * a.dim, kv_width = a.kv_heads * a.dim;
+                s.q_stride = s.out_stride = q_width + gap, s.own_stride = s.shared_stride = 2 * kv_width + gap;
+                s.scale = 1.0f / std::sqrt(float(a.dim));
+                if (!a.limits.empty()) s.own_limit = a.limits.data();
+                std::vector<std::uint8_t> shared_valid(a.shared, 1), own_valid(static_cast<std::size_t>(a.batch * a.own), 1);
+                if (masked) {
+                    (a.shared > 0 ? shared_valid : own_valid)[2] = 0;
+                    s.shared_valid = shared_valid.data(), s.own_valid = own_valid.data();
+                }
+                const Bits q = rounded(normal(a.batch * a.queries * s.q_stride, 1)), sk = rounded(normal(a.shared * s.shared_stride + 1, 2));
+                const Bits ok = rounded(normal(a.batch * a.own * s.own_stride, 3));
+                const Floats dy = normal(a.batch * a.queries * s.out_stride, 4);
+                const auto widened = [](const Bits& bits) {
+                    Floats x(bits.size());
+                    std::transform(bits.begin(), bits.end(), x.begin(), bf16_to_f32);
+                    return x;
+                };
+                const auto run = [&](Operand query, Operand shared, Operand own, OperandOut out, const Operand& result) {
+                    Floats lse(a.batch * a.heads * a.queries), room(attention_workspace(s)), dq(q.size()), ds(sk.size(), 1.0f), down(ok.size());
+                    const Tensor w = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
+                    attention(s, query, {shared, shared.from(kv_width)}, {own, own.from(kv_width)}, out, lse.data(), w);
+                    attention_backward(s, query, {shared, shared.from(kv_width)}, {own, own.from(kv_width)}, result, lse.data(), dy.data(), dq.data(),
+                                       {ds.data(), ds.data() + kv_width}, {down.data(), down.data() + kv_width}, w);
+                    return std::vector<Floats>{lse, dq, ds, down};
+                };
+                const Floats wide_q = widened(q), wide_sk = widened(sk), wide_ok = widened(ok);
+                Floats wide_y(dy.size());
+                Bits y(dy.size());
+                run(wide_q.data(), wide_sk.data(), wide_ok.data(), wide_y.data(), wide_y.data());
+                const Bits expected = rounded(wide_y);
+                const Floats taken = widened(expected);  // the gradient is taken at what is kept
+                const auto found = run(q.data(), sk.data(), ok.data(), y.data(), y.data());
+                EXPECT_EQ(y, expected) << a.dim << " " << gap << " " << masked;
+                EXPECT_EQ(found, run(wide_q.data(), wide_sk.data(), wide_ok.data(), wide_y.data(), taken.data())) << a.dim << " " << gap << " " << masked;
+            }
+    backend().set_product_precision(ProductPrecision::fp32);
+}
+
+// Both sides of a product in bf16 alone, each way round, and parts of their rows.
+TEST(DeviceOperands, ProductsTakeBothSides) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    backend().set_product_precision(ProductPrecision::bf16);
+    const std::int64_t m = 24, n = 16, k = 40, stride = 48;
+    const Floats a = normal(48 * stride, 1), b = normal(48 * stride, 2);
+    const Bits a_bits = rounded(a), b_bits = rounded(b);
+    for (const bool ta : {false, true})
+        for (const bool tb : {false, true}) {
+            const std::int64_t a_rows = ta ? k : m, a_cols = ta ? m : k, b_rows = tb ? n : k, b_cols = tb ? k : n;
+            Floats expected(m * n, 1.0f), found(m * n, 1.0f);
+            matmul(ta, tb, 0.5f, {const_cast<float*>(a.data()) + 8, a_rows, a_cols, stride}, {const_cast<float*>(b.data()), b_rows, b_cols, stride}, 1.0f,
+                   {expected.data(), m, n, n});
+            matmul(ta, tb, 0.5f, {nullptr, a_rows, a_cols, stride, a_bits.data() + 8}, {nullptr, b_rows, b_cols, stride, b_bits.data()}, 1.0f,
+                   {found.data(), m, n, n});
+            EXPECT_EQ(found, expected) << ta << tb;
+        }
+    backend().set_product_precision(ProductPrecision::fp32);
 }
 
 TEST(DeviceCast, NearestEvenNansAndBack) {
@@ -383,14 +507,16 @@ TEST(DeviceCast, NearestEvenNansAndBack) {
         Floats x = normal(rows * (width + gap), 1), back(x.size(), 2.0f), added(x.size(), 2.0f);
         x[0] = NAN;
         if (width > 3) x[1] = INFINITY, x[2] = bf16_to_f32(0x3f80) + 0x1p-8f, x[3] = 3.4e38f;
-        std::vector<std::uint16_t, testing::SharedAllocator<std::uint16_t>> bits(x.size());
-        backend().to_bf16(rows, width, x.data(), width + gap, bits.data(), width + gap);
-        backend().from_bf16(rows, width, bits.data(), width + gap, back.data(), width + gap, false);
-        backend().from_bf16(rows, width, bits.data(), width + gap, added.data(), width + gap, true);
+        Bits bits(x.size()), copied(x.size());
+        copy_columns(rows, width, x.data(), width + gap, bits.data(), width + gap);
+        copy_columns(rows, width, bits.data(), width + gap, copied.data(), width + gap);
+        copy_columns(rows, width, bits.data(), width + gap, back.data(), width + gap);
+        add_columns(rows, width, bits.data(), width + gap, added.data(), width + gap);
         for (int i = 0; i < rows; ++i)
             for (int j = 0; j < width; ++j) {
                 const std::size_t at = static_cast<std::size_t>(i * (width + gap) + j);
                 EXPECT_EQ(bits[at], f32_to_bf16(x[at]));
+                EXPECT_EQ(copied[at], bits[at]);
                 if (at == 0) continue;
                 EXPECT_EQ(back[at], bf16_to_f32(bits[at]));
                 EXPECT_EQ(added[at], 2.0f + back[at]);

@@ -278,7 +278,7 @@ TEST(Rope, QkNormAndRotation) {
                    Floats y(n), inverse(rows * 2 * heads), g = dy, dq(d), dk(d), workspace(qk_norm_rope_workspace(s));
                    qk_norm_rope(s, in[0].data(), in[1].data(), in[2].data(), cosine.data(), sine.data(), y.data(), inverse.data());
                    qk_norm_rope_backward(s, in[0].data(), in[1].data(), in[2].data(), cosine.data(), sine.data(), inverse.data(),
-                                         g.data(), dq.data(), dk.data(), workspace.data());
+                                         g.data(), g.data(), dq.data(), dk.data(), workspace.data());
                    return std::vector<Floats>{g, dq, dk};
                }});
     }

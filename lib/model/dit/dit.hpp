@@ -39,6 +39,8 @@ class Dit {
     ops::ProductPrecision precision() const { return precision_; }
     /// Whether operands are rounded here, and not by a device's backend.
     bool rounds_operands() const { return device_ == Device::cpu && precision_ == ops::ProductPrecision::bf16; }
+    /// Of what blocks keep for products and attention alone, as these take it: bf16 on a device whose products round.
+    DType operand_dtype() const { return nn::keeps_bf16(device_, precision_) && config_.width() % 8 == 0 && config_.mlp_width() % 8 == 0 ? DType::bf16 : DType::f32; }
     const nn::ParameterTable& table() const { return table_; }
     const std::vector<BlockParameters>& blocks() const { return blocks_; }
 
@@ -69,7 +71,7 @@ struct ModulationBuffers {
     void plan(const Dit& dit, std::int64_t groups, bool training, Arena& arena);
 };
 
-/// Activations of one block.
+/// Activations of one block; y1, qkv, attended, y2 and act are Dit::operand_dtype().
 struct BlockActivations {
     Tensor y1, mean1, inv1, qkv_in, qkv, inverse_rms, attended, log_sum_exp, branch1, middle, y2, mean2, inv2, value_gate,
         act, branch2;
@@ -79,7 +81,8 @@ struct StreamBuffers {
     std::int64_t max_rows = 0, groups = 0;
     std::vector<Tensor> inputs;               ///< of each block and of the final norm: [R, W]
     std::vector<BlockActivations> blocks;     ///< one per layer, or one for all
-    Tensor d_x, d_y, d_qkv, d_value_gate, d_act, rope_workspace, attention_workspace;
+    Tensor d_x, d_y, d_qkv, d_act, rope_workspace, attention_workspace;
+    Tensor d_branch, d_value_gate;            ///< of Dit::operand_dtype()
     Keep keep = Keep::nothing;
     void plan(const Dit& dit, std::int64_t groups, std::int64_t max_rows, std::int64_t max_keys, Keep keep,
               bool final_norm, Arena& arena);
@@ -122,7 +125,7 @@ class PrefixPass {
     const Layout& layout() const { return *layout_; }
     /// Of the forward pass that made the present keys and values, among all of the process; 0: none has.
     std::uint64_t run_number() const { return run_number_; }
-    /// [prefix_tokens, 2 W]: keys, then values, of a layer.
+    /// [prefix_tokens, 2 W]: keys, then values, of a layer; Dit::operand_dtype().
     Tensor keys(std::int64_t layer) const;
     Tensor key_gradients(std::int64_t layer) const;
 

@@ -35,7 +35,7 @@ PrefixPass::PrefixPass(const Dit& dit, std::int64_t max_tokens, std::int64_t max
     modulation_.plan(dit, 1, training, arena);
     stream_.plan(dit, 1, max_tokens, max_tokens, keep, false, arena);
     for (std::int64_t i = 0; i < c.layers; ++i) {
-        keys_.push_back(arena.take_f32({max_tokens, 2 * w}, device));
+        keys_.push_back(arena.take(dit.operand_dtype(), {max_tokens, 2 * w}, device));
         if (training) key_gradients_.push_back(arena.take_f32({max_tokens, 2 * w}, device));
     }
     text_normed_ = arena.take_f32({max_encoder_tokens, c.context_dim}, device);
@@ -111,7 +111,7 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
         block_forward(dit_, weights, i, s, modulation_, state(i), {}, a, stream_.attention_workspace,
                       last && !full_last_block_, last ? last_output : state(i + 1));
         weights.release(i);
-        ops::copy_columns(rows, 2 * w, a.qkv.f32() + w, 3 * w, keys_[static_cast<std::size_t>(i)].f32(), 2 * w);
+        ops::copy_columns(rows, 2 * w, ops::Operand(a.qkv).from(w), 3 * w, keys_[static_cast<std::size_t>(i)], 2 * w);
     }
     if (!full_last_block_) return;
     const Tensor normed_out = latent_rows_.slice(0, rows);

@@ -21,13 +21,15 @@ BlockActivations plan_block(const Dit& dit, std::int64_t rows, Arena& arena) {
     const Device there = dit.device();
     const std::int64_t w = c.width(), m = c.mlp_width();
     BlockActivations a;
-    for (Tensor* t : {&a.y1, &a.attended, &a.branch1, &a.middle, &a.y2, &a.branch2}) *t = arena.take_f32({rows, w}, there);
+    for (Tensor* t : {&a.branch1, &a.middle, &a.branch2}) *t = arena.take_f32({rows, w}, there);
+    for (Tensor* t : {&a.y1, &a.attended, &a.y2}) *t = arena.take(dit.operand_dtype(), {rows, w}, there);
     for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows}, there);
-    for (Tensor* t : {&a.qkv_in, &a.qkv}) *t = arena.take_f32({rows, 3 * w}, there);
+    a.qkv_in = arena.take_f32({rows, 3 * w}, there);
+    a.qkv = arena.take(dit.operand_dtype(), {rows, 3 * w}, there);
     a.inverse_rms = arena.take_f32({rows, 2 * c.heads}, there);
     a.log_sum_exp = arena.take_f32({rows, c.heads}, there);
     a.value_gate = arena.take_f32({rows, 2 * m}, there);
-    a.act = arena.take_f32({rows, m}, there);
+    a.act = arena.take(dit.operand_dtype(), {rows, m}, there);
     return a;
 }
 
@@ -87,8 +89,18 @@ Part part(const Config& c, const StreamShape& s, std::int64_t index) {
 
 ops::AttentionKeys keys_of(const Tensor& shared, const Part& p, std::int64_t width) {
     if (shared.empty()) return {};
-    const float* first = shared.f32() + p.first_key * 2 * width;
+    const ops::Operand first = ops::Operand(shared).from(p.first_key * 2 * width);
+    return {first, first.from(width)};
+}
+ops::AttentionKeyGradients key_gradients_of(const Tensor& shared, const Part& p, std::int64_t width) {
+    if (shared.empty()) return {};
+    float* first = shared.f32() + p.first_key * 2 * width;
     return {first, first + width};
+}
+
+/// fp32 operands of a product to come: rounded where the CPU's products take bf16 and don't round.
+void round_operand(std::int64_t rows, std::int64_t width, const ops::OperandOut& x) {
+    if (!x.is_bf16()) ops::round_operand(rows, width, width, x.f32());
 }
 
 /// Calls f(part) for every prompt. On CPUs threads take a prompt each where there are enough: its rows stay in one core's cache.
@@ -128,7 +140,8 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     d_x = arena.take_f32({rows, w}, there);
     d_y = arena.take_f32({rows, w}, there);
     d_qkv = arena.take_f32({rows, 3 * w}, there);
-    d_value_gate = arena.take_f32({rows, 2 * m}, there);
+    d_branch = dit.operand_dtype() == DType::f32 ? d_y : arena.take(dit.operand_dtype(), {rows, w}, there);
+    d_value_gate = arena.take(dit.operand_dtype(), {rows, 2 * m}, there);
     d_act = arena.take_f32({rows, m}, there);
     rope_workspace = arena.take_f32({ops::qk_norm_rope_workspace({rows, c.heads, c.head_dim, rows, c.eps})}, there);
 }
@@ -143,24 +156,24 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64
     const ops::ModulationShape mod = modulation_shape(c, s);
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
 
-    ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1.f32(), a.mean1.f32(), a.inv1.f32());
+    ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1, a.mean1.f32(), a.inv1.f32());
     nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
     each_part(dit, s, [&](const Part& t) {
-        float* qkv = a.qkv.f32() + t.first * 3 * w;
+        const ops::OperandOut qkv = ops::OperandOut(a.qkv).from(t.first * 3 * w);
         ops::qk_norm_rope(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
                           a.inverse_rms.f32() + t.first * 2 * c.heads);
-        ops::round_operand(t.rows, 3 * w, 3 * w, qkv);
+        round_operand(t.rows, 3 * w, qkv);
         if (keys_only) return;
-        ops::attention(t.attention, qkv, keys_of(shared_keys, t, w), {qkv + w, qkv + 2 * w}, a.attended.f32() + t.first * w,
+        ops::attention(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)}, ops::OperandOut(a.attended).from(t.first * w),
                        a.log_sum_exp.f32() + t.first * c.heads, attention_workspace);
     });
     if (keys_only) return;
     nn::project(weights, p.out, a.attended, a.branch1);
     ops::gate_residual(mod, x.f32(), gate1, a.branch1.f32(), a.middle.f32());
 
-    ops::layer_norm_modulate(mod, a.middle.f32(), scale2, a.y2.f32(), a.mean2.f32(), a.inv2.f32());
+    ops::layer_norm_modulate(mod, a.middle.f32(), scale2, a.y2, a.mean2.f32(), a.inv2.f32());
     nn::project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
-    ops::swiglu(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, a.act.f32());
+    ops::swiglu(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, a.act);
     nn::project(weights, p.mlp_out, a.act, a.branch2);
     ops::gate_residual(mod, a.middle.f32(), gate2, a.branch2.f32(), y.f32());
 }
@@ -177,7 +190,7 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
     float *d_scale1 = m.d_blocks.f32(), *d_gate1 = d_scale1 + w, *d_scale2 = d_gate1 + w, *d_gate2 = d_scale2 + w;
     const Tensor d_x = buffers.d_x.slice(0, rows), d_y = buffers.d_y.slice(0, rows), d_qkv = buffers.d_qkv.slice(0, rows);
-    const Tensor d_vg = buffers.d_value_gate.slice(0, rows), d_act = buffers.d_act.slice(0, rows);
+    const Tensor d_branch = buffers.d_branch.slice(0, rows), d_vg = buffers.d_value_gate.slice(0, rows), d_act = buffers.d_act.slice(0, rows);
     float* dqkv = d_qkv.f32();
 
     if (keys_only) {
@@ -185,36 +198,37 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
         clear(d_qkv);
     } else {
         // MLP branch: y = middle + gate2 * branch2
-        ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_y.f32(), d_gate2);
-        nn::project_backward(weights, gradients, p.mlp_out, a.act, d_y, d_act);
+        ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_branch, d_gate2);
+        nn::project_backward(weights, gradients, p.mlp_out, a.act, d_branch, d_act);
         ops::swiglu_backward(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, d_act.f32(),
-                             d_vg.f32() + mlp, d_vg.f32());
+                             ops::OperandOut(d_vg).from(mlp), d_vg);
         nn::project_backward(weights, gradients, std::array{p.mlp_value, p.mlp_gate}, a.y2, d_vg, d_y);
         ops::layer_norm_modulate_backward(mod, a.middle.f32(), scale2, a.mean2.f32(), a.inv2.f32(), d_y.f32(), d_x.f32(),
                                           d_scale2);
         // Attention branch: middle = x + gate1 * branch1. d_act's memory holds the gradient of the attention's output.
-        ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_y.f32(), d_gate1);
+        ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_branch, d_gate1);
         const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
-        nn::project_backward(weights, gradients, p.out, a.attended, d_y, d_attended);
+        nn::project_backward(weights, gradients, p.out, a.attended, d_branch, d_attended);
         ops::round_operand(rows, w, w, d_attended.f32());
         each_part(dit, s, [&](const Part& t) {
-            const float* qkv = a.qkv.f32() + t.first * 3 * w;
+            const ops::Operand qkv = ops::Operand(a.qkv).from(t.first * 3 * w);
             float* dq = dqkv + t.first * 3 * w;
-            const ops::AttentionKeys shared = keys_of(shared_key_gradients, t, w);
-            ops::attention_backward(t.attention, qkv, keys_of(shared_keys, t, w), {qkv + w, qkv + 2 * w}, a.attended.f32() + t.first * w,
+            ops::attention_backward(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)}, ops::Operand(a.attended).from(t.first * w),
                                     a.log_sum_exp.f32() + t.first * c.heads, d_attended.f32() + t.first * w, dq,
-                                    {const_cast<float*>(shared.k), const_cast<float*>(shared.v)}, {dq + w, dq + 2 * w},
+                                    key_gradients_of(shared_key_gradients, t, w), {dq + w, dq + 2 * w},
                                     buffers.attention_workspace);
         });
     }
     if (!own_key_gradients.empty()) ops::add_columns(rows, 2 * w, own_key_gradients.f32(), 2 * w, dqkv + w, 3 * w);
+    // Queries, keys and values have served: where products take other numbers than fp32 their memory takes the gradient of what they came from.
+    const Tensor d_in = a.qkv.dtype() == DType::f32 ? d_qkv : a.qkv;
     for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
         const Part t = part(c, s, i);
         ops::qk_norm_rope_backward(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine,
-                                   a.inverse_rms.f32() + t.first * 2 * c.heads, dqkv + t.first * 3 * w, nn::vector_gradient(gradients, p.q_norm),
+                                   a.inverse_rms.f32() + t.first * 2 * c.heads, dqkv + t.first * 3 * w, ops::OperandOut(d_in).from(t.first * 3 * w), nn::vector_gradient(gradients, p.q_norm),
                                    nn::vector_gradient(gradients, p.k_norm), buffers.rope_workspace.f32());
     }
-    nn::project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_qkv, d_y);
+    nn::project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_in, d_y);
     ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y.f32(), d_x.f32(), d_scale1);
 }
 

@@ -30,7 +30,7 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
     const std::int64_t rows = batch * max_target_tokens;
     modulation_.plan(dit, batch, keep != Keep::nothing, arena);
     stream_.plan(dit, batch, rows, max_prefix_tokens + max_target_tokens, keep, true, arena);
-    final_normed_ = arena.take_f32({rows, c.width()}, dit.device());
+    final_normed_ = arena.take(dit.operand_dtype(), {rows, c.width()}, dit.device());
     final_mean_ = arena.take_f32({rows}, dit.device());
     final_inverse_ = arena.take_f32({rows}, dit.device());
     layout_there_.plan(dit, prompts * max_target_tokens, false, arena);
@@ -88,7 +88,7 @@ void TargetPass::run(const nn::ParameterStore& weights, const PrefixPass& prefix
         weights.release(i);
     }
     ops::layer_norm_modulate({s.groups, s.rows, c.width(), c.width(), c.eps}, state(c.layers).f32(),
-                             modulation_.final_scale.f32(), final_normed_.f32(), final_mean_.f32(), final_inverse_.f32());
+                             modulation_.final_scale.f32(), final_normed_, final_mean_.f32(), final_inverse_.f32());
     nn::project(weights, dit_.proj_out, final_normed_.slice(0, rows), flat(out, rows));
 }
 

@@ -60,7 +60,8 @@ void tanh_backward(const float* y, const float* dy, float* dx, std::int64_t n) {
     each(n, [=](std::int64_t i) { dx[i] = dy[i] * (1.0f - y[i] * y[i]); });
 }
 void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
-            float* y) {
+            OperandOut to) {
+    float* y = to.f32();
     parallel_for(rows, 16, [=](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             const float *g = gate + i * in_stride, *v = value + i * in_stride;
@@ -70,7 +71,8 @@ void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const floa
     });
 }
 void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value,
-                     std::int64_t in_stride, const float* dy, float* dgate, float* dvalue) {
+                     std::int64_t in_stride, const float* dy, OperandOut to_gate, OperandOut to_value) {
+    float *dgate = to_gate.f32(), *dvalue = to_value.f32();
     parallel_for(rows, 16, [=](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             const float *g = gate + i * in_stride, *v = value + i * in_stride, *d = dy + i * width;

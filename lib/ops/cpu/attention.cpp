@@ -19,7 +19,7 @@ constexpr std::int64_t block_queries = 64;
 /// Numbers of a row of scores in memory: whole vectors, what lies behind the keys weighs nothing.
 std::int64_t row_stride(const AttentionShape& s) { return (s.shared_keys + s.own_keys + lanes - 1) / lanes * lanes; }
 
-float* mutable_data(const float* data) { return const_cast<float*>(data); }
+float* mutable_data(Operand data) { return const_cast<float*>(data.f32()); }
 
 struct Block {
     const AttentionShape& s;
@@ -27,13 +27,13 @@ struct Block {
     std::int64_t keys() const { return s.shared_keys + s.own_keys; }
     std::int64_t stride() const { return row_stride(s); }
     std::int64_t kv_head() const { return head / (s.heads / s.kv_heads); }
-    MatrixView queries(const float* q, std::int64_t stride) const {
+    MatrixView queries(Operand q, std::int64_t stride) const {
         return {mutable_data(q) + (batch * s.queries + first) * stride + head * s.head_dim, rows, s.head_dim, stride};
     }
-    MatrixView shared(const float* k) const {
+    MatrixView shared(Operand k) const {
         return {mutable_data(k) + kv_head() * s.head_dim, s.shared_keys, s.head_dim, s.shared_stride};
     }
-    MatrixView own(const float* k) const {
+    MatrixView own(Operand k) const {
         return {mutable_data(k) + batch * s.own_keys * s.own_stride + kv_head() * s.head_dim, s.own_keys, s.head_dim,
                 s.own_stride};
     }
@@ -59,7 +59,7 @@ void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixVie
     else block_product(ta, tb, alpha, a, b, beta, c);
 }
 
-void product_with_keys(const Block& b, float alpha, const MatrixView& rows, const float* shared, const float* own,
+void product_with_keys(const Block& b, float alpha, const MatrixView& rows, Operand shared, Operand own,
                        float* out) {
     if (b.s.shared_keys > 0) product(false, true, alpha, rows, b.shared(shared), 0.0f, b.shared_part(out));
     if (b.s.own_keys > 0) product(false, true, alpha, rows, b.own(own), 0.0f, b.own_part(out));
@@ -108,7 +108,7 @@ std::int64_t attention_workspace(const AttentionShape& s) {
     return threads() * 2 * block_queries * row_stride(s);
 }
 
-void attention(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, float* out,
+void attention(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, OperandOut out,
                float* log_sum_exp, const Tensor& workspace) {
     check(s, workspace);
     const std::int64_t blocks = (s.queries + block_queries - 1) / block_queries;
@@ -135,8 +135,8 @@ void attention(const AttentionShape& s, const float* q, AttentionKeys shared, At
     });
 }
 
-void attention_backward(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own,
-                        const float* out, const float* log_sum_exp, const float* dout, float* dq,
+void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own,
+                        Operand out, const float* log_sum_exp, const float* dout, float* dq,
                         AttentionKeyGradients dshared, AttentionKeyGradients down, const Tensor& workspace) {
     check(s, workspace);
     const std::int64_t stride = row_stride(s), group = s.heads / s.kv_heads;

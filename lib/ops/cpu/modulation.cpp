@@ -29,8 +29,9 @@ void group_sums(const ModulationShape& s, float* out, Term term) {
 
 }  // namespace
 
-void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, float* y, float* mean,
+void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, OperandOut to, float* mean,
                          float* inverse_std) {
+    float* y = to.f32();
     const float count = static_cast<float>(s.width);
     parallel_for(s.groups * s.rows, grain_rows, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -81,7 +82,8 @@ void gate_residual(const ModulationShape& s, const float* x, const float* gate, 
 }
 
 void gate_residual_backward(const ModulationShape& s, const float* gate, const float* branch, const float* dy,
-                            float* dbranch, float* dgate) {
+                            OperandOut to, float* dgate) {
+    float* dbranch = to.f32();
     group_sums(s, dgate,
                [=](std::int64_t i, std::int64_t j) { return dy[i * s.width + j] * branch[i * s.width + j]; });
     parallel_for(s.groups * s.rows, grain_rows, [&](std::int64_t begin, std::int64_t end) {

@@ -15,8 +15,9 @@ constexpr std::int64_t block_rows = 16;
 }  // namespace
 
 void qk_norm_rope(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight,
-                  const float* cosine, const float* sine, float* out, float* inverse_rms) {
+                  const float* cosine, const float* sine, OperandOut to, float* inverse_rms) {
     const std::int64_t width = s.heads * s.head_dim, half = s.head_dim / 2;
+    float* out = to.f32();
     parallel_for(s.rows, block_rows, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
             const float *c = cosine + r % s.positions * half, *n = sine + r % s.positions * half;
@@ -47,9 +48,10 @@ std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& s) {
 }
 
 void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight,
-                           const float* cosine, const float* sine, const float* inverse_rms, float* gradient,
-                           float* dq_weight, float* dk_weight, float* workspace) {
+                           const float* cosine, const float* sine, const float* inverse_rms, float* d_out,
+                           OperandOut to, float* dq_weight, float* dk_weight, float* workspace) {
     const std::int64_t width = s.heads * s.head_dim, half = s.head_dim / 2, d = s.head_dim;
+    float* d_in = to.f32();
     parallel_for(s.rows, block_rows, [&](std::int64_t begin, std::int64_t end) {
         float* partial = workspace + begin / block_rows * 2 * d;
         std::fill_n(partial, 2 * d, 0.0f);
@@ -61,7 +63,7 @@ void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const floa
                 for (std::int64_t h = 0; h < s.heads; ++h) {
                     const std::int64_t at = r * 3 * width + part * width + h * d;
                     const float* x = in + at;
-                    float* g = gradient + at;
+                    float *g = d_out + at, *dx = d_in + at;
                     const float inverse = inverse_rms[(r * 2 + part) * s.heads + h];
                     for (std::int64_t i = 0; i < half; ++i) {  // rotate back
                         const float a = g[2 * i] * c[i] + g[2 * i + 1] * n[i];
@@ -72,9 +74,11 @@ void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const floa
                     for (std::int64_t j = 0; j < d; ++j) dweight[j] += g[j] * x[j] * inverse;
                     const float dot = lane_sum(d, [=](std::int64_t j) { return g[j] * weight[j] * x[j]; });
                     const float pull = dot * inverse * inverse * inverse / static_cast<float>(d);
-                    for (std::int64_t j = 0; j < d; ++j) g[j] = g[j] * weight[j] * inverse - x[j] * pull;
+                    for (std::int64_t j = 0; j < d; ++j) dx[j] = g[j] * weight[j] * inverse - x[j] * pull;
                 }
             }
+            const std::int64_t values = r * 3 * width + 2 * width;
+            if (d_in != d_out) std::copy_n(d_out + values, width, d_in + values);
         }
     });
     if (dq_weight == nullptr) return;

@@ -22,13 +22,13 @@ void fill_zero(float* out, std::int64_t n) {
     parallel_for(n, grain, [=](std::int64_t begin, std::int64_t end) { std::fill(out + begin, out + end, 0.0f); });
 }
 
-void copy_columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
-    each_row(rows, [=](std::int64_t i) { std::copy_n(in + i * in_stride, width, out + i * out_stride); });
+void copy_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t in_stride, OperandOut out, std::int64_t out_stride) {
+    each_row(rows, [=, from = in.f32(), to = out.f32()](std::int64_t i) { std::copy_n(from + i * in_stride, width, to + i * out_stride); });
 }
 
-void add_columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
-    each_row(rows, [=](std::int64_t i) {
-        const float* x = in + i * in_stride;
+void add_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
+    each_row(rows, [=, from = in.f32()](std::int64_t i) {
+        const float* x = from + i * in_stride;
         float* y = out + i * out_stride;
         for (std::int64_t j = 0; j < width; ++j) y[j] += x[j];
     });

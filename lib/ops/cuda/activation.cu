@@ -1,5 +1,6 @@
 #include "ops/activation.hpp"
 
+#include "ops/cuda/cast.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
 #include "ops/cuda/sigmoid.hpp"
@@ -96,8 +97,8 @@ __global__ void add_kernel(const float* x, float* y, std::int64_t n) {
 }
 
 /// A block a row.
-template <int N>
-__global__ void swiglu_kernel(std::int64_t width, const float* gate, const float* value, std::int64_t stride, float* y) {
+template <int N, typename Out>
+__global__ void swiglu_kernel(std::int64_t width, const float* gate, const float* value, std::int64_t stride, Out* y) {
     const std::int64_t row = blockIdx.x;
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
         const Pack<N> g = load<N>(gate + row * stride + j), v = load<N>(value + row * stride + j);
@@ -107,9 +108,9 @@ __global__ void swiglu_kernel(std::int64_t width, const float* gate, const float
     }
 }
 
-template <int N>
+template <int N, typename Out>
 __global__ void swiglu_backward_kernel(std::int64_t width, const float* gate, const float* value, std::int64_t stride, const float* dy,
-                                       float* dgate, float* dvalue) {
+                                       Out* dgate, Out* dvalue) {
     const std::int64_t row = blockIdx.x;
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
         const Pack<N> g = load<N>(gate + row * stride + j), v = load<N>(value + row * stride + j), up = load<N>(dy + row * width + j);
@@ -144,21 +145,27 @@ void add(const float* x, float* y, std::int64_t n) {
         launch(add_kernel<1>, {ceil_div(n, max_block)}, max_block, 0, x, y, n);
 }
 
-// n = rows * width: 2 reads, 1 write.
-void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride, float* y) {
-    if (in_fours({width, in_stride}, {gate, value, y}))
-        launch(swiglu_kernel<4>, {rows}, row_threads(width, 4), 0, width, gate, value, in_stride, y);
-    else
-        launch(swiglu_kernel<1>, {rows}, row_threads(width, 1), 0, width, gate, value, in_stride, y);
+// n = rows * width: 2 reads, 1 write (of half the bytes to bf16).
+void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride, OperandOut to) {
+    with_address(to, [&]<typename Out>(Out* y) {
+        if (in_fours({width, in_stride}, {gate, value, y}))
+            launch(swiglu_kernel<4, Out>, {rows}, row_threads(width, 4), 0, width, gate, value, in_stride, y);
+        else
+            launch(swiglu_kernel<1, Out>, {rows}, row_threads(width, 1), 0, width, gate, value, in_stride, y);
+    });
 }
 
-// 3 reads, 2 writes.
+// 3 reads, 2 writes (of half the bytes to bf16).
 void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
-                     const float* dy, float* dgate, float* dvalue) {
-    if (in_fours({width, in_stride}, {gate, value, dy, dgate, dvalue}))
-        launch(swiglu_backward_kernel<4>, {rows}, row_threads(width, 4), 0, width, gate, value, in_stride, dy, dgate, dvalue);
-    else
-        launch(swiglu_backward_kernel<1>, {rows}, row_threads(width, 1), 0, width, gate, value, in_stride, dy, dgate, dvalue);
+                     const float* dy, OperandOut to_gate, OperandOut to_value) {
+    const auto run = [&]<typename Out>(Out* dgate, Out* dvalue) {
+        if (in_fours({width, in_stride}, {gate, value, dy, dgate, dvalue}))
+            launch(swiglu_backward_kernel<4, Out>, {rows}, row_threads(width, 4), 0, width, gate, value, in_stride, dy, dgate, dvalue);
+        else
+            launch(swiglu_backward_kernel<1, Out>, {rows}, row_threads(width, 1), 0, width, gate, value, in_stride, dy, dgate, dvalue);
+    };
+    if (to_gate.is_bf16()) run(to_gate.bf16(), to_value.bf16());
+    else run(to_gate.f32(), to_value.f32());
 }
 
 }  // namespace atelier::ops::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/context.hpp"
 #include "ops/cuda/dense_attention.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/plain_attention.hpp"
@@ -37,25 +38,47 @@ void each_run(const AttentionShape& s, Function function) {
     }
 }
 
-DenseAttention dense_shape(const AttentionShape& s, const Packed& p, const Run& run) {
-    return {s.batch, run.count, run.keys, s.heads, s.kv_heads, s.head_dim, s.queries * p.q_width(), (s.shared_keys + s.own_keys) * p.kv_width(),
-            run.causal, s.scale};
+/// Whether the library can read tokens where they are: bf16 at multiples of 16 bytes.
+bool is_readable(Operand tokens, std::int64_t stride) {
+    return tokens.is_bf16() && stride % 8 == 0 && reinterpret_cast<std::uintptr_t>(tokens.bf16()) % 16 == 0;
 }
 
-/// Shared keys once for each batch entry, its own behind them.
-void pack_keys(const AttentionShape& s, std::int64_t width, const float* shared, const float* own, std::uint16_t* to) {
-    for (std::int64_t b = 0; b < s.batch; ++b) {
-        std::uint16_t* entry = to + b * (s.shared_keys + s.own_keys) * width;
-        if (s.shared_keys > 0) to_bf16(s.shared_keys, width, shared, s.shared_stride, entry, width);
-        if (s.own_keys > 0)
-            to_bf16(s.own_keys, width, own + b * s.own_keys * s.own_stride, s.own_stride, entry + s.shared_keys * width, width);
+/// What the library's calls read: where it lies, or packed into the workspace. Keys that lie in two places are packed, shared ones once for
+/// each batch entry, its own behind them.
+struct Inputs {
+    Inputs(const AttentionShape& s, const Packed& p, Operand query, AttentionKeys shared, AttentionKeys own) {
+        if (is_readable(query, s.q_stride)) {
+            q = query.bf16(), q_stride = s.q_stride;
+        } else {
+            copy_columns(s.batch * s.queries, p.q_width(), query, s.q_stride, p.q, p.q_width());
+            q = p.q, q_stride = p.q_width();
+        }
+        if (s.shared_keys == 0 && is_readable(own.k, s.own_stride) && is_readable(own.v, s.own_stride)) {
+            k = own.k.bf16(), v = own.v.bf16(), kv_stride = s.own_stride;
+        } else {
+            pack(s, p.kv_width(), shared.k, own.k, p.k);
+            pack(s, p.kv_width(), shared.v, own.v, p.v);
+            k = p.k, v = p.v, kv_stride = p.kv_width();
+        }
     }
-}
+    const std::uint16_t *q, *k, *v;
+    std::int64_t q_stride, kv_stride;
 
-void pack(const AttentionShape& s, const Packed& p, const float* q, AttentionKeys shared, AttentionKeys own) {
-    to_bf16(s.batch * s.queries, p.q_width(), q, s.q_stride, p.q, p.q_width());
-    pack_keys(s, p.kv_width(), shared.k, own.k, p.k);
-    pack_keys(s, p.kv_width(), shared.v, own.v, p.v);
+  private:
+    static void pack(const AttentionShape& s, std::int64_t width, Operand shared, Operand own, std::uint16_t* to) {
+        for (std::int64_t b = 0; b < s.batch; ++b) {
+            std::uint16_t* entry = to + b * (s.shared_keys + s.own_keys) * width;
+            if (s.shared_keys > 0) copy_columns(s.shared_keys, width, shared, s.shared_stride, entry, width);
+            if (s.own_keys > 0)
+                copy_columns(s.own_keys, width, own.from(b * s.own_keys * s.own_stride), s.own_stride, entry + s.shared_keys * width, width);
+        }
+    }
+};
+
+DenseAttention dense_shape(const AttentionShape& s, const Inputs& in, std::int64_t out_stride, const Run& run) {
+    return {.batch = s.batch, .queries = run.count, .keys = run.keys, .heads = s.heads, .kv_heads = s.kv_heads, .head_dim = s.head_dim,
+            .entry_queries = s.queries, .entry_keys = s.shared_keys + s.own_keys, .q_stride = in.q_stride, .kv_stride = in.kv_stride,
+            .out_stride = out_stride, .causal = run.causal, .scale = s.scale};
 }
 
 /// A run's statistics stand alone in the library's call; all queries' are [batch, heads, queries].
@@ -66,9 +89,9 @@ void unpack_key_gradient(const AttentionShape& s, std::int64_t width, const Run&
     const std::int64_t own_keys = run.keys - s.shared_keys;
     for (std::int64_t b = 0; b < s.batch; ++b) {
         const std::uint16_t* entry = from + b * run.keys * width;
-        if (shared != nullptr && s.shared_keys > 0) from_bf16(s.shared_keys, width, entry, width, shared, s.shared_stride, true);
+        if (shared != nullptr && s.shared_keys > 0) add_columns(s.shared_keys, width, entry, width, shared, s.shared_stride);
         if (own_keys > 0)
-            from_bf16(own_keys, width, entry + s.shared_keys * width, width, own + b * s.own_keys * s.own_stride, s.own_stride, true);
+            add_columns(own_keys, width, entry + s.shared_keys * width, width, own + b * s.own_keys * s.own_stride, s.own_stride);
     }
 }
 
@@ -77,36 +100,88 @@ void check_workspace(const AttentionShape& s, const Tensor& workspace) {
                   attention_workspace(s), workspace.elements());
 }
 
+/// Operands as the plain kernels read them: where they are bf16 (padding masks alone), fp32 in scratch memory at the same strides.
+class Widened {
+  public:
+    Widened(const AttentionShape& s, Operand q) : s_(s), queries_(s.batch * s.queries), own_(s.batch * s.own_keys) {
+        if (!q.is_bf16()) return;
+        const std::int64_t tokens = queries_ * (s.q_stride + s.out_stride) + 2 * (s.shared_keys * s.shared_stride + own_ * s.own_stride);
+        at_ = scratch_floats(tokens);
+    }
+    const float* q(Operand q) { return widened(queries_, s_.heads * s_.head_dim, q, s_.q_stride); }
+    AttentionKeys shared(AttentionKeys keys) { return both(s_.shared_keys, keys, s_.shared_stride); }
+    AttentionKeys own(AttentionKeys keys) { return both(own_, keys, s_.own_stride); }
+    const float* out(Operand out) { return widened(queries_, s_.heads * s_.head_dim, out, s_.out_stride); }
+    /// Where a kernel writes `out`; put() brings it there.
+    float* room_for(OperandOut out) { return out.is_bf16() ? at_ : out.f32(); }
+    void put(OperandOut out) const {
+        if (out.is_bf16()) copy_columns(queries_, s_.heads * s_.head_dim, at_, s_.out_stride, out, s_.out_stride);
+    }
+
+  private:
+    const float* widened(std::int64_t rows, std::int64_t width, Operand x, std::int64_t stride) {
+        if (!x.is_bf16()) return x.f32();
+        float* to = at_;
+        at_ += rows * stride;
+        copy_columns(rows, width, x, stride, to, stride);
+        return to;
+    }
+    AttentionKeys both(std::int64_t rows, AttentionKeys keys, std::int64_t stride) {
+        const std::int64_t width = s_.kv_heads * s_.head_dim;
+        return {widened(rows, width, keys.k, stride), widened(rows, width, keys.v, stride)};
+    }
+    const AttentionShape& s_;
+    std::int64_t queries_, own_;
+    float* at_ = nullptr;
+};
+
 }  // namespace
 
-void attention(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, float* out, float* log_sum_exp,
+void attention(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, OperandOut out, float* log_sum_exp,
                const Tensor& workspace) {
     check_workspace(s, workspace);
-    if (s.head_dim > plain_attention_max_head) return wide_attention(s, q, own, out, log_sum_exp, workspace.f32());
-    if (!is_dense(s)) return plain_attention(s, q, shared, own, out, log_sum_exp, workspace.f32());
+    if (s.head_dim > plain_attention_max_head) return wide_attention(s, q.f32(), own, out.f32(), log_sum_exp, workspace.f32());
+    if (!is_dense(s)) {
+        Widened wide(s, q);
+        const float* wide_q = wide.q(q);
+        const AttentionKeys wide_shared = wide.shared(shared), wide_own = wide.own(own);
+        plain_attention(s, wide_q, wide_shared, wide_own, wide.room_for(out), log_sum_exp, workspace.f32());
+        return wide.put(out);
+    }
     const Packed p(s, workspace.f32());
-    pack(s, p, q, shared, own);
+    const Inputs in(s, p, q, shared, own);
+    const bool in_place = is_readable(out, s.out_stride);
+    std::uint16_t* to = in_place ? out.bf16() : p.out;
+    const std::int64_t out_stride = in_place ? s.out_stride : p.q_width();
     each_run(s, [&](const Run& run) {
         // Statistics are always asked for: without them the library may take another algorithm, and other bits.
-        const std::int64_t at = run.first * p.q_width();
-        dense_attention(dense_shape(s, p, run), p.q + at, p.k, p.v, p.out + at, run_stats(s, p, run));
+        dense_attention(dense_shape(s, in, out_stride, run), in.q + run.first * in.q_stride, in.k, in.v, to + run.first * out_stride,
+                        run_stats(s, p, run));
         if (log_sum_exp != nullptr)
             copy_columns(s.batch * s.heads, run.count, run_stats(s, p, run), run.count, log_sum_exp + run.first, s.queries);
     });
-    from_bf16(s.batch * s.queries, p.q_width(), p.out, p.q_width(), out, s.out_stride, false);
+    if (!in_place) copy_columns(s.batch * s.queries, p.q_width(), p.out, p.q_width(), out, s.out_stride);
 }
 
-void attention_backward(const AttentionShape& s, const float* q, AttentionKeys shared, AttentionKeys own, const float* out,
-                        const float* log_sum_exp, const float* dout, float* dq, AttentionKeyGradients shared_gradients,
-                        AttentionKeyGradients own_gradients, const Tensor& workspace) {
+void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, Operand out, const float* log_sum_exp,
+                        const float* dout, float* dq, AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
+                        const Tensor& workspace) {
     check_workspace(s, workspace);
-    if (!is_dense(s))
-        return plain_attention_backward(s, q, shared, own, out, log_sum_exp, dout, dq, shared_gradients, own_gradients, workspace.f32());
+    if (!is_dense(s)) {
+        Widened wide(s, q);
+        const float *wide_q = wide.q(q), *wide_out = wide.out(out);
+        const AttentionKeys wide_shared = wide.shared(shared), wide_own = wide.own(own);
+        return plain_attention_backward(s, wide_q, wide_shared, wide_own, wide_out, log_sum_exp, dout, dq, shared_gradients, own_gradients,
+                                        workspace.f32());
+    }
     const Packed p(s, workspace.f32());
     const std::int64_t q_width = p.q_width(), kv_width = p.kv_width();
-    pack(s, p, q, shared, own);
-    to_bf16(s.batch * s.queries, q_width, out, s.out_stride, p.out, q_width);  // exact: they came from bf16
-    to_bf16(s.batch * s.queries, q_width, dout, s.out_stride, p.dout, q_width);
+    const Inputs in(s, p, q, shared, own);
+    const bool in_place = is_readable(out, s.out_stride);
+    if (!in_place) copy_columns(s.batch * s.queries, q_width, out, s.out_stride, p.out, q_width);  // exact: they came from bf16
+    const std::uint16_t* from = in_place ? out.bf16() : p.out;
+    const std::int64_t out_stride = in_place ? s.out_stride : q_width;
+    copy_columns(s.batch * s.queries, q_width, dout, s.out_stride, p.dout, q_width);
     for (std::int64_t row = 0; row < s.batch; ++row) {
         const std::int64_t at = row * s.own_keys * s.own_stride;
         zero_columns(s.own_keys, kv_width, own_gradients.dk + at, s.own_stride);
@@ -115,12 +190,12 @@ void attention_backward(const AttentionShape& s, const float* q, AttentionKeys s
     each_run(s, [&](const Run& run) {
         const std::int64_t at = run.first * q_width;
         copy_columns(s.batch * s.heads, run.count, log_sum_exp + run.first, s.queries, run_stats(s, p, run), run.count);
-        dense_attention_backward(dense_shape(s, p, run), p.q + at, p.k, p.v, p.out + at, run_stats(s, p, run), p.dout + at, p.dq + at, p.dk,
-                                 p.dv);
+        dense_attention_backward(dense_shape(s, in, out_stride, run), in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride,
+                                 run_stats(s, p, run), p.dout + at, p.dq + at, p.dk, p.dv);
         unpack_key_gradient(s, kv_width, run, p.dk, shared_gradients.dk, own_gradients.dk);
         unpack_key_gradient(s, kv_width, run, p.dv, shared_gradients.dv, own_gradients.dv);
     });
-    from_bf16(s.batch * s.queries, q_width, p.dq, q_width, dq, s.q_stride, false);
+    copy_columns(s.batch * s.queries, q_width, p.dq, q_width, dq, s.q_stride);
 }
 
 }  // namespace atelier::ops::cuda

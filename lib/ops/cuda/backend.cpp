@@ -34,8 +34,6 @@ Backend make_backend() {
     ATELIER_FILL(convolution_backward)
     ATELIER_FILL(compute_stream)
     ATELIER_FILL(round_to)
-    ATELIER_FILL(to_bf16)
-    ATELIER_FILL(from_bf16)
 #undef ATELIER_FILL
     b.memory = &memory();
     return b;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ops/cuda/kernel.hpp"
+#include "ops/operand.hpp"
 
 // bf16 as its 16 bits, as everywhere in Atelier (core/convert.hpp).
 namespace atelier::ops::cuda {
@@ -12,6 +13,38 @@ __device__ __forceinline__ std::uint16_t bf16_bits(float value) {
     return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 __device__ __forceinline__ float bf16_value(std::uint16_t bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
+
+template <int N>
+struct alignas(2 * N) HalfPack {
+    std::uint16_t v[N];
+};
+
+/// N bf16 numbers at once, as fp32.
+template <int N>
+__device__ __forceinline__ Pack<N> load(const std::uint16_t* p) {
+    const HalfPack<N> bits = *reinterpret_cast<const HalfPack<N>*>(p);
+    Pack<N> pack;
+    for (int k = 0; k < N; ++k) pack.v[k] = bf16_value(bits.v[k]);
+    return pack;
+}
+template <int N>
+__device__ __forceinline__ void store(std::uint16_t* p, const Pack<N>& pack) {
+    HalfPack<N> bits;
+    for (int k = 0; k < N; ++k) bits.v[k] = bf16_bits(pack.v[k]);
+    *reinterpret_cast<HalfPack<N>*>(p) = bits;
+}
+
+/// f(address) with the type of the numbers there.
+template <typename Function>
+void with_address(Operand operand, Function f) {
+    if (operand.is_bf16()) f(operand.bf16());
+    else f(operand.f32());
+}
+template <typename Function>
+void with_address(OperandOut operand, Function f) {
+    if (operand.is_bf16()) f(operand.bf16());
+    else f(operand.f32());
+}
 
 /// IEEE half: round to nearest even, overflow to infinity (core/convert.hpp).
 __device__ __forceinline__ std::uint16_t f16_bits(float value) {

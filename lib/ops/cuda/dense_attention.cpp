@@ -19,9 +19,10 @@ std::shared_ptr<fe::graph::Tensor_attributes> tensor(fe::graph::Graph& graph, co
 
 // Dimensions are [batch, heads, tokens, channels] whatever the order in memory.
 Dims q_dims(const DenseAttention& s) { return {s.batch, s.heads, s.queries, s.head_dim}; }
-Dims q_strides(const DenseAttention& s) { return {s.q_batch_stride, s.head_dim, s.heads * s.head_dim, 1}; }
+/// Of tokens of all heads that are `stride` apart.
+Dims q_strides(const DenseAttention& s, std::int64_t stride) { return {s.entry_queries * stride, s.head_dim, stride, 1}; }
 Dims kv_dims(const DenseAttention& s) { return {s.batch, s.kv_heads, s.keys, s.head_dim}; }
-Dims kv_strides(const DenseAttention& s, std::int64_t batch_stride) { return {batch_stride, s.head_dim, s.kv_heads * s.head_dim, 1}; }
+Dims kv_strides(const DenseAttention& s, std::int64_t tokens, std::int64_t stride) { return {tokens * stride, s.head_dim, stride, 1}; }
 Dims stats_dims(const DenseAttention& s) { return {s.batch, s.heads, s.queries, 1}; }
 Dims stats_strides(const DenseAttention& s) { return {s.heads * s.queries, s.queries, 1, 1}; }
 
@@ -41,8 +42,9 @@ void set_mask(const DenseAttention& s, Attributes& attributes) {
 
 /// q, k, v
 std::array<std::shared_ptr<fe::graph::Tensor_attributes>, 3> inputs_of(fe::graph::Graph& graph, const DenseAttention& s) {
-    return {tensor(graph, "q", uid_q, q_dims(s), q_strides(s)), tensor(graph, "k", uid_k, kv_dims(s), kv_strides(s, s.kv_batch_stride)),
-            tensor(graph, "v", uid_v, kv_dims(s), kv_strides(s, s.kv_batch_stride))};
+    const Dims strides = kv_strides(s, s.entry_keys, s.kv_stride);
+    return {tensor(graph, "q", uid_q, q_dims(s), q_strides(s, s.q_stride)), tensor(graph, "k", uid_k, kv_dims(s), strides),
+            tensor(graph, "v", uid_v, kv_dims(s), strides)};
 }
 
 CudnnPlan make_forward(const DenseAttention& s) {
@@ -53,7 +55,7 @@ CudnnPlan make_forward(const DenseAttention& s) {
     auto attributes = fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(true);
     set_mask(s, attributes);
     const auto [out, stats] = graph.sdpa(q, k, v, attributes);
-    out->set_output(true).set_uid(uid_out).set_dim(q_dims(s)).set_stride(q_strides(s));
+    out->set_output(true).set_uid(uid_out).set_dim(q_dims(s)).set_stride(q_strides(s, s.out_stride));
     stats->set_output(true).set_uid(uid_stats).set_dim(stats_dims(s)).set_stride(stats_strides(s)).set_data_type(fe::DataType_t::FLOAT);
     plan.build("attention");
     return plan;
@@ -64,16 +66,16 @@ CudnnPlan make_backward(const DenseAttention& s) {
     fe::graph::Graph& graph = *plan.graph;
     set_types(graph);
     const auto [q, k, v] = inputs_of(graph, s);
-    const auto out = tensor(graph, "out", uid_out, q_dims(s), q_strides(s));
-    const auto dout = tensor(graph, "dout", uid_dout, q_dims(s), q_strides(s));
+    const Dims contiguous = q_strides(s, s.heads * s.head_dim), keys_contiguous = kv_strides(s, s.keys, s.kv_heads * s.head_dim);
+    const auto out = tensor(graph, "out", uid_out, q_dims(s), q_strides(s, s.out_stride));
+    const auto dout = tensor(graph, "dout", uid_dout, q_dims(s), contiguous);
     const auto stats = tensor(graph, "stats", uid_stats, stats_dims(s), stats_strides(s), fe::DataType_t::FLOAT);
     auto attributes = fe::graph::SDPA_backward_attributes().set_name("attention_backward").set_deterministic_algorithm(true);
     set_mask(s, attributes);
     const auto [dq, dk, dv] = graph.sdpa_backward(q, k, v, out, dout, stats, attributes);
-    const std::int64_t contiguous = s.keys * s.kv_heads * s.head_dim;
-    dq->set_output(true).set_uid(uid_dq).set_dim(q_dims(s)).set_stride(q_strides(s));
-    dk->set_output(true).set_uid(uid_dk).set_dim(kv_dims(s)).set_stride(kv_strides(s, contiguous));
-    dv->set_output(true).set_uid(uid_dv).set_dim(kv_dims(s)).set_stride(kv_strides(s, contiguous));
+    dq->set_output(true).set_uid(uid_dq).set_dim(q_dims(s)).set_stride(contiguous);
+    dk->set_output(true).set_uid(uid_dk).set_dim(kv_dims(s)).set_stride(keys_contiguous);
+    dv->set_output(true).set_uid(uid_dv).set_dim(kv_dims(s)).set_stride(keys_contiguous);
     plan.build("the gradient of attention");
     return plan;
 }

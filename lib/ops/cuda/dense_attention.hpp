@@ -4,10 +4,11 @@
 
 namespace atelier::ops::cuda {
 
-/// Unmasked (or causal, aligned at the last query and key) bf16 attention as the library sees it. Tokens of q, out and their
-/// gradients are heads * head_dim numbers, of k and v kv_heads * head_dim; batch entries are the given strides apart.
+/// Unmasked (or causal, aligned at the last query and key) bf16 attention as the library sees it. Strides are numbers from one token to the
+/// next; a batch entry has `entry_queries` and `entry_keys` tokens in memory, of which `queries` and `keys` take part.
 struct DenseAttention {
-    std::int64_t batch = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, head_dim = 0, q_batch_stride = 0, kv_batch_stride = 0;
+    std::int64_t batch = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, head_dim = 0;
+    std::int64_t entry_queries = 0, entry_keys = 0, q_stride = 0, kv_stride = 0, out_stride = 0;
     bool causal = false;
     float scale = 0;
     auto operator<=>(const DenseAttention&) const = default;
@@ -16,7 +17,8 @@ struct DenseAttention {
 /// stats [batch, heads, queries]: log-sum-exp of the scores. cuDNN; one plan a shape, made once and kept.
 void dense_attention(const DenseAttention& shape, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
                      float* stats);
-/// By cuDNN's deterministic algorithm. dk, dv: batch entries keys * kv_heads * head_dim apart.
+/// By cuDNN's deterministic algorithm. Tokens of dout and dq are heads * head_dim apart, of dk and dv kv_heads * head_dim, a batch entry of
+/// these has `keys`.
 void dense_attention_backward(const DenseAttention& shape, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,
                               const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
                               std::uint16_t* dv);

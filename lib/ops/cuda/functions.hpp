@@ -30,9 +30,6 @@ void difference_gradient(std::int64_t n, float factor, const float* a, const flo
 void adamw(std::int64_t n, AdamWFactors f, const float* gradient, float* parameter, float* m, float* v, std::uint16_t* shadow);
 void round_to(DType dtype, std::int64_t n, const float* from, float* to);
 void sum_of_squares(std::int64_t n, const float* x, double* sum);
-void to_bf16(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, std::uint16_t* out, std::int64_t out_stride);
-void from_bf16(std::int64_t rows, std::int64_t width, const std::uint16_t* in, std::int64_t in_stride, float* out, std::int64_t out_stride,
-               bool add);
 /// out[j] += sum over rows of x[i, j], rows in a fixed order; and rows of `width` zeros, `stride` apart.
 void add_row_sums(std::int64_t rows, std::int64_t width, const float* x, float* out);
 void zero_columns(std::int64_t rows, std::int64_t width, float* out, std::int64_t stride);

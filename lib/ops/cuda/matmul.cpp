@@ -32,7 +32,8 @@ std::map<const float*, Copy>::iterator covering(const float* weight) {
 // Rows of tensor-core products start at multiples of 16 bytes.
 constexpr std::int64_t bf16_alignment = 8;
 
-struct Operand {
+/// A side of a product as the library takes it.
+struct Side {
     const void* data;
     std::int64_t stride;
 };
@@ -52,9 +53,9 @@ const std::uint16_t* kept_bf16(const MatrixView& view) {
 std::int64_t room_of(const MatrixView& view) { return kept_bf16(view) != nullptr ? 0 : view.rows * padded(view.cols); }
 
 /// The matrix in bf16: what is there, else rounded into `to`.
-Operand in_bf16(const MatrixView& view, std::uint16_t* to) {
+Side in_bf16(const MatrixView& view, std::uint16_t* to) {
     if (const std::uint16_t* kept = kept_bf16(view)) return {kept, view.stride};
-    to_bf16(view.rows, view.cols, view.data, view.stride, to, padded(view.cols));
+    copy_columns(view.rows, view.cols, view.data, view.stride, to, padded(view.cols));
     return {to, padded(view.cols)};
 }
 
@@ -64,7 +65,7 @@ void product(bool bf16, bool ta, bool tb, float alpha, const MatrixView& a, cons
     ATELIER_CHECK((tb ? b.cols : b.rows) == k && c.rows == m && c.cols == n, "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows,
                   a.cols, ta ? "^T" : "", b.rows, b.cols, tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
-    Operand x{a.data, a.stride}, y{b.data, b.stride};
+    Side x{a.data, a.stride}, y{b.data, b.stride};
     ATELIER_CHECK(bf16 || (a.bf16 == nullptr && b.bf16 == nullptr), "an operand is there in bf16 alone, products take fp32");
     if (bf16) {
         const std::int64_t room = room_of(a);
@@ -109,8 +110,8 @@ void refresh_bf16_copy(const float* weights) {
     // Cut into rows, so that the grid has many blocks.
     constexpr std::int64_t width = 4096;
     const std::int64_t n = found->second.count, whole = n / width;
-    to_bf16(whole, width, found->first, width, found->second.bits, width);
-    if (whole * width < n) to_bf16(1, n - whole * width, found->first + whole * width, width, found->second.bits + whole * width, width);
+    copy_columns(whole, width, found->first, width, found->second.bits, width);
+    if (whole * width < n) copy_columns(1, n - whole * width, found->first + whole * width, width, found->second.bits + whole * width, width);
 }
 
 std::uint16_t* bf16_copy_of(const float* weight) {

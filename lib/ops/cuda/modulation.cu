@@ -1,5 +1,6 @@
 #include "ops/modulation.hpp"
 
+#include "ops/cuda/cast.hpp"
 #include "ops/cuda/columns.hpp"
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
@@ -10,8 +11,8 @@ namespace atelier::ops::cuda {
 namespace {
 
 /// A block a row.
-template <int N>
-__global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, const float* scale, float* y, float* mean,
+template <int N, typename Out>
+__global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, const float* scale, Out* y, float* mean,
                                            float* inverse_std) {
     const std::int64_t row = blockIdx.x;
     const float *in = x + row * s.width, *m = scale + row / s.rows * s.mod_stride;
@@ -80,9 +81,9 @@ __global__ void gate_residual_kernel(ModulationShape s, const float* x, const fl
     }
 }
 
-template <int N>
+template <int N, typename Out>
 __global__ void gate_residual_backward_kernel(ModulationShape s, std::int64_t chunk_rows, const float* gate, const float* branch,
-                                              const float* dy, float* dbranch, float* partial) {
+                                              const float* dy, Out* dbranch, float* partial) {
     const std::int64_t group = blockIdx.y, first = blockIdx.x * chunk_rows;
     const std::int64_t last = first + chunk_rows < s.rows ? first + chunk_rows : s.rows;
     float* mine = partial + (group * gridDim.x + blockIdx.x) * s.width;
@@ -109,13 +110,15 @@ void check_width(const ModulationShape& s) {
 
 }  // namespace
 
-// Floor: 2 * 4 n bytes.
-void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, float* y, float* mean, float* inverse_std) {
+// Floor: 2 * 4 n bytes, 6 n to bf16.
+void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, OperandOut to, float* mean, float* inverse_std) {
     const std::int64_t rows = s.groups * s.rows;
-    if (in_fours({s.width, s.mod_stride}, {x, scale, y}))
-        launch(layer_norm_modulate_kernel<4>, {rows}, row_threads(s.width, 4), 0, s, x, scale, y, mean, inverse_std);
-    else
-        launch(layer_norm_modulate_kernel<1>, {rows}, row_threads(s.width, 1), 0, s, x, scale, y, mean, inverse_std);
+    with_address(to, [&]<typename Out>(Out* y) {
+        if (in_fours({s.width, s.mod_stride}, {x, scale, y}))
+            launch(layer_norm_modulate_kernel<4, Out>, {rows}, row_threads(s.width, 4), 0, s, x, scale, y, mean, inverse_std);
+        else
+            launch(layer_norm_modulate_kernel<1, Out>, {rows}, row_threads(s.width, 1), 0, s, x, scale, y, mean, inverse_std);
+    });
 }
 
 // Floor: 4 * 4 n bytes (x, dy, dx read; dx written); the partial sums add 2 / rows of a chunk of n.
@@ -144,16 +147,18 @@ void gate_residual(const ModulationShape& s, const float* x, const float* gate, 
         launch(gate_residual_kernel<1>, {rows}, row_threads(s.width, 1), 0, s, x, gate, branch, y);
 }
 
-// Floor: 3 * 4 n bytes.
-void gate_residual_backward(const ModulationShape& s, const float* gate, const float* branch, const float* dy, float* dbranch,
+// Floor: 3 * 4 n bytes, 10 n to bf16.
+void gate_residual_backward(const ModulationShape& s, const float* gate, const float* branch, const float* dy, OperandOut to,
                             float* dgate) {
     const Chunks chunks(s.groups, s.rows);
     float* partial = scratch_floats(s.groups * chunks.count * s.width);
     const Grid grid{chunks.count, s.groups};
-    if (in_fours({s.width, s.mod_stride}, {gate, branch, dy, dbranch}))
-        launch(gate_residual_backward_kernel<4>, grid, row_threads(s.width, 4), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
-    else
-        launch(gate_residual_backward_kernel<1>, grid, row_threads(s.width, 1), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+    with_address(to, [&]<typename Out>(Out* dbranch) {
+        if (in_fours({s.width, s.mod_stride}, {gate, branch, dy, dbranch}))
+            launch(gate_residual_backward_kernel<4, Out>, grid, row_threads(s.width, 4), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+        else
+            launch(gate_residual_backward_kernel<1, Out>, grid, row_threads(s.width, 1), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+    });
     finish_columns(s.groups, chunks.count, s.width, s.mod_stride, partial, dgate);
 }
 

@@ -14,13 +14,17 @@ constexpr int tile = warp_size;     // keys (or queries) that the block sees at 
 constexpr int max_head = plain_attention_max_head;
 constexpr int lane_channels = max_head / warp_size;
 
+struct Keys {
+    const float *k, *v;
+};
+
 /// What the kernels read of an AttentionShape, masks in device memory.
 struct Problem {
     std::int64_t batch, queries, shared_keys, own_keys, heads, kv_heads, head_dim, q_stride, shared_stride, own_stride, out_stride;
     float scale;
     KeyLimits limits;
     const std::uint8_t *shared_valid, *own_valid;
-    AttentionKeys shared, own;
+    Keys shared, own;
 };
 
 /// Own keys that a query sees.
@@ -240,7 +244,7 @@ Problem make_problem(const AttentionShape& s, AttentionKeys shared, AttentionKey
     ATELIER_CHECK(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "{} query heads cannot share {} key heads", s.heads, s.kv_heads);
     auto* bytes = reinterpret_cast<std::uint8_t*>(workspace);
     Problem p{s.batch, s.queries, s.shared_keys, s.own_keys, s.heads, s.kv_heads, s.head_dim, s.q_stride, s.shared_stride, s.own_stride,
-              s.out_stride, s.scale, key_limits(s), nullptr, nullptr, shared, own};
+              s.out_stride, s.scale, key_limits(s), nullptr, nullptr, {shared.k.f32(), shared.v.f32()}, {own.k.f32(), own.v.f32()}};
     if (s.shared_valid != nullptr) {
         copy_to_device(bytes, s.shared_valid, static_cast<std::size_t>(s.shared_keys));
         p.shared_valid = bytes;

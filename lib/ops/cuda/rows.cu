@@ -6,12 +6,12 @@
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/kernel.hpp"
 
-// Copies: each number is read once and written once (add_columns: read twice). Floor: 2 (3) * 4 n bytes.
+// Copies: each number is read once and written once (add_columns: read twice). Floor: 2 (3) * 4 n bytes, 2 of the 4 where a side is bf16.
 namespace atelier::ops::cuda {
 namespace {
 
-template <int N, bool add>
-__global__ void columns_kernel(std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
+template <int N, bool add, typename In, typename Out>
+__global__ void columns_kernel(std::int64_t width, const In* in, std::int64_t in_stride, Out* out, std::int64_t out_stride) {
     const std::int64_t row = blockIdx.x;
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
         Pack<N> p = load<N>(in + row * in_stride + j);
@@ -23,12 +23,12 @@ __global__ void columns_kernel(std::int64_t width, const float* in, std::int64_t
     }
 }
 
-template <bool add>
-void columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
+template <bool add, typename In, typename Out>
+void columns(std::int64_t rows, std::int64_t width, const In* in, std::int64_t in_stride, Out* out, std::int64_t out_stride) {
     if (in_fours({width, in_stride, out_stride}, {in, out}))
-        launch(columns_kernel<4, add>, {rows}, row_threads(width, 4), 0, width, in, in_stride, out, out_stride);
+        launch(columns_kernel<4, add, In, Out>, {rows}, row_threads(width, 4), 0, width, in, in_stride, out, out_stride);
     else
-        launch(columns_kernel<1, add>, {rows}, row_threads(width, 1), 0, width, in, in_stride, out, out_stride);
+        launch(columns_kernel<1, add, In, Out>, {rows}, row_threads(width, 1), 0, width, in, in_stride, out, out_stride);
 }
 
 __global__ void zero_kernel(std::int64_t width, float* out, std::int64_t stride) {
@@ -86,41 +86,6 @@ __global__ void swap_kernel(std::int64_t n, std::int64_t a, std::int64_t b, cons
     out[at] = add ? out[at] + value : value;
 }
 
-/// bf16 bits of eight numbers.
-struct alignas(16) HalfPack {
-    std::uint16_t v[8];
-};
-
-__global__ void to_bf16_kernel(std::int64_t width, const float* in, std::int64_t in_stride, std::uint16_t* out, std::int64_t out_stride,
-                               bool in_eights) {
-    const std::int64_t row = blockIdx.x;
-    const float* x = in + row * in_stride;
-    std::uint16_t* y = out + row * out_stride;
-    if (!in_eights) {
-        for (std::int64_t j = threadIdx.x; j < width; j += blockDim.x) y[j] = bf16_bits(x[j]);
-        return;
-    }
-    for (std::int64_t j = threadIdx.x * 8; j < width; j += blockDim.x * 8) {
-        const Pack<4> low = load<4>(x + j), high = load<4>(x + j + 4);
-        HalfPack p;
-        for (int k = 0; k < 4; ++k) {
-            p.v[k] = bf16_bits(low.v[k]);
-            p.v[4 + k] = bf16_bits(high.v[k]);
-        }
-        *reinterpret_cast<HalfPack*>(y + j) = p;
-    }
-}
-
-__global__ void from_bf16_kernel(std::int64_t width, const std::uint16_t* in, std::int64_t in_stride, float* out, std::int64_t out_stride,
-                                 bool add) {
-    const std::int64_t row = blockIdx.x;
-    for (std::int64_t j = threadIdx.x; j < width; j += blockDim.x) {
-        const float v = bf16_value(in[row * in_stride + j]);
-        float* y = out + row * out_stride + j;
-        *y = add ? *y + v : v;
-    }
-}
-
 }  // namespace
 
 void fill_zero(float* out, std::int64_t n) { memory().zero(out, static_cast<std::size_t>(n) * sizeof(float)); }
@@ -132,11 +97,13 @@ void zero_columns(std::int64_t rows, std::int64_t width, float* out, std::int64_
 // Floor: 4 n bytes.
 void add_row_sums(std::int64_t rows, std::int64_t width, const float* x, float* out) { finish_columns(1, rows, width, 0, x, out); }
 
-void copy_columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
-    columns<false>(rows, width, in, in_stride, out, out_stride);
+void copy_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t in_stride, OperandOut out, std::int64_t out_stride) {
+    with_address(in, [&](const auto* from) {
+        with_address(out, [&](auto* to) { columns<false>(rows, width, from, in_stride, to, out_stride); });
+    });
 }
-void add_columns(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
-    columns<true>(rows, width, in, in_stride, out, out_stride);
+void add_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t in_stride, float* out, std::int64_t out_stride) {
+    with_address(in, [&](const auto* from) { columns<true>(rows, width, from, in_stride, out, out_stride); });
 }
 
 void gather_rows(std::int64_t rows, std::int64_t width, const std::int32_t* source, const float* a, const float* b, float* out) {
@@ -174,17 +141,6 @@ void swap_inner_axes(std::int64_t rows, std::int64_t a, std::int64_t b, const fl
         launch(swap_kernel<true>, {ceil_div(n, max_block)}, max_block, 0, n, a, b, in, out);
     else
         launch(swap_kernel<false>, {ceil_div(n, max_block)}, max_block, 0, n, a, b, in, out);
-}
-
-// Floor: 6 n bytes.
-void to_bf16(std::int64_t rows, std::int64_t width, const float* in, std::int64_t in_stride, std::uint16_t* out, std::int64_t out_stride) {
-    const bool in_eights = width % 8 == 0 && out_stride % 8 == 0 && in_fours({in_stride}, {in, out});
-    launch(to_bf16_kernel, {rows}, row_threads(width, in_eights ? 8 : 1), 0, width, in, in_stride, out, out_stride, in_eights);
-}
-// Floor: 6 n bytes, 10 n where it adds.
-void from_bf16(std::int64_t rows, std::int64_t width, const std::uint16_t* in, std::int64_t in_stride, float* out, std::int64_t out_stride,
-               bool add) {
-    launch(from_bf16_kernel, {rows}, row_threads(width, 1), 0, width, in, in_stride, out, out_stride, add);
 }
 
 }  // namespace atelier::ops::cuda

@@ -49,13 +49,13 @@ void wide_attention(const AttentionShape& s, const float* q, AttentionKeys own, 
     ATELIER_CHECK(s.shared_keys == 0 && s.own_limit == nullptr && s.own_valid == nullptr && log_sum_exp == nullptr,
                   "attention with heads of {} channels has neither shared keys, masks nor a gradient on a device", s.head_dim);
     // The products' algorithms take operands at multiples of 16 bytes.
-    ATELIER_CHECK(in_fours({s.head_dim, s.own_keys, s.q_stride, s.own_stride, s.out_stride}, {q, own.k, own.v, out}),
+    ATELIER_CHECK(in_fours({s.head_dim, s.own_keys, s.q_stride, s.own_stride, s.out_stride}, {q, own.k.f32(), own.v.f32(), out}),
                   "attention of heads of {} channels over {} keys: multiples of four needed", s.head_dim, s.own_keys);
     for (std::int64_t b = 0; b < s.batch; ++b)
         for (std::int64_t h = 0; h < s.heads; ++h) {
             const std::int64_t kv = h / (s.heads / s.kv_heads);
-            const MatrixView keys = head_rows(own.k, b * s.own_keys, s.own_keys, kv, s.head_dim, s.own_stride);
-            const MatrixView values = head_rows(own.v, b * s.own_keys, s.own_keys, kv, s.head_dim, s.own_stride);
+            const MatrixView keys = head_rows(own.k.f32(), b * s.own_keys, s.own_keys, kv, s.head_dim, s.own_stride);
+            const MatrixView values = head_rows(own.v.f32(), b * s.own_keys, s.own_keys, kv, s.head_dim, s.own_stride);
             for (std::int64_t first = 0; first < s.queries; first += wide_attention_queries) {
                 const std::int64_t rows = std::min(wide_attention_queries, s.queries - first), at = b * s.queries + first;
                 const MatrixView scores{workspace, rows, s.own_keys, s.own_keys};
