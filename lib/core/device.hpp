@@ -13,7 +13,7 @@ class DeviceMemory {
     virtual ~DeviceMemory() = default;
     /// Zero at first.
     virtual void* allocate(std::size_t bytes) = 0;
-    virtual void release(void* memory) = 0;
+    virtual void release(void* memory) = 0;  ///< waits for what was queued; does not throw: a destructor's
     /// Bytes that were taken at once at most, without what libraries take for themselves.
     virtual std::size_t peak_bytes() const = 0;
     /// Memory that both sides may touch (tests; never in a step).
@@ -28,7 +28,7 @@ class DeviceMemory {
     // Copies beside the computation, from and to pinned host memory. They keep to the order of their own kind; the calls below order
     // the kinds.
     virtual void pin(void* host, std::size_t bytes) = 0;
-    virtual void unpin(void* host) = 0;
+    virtual void unpin(void* host) = 0;  ///< waits for the copies; does not throw
     virtual void start_upload(void* device, const void* pinned, std::size_t bytes) = 0;
     virtual void start_download(void* pinned, const void* device, std::size_t bytes) = 0;
     /// What is computed from here on sees the uploads so far.

@@ -20,9 +20,7 @@ StreamedWeights::StreamedWeights(const Partition& partition, int blocks, Arena& 
 }
 
 StreamedWeights::~StreamedWeights() {
-    if (!is_pinned_) return;
-    device_memory().synchronise();
-    device_memory().unpin(host_.raw());
+    if (is_pinned_) device_memory().unpin(host_.raw());
 }
 
 void StreamedWeights::load(const io::Safetensors& file, std::span<const std::string> ignorable) {

@@ -19,10 +19,11 @@ inline void check_cudnn(fe::error_t status, const char* what) {
 }
 
 inline cudnnHandle_t cudnn_handle() {
-    static const cudnnHandle_t instance = [] {
+    const cudaStream_t queue = stream();  // a thread's first call chooses its device, which the library's go to
+    static const cudnnHandle_t instance = [=] {
         cudnnHandle_t made = nullptr;
         ATELIER_CHECK(cudnnCreate(&made) == CUDNN_STATUS_SUCCESS, "cuDNN does not start on this device");
-        ATELIER_CHECK(cudnnSetStream(made, stream()) == CUDNN_STATUS_SUCCESS, "cudnnSetStream");
+        ATELIER_CHECK(cudnnSetStream(made, queue) == CUDNN_STATUS_SUCCESS, "cudnnSetStream");
         return made;
     }();
     return instance;

@@ -1,6 +1,7 @@
 // Work recorded as a CUDA graph.
 #include <memory>
 
+#include "core/error.hpp"
 #include "ops/cuda/context.hpp"
 #include "ops/cuda/device_memory.hpp"
 #include "ops/cuda/functions.hpp"
@@ -43,7 +44,10 @@ bool launch_graph(void* graph) {
 
 void release_graph(void* graph) {
     const std::unique_ptr<Graph> g(static_cast<Graph*>(graph));
-    memory().synchronise();
+    try {
+        memory().synchronise();
+    } catch (const Error&) {  // is on its way already: this is called by destructors
+    }
     cudaGraphExecDestroy(g->executable);
 }
 

@@ -40,9 +40,9 @@ void launch(void (*kernel)(Parameters...), Grid grid, int threads, std::size_t s
     if (grid.x * grid.y * grid.z == 0) return;
     ATELIER_CHECK(grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535, "a grid of {} x {} x {} blocks", grid.x, grid.y,
                   grid.z);
-    kernel<<<dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)),
-             static_cast<unsigned>(threads), shared_bytes, stream()>>>(arguments...);
-    check(cudaGetLastError(), "a kernel's launch");
+    const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+    const cudaLaunchConfig_t config{blocks, dim3(static_cast<unsigned>(threads)), shared_bytes, stream(), nullptr, 0};
+    check(cudaLaunchKernelEx(&config, kernel, arguments...), "a kernel's launch");  // cudaGetLastError may tell of an earlier call
 }
 #endif
 

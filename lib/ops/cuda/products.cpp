@@ -98,6 +98,7 @@ using Key = std::tuple<bool, bool, bool, bool, std::int64_t, std::int64_t, std::
 }  // namespace
 
 void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+    stream();  // a thread's first call chooses its device, which the library's go to
     static std::map<Key, Plan> plans;
     const Key key{p.transpose_a, p.transpose_b, p.bf16, p.has_bias, p.m, p.n, p.k, p.lda, p.ldb, p.ldd};
     auto found = plans.find(key);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 
 #include "ops/cuda/context.hpp"
 #include "ops/cuda/device_memory.hpp"
@@ -21,6 +22,23 @@ int process_device = 0;
 void choose_device() {
     thread_local const bool chosen = (check(cudaSetDevice(process_device), "taking the device"), true);
     static_cast<void>(chosen);
+}
+
+/// Of the device that the thread has chosen.
+cudaStream_t make_stream() {
+    cudaStream_t made = nullptr;
+    check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "a stream");
+    return made;
+}
+
+/// What gives something back does not throw: where the device no longer works, the error that says so is on its way already, and
+/// destructors run because of it.
+template <typename Release>
+void give_back(Release release) {
+    try {
+        release();
+    } catch (const Error&) {
+    }
 }
 
 class Memory final : public DeviceMemory {
@@ -42,8 +60,10 @@ class Memory final : public DeviceMemory {
         return taken;
     }
     void release(void* memory) override {
-        synchronise();
-        check(cudaFree(memory), "cudaFree");
+        give_back([&] {
+            cudaStreamSynchronize(stream());
+            cudaFree(memory);
+        });
         if (const auto found = sizes_.find(memory); found != sizes_.end()) {
             taken_ -= found->second;
             sizes_.erase(found);
@@ -78,34 +98,34 @@ class Memory final : public DeviceMemory {
         choose_device();
         check(cudaHostRegister(host, bytes, cudaHostRegisterDefault), "pinning memory");
     }
-    void unpin(void* host) override { check(cudaHostUnregister(host), "unpinning memory"); }
+    void unpin(void* host) override {
+        give_back([&] {
+            for (cudaStream_t copies : {up(), down()}) cudaStreamSynchronize(copies);
+            cudaHostUnregister(host);
+        });
+    }
     void start_upload(void* device, const void* pinned, std::size_t bytes) override {
-        check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, up().stream), "an upload");
+        check(cudaMemcpyAsync(device, pinned, bytes, cudaMemcpyHostToDevice, up()), "an upload");
     }
     void start_download(void* pinned, const void* device, std::size_t bytes) override {
-        check(cudaMemcpyAsync(pinned, device, bytes, cudaMemcpyDeviceToHost, down().stream), "a download");
+        check(cudaMemcpyAsync(pinned, device, bytes, cudaMemcpyDeviceToHost, down()), "a download");
     }
-    void compute_after_uploads() override { order(up().stream, stream()); }
-    void downloads_after_compute() override { order(stream(), down().stream); }
-    void uploads_after_compute() override { order(stream(), up().stream); }
-    void uploads_after_downloads() override { order(down().stream, up().stream); }
-    void finish_downloads() override { check(cudaStreamSynchronize(down().stream), "waiting for downloads"); }
+    void compute_after_uploads() override { order(up(), stream()); }
+    void downloads_after_compute() override { order(stream(), down()); }
+    void uploads_after_compute() override { order(stream(), up()); }
+    void uploads_after_downloads() override { order(down(), up()); }
+    void finish_downloads() override { check(cudaStreamSynchronize(down()), "waiting for downloads"); }
 
   private:
-    /// A stream of copies, made at the first use.
-    struct Copies {
-        cudaStream_t stream = nullptr;
-        Copies() {
-            choose_device();
-            check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
-        }
-    };
-    static Copies& up() {
-        static Copies copies;
+    // Streams of copies, made at the first use.
+    static cudaStream_t up() {
+        choose_device();
+        static const cudaStream_t copies = make_stream();
         return copies;
     }
-    static Copies& down() {
-        static Copies copies;
+    static cudaStream_t down() {
+        choose_device();
+        static const cudaStream_t copies = make_stream();
         return copies;
     }
     /// What is queued on `second` from here on waits for what is queued on `first`.
@@ -143,7 +163,8 @@ struct Growing {
     std::size_t capacity = 0;
     void* at_least(std::size_t bytes) {
         if (bytes > capacity) {
-            if (taken != nullptr) memory().release(taken);
+            capacity = 0;
+            if (taken != nullptr) memory().release(std::exchange(taken, nullptr));
             taken = memory().allocate(bytes);
             capacity = bytes;
         }
@@ -181,11 +202,7 @@ const char* open_device() {
 
 cudaStream_t stream() {
     choose_device();
-    static const cudaStream_t instance = [] {
-        cudaStream_t made = nullptr;
-        check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "a stream");
-        return made;
-    }();
+    static const cudaStream_t instance = make_stream();
     return instance;
 }
 
