@@ -12,8 +12,16 @@ namespace atelier::comm {
 /// Collectives of the same ranks on device memory. They are queued on a stream of their own, in the order of the calls, and run beside
 /// the computation; `after_compute` and `before_compute` order the two. Every rank makes the same calls in the same order.
 ///
-/// Sums are made in rank order, as Communicator's. A call that meets a rank that failed throws Error(rank); the transport is
-/// aborted first, so that nobody waits for this one.
+/// Sums are made in rank order, as Communicator's.
+///
+/// A call that meets a rank or a link that failed aborts the transport, so that nobody waits for this one, and throws Error(rank). Where
+/// the failure comes after the call, what is queued never ends, nor does the host's wait for the device: a thread of its own asks the
+/// transport ten times a second, and does with an error what main does (run_main.hpp): says it and ends all ranks, code 8. A death of
+/// which the transport hears nothing (NCCL watches its network connections) is the launcher's, which ends the other ranks.
+///
+/// The constructor waits for the other ranks as long as launcher_patience (patience.hpp) says, then throws Error(rank); the destructor
+/// waits for what is queued and for the other ranks' destructors, as long at most. While an exception is on its way it waits for nothing
+/// and releases nothing: the process is about to end.
 class DeviceCommunicator {
   public:
     virtual ~DeviceCommunicator() = default;
@@ -27,8 +35,6 @@ class DeviceCommunicator {
     virtual void after_compute() = 0;
     /// Computation from here on sees the collectives so far.
     virtual void before_compute() = 0;
-    /// Waits for the collectives so far, watching for ranks that failed.
-    virtual void wait() = 0;
     /// Bytes of device memory that it holds.
     virtual std::size_t bytes() const = 0;
 };
@@ -37,7 +43,7 @@ class DeviceCommunicator {
 inline constexpr std::size_t device_sum_bytes = std::size_t{1} << 26;
 
 /// `compute_stream`: the computation's stream of this process's device (a cudaStream_t). One rank a device. `world` carries the
-/// bootstrap. Loads ATELIER_NCCL_BACKEND if set, else ../lib/libatelier_nccl.so beside the program; throws Error(usage) where it is
+/// bootstrap, and must outlive it. Loads ATELIER_NCCL_BACKEND if set, else ../lib/libatelier_nccl.so beside the program; throws Error(usage) where it is
 /// missing.
 std::unique_ptr<DeviceCommunicator> make_device_communicator(Communicator& world, void* compute_stream);
 

@@ -2,7 +2,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +11,7 @@
 #include <string_view>
 
 #include "comm/communicator.hpp"
+#include "comm/patience.hpp"
 #include "comm/sum_block.hpp"
 #include "core/error.hpp"
 #include "core/process.hpp"
@@ -211,9 +211,7 @@ class Deadline {
             [[maybe_unused]] const auto written = write(STDERR_FILENO, text.data(), text.size());
             _exit(static_cast<int>(ErrorKind::rank));
         });
-        unsigned seconds = 300;
-        if (const char* asked = std::getenv("ATELIER_LAUNCHER_PATIENCE")) std::from_chars(asked, asked + std::strlen(asked), seconds);
-        alarm(seconds);
+        alarm(static_cast<unsigned>(launcher_patience().count()));
     }
     Deadline(const Deadline&) = delete;
     Deadline& operator=(const Deadline&) = delete;

@@ -1,10 +1,17 @@
 // Run by ctest on 1, 2 and 3 ranks: collectives of the device communicator against what every rank can compute itself, on memory that
-// the test's transport can reach.
+// the test's transport can reach; and how a rank ends that the others leave alone, by tests/emulator/nccl_stand_ins.cpp.
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
 #include <vector>
 
 #include "comm/device_communicator.hpp"
+#include "comm/on_device.hpp"
 #include "comm/run_main.hpp"
 #include "core/error.hpp"
+#include "core/numbers.hpp"
+#include "ops/backend.hpp"
 
 namespace {
 
@@ -24,7 +31,7 @@ std::vector<float> mine(int rank, std::int64_t n) {
     return v;
 }
 
-int check(comm::Communicator& world, int, char**) {
+int check_sums(comm::Communicator& world) {
     const auto device = comm::make_device_communicator(world, nullptr);
     const int size = world.size();
     // Fewer numbers than ranks, uneven ones, and more than the room holds at a time.
@@ -33,7 +40,6 @@ int check(comm::Communicator& world, int, char**) {
         device->after_compute();
         device->sum(v.data(), n);
         device->before_compute();
-        device->wait();
         for (std::int64_t i = 0; i < n; ++i)
             ATELIER_CHECK(v[static_cast<std::size_t>(i)] == expected_sum(size, i), "sum {} of {}", i, n);
     }
@@ -42,11 +48,30 @@ int check(comm::Communicator& world, int, char**) {
         std::vector<float> part(static_cast<std::size_t>(share)), all(v.size());
         device->reduce_scatter(v.data(), part.data(), share);
         device->all_gather(part.data(), all.data(), part.size() * sizeof(float));
-        device->wait();
         for (std::int64_t i = 0; i < share * size; ++i)
             ATELIER_CHECK(all[static_cast<std::size_t>(i)] == expected_sum(size, i), "number {} of {} x {}", i, size, share);
     }
     return 0;
+}
+
+/// The stand-ins say nothing of a rank that is gone, or that one is after a second: the last one, which only lives so that the launcher
+/// doesn't end the others before they see to it themselves.
+int check_left_alone(comm::Communicator& world, const char* how) {
+    if (std::strcmp(how, "throws") != 0) setenv("ATELIER_LAUNCHER_PATIENCE", "2", 1);
+    const auto device = comm::make_on_device(world, ops::load_backend().compute_stream());
+    if (std::strcmp(how, "leaves") != 0 && world.rank() == world.size() - 1) std::this_thread::sleep_for(std::chrono::minutes(1));
+    const Numbers values(world.size(), Device::cuda);
+    const auto bytes = std::as_writable_bytes(values.span());
+    device->start_gather_shares(bytes.subspan(static_cast<std::size_t>(world.rank()) * sizeof(float), sizeof(float)), bytes);
+    if (std::strcmp(how, "throws") == 0) ATELIER_FAIL(ErrorKind::numeric, "this rank fails on purpose");
+    if (std::strcmp(how, "leaves") == 0) return 0;
+    device->finish_gather();
+    const Numbers copied(values.tensor(), Device::cpu);
+    ATELIER_FAIL(ErrorKind::internal, "a copy of what never came");
+}
+
+int check(comm::Communicator& world, int count, char** arguments) {
+    return count == 1 ? check_sums(world) : check_left_alone(world, arguments[1]);
 }
 
 }  // namespace

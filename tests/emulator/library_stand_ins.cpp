@@ -1,6 +1,8 @@
 // What the runtime, cuBLASLt and cuDNN do for the backend, done by the host: memory, products in fp32 of (rounded) operands, dense
 // attention. Under the emulator the rest of the backend is its own source.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -8,11 +10,13 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/convert.hpp"
 #include "core/error.hpp"
 #include "emulator/block_emulator.hpp"
+#include "emulator/stalled.hpp"
 #include "ops/cuda/context.hpp"
 #include "ops/cuda/cudnn_convolution.hpp"
 #include "ops/cuda/dense_attention.hpp"
@@ -20,6 +24,21 @@
 #include "ops/cuda/functions.hpp"
 #include "ops/cuda/open_device.hpp"
 #include "ops/cuda/products.hpp"
+
+namespace emulator {
+namespace {
+
+std::atomic<bool> stalled = false;
+
+void wait_for_the_stream() {
+    while (stalled) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
+
+}  // namespace
+
+void stall() { stalled = true; }
+
+}  // namespace emulator
 
 namespace atelier::ops::cuda {
 namespace {
@@ -49,6 +68,7 @@ class Memory final : public DeviceMemory {
     }
     void to_host(void* host, const void* device, std::size_t bytes) override {
         not_recorded("a copy to host memory");
+        emulator::wait_for_the_stream();
         move(host, device, bytes);
     }
     void within(void* to, const void* from, std::size_t bytes) override {
@@ -60,7 +80,10 @@ class Memory final : public DeviceMemory {
             std::memset(device, 0, bytes);
         });
     }
-    void synchronise() override { not_recorded("waiting"); }
+    void synchronise() override {
+        not_recorded("waiting");
+        emulator::wait_for_the_stream();
+    }
 
     // Copies beside the computation come as late as the calls that order them allow: uploads when the computation waits for them,
     // downloads when uploads do or they are waited for.

@@ -16,9 +16,10 @@ __global__ void ordered_sum_kernel(int parts_count, std::int64_t share, const fl
 
 }  // namespace
 
-void ordered_sum(int parts_count, std::int64_t share, const float* parts, float* out, cudaStream_t stream) {
-    if (share == 0) return;
-    ordered_sum_kernel<<<static_cast<unsigned>((share + threads - 1) / threads), threads, 0, stream>>>(parts_count, share, parts, out);
+cudaError_t ordered_sum(int parts_count, std::int64_t share, const float* parts, float* out, cudaStream_t stream) {
+    if (share == 0) return cudaSuccess;
+    const cudaLaunchConfig_t config{dim3(static_cast<unsigned>((share + threads - 1) / threads)), dim3(threads), 0, stream, nullptr, 0};
+    return cudaLaunchKernelEx(&config, ordered_sum_kernel, parts_count, share, parts, out);
 }
 
 }  // namespace atelier::comm
