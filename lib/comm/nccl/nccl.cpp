@@ -25,7 +25,7 @@ using Clock = std::chrono::steady_clock;
 
 // Numbers of all ranks' parts that are added at a time.
 constexpr auto room_numbers = static_cast<std::int64_t>(device_sum_bytes / sizeof(float));
-constexpr auto poll = std::chrono::microseconds(50);        // by a call that NCCL is still about
+constexpr auto poll = std::chrono::microseconds(50);           // by a call that NCCL is still about
 constexpr auto watch_period = std::chrono::milliseconds(100);  // between calls
 
 void check_cuda(cudaError_t status, const char* what) {
@@ -51,8 +51,8 @@ class Nccl final : public DeviceCommunicator {
     ~Nccl() override {
         watcher_.request_stop();
         watcher_.join();
-        // A rank that fails leaves everything as it is. Its main is about to end all ranks with the error's code, which they would not
-        // get if they saw a communicator that is gone first.
+        // A rank that fails leaves everything as it is: main is about to end all ranks with its error's code, and what they saw of an abort
+        // here would come before it, with another.
         if (std::uncaught_exceptions() > 0) return;
         if (communicator_ != nullptr) close();
         cudaFree(room_);
