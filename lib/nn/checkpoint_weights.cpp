@@ -85,14 +85,24 @@ void NumbersLoader::to_device(const io::StoredTensor& stored, std::int64_t first
         io::to_f32(stored, first, count, staged.data());
         transfer(Tensor::of(staged.data(), {count}), to.reshaped({count}));
     }
-    const double squares = ops::sum_from_device([&](double* sum) { ops::backend().sum_of_squares(count, to.f32(), sum); });
+    check_finite_there(stored, first, to);
+}
+
+void NumbersLoader::check_finite_there(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
+    const double squares = ops::sum_from_device([&](double* sum) { ops::backend().sum_of_squares(to.elements(), to, sum); });
     if (std::isfinite(squares)) return;
-    const Numbers host(to, Device::cpu);
-    check_finite(file_, stored, first, count, host.data());
+    std::vector<float> host(static_cast<std::size_t>(to.elements()));
+    io::to_f32(stored, first, to.elements(), host.data());
+    check_finite(file_, stored, first, to.elements(), host.data());
 }
 
 void NumbersLoader::load_rounded(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const {
     const Tensor flat = to.reshaped({to.elements()});
+    if (to.device() != Device::cpu && stored.dtype == DType::bf16) {
+        const DeviceScope scope(to.device());
+        device_memory().to_device(to.raw(), stored.data + first * 2, to.bytes());
+        return check_finite_there(stored, first, to);
+    }
     const bool is_here = to.device() == Device::cpu;
     std::vector<std::uint16_t> staged(is_here ? 0 : static_cast<std::size_t>(std::min(room_numbers, to.elements())));
     for (std::int64_t at = 0; at < to.elements(); at += room_numbers) {

@@ -41,6 +41,8 @@ class NumbersLoader {
 
   private:
     static constexpr std::int64_t room_numbers = 1 << 22;  ///< rounded for a device at a time
+    /// Of numbers that lie on a device, fp32 or bf16.
+    void check_finite_there(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
     void to_device(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
     void load_rounded(const io::StoredTensor& stored, std::int64_t first, const Tensor& to) const;
     const io::Safetensors& file_;

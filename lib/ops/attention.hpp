@@ -44,8 +44,9 @@ struct AttentionKeyGradients {
 
 namespace cpu {
 
-/// Floats of workspace that the calls below need, for `threads()` threads.
+/// Floats of workspace that `attention` and `attention_backward` need, for `threads()` threads; the latter is never less.
 std::int64_t attention_workspace(const AttentionShape& shape);
+std::int64_t attention_backward_workspace(const AttentionShape& shape);
 
 /// Where products take bf16 (ops/precision.hpp) probabilities, and gradients of scores, are rounded here, after the softmax and its
 /// backward in fp32; q, k, v and dout by the caller.
@@ -66,6 +67,7 @@ void attention_backward(const AttentionShape& shape, Operand q, AttentionKeys sh
 }  // namespace cpu
 
 ATELIER_OP(attention_workspace);
+ATELIER_OP(attention_backward_workspace);
 ATELIER_OP(attention);
 ATELIER_OP(attention_backward);
 

@@ -11,6 +11,7 @@ const Backend* loaded = nullptr;
 // Plans of what runs on a device need no device.
 [[maybe_unused]] const bool planned = [] {
     Op<&cpu::attention_workspace>::on_cuda = &cuda::attention_workspace;
+    Op<&cpu::attention_backward_workspace>::on_cuda = &cuda::attention_backward_workspace;
     Op<&cpu::qk_norm_rope_workspace>::on_cuda = &cuda::qk_norm_rope_workspace;
     return true;
 }();

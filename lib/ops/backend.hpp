@@ -32,7 +32,7 @@ namespace atelier::ops {
     X(fill_zero) X(copy_columns) X(add_columns) X(gather_rows) X(scatter_rows) X(add_to_rows) X(add_blend_of_rows)          \
     X(channel_norm) X(upsample_nearest) X(add_average_down) X(add_duplicate_up)                                             \
     X(matmul) X(linear) X(linear_backward_input) X(linear_backward_weight)                                                  \
-    X(attention_workspace) X(attention) X(attention_backward)                                                               \
+    X(attention_workspace) X(attention_backward_workspace) X(attention) X(attention_backward)                                                               \
     X(linear_rows) X(append_rows) X(decode_attention)
 
 /// Factors of x' = on_x x + on_v v + std noise, as flow::Transition in fp32.
@@ -88,7 +88,7 @@ struct Backend {
     /// shadow null or the bf16 copy of `parameter`, updated with it.
     void (*adamw)(std::int64_t n, AdamWFactors, const float* gradient, float* parameter, float* m, float* v,
                   std::uint16_t* shadow) = nullptr;
-    void (*sum_of_squares)(std::int64_t n, const float* x, double* sum) = nullptr;
+    void (*sum_of_squares)(std::int64_t n, Operand x, double* sum) = nullptr;
     /// As TrainableConvolution::forward and backward (ops/convolution.hpp); fp32, channels last.
     void (*convolution)(const ConvolutionShape&, const float* in, const float* weights, const float* bias, float* out) = nullptr;
     void (*convolution_backward)(const ConvolutionShape&, const float* in, const float* weights, const float* d_out, float* d_in,

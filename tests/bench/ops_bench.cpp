@@ -120,7 +120,7 @@ void attention(benchmark::State& state) {
     a.scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
     auto qkv = numbers(s.rows() * 3 * w), prefix = numbers(s.prefix * 2 * w), out = numbers(s.rows() * w), sums = numbers(s.rows() * a.heads);
     auto d_qkv = numbers(s.rows() * 3 * w), d_prefix = numbers(s.prefix * 2 * w), d_out = numbers(s.rows() * w);
-    const auto room = numbers(ops::attention_workspace(a));
+    const auto room = numbers(ops::attention_backward_workspace(a));
     const Tensor workspace = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
     const ops::AttentionKeys shared{prefix.data(), prefix.data() + w}, own{qkv.data() + w, qkv.data() + 2 * w};
     ops::attention(a, qkv.data(), shared, own, out.data(), sums.data(), workspace);

@@ -17,6 +17,8 @@ eval "$(slurm/local-cluster.sh env)"
 fail() {
     echo "FAILED: $*" >&2
     cat "$work"/*/failed/*.txt >&2 2>/dev/null || true
+    tail -n 4 "$work"/disturbed/logs/*.log >&2 2>/dev/null || true
+    scontrol show jobs >&2 2>/dev/null || true
     exit 1
 }
 drain() {

@@ -270,14 +270,17 @@ void dense_attention(const DenseAttention& s, const std::uint16_t* q, const std:
 
 void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,
                               const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
-                              std::uint16_t* dv) {
+                              std::uint16_t* dv, std::span<std::byte> room) {
     const emulator::Access access;
-    const std::int64_t width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim;
+    // As the library: none for a query with a key.
+    ATELIER_CHECK(s.queries > 1 || s.keys > 1, "the gradient of attention of one query with one key");
+    std::ranges::fill(room, std::byte{0xff});
+    const std::int64_t kv_width = s.kv_heads * s.head_dim;
     std::vector<double> k_sums(static_cast<std::size_t>(s.batch * s.keys * kv_width)), v_sums(k_sums.size());
     for (std::int64_t b = 0; b < s.batch; ++b)
         for (std::int64_t h = 0; h < s.heads; ++h)
             for (std::int64_t i = 0; i < s.queries; ++i) {
-                const std::int64_t query = q_at(s, s.q_stride, b, i, h), at = q_at(s, width, b, i, h);
+                const std::int64_t query = q_at(s, s.q_stride, b, i, h), at = q_at(s, s.q_gradient_stride, b, i, h);
                 const double delta = dot(s, dout + at, out + q_at(s, s.out_stride, b, i, h)), lse = stats[(b * s.heads + h) * s.queries + i];
                 std::vector<double> q_sums(static_cast<std::size_t>(s.head_dim));
                 for (std::int64_t j = 0; j < visible(s, i); ++j) {
@@ -292,9 +295,10 @@ void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, c
                 }
                 for (std::int64_t c = 0; c < s.head_dim; ++c) dq[at + c] = rounded(q_sums[static_cast<std::size_t>(c)]);
             }
-    for (std::size_t i = 0; i < k_sums.size(); ++i) {
-        dk[i] = rounded(k_sums[i]);
-        dv[i] = rounded(v_sums[i]);
+    for (std::int64_t i = 0; i < std::ssize(k_sums); ++i) {
+        const std::int64_t at = i / kv_width * s.kv_gradient_stride + i % kv_width;
+        dk[at] = rounded(k_sums[static_cast<std::size_t>(i)]);
+        dv[at] = rounded(v_sums[static_cast<std::size_t>(i)]);
     }
 }
 
@@ -303,6 +307,7 @@ namespace {
 /// Calls f(out pixel's number, in pixel's number, tap) for each tap that lies in the picture.
 template <typename Function>
 void each_tap(const ConvolutionShape& s, Function f) {
+    ATELIER_CHECK(s.pad_begin == s.pad_end, "zeros of {} before and {} behind a row", s.pad_begin, s.pad_end);  // as the library
     for (std::int64_t y = 0; y < s.out_height(); ++y)
         for (std::int64_t x = 0; x < s.out_width(); ++x)
             for (std::int64_t tap = 0; tap < s.kernel * s.kernel; ++tap) {
@@ -313,9 +318,9 @@ void each_tap(const ConvolutionShape& s, Function f) {
 
 }  // namespace
 
-void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, const float* bias, float* out) {
+void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, float* out) {
     const emulator::Access access;
-    for (std::int64_t p = 0; p < s.out_height() * s.out_width(); ++p) std::copy_n(bias, s.out_channels, out + p * s.out_channels);
+    std::fill_n(out, s.out_height() * s.out_width() * s.out_channels, 0.0f);
     each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
         for (std::int64_t o = 0; o < s.out_channels; ++o)
             for (std::int64_t i = 0; i < s.in_channels; ++i)

@@ -381,7 +381,7 @@ KernelCase attention_case(const AttentionCase& a) {
                 return y;
             },
             [=](const auto& in, const Floats& dy) {
-                Floats y(nq), lse(a.batch * a.heads * a.queries), workspace(attention_workspace(s)), dq(nq), ds(ns), down(no);
+                Floats y(nq), lse(a.batch * a.heads * a.queries), workspace(attention_backward_workspace(s)), dq(nq), ds(ns), down(no);
                 const Tensor w = Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())});
                 const auto shared = keys_and_values<AttentionKeys>(in[1], kv_width), own = keys_and_values<AttentionKeys>(in[2], kv_width);
                 attention(s, in[0].data(), shared, own, y.data(), lse.data(), w);
@@ -406,7 +406,7 @@ TEST(Attention, QueryThatSeesNothingGivesZeros) {
     const std::uint8_t valid[2] = {0, 0};
     s.own_valid = valid;
     const Floats x{1, 2, 3, 4};
-    Floats y(4, 9.0f), lse(2), workspace(attention_workspace(s)), dq(4, 9.0f), dk(4, 9.0f), dv(4, 9.0f);
+    Floats y(4, 9.0f), lse(2), workspace(attention_backward_workspace(s)), dq(4, 9.0f), dk(4, 9.0f), dv(4, 9.0f);
     const Tensor w = Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())});
     attention(s, x.data(), {}, {x.data(), x.data()}, y.data(), lse.data(), w);
     EXPECT_EQ(y, Floats(4));

@@ -60,7 +60,7 @@ TEST(Precision, AttentionRoundsProbabilitiesAndGradientsOfScores) {
     Floats out(tokens * d), sums(tokens), dq(tokens * d), dk(keys * d), dv(keys * d);
     for (const int n : {1, 2}) {
         set_threads(n);
-        Floats room(static_cast<std::size_t>(attention_workspace(s)));
+        Floats room(static_cast<std::size_t>(attention_backward_workspace(s)));
         const Tensor workspace = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
         const PrecisionScope scope(ProductPrecision::bf16);
         attention(s, q.data(), {}, {k.data(), v.data()}, out.data(), sums.data(), workspace);

@@ -135,8 +135,10 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     most.rows = rows / groups;
     most.of_targets = true;
     most.prompts = std::span(&longest, 1);
-    attention_workspace = arena.take_f32({ops::attention_workspace(part(c, most, 0).attention)}, there);
-    if (keep == Keep::nothing) return;
+    const ops::AttentionShape attention = part(c, most, 0).attention;
+    const bool training = keep != Keep::nothing;
+    attention_workspace = arena.take_f32({training ? ops::attention_backward_workspace(attention) : ops::attention_workspace(attention)}, there);
+    if (!training) return;
     d_x = arena.take_f32({rows, w}, there);
     d_y = arena.take_f32({rows, w}, there);
     d_qkv = arena.take_f32({rows, 3 * w}, there);

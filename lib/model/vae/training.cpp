@@ -156,7 +156,7 @@ TrainingPass::Image TrainingPass::attention_backward(Run& run, const AttentionRo
     const Image d_attended = convolve_backward(run, rows.proj, attended, d_out, 1);
     const Image d_qkv = take(run, d_out.height, d_out.width, 3 * channels);
     const ops::AttentionShape s = one_head(d_out.pixels(), channels);
-    const Tensor workspace = run.arena.take_f32({ops::attention_workspace(s)});
+    const Tensor workspace = run.arena.take_f32({ops::attention_backward_workspace(s)});
     if (run.computes()) {
         const float* q = kept.qkv.f32();
         float* d_q = d_qkv.data.f32();

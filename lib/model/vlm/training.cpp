@@ -166,7 +166,7 @@ TrainingPass::TrainingPass(const Vlm& vlm, std::int64_t max_tokens, std::int64_t
     text.heads = t.heads, text.kv_heads = t.kv_heads, text.head_dim = t.head_dim;
     picture.queries = picture.own_keys = max_patches;
     picture.heads = picture.kv_heads = v.heads, picture.head_dim = v.head_dim();
-    attention_workspace_ = take({std::max(ops::attention_workspace(text), ops::attention_workspace(picture))});
+    attention_workspace_ = take({std::max(ops::attention_backward_workspace(text), ops::attention_backward_workspace(picture))});
     if (device != Device::cpu) {
         logits_there_ = take({max_rows, t.vocabulary});
         for (Tensor* each : {&tokens_there_, &rows_there_}) *each = arena.take(DType::i32, {std::max(max_tokens, max_rows)}, device);

@@ -108,6 +108,8 @@ std::int64_t attention_workspace(const AttentionShape& s) {
     return threads() * 2 * block_queries * row_stride(s);
 }
 
+std::int64_t attention_backward_workspace(const AttentionShape& s) { return attention_workspace(s); }
+
 void attention(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, OperandOut out,
                float* log_sum_exp, const Tensor& workspace) {
     check(s, workspace);

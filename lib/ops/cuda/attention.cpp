@@ -16,12 +16,8 @@
 namespace atelier::ops::cuda {
 namespace {
 
-bool is_dense(const AttentionShape& s) {
-    return product_precision() == ProductPrecision::bf16 && s.head_dim % 8 == 0 && s.head_dim <= 128 && s.shared_valid == nullptr &&
-           s.own_valid == nullptr && s.shared_keys + (s.own_limit == nullptr ? s.own_keys : s.own_limit[0]) > 0;
-}
-
-/// A dense call: queries [first, first + count), the first `keys` of [shared, own].
+/// A dense call: queries [first, first + count), the first `keys` of [shared, own]. Its statistics stand alone, [batch, heads, count], until the next
+/// call; all queries' are [batch, heads, queries].
 struct Run {
     std::int64_t first, count, keys;
     bool causal;
@@ -36,6 +32,15 @@ void each_run(const AttentionShape& s, Function function) {
         const std::int64_t last_limit = limits.run[r].limit + limits.run[r].slope * (end - 1 - first);
         function(Run{first, end - first, s.shared_keys + std::min(last_limit, s.own_keys), limits.run[r].slope != 0});
     }
+}
+
+/// Whether the library has an algorithm: not for fp32, masks, odd heads, queries without keys, nor the gradient of one query with one key.
+bool is_dense(const AttentionShape& s) {
+    if (product_precision() != ProductPrecision::bf16 || s.head_dim % 8 != 0 || s.head_dim > 128 || s.shared_valid != nullptr || s.own_valid != nullptr)
+        return false;
+    bool dense = true;
+    each_run(s, [&](const Run& run) { dense = dense && run.keys >= (run.causal ? run.count : 1) && (run.count > 1 || run.keys > 1); });
+    return dense;
 }
 
 /// Whether the library can read tokens where they are: bf16 at multiples of 16 bytes.
@@ -78,11 +83,8 @@ struct Inputs {
 DenseAttention dense_shape(const AttentionShape& s, const Inputs& in, std::int64_t out_stride, const Run& run) {
     return {.batch = s.batch, .queries = run.count, .keys = run.keys, .heads = s.heads, .kv_heads = s.kv_heads, .head_dim = s.head_dim,
             .entry_queries = s.queries, .entry_keys = s.shared_keys + s.own_keys, .q_stride = in.q_stride, .kv_stride = in.kv_stride,
-            .out_stride = out_stride, .causal = run.causal, .scale = s.scale};
+            .out_stride = out_stride, .q_gradient_stride = s.heads * s.head_dim, .kv_gradient_stride = s.kv_heads * s.head_dim, .causal = run.causal, .scale = s.scale};
 }
-
-/// A run's statistics stand alone in the library's call; all queries' are [batch, heads, queries].
-float* run_stats(const AttentionShape& s, const Packed& p, const Run& run) { return p.stats + s.batch * s.heads * run.first; }
 
 /// A run's gradient of keys or values to the shared keys (added, batch entries in order) and the own keys (added).
 void unpack_key_gradient(const AttentionShape& s, std::int64_t width, const Run& run, const std::uint16_t* from, float* shared, float* own) {
@@ -95,9 +97,33 @@ void unpack_key_gradient(const AttentionShape& s, std::int64_t width, const Run&
     }
 }
 
-void check_workspace(const AttentionShape& s, const Tensor& workspace) {
-    ATELIER_CHECK(workspace.elements() >= attention_workspace(s), "attention needs a workspace of {} numbers, found {}",
-                  attention_workspace(s), workspace.elements());
+void check_workspace(std::int64_t needed, const Tensor& workspace) {
+    ATELIER_CHECK(workspace.elements() >= needed, "attention needs a workspace of {} numbers, found {}", needed, workspace.elements());
+}
+
+/// What a run's backward reads and writes: of the first entry and head.
+struct BackwardOperands {
+    const std::uint16_t *q, *k, *v, *out;
+    const float* stats;
+    const std::uint16_t* dout;
+    std::uint16_t *dq, *dk, *dv;
+};
+
+/// In calls that each take no more than the planned room (BackwardCut); they write different entries or heads.
+void run_backward(const AttentionShape& s, const Packed& p, DenseAttention shape, const BackwardOperands& all) {
+    const BackwardCut cut = backward_cut(s);
+    const std::int64_t group = s.heads / s.kv_heads;
+    shape.batch = cut.entries, shape.kv_heads = cut.kv_heads, shape.heads = cut.kv_heads * group;
+    for (std::int64_t entry = 0; entry < s.batch; entry += cut.entries)
+        for (std::int64_t kv = 0; kv < s.kv_heads; kv += cut.kv_heads) {
+            const std::int64_t query = entry * shape.entry_queries, key = entry * shape.entry_keys, head = kv * group * s.head_dim;
+            const std::int64_t key_head = kv * s.head_dim, gradient = query * shape.q_gradient_stride + head;
+            const std::int64_t key_gradient = entry * shape.keys * shape.kv_gradient_stride + key_head;
+            dense_attention_backward(shape, all.q + query * shape.q_stride + head, all.k + key * shape.kv_stride + key_head,
+                                     all.v + key * shape.kv_stride + key_head, all.out + query * shape.out_stride + head,
+                                     all.stats + (entry * s.heads + kv * group) * shape.queries, all.dout + gradient, all.dq + gradient,
+                                     all.dk + key_gradient, all.dv + key_gradient, {p.room, static_cast<std::size_t>(p.room_bytes)});
+        }
 }
 
 /// Operands as the plain kernels read them: where they are bf16 (padding masks alone), fp32 in scratch memory at the same strides.
@@ -139,7 +165,7 @@ class Widened {
 
 void attention(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, OperandOut out, float* log_sum_exp,
                const Tensor& workspace) {
-    check_workspace(s, workspace);
+    check_workspace(attention_workspace(s), workspace);
     if (s.head_dim > plain_attention_max_head) return wide_attention(s, q.f32(), own, out.f32(), log_sum_exp, workspace.f32());
     if (!is_dense(s)) {
         Widened wide(s, q);
@@ -148,7 +174,7 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
         plain_attention(s, wide_q, wide_shared, wide_own, wide.room_for(out), log_sum_exp, workspace.f32());
         return wide.put(out);
     }
-    const Packed p(s, workspace.f32());
+    const Packed p(s, workspace.f32(), false);
     const Inputs in(s, p, q, shared, own);
     const bool in_place = is_readable(out, s.out_stride);
     std::uint16_t* to = in_place ? out.bf16() : p.out;
@@ -156,9 +182,9 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
     each_run(s, [&](const Run& run) {
         // Statistics are always asked for: without them the library may take another algorithm, and other bits.
         dense_attention(dense_shape(s, in, out_stride, run), in.q + run.first * in.q_stride, in.k, in.v, to + run.first * out_stride,
-                        run_stats(s, p, run));
+                        p.stats);
         if (log_sum_exp != nullptr)
-            copy_columns(s.batch * s.heads, run.count, run_stats(s, p, run), run.count, log_sum_exp + run.first, s.queries);
+            copy_columns(s.batch * s.heads, run.count, p.stats, run.count, log_sum_exp + run.first, s.queries);
     });
     if (!in_place) copy_columns(s.batch * s.queries, p.q_width(), p.out, p.q_width(), out, s.out_stride);
 }
@@ -166,7 +192,7 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
 void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, Operand out, const float* log_sum_exp,
                         const float* dout, float* dq, AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
                         const Tensor& workspace) {
-    check_workspace(s, workspace);
+    check_workspace(attention_backward_workspace(s), workspace);
     if (!is_dense(s)) {
         Widened wide(s, q);
         const float *wide_q = wide.q(q), *wide_out = wide.out(out);
@@ -174,7 +200,7 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
         return plain_attention_backward(s, wide_q, wide_shared, wide_own, wide_out, log_sum_exp, dout, dq, shared_gradients, own_gradients,
                                         workspace.f32());
     }
-    const Packed p(s, workspace.f32());
+    const Packed p(s, workspace.f32(), true);
     const std::int64_t q_width = p.q_width(), kv_width = p.kv_width();
     const Inputs in(s, p, q, shared, own);
     const bool in_place = is_readable(out, s.out_stride);
@@ -189,9 +215,9 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
     }
     each_run(s, [&](const Run& run) {
         const std::int64_t at = run.first * q_width;
-        copy_columns(s.batch * s.heads, run.count, log_sum_exp + run.first, s.queries, run_stats(s, p, run), run.count);
-        dense_attention_backward(dense_shape(s, in, out_stride, run), in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride,
-                                 run_stats(s, p, run), p.dout + at, p.dq + at, p.dk, p.dv);
+        copy_columns(s.batch * s.heads, run.count, log_sum_exp + run.first, s.queries, p.stats, run.count);
+        run_backward(s, p, dense_shape(s, in, out_stride, run),
+                     {in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride, p.stats, p.dout + at, p.dq + at, p.dk, p.dv});
         unpack_key_gradient(s, kv_width, run, p.dk, shared_gradients.dk, own_gradients.dk);
         unpack_key_gradient(s, kv_width, run, p.dv, shared_gradients.dv, own_gradients.dv);
     });

@@ -6,8 +6,8 @@
 // partial sums; then each column's partial sums are added in chunk order.
 namespace atelier::ops::cuda {
 
-// Shared memory of a block holds one row of sums.
-constexpr std::int64_t max_row = 12288;
+// Shared memory of a block, 48 KiB, holds one row of sums beside what block_sum takes.
+constexpr std::int64_t max_row = 12288 - 2 * warp_size;
 // Blocks that a chunked kernel aims at: four on each of 132 multiprocessors. Fixed, so that sums don't depend on the device.
 constexpr std::int64_t target_blocks = 528;
 

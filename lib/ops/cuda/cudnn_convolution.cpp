@@ -7,13 +7,15 @@
 namespace atelier::ops::cuda {
 namespace {
 
-enum Uid : std::int64_t { uid_x = 1, uid_w, uid_bias, uid_y };
+enum Uid : std::int64_t { uid_x = 1, uid_w, uid_y };
+
+constexpr std::int64_t most_workspace = std::int64_t{1} << 30;  // bytes
 
 using Dims = std::vector<std::int64_t>;
-using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 Key key_of(const ConvolutionShape& s) {
-    return {s.in_channels, s.out_channels, s.height, s.width, s.kernel, s.stride, s.pad_begin, s.pad_end};
+    return {s.in_channels, s.out_channels, s.height, s.width, s.kernel, s.stride, s.pad_begin};
 }
 
 /// Dimensions are [batch, channels, rows, columns], memory is channels last.
@@ -29,8 +31,8 @@ Dims weight_strides(const ConvolutionShape& s) { return {s.kernel * s.kernel * s
 
 template <typename Attributes>
 Attributes geometry(const ConvolutionShape& s, Attributes attributes) {
-    attributes.set_pre_padding({s.pad_begin, s.pad_begin})
-        .set_post_padding({s.pad_end, s.pad_end})
+    ATELIER_CHECK(s.pad_begin == s.pad_end, "the library's fp32 convolutions pad both sides alike, found {} and {}", s.pad_begin, s.pad_end);
+    attributes.set_padding({s.pad_begin, s.pad_begin})
         .set_stride({s.stride, s.stride})
         .set_dilation({1, 1});
     return attributes;
@@ -47,7 +49,12 @@ CudnnPlan make_plan(const char* what, Describe describe) {
     check_cudnn(graph.validate(), what);
     check_cudnn(graph.build_operation_graph(cudnn_handle()), what);
     check_cudnn(graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}), what);
-    graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE, fe::NumericalNote_t::NONDETERMINISTIC});
+    // As exact as the CPU's, and the same bits each time.
+    graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE, fe::NumericalNote_t::NONDETERMINISTIC, fe::NumericalNote_t::DOWN_CONVERT_INPUTS,
+                                  fe::NumericalNote_t::REDUCED_PRECISION_REDUCTION, fe::NumericalNote_t::FFT, fe::NumericalNote_t::WINOGRAD,
+                                  fe::NumericalNote_t::WINOGRAD_TILE_4x4, fe::NumericalNote_t::WINOGRAD_TILE_6x6,
+                                  fe::NumericalNote_t::WINOGRAD_TILE_13x13});
+    graph.deselect_workspace_greater_than(most_workspace);
     check_cudnn(graph.check_support(), what);
     check_cudnn(graph.build_plans(), what);
     check_cudnn(graph.get_workspace_size(plan.workspace), what);
@@ -65,21 +72,19 @@ void* pointer(const float* data) { return const_cast<float*>(data); }
 
 }  // namespace
 
-void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, const float* bias, float* out) {
+void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, float* out) {
     static std::map<Key, CudnnPlan> plans;
     const CudnnPlan& plan = kept(plans, s, [&] {
         return make_plan("a convolution", [&](fe::graph::Graph& graph) {
             const auto x = graph.tensor(picture(uid_x, s.in_channels, s.height, s.width));
             const auto w = graph.tensor(
                 fe::graph::Tensor_attributes().set_uid(uid_w).set_dim(weight_dims(s)).set_stride(weight_strides(s)).set_data_type(fe::DataType_t::FLOAT));
-            const auto b = graph.tensor(picture(uid_bias, s.out_channels, 1, 1));
-            const auto sum = graph.conv_fprop(x, w, geometry(s, fe::graph::Conv_fprop_attributes()));
-            const auto y = graph.pointwise(sum, b, fe::graph::Pointwise_attributes().set_mode(fe::PointwiseMode_t::ADD));
+            const auto y = graph.conv_fprop(x, w, geometry(s, fe::graph::Conv_fprop_attributes()));
             y->set_output(true).set_uid(uid_y).set_dim({1, s.out_channels, s.out_height(), s.out_width()}).set_stride(
                 {s.out_height() * s.out_width() * s.out_channels, 1, s.out_width() * s.out_channels, s.out_channels});
         });
     });
-    std::unordered_map<std::int64_t, void*> tensors{{uid_x, pointer(in)}, {uid_w, pointer(weights)}, {uid_bias, pointer(bias)}, {uid_y, out}};
+    std::unordered_map<std::int64_t, void*> tensors{{uid_x, pointer(in)}, {uid_w, pointer(weights)}, {uid_y, out}};
     plan.run(tensors, "a convolution");
 }
 

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <span>
 #include <unordered_map>
 
 #include "core/error.hpp"
@@ -37,8 +38,10 @@ struct CudnnPlan {
         check_cudnn(graph->build(cudnn_handle(), {fe::HeurMode_t::A}), what);
         check_cudnn(graph->get_workspace_size(workspace), what);
     }
-    void run(std::unordered_map<std::int64_t, void*>& tensors, const char* what) const {
-        check_cudnn(graph->execute(cudnn_handle(), tensors, library_scratch(static_cast<std::size_t>(workspace))), what);
+    /// In `room` (device memory) where that is enough for the library, else in scratch memory.
+    void run(std::unordered_map<std::int64_t, void*>& tensors, const char* what, std::span<std::byte> room = {}) const {
+        const auto needed = static_cast<std::size_t>(workspace);
+        check_cudnn(graph->execute(cudnn_handle(), tensors, needed > 0 && needed <= room.size() ? room.data() : library_scratch(needed)), what);
     }
 };
 

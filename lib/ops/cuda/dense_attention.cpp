@@ -66,16 +66,16 @@ CudnnPlan make_backward(const DenseAttention& s) {
     fe::graph::Graph& graph = *plan.graph;
     set_types(graph);
     const auto [q, k, v] = inputs_of(graph, s);
-    const Dims contiguous = q_strides(s, s.heads * s.head_dim), keys_contiguous = kv_strides(s, s.keys, s.kv_heads * s.head_dim);
+    const Dims q_gradient = q_strides(s, s.q_gradient_stride), kv_gradient = kv_strides(s, s.keys, s.kv_gradient_stride);
     const auto out = tensor(graph, "out", uid_out, q_dims(s), q_strides(s, s.out_stride));
-    const auto dout = tensor(graph, "dout", uid_dout, q_dims(s), contiguous);
+    const auto dout = tensor(graph, "dout", uid_dout, q_dims(s), q_gradient);
     const auto stats = tensor(graph, "stats", uid_stats, stats_dims(s), stats_strides(s), fe::DataType_t::FLOAT);
     auto attributes = fe::graph::SDPA_backward_attributes().set_name("attention_backward").set_deterministic_algorithm(true);
     set_mask(s, attributes);
     const auto [dq, dk, dv] = graph.sdpa_backward(q, k, v, out, dout, stats, attributes);
-    dq->set_output(true).set_uid(uid_dq).set_dim(q_dims(s)).set_stride(contiguous);
-    dk->set_output(true).set_uid(uid_dk).set_dim(kv_dims(s)).set_stride(keys_contiguous);
-    dv->set_output(true).set_uid(uid_dv).set_dim(kv_dims(s)).set_stride(keys_contiguous);
+    dq->set_output(true).set_uid(uid_dq).set_dim(q_dims(s)).set_stride(q_gradient);
+    dk->set_output(true).set_uid(uid_dk).set_dim(kv_dims(s)).set_stride(kv_gradient);
+    dv->set_output(true).set_uid(uid_dv).set_dim(kv_dims(s)).set_stride(kv_gradient);
     plan.build("the gradient of attention");
     return plan;
 }
@@ -100,12 +100,12 @@ void dense_attention(const DenseAttention& shape, const std::uint16_t* q, const 
 
 void dense_attention_backward(const DenseAttention& shape, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,
                               const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
-                              std::uint16_t* dv) {
+                              std::uint16_t* dv, std::span<std::byte> room) {
     static std::map<DenseAttention, CudnnPlan> plans;
     std::unordered_map<std::int64_t, void*> tensors{{uid_q, pointer(q)},         {uid_k, pointer(k)},       {uid_v, pointer(v)},
                                                     {uid_out, pointer(out)},     {uid_dout, pointer(dout)}, {uid_stats, pointer(stats)},
                                                     {uid_dq, dq},                {uid_dk, dk},              {uid_dv, dv}};
-    plan_of(plans, shape, make_backward).run(tensors, "the gradient of attention");
+    plan_of(plans, shape, make_backward).run(tensors, "the gradient of attention", room);
 }
 
 }  // namespace atelier::ops::cuda

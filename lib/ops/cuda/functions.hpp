@@ -29,7 +29,9 @@ void squared_differences(std::int64_t samples, std::int64_t n, const float* a, c
 void difference_gradient(std::int64_t n, float factor, const float* a, const float* b, float* d);
 void adamw(std::int64_t n, AdamWFactors f, const float* gradient, float* parameter, float* m, float* v, std::uint16_t* shadow);
 void round_to(DType dtype, std::int64_t n, const float* from, float* to);
-void sum_of_squares(std::int64_t n, const float* x, double* sum);
+void sum_of_squares(std::int64_t n, Operand x, double* sum);
+/// Row i of out += x, for every i.
+void add_to_each_row(std::int64_t rows, std::int64_t width, const float* x, float* out);
 /// out[j] += sum over rows of x[i, j], rows in a fixed order; and rows of `width` zeros, `stride` apart.
 void add_row_sums(std::int64_t rows, std::int64_t width, const float* x, float* out);
 void zero_columns(std::int64_t rows, std::int64_t width, float* out, std::int64_t stride);

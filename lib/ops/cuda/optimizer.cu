@@ -21,8 +21,8 @@ __global__ void adamw_kernel(std::int64_t n, AdamWFactors f, const float* gradie
         v1.v[k] = f.beta2 * v1.v[k] + f.one_minus_beta2 * (scaled * scaled);
         const float denominator = sqrtf(v1.v[k]) * f.inverse_root_correction + f.epsilon;
         p.v[k] = p.v[k] * f.keep - f.step * (m1.v[k] / denominator);
-        if (shadow != nullptr) shadow[first + k] = bf16_bits(p.v[k]);
     }
+    if (shadow != nullptr) store(shadow + first, p);
     store(m + first, m1);
     store(v + first, v1);
     store(parameter + first, p);
@@ -50,10 +50,14 @@ void round_with(Rounding rounding, std::int64_t n, const float* from, float* to)
         launch(round_kernel<1, Rounding>, {ceil_div(n, max_block)}, max_block, 0, n, rounding, from, to);
 }
 
-__global__ void squares_kernel(std::int64_t n, const float* x, double* partial) {
+template <typename In>
+__global__ void squares_kernel(std::int64_t n, const In* x, double* partial) {
     const std::int64_t first = blockIdx.x * norm_block, last = first + norm_block < n ? first + norm_block : n;
     double sum[1] = {0};
-    for (std::int64_t i = first + threadIdx.x; i < last; i += blockDim.x) sum[0] += static_cast<double>(x[i]) * x[i];
+    for (std::int64_t i = first + threadIdx.x; i < last; i += blockDim.x) {
+        const double value = load<1>(x + i).v[0];
+        sum[0] += value * value;
+    }
     block_sum(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum[0];
 }
@@ -70,7 +74,7 @@ __global__ void add_partials_kernel(std::int64_t count, const double* partial, d
 
 // Floor: 7 * 4 n bytes (gradient, parameter and moments read; parameter and moments written), 30 n with a bf16 copy.
 void adamw(std::int64_t n, AdamWFactors f, const float* gradient, float* parameter, float* m, float* v, std::uint16_t* shadow) {
-    if (in_fours({n}, {gradient, parameter, m, v}))
+    if (in_fours({n}, {gradient, parameter, m, v}) && reinterpret_cast<std::uintptr_t>(shadow) % 8 == 0)
         launch(adamw_kernel<4>, {ceil_div(n, 4 * max_block)}, max_block, 0, n, f, gradient, parameter, m, v, shadow);
     else
         launch(adamw_kernel<1>, {ceil_div(n, max_block)}, max_block, 0, n, f, gradient, parameter, m, v, shadow);
@@ -85,11 +89,11 @@ void round_to(DType dtype, std::int64_t n, const float* from, float* to) {
         round_with(ToF16{}, n, from, to);
 }
 
-// Floor: 4 n bytes.
-void sum_of_squares(std::int64_t n, const float* x, double* sum) {
+// Floor: 4 n bytes, 2 n of bf16.
+void sum_of_squares(std::int64_t n, Operand numbers, double* sum) {
     const std::int64_t blocks = ceil_div(n, norm_block);
     double* partial = scratch_doubles(blocks);
-    launch(squares_kernel, {blocks}, max_block, 0, n, x, partial);
+    with_address(numbers, [&]<typename In>(const In* x) { launch(squares_kernel<In>, {blocks}, max_block, 0, n, x, partial); });
     launch(add_partials_kernel, {1}, max_block, 0, blocks, partial, sum);
 }
 

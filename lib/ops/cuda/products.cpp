@@ -38,7 +38,8 @@ void* workspace() {
 /// A product's description and the algorithm that it keeps.
 class Plan {
   public:
-    explicit Plan(const Product& p) {
+    /// `bias`: the choice of algorithm depends on how its address is aligned.
+    Plan(const Product& p, const float* bias) {
         const cudaDataType_t type = p.bf16 ? CUDA_R_16BF : CUDA_R_32F;
         check_cublas(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
         const cublasOperation_t a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -46,6 +47,7 @@ class Plan {
         set(CUBLASLT_MATMUL_DESC_TRANSB, b);
         if (p.has_bias) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
         if (p.has_bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_32F);
+        if (p.has_bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
         check_cublas(cublasLtMatrixLayoutCreate(&a_, type, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda), "a layout");
         check_cublas(cublasLtMatrixLayoutCreate(&b_, type, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb), "a layout");
         check_cublas(cublasLtMatrixLayoutCreate(&d_, CUDA_R_32F, p.m, p.n, p.ldd), "a layout");
@@ -54,7 +56,7 @@ class Plan {
         check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
                                                           sizeof(workspace_bytes)),
                      "a preference");
-        // Partial results that are added where they lie come in the order in which blocks end.
+        // Partial results that are added where they lie are left out: their order is the library's to keep.
         const std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_MASK & ~static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_INPLACE);
         check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
                                                           sizeof(reductions)),
@@ -93,16 +95,16 @@ class Plan {
     cublasLtMatmulAlgo_t algorithm_{};
 };
 
-using Key = std::tuple<bool, bool, bool, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Key = std::tuple<bool, bool, bool, bool, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 }  // namespace
 
 void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
     stream();  // a thread's first call chooses its device, which the library's go to
     static std::map<Key, Plan> plans;
-    const Key key{p.transpose_a, p.transpose_b, p.bf16, p.has_bias, p.m, p.n, p.k, p.lda, p.ldb, p.ldd};
+    const Key key{p.transpose_a, p.transpose_b, p.bf16, p.has_bias, reinterpret_cast<std::uintptr_t>(bias) % 16, p.m, p.n, p.k, p.lda, p.ldb, p.ldd};
     auto found = plans.find(key);
-    if (found == plans.end()) found = plans.try_emplace(key, p).first;
+    if (found == plans.end()) found = plans.try_emplace(key, p, bias).first;
     found->second.run(alpha, a, b, beta, d, bias);
 }
 

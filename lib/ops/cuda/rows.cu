@@ -106,6 +106,8 @@ void add_columns(std::int64_t rows, std::int64_t width, Operand in, std::int64_t
     with_address(in, [&](const auto* from) { columns<true>(rows, width, from, in_stride, out, out_stride); });
 }
 
+void add_to_each_row(std::int64_t rows, std::int64_t width, const float* x, float* out) { columns<true>(rows, width, x, std::int64_t{0}, out, width); }
+
 void gather_rows(std::int64_t rows, std::int64_t width, const std::int32_t* source, const float* a, const float* b, float* out) {
     if (in_fours({width}, {a, b, out}))
         launch(gather_kernel<4>, {rows}, row_threads(width, 4), 0, width, source, a, b, out);

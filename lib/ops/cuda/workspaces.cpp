@@ -12,7 +12,45 @@ std::int64_t wide_attention_workspace(const AttentionShape& s) { return std::min
 
 std::int64_t attention_workspace(const AttentionShape& s) {
     if (s.head_dim > plain_attention_max_head) return wide_attention_workspace(s);
-    return std::max(Packed(s, nullptr).floats(), plain_attention_workspace(s));
+    return std::max(Packed(s, nullptr, false).floats(), plain_attention_workspace(s));
+}
+
+std::int64_t attention_backward_workspace(const AttentionShape& s) {
+    if (s.head_dim > plain_attention_max_head) return wide_attention_workspace(s);
+    return std::max(Packed(s, nullptr, true).floats(), plain_attention_workspace(s));
+}
+
+namespace {
+
+#ifdef ATELIER_EMULATED
+constexpr std::int64_t most_room = std::int64_t{40} << 10;  // bytes: the sizes of tests are cut, too
+#else
+constexpr std::int64_t most_room = std::int64_t{512} << 20;  // bytes
+#endif
+
+std::int64_t rounded_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+
+/// Of cuDNN's deterministic algorithm on sm_90 for one query head of an entry (cudnn-frontend 1.32, SDPA backward): the gradient of the
+/// probabilities in bf16, sums of rows, and the keys' gradients of each query head where heads share keys.
+std::int64_t head_room(const AttentionShape& s) {
+    const std::int64_t keys = s.shared_keys + s.own_keys, shares = s.heads == s.kv_heads ? 0 : 2 * 4 * keys * s.head_dim;
+    return 2 * rounded_up(s.queries, 64) * rounded_up(keys, 128) + 4 * s.queries + shares;
+}
+
+}  // namespace
+
+BackwardCut backward_cut(const AttentionShape& s) {
+    const std::int64_t group = s.heads / s.kv_heads;
+    if (s.batch * s.heads * head_room(s) <= most_room) return {s.batch, s.kv_heads};
+    std::int64_t kv_heads = s.kv_heads;
+    while (kv_heads > 1 && (s.kv_heads % kv_heads != 0 || kv_heads * group * head_room(s) > most_room)) --kv_heads;
+    return {1, kv_heads};
+}
+
+std::int64_t backward_room(const AttentionShape& s) {
+    const BackwardCut cut = backward_cut(s);
+    // Each of the library's buffers may begin at a multiple of 256 bytes.
+    return cut.entries * cut.kv_heads * (s.heads / s.kv_heads) * head_room(s) + 4 * 256;
 }
 
 std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& s) {

@@ -13,31 +13,47 @@ inline constexpr std::int64_t wide_attention_queries = 1024;  ///< of a block: 1
 
 /// Of the masks at the front of plain attention's workspace.
 std::int64_t masks_floats(const AttentionShape& shape);
+/// Bytes that the library takes for a call of the backward pass, at most, as backward_cut() cuts it.
+std::int64_t backward_room(const AttentionShape& shape);
 std::int64_t plain_attention_workspace(const AttentionShape& shape);
 std::int64_t wide_attention_workspace(const AttentionShape& shape);
 std::int64_t attention_workspace(const AttentionShape& shape);
+std::int64_t attention_backward_workspace(const AttentionShape& shape);
 std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& shape);
 
-/// bf16 numbers and fp32 statistics in the workspace, one behind the other; each begins at a multiple of 128 bytes.
+/// What a call of the library's backward takes: all batch entries, or one entry's key heads (a divisor of them) at a time.
+struct BackwardCut {
+    std::int64_t entries, kv_heads;
+};
+/// As much at a time as takes no more than 512 MiB of the library's room, but at least a key head of an entry.
+BackwardCut backward_cut(const AttentionShape& shape);
+
+/// bf16 numbers and fp32 statistics in the workspace, one behind the other; each begins at a multiple of 128 bytes. What the backward pass alone
+/// takes lies behind the rest.
 class Packed {
   public:
-    Packed(const AttentionShape& s, float* workspace) : s_(s), at_(reinterpret_cast<std::byte*>(workspace)) {
+    Packed(const AttentionShape& s, float* workspace, bool backward) : s_(s), at_(reinterpret_cast<std::byte*>(workspace)) {
         q = take<std::uint16_t>(queries());
         k = take<std::uint16_t>(keys());
         v = take<std::uint16_t>(keys());
         out = take<std::uint16_t>(queries());
         stats = take<float>(s.batch * s.heads * s.queries);
+        if (!backward) return;
         dout = take<std::uint16_t>(queries());
         dq = take<std::uint16_t>(queries());
         dk = take<std::uint16_t>(keys());
         dv = take<std::uint16_t>(keys());
+        room_bytes = backward_room(s);
+        room = take<std::byte>(room_bytes);
     }
     std::int64_t floats() const { return bytes_ / static_cast<std::int64_t>(sizeof(float)); }
     std::int64_t q_width() const { return s_.heads * s_.head_dim; }
     std::int64_t kv_width() const { return s_.kv_heads * s_.head_dim; }
 
-    std::uint16_t *q, *k, *v, *out, *dout, *dq, *dk, *dv;
+    std::uint16_t *q, *k, *v, *out, *dout = nullptr, *dq = nullptr, *dk = nullptr, *dv = nullptr;
     float* stats;
+    std::byte* room = nullptr;      ///< the library's
+    std::int64_t room_bytes = 0;
 
   private:
     std::int64_t queries() const { return s_.batch * s_.queries * q_width(); }
