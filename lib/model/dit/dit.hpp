@@ -40,7 +40,10 @@ class Dit {
     /// Whether operands are rounded here, and not by a device's backend.
     bool rounds_operands() const { return device_ == Device::cpu && precision_ == ops::ProductPrecision::bf16; }
     /// Of what blocks keep for products and attention alone, as these take it: bf16 on a device whose products round.
-    DType operand_dtype() const { return nn::keeps_bf16(device_, precision_) && config_.width() % 8 == 0 && config_.mlp_width() % 8 == 0 ? DType::bf16 : DType::f32; }
+    DType operand_dtype() const {
+        const bool fits = config_.width() % 8 == 0 && config_.mlp_width() % 8 == 0;  // rows at multiples of 16 bytes
+        return fits && nn::keeps_bf16(device_, precision_) ? DType::bf16 : DType::f32;
+    }
     const nn::ParameterTable& table() const { return table_; }
     const std::vector<BlockParameters>& blocks() const { return blocks_; }
 

@@ -215,8 +215,8 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
         each_part(dit, s, [&](const Part& t) {
             const ops::Operand qkv = ops::Operand(a.qkv).from(t.first * 3 * w);
             float* dq = dqkv + t.first * 3 * w;
-            ops::attention_backward(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)}, ops::Operand(a.attended).from(t.first * w),
-                                    a.log_sum_exp.f32() + t.first * c.heads, d_attended.f32() + t.first * w, dq,
+            ops::attention_backward(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)},
+                                    ops::Operand(a.attended).from(t.first * w), a.log_sum_exp.f32() + t.first * c.heads, d_attended.f32() + t.first * w, dq,
                                     key_gradients_of(shared_key_gradients, t, w), {dq + w, dq + 2 * w},
                                     buffers.attention_workspace);
         });
@@ -227,8 +227,8 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
         const Part t = part(c, s, i);
         ops::qk_norm_rope_backward(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine,
-                                   a.inverse_rms.f32() + t.first * 2 * c.heads, dqkv + t.first * 3 * w, ops::OperandOut(d_in).from(t.first * 3 * w), nn::vector_gradient(gradients, p.q_norm),
-                                   nn::vector_gradient(gradients, p.k_norm), buffers.rope_workspace.f32());
+                                   a.inverse_rms.f32() + t.first * 2 * c.heads, dqkv + t.first * 3 * w, ops::OperandOut(d_in).from(t.first * 3 * w),
+                                   nn::vector_gradient(gradients, p.q_norm), nn::vector_gradient(gradients, p.k_norm), buffers.rope_workspace.f32());
     }
     nn::project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_in, d_y);
     ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y.f32(), d_x.f32(), d_scale1);
