@@ -70,15 +70,12 @@ void NumbersLoader::to_device(const io::StoredTensor& stored, std::int64_t first
     if (stored.dtype == DType::f32) {
         memory.to_device(to.raw(), stored.data + first * 4, to.bytes());
     } else if (stored.dtype == DType::bf16) {
-        // In the file's width over the bus; widened there, in rows, so that the grid has many blocks.
-        constexpr std::int64_t width = 4096;
+        // In the file's width over the bus; widened there.
         for (std::int64_t at = 0; at < count; at += widened_numbers) {
-            const std::int64_t n = std::min(widened_numbers, count - at), whole = n / width;
+            const std::int64_t n = std::min(widened_numbers, count - at);
             auto* bits = static_cast<std::uint16_t*>(room_.tensor().raw());
             memory.to_device(bits, stored.data + (first + at) * 2, static_cast<std::size_t>(n) * 2);
-            float* out = to.f32() + at;
-            ops::backend().copy_columns(whole, width, bits, width, out, width);
-            if (whole * width < n) ops::backend().copy_columns(1, n - whole * width, bits + whole * width, width, out + whole * width, width);
+            ops::backend().copy_columns(1, n, bits, n, to.f32() + at, n);
         }
     } else {
         std::vector<float> staged(static_cast<std::size_t>(count));

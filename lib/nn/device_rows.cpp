@@ -48,11 +48,7 @@ void DeviceRows::round_both() const {
 }
 
 void round_there(const float* from, std::uint16_t* to, std::int64_t count) {
-    // Cut into rows, so that the grid has many blocks.
-    constexpr std::int64_t width = 4096;
-    const std::int64_t whole = count / width, done = whole * width;
-    if (whole > 0) ops::backend().copy_columns(whole, width, from, width, to, width);
-    if (done < count) ops::backend().copy_columns(1, count - done, from + done, width, to + done, width);
+    if (count > 0) ops::backend().copy_columns(1, count, from, count, to, count);
 }
 
 }  // namespace atelier::nn

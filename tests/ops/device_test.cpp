@@ -509,7 +509,7 @@ TEST(DeviceOperands, ProductsTakeBothSides) {
 
 TEST(DeviceCast, NearestEvenNansAndBack) {
     if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
-    for (const auto& [rows, width, gap] : {std::tuple{1, 1, 0}, {3, 7, 2}, {5, 1032, 8}, {2, 64, 0}}) {
+    for (const auto& [rows, width, gap] : {std::tuple{1, 1, 0}, {3, 7, 2}, {5, 1032, 8}, {2, 64, 0}, {1, 9003, 5}}) {
         Floats x = normal(rows * (width + gap), 1), back(x.size(), 2.0f), added(x.size(), 2.0f);
         x[0] = NAN;
         if (width > 3) x[1] = INFINITY, x[2] = bf16_to_f32(0x3f80) + 0x1p-8f, x[3] = 3.4e38f;

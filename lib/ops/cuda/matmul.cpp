@@ -107,11 +107,8 @@ void keep_bf16_copy(const float* weights, std::int64_t n) {
 void refresh_bf16_copy(const float* weights) {
     const auto found = covering(weights);
     if (found == copies().end()) return;
-    // Cut into rows, so that the grid has many blocks.
-    constexpr std::int64_t width = 4096;
-    const std::int64_t n = found->second.count, whole = n / width;
-    copy_columns(whole, width, found->first, width, found->second.bits, width);
-    if (whole * width < n) copy_columns(1, n - whole * width, found->first + whole * width, width, found->second.bits + whole * width, width);
+    const std::int64_t n = found->second.count;
+    copy_columns(1, n, found->first, n, found->second.bits, n);
 }
 
 std::uint16_t* bf16_copy_of(const float* weight) {

@@ -23,8 +23,17 @@ __global__ void columns_kernel(std::int64_t width, const In* in, std::int64_t in
     }
 }
 
+// Numbers of a row that a block takes at a time where there is one row alone.
+constexpr std::int64_t piece_of_row = 4096;
+
 template <bool add, typename In, typename Out>
 void columns(std::int64_t rows, std::int64_t width, const In* in, std::int64_t in_stride, Out* out, std::int64_t out_stride) {
+    if (rows == 1 && width > piece_of_row) {  // in pieces, so that the grid has many blocks
+        const std::int64_t pieces = width / piece_of_row, done = pieces * piece_of_row;
+        columns<add>(pieces, piece_of_row, in, piece_of_row, out, piece_of_row);
+        if (done < width) columns<add>(1, width - done, in + done, in_stride, out + done, out_stride);
+        return;
+    }
     if (in_fours({width, in_stride, out_stride}, {in, out}))
         launch(columns_kernel<4, add, In, Out>, {rows}, row_threads(width, 4), 0, width, in, in_stride, out, out_stride);
     else
