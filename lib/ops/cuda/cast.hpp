@@ -34,14 +34,9 @@ __device__ __forceinline__ void store(std::uint16_t* p, const Pack<N>& pack) {
     *reinterpret_cast<HalfPack<N>*>(p) = bits;
 }
 
-/// f(address) with the type of the numbers there.
-template <typename Function>
-void with_address(Operand operand, Function f) {
-    if (operand.is_bf16()) f(operand.bf16());
-    else f(operand.f32());
-}
-template <typename Function>
-void with_address(OperandOut operand, Function f) {
+/// f(address) with the type of the numbers of an Operand, or of an OperandOut, to be written.
+template <typename Numbers, typename Function>
+void with_address(Numbers operand, Function f) {
     if (operand.is_bf16()) f(operand.bf16());
     else f(operand.f32());
 }
