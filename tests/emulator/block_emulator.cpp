@@ -320,6 +320,16 @@ void release(void* memory) {
     allocations().erase(found);
 }
 
+void check_device_address(const void* address, std::size_t alignment) {
+    if (address == nullptr) return;
+    const std::scoped_lock lock(allocation_mutex);
+    auto after = allocations().upper_bound(const_cast<void*>(address));
+    const auto* at = static_cast<const std::byte*>(address);
+    const bool is_there = after != allocations().begin() && at <= std::prev(after)->second.base + std::prev(after)->second.mapped;
+    ATELIER_CHECK(is_there, "{} is no address of the device's memory", address);
+    ATELIER_CHECK(reinterpret_cast<std::uintptr_t>(address) % alignment == 0, "{} is no multiple of {}", address, alignment);
+}
+
 Access::Access() {
     const std::scoped_lock lock(allocation_mutex);
     memory_lock().open();

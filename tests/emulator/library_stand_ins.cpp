@@ -64,17 +64,21 @@ class Memory final : public DeviceMemory {
     }
     void to_device(void* device, const void* host, std::size_t bytes) override {
         not_recorded("a copy from host memory");
+        emulator::check_device_address(device);
         move(device, host, bytes);
     }
     void to_host(void* host, const void* device, std::size_t bytes) override {
         not_recorded("a copy to host memory");
+        emulator::check_device_address(device);
         emulator::wait_for_the_stream();
         move(host, device, bytes);
     }
     void within(void* to, const void* from, std::size_t bytes) override {
+        for (const void* each : {static_cast<const void*>(to), from}) emulator::check_device_address(each);
         emulator::queue([=] { move(to, from, bytes); });
     }
     void zero(void* device, std::size_t bytes) override {
+        emulator::check_device_address(device);
         emulator::queue([=] {
             const emulator::Access access;
             std::memset(device, 0, bytes);
@@ -137,6 +141,11 @@ struct Matrix {
         return bf16 ? bf16_to_f32(static_cast<const std::uint16_t*>(data)[at]) : static_cast<const float*>(data)[at];
     }
 };
+
+/// What a library is given: cuDNN refuses other addresses, and cuBLASLt was promised these.
+void check_operands(std::initializer_list<const void*> addresses) {
+    for (const void* each : addresses) emulator::check_device_address(each, 16);
+}
 
 double value(std::uint16_t bits) { return bf16_to_f32(bits); }
 std::uint16_t rounded(double v) { return f32_to_bf16(static_cast<float>(v)); }
@@ -260,17 +269,21 @@ void dense_attention_now(const DenseAttention& s, const std::uint16_t* q, const 
 }  // namespace
 
 void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+    check_operands({a, b, d});
+    emulator::check_device_address(bias);
     emulator::queue([=] { product_now(p, alpha, a, b, beta, d, bias); });
 }
 
 void dense_attention(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
                      float* stats) {
+    check_operands({q, k, v, out, stats});
     emulator::queue([=] { dense_attention_now(s, q, k, v, out, stats); });
 }
 
 void dense_attention_backward(const DenseAttention& s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v,
                               const std::uint16_t* out, const float* stats, const std::uint16_t* dout, std::uint16_t* dq, std::uint16_t* dk,
                               std::uint16_t* dv, std::span<std::byte> room) {
+    check_operands({q, k, v, out, stats, dout, dq, dk, dv});
     const emulator::Access access;
     // As the library: none for a query with a key.
     ATELIER_CHECK(s.queries > 1 || s.keys > 1, "the gradient of attention of one query with one key");
@@ -319,6 +332,7 @@ void each_tap(const ConvolutionShape& s, Function f) {
 }  // namespace
 
 void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, float* out) {
+    check_operands({in, weights, out});
     const emulator::Access access;
     std::fill_n(out, s.out_height() * s.out_width() * s.out_channels, 0.0f);
     each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
@@ -330,6 +344,7 @@ void run_convolution(const ConvolutionShape& s, const float* in, const float* we
 }
 
 void run_convolution_input_gradient(const ConvolutionShape& s, const float* weights, const float* d_out, float* d_in) {
+    check_operands({weights, d_out, d_in});
     const emulator::Access access;
     std::fill_n(d_in, s.height * s.width * s.in_channels, 0.0f);
     each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {
@@ -341,6 +356,7 @@ void run_convolution_input_gradient(const ConvolutionShape& s, const float* weig
 }
 
 void run_convolution_weight_gradient(const ConvolutionShape& s, const float* in, const float* d_out, float* d_weights) {
+    check_operands({in, d_out, d_weights});
     const emulator::Access access;
     std::fill_n(d_weights, s.out_channels * s.kernel * s.kernel * s.in_channels, 0.0f);
     each_tap(s, [&](std::int64_t to, std::int64_t from, std::int64_t tap) {

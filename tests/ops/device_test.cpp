@@ -687,6 +687,7 @@ class WeightsFile {
     WeightsFile(const nn::ParameterTable& table, DType dtype, float offset) : numbers_(table.flat_size()), store_(table, numbers_.tensor()) {
         // Not what bf16 can hold, unless it is stored so.
         for (std::int64_t i = 0; i < numbers_.size(); ++i) numbers_.data()[i] = offset + 0.37f * static_cast<float>(i);
+        const DeviceScope scope(Device::cpu);  // where these numbers are
         nn::round_to(dtype, numbers_.span());
         std::filesystem::create_directories(directory_);
         nn::save_weights(store_, directory_, "weights", {std::vector<DType>(static_cast<std::size_t>(table.size()), dtype), 1 << 20, {}});
@@ -811,6 +812,7 @@ TEST(DeviceSampler, StepLogProbabilityAndGradients) {
             backend().squared_differences(samples, n, v.data(), other.data(), differences.data());
             backend().difference_gradient(samples * n, 0.25f, v.data(), other.data(), d2.data());
             backend().difference_gradient(samples * n, 0.25f, noise.data(), nullptr, d3.data());
+            const DeviceScope expected_of_the_cpu(Device::cpu);
             for (std::int64_t b = 0; b < samples; ++b) {
                 const auto size = static_cast<std::size_t>(n);
                 const auto part = [&](const Floats& from) { return std::span<const float>(from.data() + b * n, size); };

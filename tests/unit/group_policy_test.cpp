@@ -311,11 +311,9 @@ TEST(GroupPolicy, ADimensionScaledTenfoldKeepsTheDirection) {
         return scores;
     };
     const auto gradient = [&](const std::vector<double>& advantage) {
-        const std::int64_t size = f.model.dit_weights().flat().elements();
-        Arena arena("gradients", static_cast<std::size_t>(size) * 4 + 64);
-        const nn::ParameterStore gradients(f.model.dit_weights().table(), arena);
-        f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train({}, t, advantage, 1.0, gradients); });
-        return std::vector<float>(gradients.data(), gradients.data() + size);
+        const Store gradients(f.model);
+        f.with_policy(dit::Keep::activations, [&](GroupPolicy& p) { return p.train({}, t, advantage, 1.0, gradients.values); });
+        return read(gradients.values.flat());
     };
     const auto calibrated = [&](float by) {
         SpreadCollector spread(static_cast<int>(dimensions));

@@ -101,15 +101,16 @@ void check_workspace(std::int64_t needed, const Tensor& workspace) {
     ATELIER_CHECK(workspace.elements() >= needed, "attention needs a workspace of {} numbers, found {}", needed, workspace.elements());
 }
 
-/// What a run's backward reads and writes: of the first entry and head.
+/// What a run's backward reads and writes: of the first entry and head. `log_sum_exp` of all queries, from the run's first on.
 struct BackwardOperands {
     const std::uint16_t *q, *k, *v, *out;
-    const float* stats;
+    const float* log_sum_exp;
     const std::uint16_t* dout;
     std::uint16_t *dq, *dk, *dv;
 };
 
-/// In calls that each take no more than the planned room (BackwardCut); they write different entries or heads.
+/// In calls that each take no more than the planned room (BackwardCut); they write different entries or heads. Each call's statistics begin
+/// where the workspace's do: the library takes multiples of 16 bytes.
 void run_backward(const AttentionShape& s, const Packed& p, DenseAttention shape, const BackwardOperands& all) {
     const BackwardCut cut = backward_cut(s);
     const std::int64_t group = s.heads / s.kv_heads;
@@ -119,9 +120,11 @@ void run_backward(const AttentionShape& s, const Packed& p, DenseAttention shape
             const std::int64_t query = entry * shape.entry_queries, key = entry * shape.entry_keys, head = kv * group * s.head_dim;
             const std::int64_t key_head = kv * s.head_dim, gradient = query * shape.q_gradient_stride + head;
             const std::int64_t key_gradient = entry * shape.keys * shape.kv_gradient_stride + key_head;
+            copy_columns(shape.batch * shape.heads, shape.queries, all.log_sum_exp + (entry * s.heads + kv * group) * s.queries, s.queries, p.stats,
+                         shape.queries);
             dense_attention_backward(shape, all.q + query * shape.q_stride + head, all.k + key * shape.kv_stride + key_head,
                                      all.v + key * shape.kv_stride + key_head, all.out + query * shape.out_stride + head,
-                                     all.stats + (entry * s.heads + kv * group) * shape.queries, all.dout + gradient, all.dq + gradient,
+                                     p.stats, all.dout + gradient, all.dq + gradient,
                                      all.dk + key_gradient, all.dv + key_gradient, {p.room, static_cast<std::size_t>(p.room_bytes)});
         }
 }
@@ -215,9 +218,8 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
     }
     each_run(s, [&](const Run& run) {
         const std::int64_t at = run.first * q_width;
-        copy_columns(s.batch * s.heads, run.count, log_sum_exp + run.first, s.queries, p.stats, run.count);
         run_backward(s, p, dense_shape(s, in, out_stride, run),
-                     {in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride, p.stats, p.dout + at, p.dq + at, p.dk, p.dv});
+                     {in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride, log_sum_exp + run.first, p.dout + at, p.dq + at, p.dk, p.dv});
         unpack_key_gradient(s, kv_width, run, p.dk, shared_gradients.dk, own_gradients.dk);
         unpack_key_gradient(s, kv_width, run, p.dv, shared_gradients.dv, own_gradients.dv);
     });

@@ -21,8 +21,8 @@ class Framed {
         inner_.pad_begin = inner_.pad_end = 0;
     }
     const ConvolutionShape& shape() const { return inner_; }
-    /// Numbers of scratch memory for a picture; 0: it stays where it is.
-    std::int64_t room() const { return s_.pad_begin == s_.pad_end ? 0 : inner_.height * inner_.width * inner_.in_channels; }
+    /// Numbers of scratch memory for a picture, whole vectors of 16 bytes, as the library takes what lies behind it; 0: it stays where it is.
+    std::int64_t room() const { return s_.pad_begin == s_.pad_end ? 0 : (inner_.height * inner_.width * inner_.in_channels + 3) / 4 * 4; }
     const float* picture(const float* in, float* to) const {
         if (room() == 0) return in;
         fill_zero(to, room());

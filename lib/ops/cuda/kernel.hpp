@@ -31,6 +31,8 @@ struct Grid {
 #ifdef ATELIER_EMULATED
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), Grid grid, int threads, std::size_t shared_bytes, Arguments... arguments) {
+    if (grid.x * grid.y * grid.z == 0) return;
+    (emulator::check_argument(arguments), ...);
     emulator::run(grid.x, grid.y, grid.z, threads, shared_bytes, [=] { kernel(arguments...); });
 }
 #else
