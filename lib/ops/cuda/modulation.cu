@@ -11,21 +11,21 @@ namespace atelier::ops::cuda {
 namespace {
 
 /// A block a row.
-template <int N, typename Out>
+template <int N, int I, typename Out>
 __global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, const float* scale, Out* y, float* mean,
                                            float* inverse_std) {
     const std::int64_t row = blockIdx.x;
-    const float *in = x + row * s.width, *m = scale + row / s.rows * s.mod_stride;
-    const auto [mu, inverse] = row_moments<N>(in, s.width, s.eps);
-    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
-        Pack<N> p = load<N>(in + j);
+    const float* m = scale + row / s.rows * s.mod_stride;
+    const Row<N, I> numbers(x + row * s.width, s.width);
+    const RowMoments moments = numbers.moments(s.eps);
+    numbers.each([&](std::int64_t j, Pack<N> p) {
         const Pack<N> factor = load<N>(m + j);
-        for (int k = 0; k < N; ++k) p.v[k] = (p.v[k] - mu) * inverse * (1.0f + factor.v[k]);
+        for (int k = 0; k < N; ++k) p.v[k] = (p.v[k] - moments.mean) * moments.inverse_std * (1.0f + factor.v[k]);
         store(y + row * s.width + j, p);
-    }
+    });
     if (threadIdx.x == 0) {
-        mean[row] = mu;
-        inverse_std[row] = inverse;
+        mean[row] = moments.mean;
+        inverse_std[row] = moments.inverse_std;
     }
 }
 
@@ -114,10 +114,13 @@ void check_width(const ModulationShape& s) {
 void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, OperandOut to, float* mean, float* inverse_std) {
     const std::int64_t rows = s.groups * s.rows;
     with_address(to, [&]<typename Out>(Out* y) {
-        if (in_fours({s.width, s.mod_stride}, {x, scale, y}))
-            launch(layer_norm_modulate_kernel<4, Out>, {rows}, row_threads(s.width, 4), 0, s, x, scale, y, mean, inverse_std);
-        else
-            launch(layer_norm_modulate_kernel<1, Out>, {rows}, row_threads(s.width, 1), 0, s, x, scale, y, mean, inverse_std);
+        const auto run = [&]<int N>() {
+            with_kept_packs(s.width, N, [&]<int I>() {
+                launch(layer_norm_modulate_kernel<N, I, Out>, {rows}, row_threads(s.width, N), 0, s, x, scale, y, mean, inverse_std);
+            });
+        };
+        if (in_fours({s.width, s.mod_stride}, {x, scale, y})) run.template operator()<4>();
+        else run.template operator()<1>();
     });
 }
 

@@ -72,21 +72,20 @@ template <int N>
 __global__ void layer_norm_kernel(LayerNormShape s, const float* x, const float* weight, const float* bias, float* y, float* mean,
                                   float* inverse_std) {
     const std::int64_t row = blockIdx.x;
-    const float* in = x + row * s.width;
-    const auto [mu, inverse] = row_moments<N>(in, s.width, s.eps);
-    for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
-        Pack<N> p = load<N>(in + j);
+    const Row<N, 0> numbers(x + row * s.width, s.width);
+    const RowMoments moments = numbers.moments(s.eps);
+    numbers.each([&](std::int64_t j, Pack<N> p) {
         for (int k = 0; k < N; ++k) {
-            float v = (p.v[k] - mu) * inverse;
+            float v = (p.v[k] - moments.mean) * moments.inverse_std;
             if (weight != nullptr) v *= weight[j + k];
             if (bias != nullptr) v += bias[j + k];
             p.v[k] = v;
         }
         store(y + row * s.width + j, p);
-    }
+    });
     if (threadIdx.x == 0) {
-        if (mean != nullptr) mean[row] = mu;
-        if (inverse_std != nullptr) inverse_std[row] = inverse;
+        if (mean != nullptr) mean[row] = moments.mean;
+        if (inverse_std != nullptr) inverse_std[row] = moments.inverse_std;
     }
 }
 

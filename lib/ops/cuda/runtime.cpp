@@ -4,7 +4,9 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "ops/cuda/context.hpp"
 #include "ops/cuda/device_memory.hpp"
@@ -15,6 +17,19 @@ namespace {
 
 // Host memory goes to the device through two pinned buffers in turn: one is filled while the other is copied.
 constexpr std::size_t staging_bytes = std::size_t{32} << 20;
+
+/// memcpy by four threads: one core fills a buffer slower than the bus empties it (6.4 GB/s beside an H200).
+void fill(std::byte* to, const std::byte* from, std::size_t bytes) {
+    constexpr std::size_t least_share = std::size_t{2} << 20;
+    const std::size_t shares = std::clamp<std::size_t>(bytes / least_share, 1, 4);
+    const auto copy = [=](std::size_t i) {
+        const std::size_t begin = bytes * i / shares, end = bytes * (i + 1) / shares;
+        std::memcpy(to + begin, from + begin, end - begin);
+    };
+    std::vector<std::jthread> helpers;
+    for (std::size_t i = 1; i < shares; ++i) helpers.emplace_back(copy, i);
+    copy(0);
+}
 
 int process_device = 0;
 
@@ -79,7 +94,7 @@ class Memory final : public DeviceMemory {
             next_ ^= 1;
             if (s.memory == nullptr) s.make();
             check(cudaEventSynchronize(s.copied), "waiting for a staging buffer");
-            std::memcpy(s.memory, from + at, count);
+            fill(s.memory, from + at, count);
             check(cudaMemcpyAsync(to + at, s.memory, count, cudaMemcpyHostToDevice, stream()), "a copy to the device");
             check(cudaEventRecord(s.copied, stream()), "recording a copy");
         }

@@ -23,12 +23,12 @@ __device__ __forceinline__ void sum_block(std::int64_t n, double* partial, Term 
     if (threadIdx.x == 0) partial[sample * gridDim.x + blockIdx.x] = sum[0];
 }
 
-/// sums[sample] = its blocks' sums in block order.
+/// sums[sample]: a warp adds its blocks' sums, lane l those of blocks l, l + 32, … in order, then the lanes' as warp_sum does.
 __global__ void finish_kernel(std::int64_t blocks, const double* partial, double* sums) {
-    if (threadIdx.x != 0) return;
     double sum = 0;
-    for (std::int64_t b = 0; b < blocks; ++b) sum += partial[blockIdx.x * blocks + b];
-    sums[blockIdx.x] = sum;
+    for (std::int64_t b = threadIdx.x; b < blocks; b += warp_size) sum += partial[blockIdx.x * blocks + b];
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 struct Squares {
