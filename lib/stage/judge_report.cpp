@@ -120,7 +120,7 @@ Bytes judging_bytes(const Context& c, const judge::QuestionMaker& model, const s
     }
     const reward::PoolConfig pool = pool_config(c.config);
     const auto workers = static_cast<std::size_t>(pool.workers), waiting = static_cast<std::size_t>(pool.queue) + workers;
-    return judge::native_judge_bytes(model, native_judge_config(c, {}, Device::cpu), asked_templates(c, heldout), workers, picture) + waiting * request;
+    return judge::native_judge_bytes(model, native_judge_config(c, {}, c.judge_device()), asked_templates(c, heldout), workers, picture) + waiting * request;
 }
 
 HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& directory, const std::vector<judge::LabelledSample>& heldout) {
@@ -128,7 +128,7 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
     std::vector<double> scores(heldout.size());  // in the order of `heldout`
     Json said = Json::array();
     {
-        const judge::NativeJudge judge(native_judge_config(c, directory, Device::cpu), asked_templates(c, heldout));
+        const judge::NativeJudge judge(native_judge_config(c, directory, c.judge_device()), asked_templates(c, heldout));
         reward::Pool pool(judge, pool_config(c.config));
         std::vector<std::pair<std::size_t, std::future<reward::Outcome>>> outcomes;
         for (std::size_t i = 0; i < pictures.size(); ++i)

@@ -63,7 +63,7 @@ Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Questio
         }
     plan.hold("labels", bytes);
     plan.hold("a label's pictures", shown);
-    plan.hold_during("reporting", "the trained judge", judging_bytes(c, judge::QuestionMaker(model.directory()), heldout));
+    plan.hold_during("reporting", "the trained judge", judging_bytes(c, judge::QuestionMaker(model.directory(), c.judge_device(), c.product_precision()), heldout));
     return sequence;
 }
 
