@@ -173,7 +173,7 @@ void fill(std::initializer_list<Tensor> tensors) {
 
 void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, bool trains) {
     const dit::Config config = sizes(layers, heads, head_dim);
-    const dit::Dit model(config, Device::cuda);
+    const dit::Dit model(config, Device::cuda, ops::ProductPrecision::bf16);
     constexpr std::int64_t text = 128;
     const std::vector<std::uint8_t> slots(text, 0);
     const dit::Layout layout = dit::make_layout(config, slots, {}, grid);
@@ -225,7 +225,7 @@ struct GroupSizes {
 /// repeated), and an update of all weights with AdamW's memory in host memory. `all_layers`: what times are scaled to.
 void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, const GroupSizes& g) {
     const dit::Config config = sizes(layers, heads, head_dim);
-    const dit::Dit model(config, Device::cuda);
+    const dit::Dit model(config, Device::cuda, ops::ProductPrecision::bf16);
     pipeline::EncodedPrompt prompt;
     const std::int64_t slots = g.reference_side * g.reference_side / 4;
     prompt.image_slot.resize(static_cast<std::size_t>(128 + slots));

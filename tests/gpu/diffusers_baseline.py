@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Times diffusers' transformer at the shapes of device_bench, as lines "result: NAME = VALUE UNIT".
 
-diffusers_baseline.py LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH [eager|compile]
-Needs torch with a device and diffusers; bf16, random weights, prefix from the cache as in sampling (kv_cache "cached").
+diffusers_baseline.py LAYERS HEADS HEAD_DIM HOW SIZE...
+HOW: eager, blocks (each block compiled once) or whole (the model compiled); SIZE: TOKENS_HIGHxTOKENS_WIDExBATCH.
+Needs torch with a device and diffusers; bf16, random weights, prefix from the cache as in sampling (kv_cache "cached"); attention by each
+backend of PyTorch that takes it.
 """
 import sys
 import time
@@ -11,27 +13,20 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
-layers, heads, head_dim, high, wide, batch = map(int, sys.argv[1:7])
-how = sys.argv[7] if len(sys.argv) > 7 else "compile"
+layers, heads, head_dim = map(int, sys.argv[1:4])
+how, sizes = sys.argv[4], [tuple(map(int, size.split("x"))) for size in sys.argv[5:]]
 device = "cuda" if torch.cuda.is_available() else "cpu"
-text, width, tokens = 128, heads * head_dim, high * wide
+text, width = 128, heads * head_dim
 torch.manual_seed(1)
+torch._dynamo.config.recompile_limit = torch._dynamo.config.cache_size_limit = 64
 with torch.device(device):
+    torch.set_default_dtype(torch.bfloat16)
     model = QwenImage21Transformer2DModel(num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim, context_in_dim=width,
                                           axes_dims_rope=(head_dim // 8, head_dim // 16 * 7, head_dim // 16 * 7)).to(torch.bfloat16).eval()
-    inputs = dict(
-        hidden_states=torch.randn(batch, tokens, 64, dtype=torch.bfloat16),
-        encoder_hidden_states=torch.randn(batch, text, width, dtype=torch.bfloat16),
-        timestep=torch.full((batch,), 0.5, dtype=torch.bfloat16),
-        img_shapes=[[(1, high, wide)]] * batch,
-        # Text alone, then one slot for each 2 x 2 group of the target's tokens.
-        img_mask=torch.cat([torch.zeros(batch, text, dtype=torch.bool), torch.ones(batch, tokens // 4, dtype=torch.bool)], dim=1),
-    )
-
-
-@torch.no_grad()
-def run(cache, mode, call):
-    return call(**inputs, kv_cache=cache, kv_cache_mode=mode, return_dict=False)
+    torch.set_default_dtype(torch.float32)
+if how == "blocks":
+    model.compile_repeated_blocks(dynamic=False)
+call = torch.compile(model, dynamic=False) if how == "whole" else model
 
 
 def synchronise():
@@ -39,17 +34,39 @@ def synchronise():
         torch.cuda.synchronize()
 
 
-cache = QwenImage21KVCache(layers)
-run(cache, "extract", model)
-call = torch.compile(model) if how == "compile" else model
-for _ in range(3):
-    run(cache, "cached", call)
-best = float("inf")
-for _ in range(5):
-    synchronise()
-    begin = time.perf_counter()
-    for _ in range(5):
-        run(cache, "cached", call)
-    synchronise()
-    best = min(best, (time.perf_counter() - begin) / 5)
-print(f"result: diffusers {how} {layers} blocks of width {width}, {batch} x {tokens} tokens, forward = {1e3 * best:.4g} ms")
+@torch.no_grad()
+def measure(high, wide, batch):
+    """Seconds of a forward pass: the fastest of five series of five."""
+    with torch.device(device):
+        inputs = dict(
+            hidden_states=torch.randn(batch, high * wide, 64, dtype=torch.bfloat16),
+            encoder_hidden_states=torch.randn(batch, text, width, dtype=torch.bfloat16),
+            timestep=torch.full((batch,), 0.5, dtype=torch.bfloat16),
+            img_shapes=[[(1, high, wide)]] * batch,
+            # Text alone, then one slot for each 2 x 2 group of the target's tokens.
+            img_mask=torch.cat([torch.zeros(batch, text, dtype=torch.bool), torch.ones(batch, high * wide // 4, dtype=torch.bool)], dim=1),
+        )
+    cache = QwenImage21KVCache(layers)
+    model(**inputs, kv_cache=cache, kv_cache_mode="extract", return_dict=False)
+    best = float("inf")
+    for series in range(6):
+        synchronise()
+        begin = time.perf_counter()
+        for _ in range(5):
+            call(**inputs, kv_cache=cache, kv_cache_mode="cached", return_dict=False)
+        synchronise()
+        if series > 0:
+            best = min(best, (time.perf_counter() - begin) / 5)
+    return best
+
+
+for backend in ("native", "_native_cudnn") if how != "whole" else ("native",):
+    if device == "cpu" and backend != "native":
+        continue
+    model.set_attention_backend(backend)
+    for high, wide, batch in sizes:
+        begin = time.perf_counter()
+        seconds = measure(high, wide, batch)
+        print(f"result: diffusers {how}, attention {backend}, {layers} blocks of width {width}, {batch} x {high * wide} tokens, forward = "
+              f"{1e3 * seconds:.4g} ms", flush=True)
+        print(f"{time.perf_counter() - begin:.0f} s with compiling", flush=True)

@@ -2,11 +2,13 @@
 # Everything that a device must show, from one bundle that runs on a machine with a driver, CUDA and PyTorch.
 #
 #   tests/gpu/run.sh bundle DIR    here: builds for all devices and writes the self-contained bundle DIR, and DIR.tar.xz
-#   tests/gpu/run.sh device DIR    there: runs DIR (or the bundle that this script lies in); writes OUT (default ./gpu-results)
+#   tests/gpu/run.sh device [DIR [STEP...]]    there: runs DIR (or the bundle that this script lies in), all steps or those that a pattern
+#                                  names ('oracles*'); writes OUT (default ./gpu-results)
 #   tests/gpu/run.sh emulate       here: the same steps at toy sizes on the emulated backend, from a bundle of the present build (CI)
 #
-# Steps go on after one that failed; each has at most ten minutes. The last lines are the table of all steps and results; it is also
-# in OUT/summary.txt with the device's name and clocks, beside a log of each step. Exit code: 0 if no step failed.
+# Steps go on after one that failed; each has at most ATELIER_GPU_STEP_SECONDS (600). After the first one the checks run side by side, one
+# for two cores; what is timed runs alone. The last lines are the table of all steps and results; it is also in OUT/summary.txt with the
+# device's name and clocks, beside a log of each step. Exit code: 0 if no step failed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -67,22 +69,33 @@ for base in site.getsitepackages() + [site.getusersitepackages()]:
     (IFS=:; echo "${found[*]}")
 }
 
-failed=0
+wanted=()
+is_wanted() {
+    local pattern
+    ((${#wanted[@]})) || return 0
+    # shellcheck disable=SC2053
+    for pattern in "${wanted[@]}"; do [[ $1 == $pattern ]] && return 0; done
+    return 1
+}
+
 # step NAME COMMAND...: runs it, keeps its log, notes how it ended.
 step() {
     local name=$1 begin=$SECONDS state=passed
     shift
-    echo "== $name"
+    is_wanted "$name" || return 0
     if [[ $(type -t "$1") == function ]]; then
         "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     else
-        timeout 600 "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
+        timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     fi
-    if [[ $state != passed ]]; then
-        failed=$((failed + 1))
-        tail -n 5 "$out/$name.log"
-    fi
+    [[ $state == passed ]] || tail -n 5 "$out/$name.log"
     printf '%-28s %-14s %5d s\n' "$name" "$state" $((SECONDS - begin)) | tee -a "$out/steps.txt"
+}
+
+# The same beside others of its kind.
+check() {
+    while (($(jobs -rp | wc -l) >= side_by_side)); do wait -n; done
+    step "$@" &
 }
 
 run_steps() {
@@ -90,6 +103,7 @@ run_steps() {
     bundle=$2
     out=${OUT:-gpu-results}
     rm -rf "$out" && mkdir -p "$out"
+    : >"$out/steps.txt"
     loader=()
     export LD_LIBRARY_PATH=$bundle/libraries:$(cuda_libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     if ! "$bundle/bin/ops_test" --gtest_list_tests >/dev/null 2>&1; then
@@ -101,6 +115,7 @@ run_steps() {
     # All blocks at once take about 75 GiB of weights, gradients and rounded weights.
     (($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1 || echo 0) > 100000)) && groups+=":32 32 128 32 32 8 8 10 2 0 32"
     local kernels=(32768 4096) trained_sizes="32 32 4:64 64 1" mib=8192
+    local side_by_side=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
     if [[ $mode == emulate ]]; then
         replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" kernels=(4 256) mib=1
         groups="2 2 32 4 4 2 2 3 2 4 32"
@@ -108,34 +123,32 @@ run_steps() {
 
     # In order of value: what fails first says most.
     step smoke "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test" --gtest_filter='DeviceActivation.*:DeviceProducts.*:DeviceGraph.*'
-    step operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Precision.*:Matmul.BitsDoNot*:Convolution.*'
-    step operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
-    step oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
-    step oracles-autoencoder "${loader[@]}" "$bundle/bin/vae_oracle_test" --gtest_filter='-*Gradient*'
-    step oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test"
-    step oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
-    step stages env LOADER="${loader[*]}" "$bundle/stages.sh" "$bundle" $mode
-    step reward-train env LOADER="${loader[*]}" "$bundle/reward_train.sh" "$bundle"
-    step replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
-    step distillation "${loader[@]}" "$bundle/bin/student_group_test"
+    check operations "${blocking[@]}" "${loader[@]}" "$bundle/bin/ops_test" --gtest_filter='-Precision.*:Matmul.BitsDoNot*:Convolution.*'
+    check operations-as-on-the-cpu "${blocking[@]}" "${loader[@]}" "$bundle/bin/device_test"
+    check oracles "${loader[@]}" "$bundle/bin/dit_oracle_test"
+    check oracles-autoencoder "${loader[@]}" "$bundle/bin/vae_oracle_test" --gtest_filter='-*Gradient*'
+    check oracles-text-encoder "${loader[@]}" "$bundle/bin/vlm_oracle_test"
+    check oracles-pictures "${loader[@]}" "$bundle/bin/pipeline_oracle_test"
+    check stages env LOADER="${loader[*]}" "$bundle/stages.sh" "$bundle" $mode
+    check reward-train env LOADER="${loader[*]}" "$bundle/reward_train.sh" "$bundle"
+    check replay-and-training "${loader[@]}" "$bundle/bin/group_policy_test" --gtest_filter="$replay:GroupPolicy.ReplayOf*:GroupPolicy.FirstUpdate*"
+    check distillation "${loader[@]}" "$bundle/bin/student_group_test"
+    wait
     step time-kernels "${loader[@]}" "$bundle/bin/device_bench" kernels "${kernels[@]}"
     [[ $mode == emulate ]] || step time-products "${loader[@]}" "$bundle/bin/device_bench" products
     step time-copy "${loader[@]}" "$bundle/bin/device_bench" copy "$mib"
     local size how
-    if [[ $mode == device ]]; then
-        step diffusers-install install_diffusers
-    fi
     IFS=: read -r -a sizes <<<"$sizes"
     for size in "${sizes[@]}"; do
         # shellcheck disable=SC2086
         step "time-dit-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" dit "${dit[@]}" $size forward
-        if [[ $mode == device ]]; then
-            for how in eager compile; do
-                # shellcheck disable=SC2086
-                step "diffusers-$how-${size// /x}" env -u LD_LIBRARY_PATH PYTHONPATH="$out/python" python3 "$bundle/diffusers_baseline.py" "${dit[@]}" $size "$how"
-            done
-        fi
     done
+    if [[ $mode == device ]]; then
+        step diffusers-install install_diffusers
+        for how in eager blocks whole; do
+            step "diffusers-$how" env -u LD_LIBRARY_PATH PYTHONPATH="$out/python" python3 "$bundle/diffusers_baseline.py" "${dit[@]}" $how "${sizes[@]// /x}"
+        done
+    fi
     IFS=: read -r -a sizes <<<"$trained_sizes"
     for size in "${sizes[@]}"; do
         # Eight blocks: weights, gradients and their bf16 copies of all 32 do not fit beside activations everywhere.
@@ -147,14 +160,39 @@ run_steps() {
         # shellcheck disable=SC2086
         step "time-group-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" group $size
     done
+    if [[ $mode == device ]] && command -v ncu >/dev/null; then
+        for size in forward train; do
+            step "profile-dit-$size" profile "${loader[@]}" "$bundle/bin/device_bench" dit 2 32 128 64 64 1 $size
+        done
+    fi
     summary | tee "$out/summary.txt"
-    ((failed == 0))
+    ! grep -q FAILED "$out/steps.txt"
 }
 
-# All wheels, or, for a Python that is none of theirs, those that suit any.
+# Device time of the first kernels that a program launches, the longest sum first.
+profile() {
+    timeout 120 ncu --clock-control none --metrics gpu__time_duration.sum --csv --launch-count 400 --kill yes "$@" >"$out/ncu.csv" || true
+    env -u LD_LIBRARY_PATH python3 - "$out/ncu.csv" <<'P'
+import collections, csv, sys
+lines = [line for line in open(sys.argv[1]) if line.startswith('"')]
+times = collections.defaultdict(list)
+for row in csv.DictReader(lines):
+    scale = {"ns": 1e-3, "nsecond": 1e-3, "us": 1, "usecond": 1, "ms": 1e3, "msecond": 1e3}[row["Metric Unit"]]
+    times[row["Kernel Name"], row["Grid Size"], row["Block Size"]].append(scale * float(row["Metric Value"].replace(",", "")))
+for (name, grid, block), t in sorted(times.items(), key=lambda item: -sum(item[1])):
+    print(f"{sum(t):10.1f} us = {len(t):4} x {sum(t) / len(t):9.2f}, fastest {min(t):9.2f}  {grid} {block} {name[:150]}")
+assert times, "no kernel was seen"
+P
+}
+
+# The wheels of packages that aren't there.
 install_diffusers() {
-    local install=(python3 -m pip install --quiet --no-index --no-deps --target "$out/python")
-    "${install[@]}" "$bundle"/wheels/*.whl || "${install[@]}" "$bundle"/wheels/*-none-any.whl
+    local wheel name missing=()
+    for wheel in "$bundle"/wheels/*.whl; do
+        name=$(basename "$wheel")
+        python3 -c 'import importlib.metadata as m, sys; m.version(sys.argv[1])' "${name%%-*}" 2>/dev/null || missing+=("$wheel")
+    done
+    python3 -m pip install --quiet --no-index --no-deps --target "$out/python" "${missing[@]}"
 }
 
 summary() {
@@ -162,12 +200,15 @@ summary() {
     echo "host: $(uname -n), $(nproc) cores; $(date -u +%FT%TZ)"
     cat "$out/steps.txt"
     command -v nvidia-smi >/dev/null || echo "times of the emulator, which measure nothing:"
-    cat "$out"/*.log | sed -n 's/^result: //p'
+    sed -n 's/^result: //p' "$out"/*.log
 }
 
 case ${1:-} in
     bundle) make_bundle "$(realpath -m "${2:?a folder for the bundle}")" ;;
-    device) run_steps device "$(realpath "${2:-$here}")" ;;
+    device)
+        wanted=("${@:3}")
+        run_steps device "$(realpath "${2:-$here}")"
+        ;;
     emulate)
         work=$(mktemp -d)
         trap 'rm -rf "$work"' EXIT
