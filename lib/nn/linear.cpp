@@ -13,7 +13,7 @@ using ops::MatrixView;
 
 /// `rows` rows of `cols` numbers from number `first` of a matrix on, in its memory.
 MatrixView part(const Tensor& t, std::int64_t first, std::int64_t rows, std::int64_t cols) {
-    if (t.dtype() == DType::bf16) return {nullptr, rows, cols, t.size(1), static_cast<const std::uint16_t*>(t.raw()) + first};
+    if (t.dtype() == DType::bf16) return {nullptr, rows, cols, t.size(1), static_cast<std::uint16_t*>(t.raw()) + first};
     return {t.f32() + first, rows, cols, t.size(1)};
 }
 

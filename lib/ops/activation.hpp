@@ -24,11 +24,10 @@ void tanh_backward(const float* y, const float* dy, float* dx, std::int64_t n);
 
 /// SwiGLU by rows: y = silu(gate) * value; rows of `width` numbers, `in_stride` apart in gate and value (so that
 /// both may lie in one packed buffer), contiguous in y.
-void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
-            OperandOut y);
+void swiglu(std::int64_t rows, std::int64_t width, Operand gate, Operand value, std::int64_t in_stride, OperandOut y);
 /// dgate and dvalue by `in_stride`; dy contiguous.
-void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value,
-                     std::int64_t in_stride, const float* dy, OperandOut dgate, OperandOut dvalue);
+void swiglu_backward(std::int64_t rows, std::int64_t width, Operand gate, Operand value, std::int64_t in_stride, Operand dy, OperandOut dgate,
+                     OperandOut dvalue);
 
 /// y += x
 void add(const float* x, float* y, std::int64_t n);

@@ -60,7 +60,7 @@ void attention(const AttentionShape& shape, Operand q, AttentionKeys shared, Att
 /// ADDED to (strides of the shared keys), entries of the batch in index order. `out` and `dout` by out_stride.
 /// shared_gradients may be null (frozen prefix).
 void attention_backward(const AttentionShape& shape, Operand q, AttentionKeys shared, AttentionKeys own,
-                        Operand out, const float* log_sum_exp, const float* dout, float* dq,
+                        Operand out, const float* log_sum_exp, Operand dout, float* dq,
                         AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
                         const Tensor& workspace);
 

@@ -26,7 +26,8 @@ namespace atelier::ops {
 #define ATELIER_OPS(X)                                                                                                      \
     X(silu) X(silu_backward) X(gelu_tanh) X(gelu_tanh_backward) X(gelu_erf) X(gelu_erf_backward) X(tanh) X(tanh_backward)   \
     X(swiglu) X(swiglu_backward) X(add)                                                                                     \
-    X(layer_norm_modulate) X(layer_norm_modulate_backward) X(gate_residual) X(gate_residual_backward)                       \
+    X(layer_norm_modulate) X(layer_norm_modulate_backward) X(gate_residual) X(gate_residual_norm_modulate)                  \
+    X(gate_residual_backward)                                                                                                \
     X(rms_norm) X(rms_norm_backward) X(layer_norm) X(layer_norm_backward)                                                   \
     X(qk_norm_rope) X(qk_norm_rope_workspace) X(qk_norm_rope_backward) X(rope_half) X(rope_half_backward)                   \
     X(fill_zero) X(copy_columns) X(add_columns) X(gather_rows) X(scatter_rows) X(add_to_rows) X(add_blend_of_rows)          \

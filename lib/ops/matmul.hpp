@@ -9,8 +9,9 @@ namespace atelier::ops {
 struct MatrixView {
     float* data = nullptr;
     std::int64_t rows = 0, cols = 0, stride = 0;
-    /// In place of `data`: an operand that is there in bf16 alone, on a device whose products round. The stride is a multiple of 8.
-    const std::uint16_t* bf16 = nullptr;
+    /// In place of `data`: an operand that is there in bf16 alone, or a result that is rounded to it, on a device whose products round. The
+    /// stride is a multiple of 8.
+    std::uint16_t* bf16 = nullptr;
 };
 
 namespace cpu {

@@ -22,12 +22,15 @@ void layer_norm_modulate(const ModulationShape& shape, const float* x, const flo
                          float* inverse_std);
 /// dx is added to, dscale is added to (mod_stride).
 void layer_norm_modulate_backward(const ModulationShape& shape, const float* x, const float* scale, const float* mean,
-                                  const float* inverse_std, const float* dy, float* dx, float* dscale);
+                                  const float* inverse_std, Operand dy, float* dx, float* dscale);
 
 /// y = x + gate * branch; `gate` is past its tanh. y may be x.
-void gate_residual(const ModulationShape& shape, const float* x, const float* gate, const float* branch, float* y);
+void gate_residual(const ModulationShape& shape, const float* x, const float* gate, Operand branch, float* y);
+/// The same, and the norm of y with its modulation, as layer_norm_modulate makes it, in one pass over y: the same bits.
+void gate_residual_norm_modulate(const ModulationShape& shape, const float* x, const float* gate, Operand branch, float* y, const float* scale,
+                                 OperandOut normed, float* mean, float* inverse_std);
 /// dbranch is written, dgate (of the gate past its tanh) is added to. The gradient of x is dy itself.
-void gate_residual_backward(const ModulationShape& shape, const float* gate, const float* branch, const float* dy,
+void gate_residual_backward(const ModulationShape& shape, const float* gate, Operand branch, const float* dy,
                             OperandOut dbranch, float* dgate);
 
 }  // namespace cpu
@@ -35,6 +38,7 @@ void gate_residual_backward(const ModulationShape& shape, const float* gate, con
 ATELIER_OP(layer_norm_modulate);
 ATELIER_OP(layer_norm_modulate_backward);
 ATELIER_OP(gate_residual);
+ATELIER_OP(gate_residual_norm_modulate);
 ATELIER_OP(gate_residual_backward);
 
 }  // namespace atelier::ops

@@ -18,7 +18,7 @@ struct QkNormRopeShape {
 namespace cpu {
 
 /// in and out [rows, 3 * heads * head_dim]; weights [head_dim]; inverse_rms [rows, 2, heads] kept for the backward pass.
-void qk_norm_rope(const QkNormRopeShape& shape, const float* in, const float* q_weight, const float* k_weight,
+void qk_norm_rope(const QkNormRopeShape& shape, Operand in, const float* q_weight, const float* k_weight,
                   const float* cosine, const float* sine, OperandOut out, float* inverse_rms);
 
 /// Numbers of workspace for the partial sums of the weight gradients.
@@ -26,7 +26,7 @@ std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& shape);
 
 /// d_out and d_in [rows, 3 * heads * head_dim], which may be one memory; d_out is void afterwards. dq_weight and dk_weight are
 /// added to (null: skipped).
-void qk_norm_rope_backward(const QkNormRopeShape& shape, const float* in, const float* q_weight,
+void qk_norm_rope_backward(const QkNormRopeShape& shape, Operand in, const float* q_weight,
                            const float* k_weight, const float* cosine, const float* sine, const float* inverse_rms,
                            float* d_out, OperandOut d_in, float* dq_weight, float* dk_weight, float* workspace);
 

@@ -206,7 +206,7 @@ class Update {
         // With its adapter off the policy is the base.
         if (model.adapter() == nullptr)
             reference_ = std::make_unique<Reference>(model, ranks, c.base_transformer());
-        base_weights_ = reference_ ? reference_->weights : model.dit_weights().with_lora(nullptr);
+        base_weights_ = reference_ ? reference_->weights : model.dit_weights().without_adapter();
     }
 
     /// Plans and takes the memory for this rank's groups in `parts` minibatches.

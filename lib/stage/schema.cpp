@@ -620,8 +620,8 @@ const std::vector<config::Key>& schema() {
              .changes_results = false},
             {.name = "compute.judge",
              .fallback = Text("device"),
-             .meaning = "where the engine's own judge runs (reward.scorer = \"judge\"): on the models' device, in turn with what is drawn there, or "
-                        "on the host's cores beside it, in fp32",
+             .meaning = "where the engine's own judge runs (reward.scorer = \"judge\", the held-out questions of reward-train): on the models' device, "
+                        "in turn with what is drawn there, or on the host's cores beside it, in fp32",
              .choices = {"device", "host"}},
             {.name = "compute.optimizer",
              .fallback = Text("device"),

@@ -98,6 +98,16 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
         {"layer_norm_modulate_backward", 4 * one,
          [&] { ops::layer_norm_modulate_backward(m, f(s.a), f(s.scale), f(s.row1), f(s.row2), f(s.b), f(s.c), f(s.scale) + width); }},
         {"gate_residual", 3 * one, [&] { ops::gate_residual(m, f(s.a), f(s.scale), f(s.b), f(s.c)); }},
+        {"gate_residual_norm_modulate of bf16 to bf16", 3 * one,
+         [&] { ops::gate_residual_norm_modulate(m, f(s.a), f(s.scale), qkv_bits, f(s.c), f(s.scale) + width, bits, f(s.row1), f(s.row2)); }},
+        {"layer_norm_modulate_backward of bf16", 3.5 * one,
+         [&] { ops::layer_norm_modulate_backward(m, f(s.a), f(s.scale), f(s.row1), f(s.row2), bits, f(s.c), f(s.scale) + width); }},
+        {"qk_norm_rope of bf16 to bf16", 3 * one,
+         [&] {
+             ops::qk_norm_rope(rope, qkv_bits, f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), static_cast<std::uint16_t*>(s.qkv_out.raw()),
+                               f(s.row1));
+         }},
+        {"swiglu of bf16 to bf16", 1.5 * one, [&] { ops::swiglu(rows, width, qkv_bits, qkv_bits + width, 3 * width, bits); }},
         {"gate_residual_backward", 3 * one,
          [&] { ops::gate_residual_backward(m, f(s.scale), f(s.a), f(s.b), f(s.c), f(s.scale) + width); }},
         {"gate_residual_backward to bf16", 2.5 * one,

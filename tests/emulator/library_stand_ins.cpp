@@ -227,7 +227,7 @@ void* library_scratch(std::size_t bytes) { return scratch(bytes); }
 
 namespace {
 
-void product_now(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+void product_now(const Product& p, float alpha, const void* a, const void* b, float beta, void* d, const float* bias) {
     const emulator::Access access;
     const Matrix x{a, p.lda, p.transpose_a, p.bf16}, y{b, p.ldb, p.transpose_b, p.bf16};
     std::vector<float> row(static_cast<std::size_t>(p.k));
@@ -236,8 +236,13 @@ void product_now(const Product& p, float alpha, const void* a, const void* b, fl
         for (std::int64_t j = 0; j < p.n; ++j) {
             float sum = 0;
             for (std::int64_t l = 0; l < p.k; ++l) sum = std::fma(row[static_cast<std::size_t>(l)], y.at(l, j), sum);
-            float& to = d[i + j * p.ldd];
-            to = alpha * sum + (beta == 0.0f ? 0.0f : beta * to) + (bias != nullptr ? bias[i] : 0.0f);
+            const std::int64_t at = i + j * p.ldd;
+            auto* bits = static_cast<std::uint16_t*>(d) + at;
+            float* number = static_cast<float*>(d) + at;
+            const float before = beta == 0.0f ? 0.0f : beta * (p.rounds_result ? bf16_to_f32(*bits) : *number);
+            const float result = alpha * sum + before + (bias != nullptr ? bias[i] : 0.0f);
+            if (p.rounds_result) *bits = f32_to_bf16(result);
+            else *number = result;
         }
     }
 }
@@ -268,7 +273,7 @@ void dense_attention_now(const DenseAttention& s, const std::uint16_t* q, const 
 
 }  // namespace
 
-void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, void* d, const float* bias) {
     check_operands({a, b, d});
     emulator::check_device_address(bias);
     emulator::queue([=] { product_now(p, alpha, a, b, beta, d, bias); });

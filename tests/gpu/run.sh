@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that a device must show, from one bundle that runs on a machine with a driver, CUDA and PyTorch.
 #
-#   tests/gpu/run.sh bundle DIR    here: builds for all devices and writes the self-contained bundle DIR, and DIR.tar.xz
-#   tests/gpu/run.sh device [DIR [STEP...]]    there: runs DIR (or the bundle that this script lies in), all steps or those that a pattern
-#                                  names ('oracles*'); writes OUT (default ./gpu-results)
+#   tests/gpu/run.sh bundle DIR [lean]    here: builds for ATELIER_CUDA_ARCHITECTURES ("80-real;90-real;100-real") and writes the self-contained
+#                                  bundle DIR, and DIR.tar.xz; lean: without what a checkout of these sources has
+#   tests/gpu/run.sh device [DIR [STEP...]]    there: runs DIR (or the bundle that this script lies in; a lean one from a checkout's root), all
+#                                  steps or those that a pattern names ('oracles*'); writes OUT (default ./gpu-results)
 #   tests/gpu/run.sh emulate       here: the same steps at toy sizes on the emulated backend, from a bundle of the present build (CI)
 #
 # Steps go on after one that failed; each has at most ATELIER_GPU_STEP_SECONDS (600). After the first one the checks run side by side, one
@@ -16,21 +17,24 @@ programs=(ops_test device_test dit_oracle_test vae_oracle_test vlm_oracle_test p
     atelier-plan atelier-curate atelier-rollout atelier-grpo atelier-teacher-dump atelier-distill atelier-evaluate atelier-inspect
     atelier-reward-train)
 
-# Programs, what they link (but not CUDA's libraries, which are there), oracle data, scripts.
+# What steps read, and their scripts, from a checkout.
+copy_data() {
+    local source=$1 bundle=$2
+    cp "$source"/tests/gpu/{stages.sh,reward_train.sh,diffusers_baseline.py} "$source/tests/e2e/common.sh" "$bundle/"
+    mkdir -p "$bundle/assets/mini" "$bundle/oracle/parts"
+    cp -r "$source/configs" "$bundle/"
+    cp -r "$source"/assets/mini/{base,judge,prompts} "$bundle/assets/mini/"
+    cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
+    cp -r "$source"/tests/oracle/data/parts/{model,case}-v* "$bundle/oracle/parts/"
+}
+
+# Programs and what they link (but not CUDA's libraries, which are there).
 fill_bundle() {
-    local build=$1 backend=$2 bundle=$3 source program library
-    source=$(cd "$here/../.." && pwd)
+    local build=$1 backend=$2 bundle=$3 program library
     mkdir -p "$bundle"/{bin,lib,libraries,glibc,wheels}
     for program in "${programs[@]}"; do cp "$build/bin/$program" "$bundle/bin/"; done
     cp "$backend" "$bundle/lib/libatelier_cuda.so"
-    cp "$here/run.sh" "$here/stages.sh" "$here/reward_train.sh" "$here/../e2e/common.sh" "$here/diffusers_baseline.py" "$bundle/"
-    mkdir -p "$bundle/assets/mini"
-    cp -r "$source/configs" "$bundle/"
-    cp -r "$source"/assets/mini/{base,judge,prompts} "$bundle/assets/mini/"
-    mkdir -p "$bundle/oracle"
-    cp -r "$source"/tests/oracle/data/{transformer,pipeline} "$bundle/oracle/"
-    mkdir -p "$bundle/oracle/parts"
-    cp -r "$source"/tests/oracle/data/parts/{model,case}-v* "$bundle/oracle/parts/"
+    cp "$here/run.sh" "$bundle/"
     ldd "$bundle"/bin/* "$bundle/lib/libatelier_cuda.so" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
         case $(basename "$library") in
             libcu* | libnv* | libnccl*) ;;
@@ -38,6 +42,7 @@ fill_bundle() {
             *) cp -L "$library" "$bundle/libraries/" ;;
         esac
     done
+    strip "$bundle"/bin/* "$bundle"/lib/*.so "$bundle"/libraries/*
     # For a machine whose C library is older than this one's.
     cp -L "$(ldd "$bundle/bin/ops_test" | awk '/ld-linux/ {print $1}')" "$bundle/glibc/loader"
 }
@@ -48,9 +53,10 @@ make_bundle() {
     cd "$source"
     scripts/setup.sh build cuda
     cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON -DATELIER_ARCH=x86-64-v3 \
-        -DATELIER_CUDA_ARCHITECTURES="80-real;90-real;100-real" >/dev/null
+        -DATELIER_CUDA_ARCHITECTURES="${ATELIER_CUDA_ARCHITECTURES:-80-real;90-real;100-real}" >/dev/null
     cmake --build "$build" --target atelier_ops_cuda "${programs[@]}"
     fill_bundle "$build" "$build/lib/libatelier_cuda.so" "$bundle"
+    [[ $2 == lean ]] || copy_data "$source" "$bundle"
     # numpy comes with PyTorch there.
     python3 -m pip download --quiet -d "$bundle/wheels" diffusers==0.42.1 || echo "bundle: no wheel of diffusers: there will be no baseline" >&2
     rm -f "$bundle"/wheels/numpy-*
@@ -90,6 +96,7 @@ step() {
     fi
     [[ $state == passed ]] || tail -n 5 "$out/$name.log"
     printf '%-28s %-14s %5d s\n' "$name" "$state" $((SECONDS - begin)) | tee -a "$out/steps.txt"
+    sed -n 's/^result: /    /p' "$out/$name.log"  # at once: a machine may be taken away before the table
 }
 
 # The same beside others of its kind.
@@ -101,12 +108,13 @@ check() {
 run_steps() {
     local mode=$1
     bundle=$2
+    [[ -d $bundle/oracle ]] || copy_data "$PWD" "$bundle"
     out=${OUT:-gpu-results}
     rm -rf "$out" && mkdir -p "$out"
     : >"$out/steps.txt"
     loader=()
     export LD_LIBRARY_PATH=$bundle/libraries:$(cuda_libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-    if ! "$bundle/bin/ops_test" --gtest_list_tests >/dev/null 2>&1; then
+    if ! "$bundle/bin/atelier-inspect" --help >/dev/null 2>&1; then
         loader=("$bundle/glibc/loader" --library-path "$bundle/glibc:$LD_LIBRARY_PATH")
     fi
     export ATELIER_TEST_DEVICE=cuda ATELIER_CUDA_BACKEND=$bundle/lib/libatelier_cuda.so ATELIER_ORACLE_DIR=$bundle/oracle
@@ -204,7 +212,7 @@ summary() {
 }
 
 case ${1:-} in
-    bundle) make_bundle "$(realpath -m "${2:?a folder for the bundle}")" ;;
+    bundle) make_bundle "$(realpath -m "${2:?a folder for the bundle}")" "${3:-whole}" ;;
     device)
         wanted=("${@:3}")
         run_steps device "$(realpath "${2:-$here}")"
@@ -214,6 +222,7 @@ case ${1:-} in
         trap 'rm -rf "$work"' EXIT
         build=$(realpath "${ATELIER_BUILD_DIR:-$here/../../build}")
         fill_bundle "$build" "$build/lib/emulated/libatelier_cuda.so" "$work/bundle"
+        copy_data "$here/../.." "$work/bundle"
         OUT=${OUT:-$work/out} run_steps emulate "$work/bundle"
         ;;
     *)

@@ -40,6 +40,12 @@ Bits rounded(const Floats& x) {
     return bits;
 }
 
+Floats widened(const Bits& bits) {
+    Floats x(bits.size());
+    std::transform(bits.begin(), bits.end(), x.begin(), bf16_to_f32);
+    return x;
+}
+
 using Numbers = std::vector<std::int32_t, testing::SharedAllocator<std::int32_t>>;
 
 /// Outputs of one operation where the calling thread's operations run.
@@ -118,6 +124,19 @@ TEST(DeviceModulation, AsOnTheCpu) {
                 layer_norm_modulate(s, x.data(), scale.data(), y.data(), mean.data(), inverse.data());
                 layer_norm_modulate_backward(s, x.data(), scale.data(), mean.data(), inverse.data(), dy.data(), dx.data(), dscale.data());
                 return std::vector<Floats>{y, mean, inverse, dx, dscale};
+            });
+            compare("gate_residual_norm_modulate", [&] {
+                Floats y(n), normed(n), mean(rows), inverse(rows), alone(n), normed_alone(n), in_place = x;
+                gate_residual_norm_modulate(s, x.data(), scale.data(), before.data(), y.data(), d_before.data(), normed.data(), mean.data(), inverse.data());
+                // The two operations that it is, to the bit.
+                gate_residual(s, x.data(), scale.data(), before.data(), alone.data());
+                EXPECT_EQ(y, alone);
+                layer_norm_modulate(s, alone.data(), d_before.data(), normed_alone.data(), mean.data(), inverse.data());
+                EXPECT_EQ(normed, normed_alone);
+                gate_residual_norm_modulate(s, in_place.data(), scale.data(), before.data(), in_place.data(), d_before.data(), normed.data(), mean.data(),
+                                            inverse.data());
+                EXPECT_EQ(in_place, y);
+                return std::vector<Floats>{y, normed, mean, inverse};
             });
             compare("gate_residual", [&] {
                 Floats y(n), dbranch(n), dgate = d_before;
@@ -377,7 +396,7 @@ TEST(DeviceProducts, RoundedOperandsAndKeptCopies) {
     both(m * k, [&](const Tensor& weight, float* to) { linear_backward_input(Tensor::of(copied.data(), {m, n}), weight, Tensor::of(to, {m, k}), true); });
     both(m * n, [&](const Tensor& weight, float* to) {
         const bool alone = weight.dtype() == DType::bf16;
-        matmul(false, true, 1.0f, {rows.f32(), m, k, k}, {alone ? nullptr : w.data(), n, k, k, alone ? bits.data() : nullptr}, 1.0f, {to, m, n, n});
+        matmul(false, true, 1.0f, {rows.f32(), m, k, k}, {alone ? nullptr : w.data(), n, k, k, alone ? const_cast<std::uint16_t*>(bits.data()) : nullptr}, 1.0f, {to, m, n, n});
     });
     backend().keep_bf16_copy(w.data(), 0);
     EXPECT_EQ(backend().bf16_copy_of(w.data()), nullptr);
@@ -434,6 +453,70 @@ TEST(DeviceOperands, AreWhatRoundingTheNumbersGives) {
     }
 }
 
+/// What an operation reads in bf16 gives the bits of the same numbers in fp32. `run(operands)` returns its outputs.
+template <typename Run>
+void expect_read(const char* name, std::vector<Bits> inputs, Run run) {
+    std::vector<Floats> numbers;
+    std::vector<Operand> wide, narrow;
+    for (const Bits& bits : inputs) numbers.push_back(widened(bits)), narrow.emplace_back(bits.data());
+    for (const Floats& n : numbers) wide.emplace_back(n.data());
+    EXPECT_EQ(run(narrow), run(wide)) << name << ", " << inputs[0].size() << " numbers";
+}
+
+TEST(DeviceOperands, AreReadAsTheirNumbers) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    const auto bits = [](std::int64_t n, std::uint64_t which) { return rounded(normal(n, which)); };
+    for (const Size size : sizes) {
+        const std::int64_t rows = 2 * size.rows, w = size.width, n = rows * w, stride = 2 * w + 4;
+        const ModulationShape s{2, size.rows, w, 4 * w, 1e-5f};
+        const Floats x = normal(n, 1), scale = normal(2 * s.mod_stride, 2), before = normal(n, 3), mean = normal(rows, 4), inverse = normal(rows, 5);
+        expect_read("layer_norm_modulate_backward", {bits(n, 6)}, [&](const std::vector<Operand>& in) {
+            Floats dx = before, d_scale(2 * s.mod_stride);
+            layer_norm_modulate_backward(s, x.data(), scale.data(), mean.data(), inverse.data(), in[0], dx.data(), d_scale.data());
+            return std::vector{dx, d_scale};
+        });
+        expect_read("gate_residual", {bits(n, 6)}, [&](const std::vector<Operand>& in) {
+            Floats y(n);
+            gate_residual(s, x.data(), scale.data(), in[0], y.data());
+            return y;
+        });
+        expect_read("gate_residual_norm_modulate", {bits(n, 6)}, [&](const std::vector<Operand>& in) {
+            Floats y(n), m(rows), i(rows);
+            Bits normed(n);
+            gate_residual_norm_modulate(s, x.data(), scale.data(), in[0], y.data(), scale.data() + w, normed.data(), m.data(), i.data());
+            return std::vector{y, widened(normed), m, i};
+        });
+        expect_read("gate_residual_backward", {bits(n, 6)}, [&](const std::vector<Operand>& in) {
+            Floats d_branch(n), d_gate(2 * s.mod_stride);
+            gate_residual_backward(s, scale.data(), in[0], before.data(), d_branch.data(), d_gate.data());
+            return std::vector{d_branch, d_gate};
+        });
+        expect_read("swiglu", {bits(rows * stride, 6)}, [&](const std::vector<Operand>& in) {
+            Bits y(n);
+            swiglu(rows, w, in[0].from(w), in[0], stride, y.data());
+            return y;
+        });
+        expect_read("swiglu_backward", {bits(rows * stride, 6), bits(n, 7)}, [&](const std::vector<Operand>& in) {
+            Bits d(rows * stride);
+            swiglu_backward(rows, w, in[0].from(w), in[0], stride, in[1], d.data() + w, d.data());
+            return d;
+        });
+    }
+    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}, {5, 5, 3, 256}}) {
+        const QkNormRopeShape s{rows, heads, dim, positions, 1e-5f};
+        const std::int64_t n = static_cast<std::int64_t>(rows) * 3 * heads * dim;
+        const Floats qw = normal(dim, 2), kw = normal(dim, 3), c = normal(positions * dim / 2, 4), sn = normal(positions * dim / 2, 5), dy = normal(n, 6);
+        expect_read("qk_norm_rope and its gradient", {bits(n, 1)}, [&](const std::vector<Operand>& in) {
+            Floats inverse(static_cast<std::int64_t>(rows) * 2 * heads), room(qk_norm_rope_workspace(s)), d_out = dy, d_in(n), d_weight(2 * dim);
+            Bits y(n);
+            qk_norm_rope(s, in[0], qw.data(), kw.data(), c.data(), sn.data(), y.data(), inverse.data());
+            qk_norm_rope_backward(s, in[0], qw.data(), kw.data(), c.data(), sn.data(), inverse.data(), d_out.data(), d_in.data(), d_weight.data(),
+                                  d_weight.data() + dim, room.data());
+            return std::vector{widened(y), inverse, d_in, d_weight};
+        });
+    }
+}
+
 // Queries, keys, values and what comes of them in bf16 alone: what the same numbers in fp32 give, whether the library reads them where they
 // lie (rows of a multiple of 8 numbers), packed, or a mask of keys takes the plain kernels. (Bits are the algorithm's, which is the library's to
 // choose for each layout.)
@@ -457,30 +540,26 @@ TEST(DeviceOperands, AttentionTakesThemWhereTheyLie) {
                 }
                 const Bits q = rounded(normal(a.batch * a.queries * s.q_stride, 1)), sk = rounded(normal(a.shared * s.shared_stride + 1, 2));
                 const Bits ok = rounded(normal(a.batch * a.own * s.own_stride, 3));
-                const Floats dy = normal(a.batch * a.queries * s.out_stride, 4);
-                const auto widened = [](const Bits& bits) {
-                    Floats x(bits.size());
-                    std::transform(bits.begin(), bits.end(), x.begin(), bf16_to_f32);
-                    return x;
-                };
-                const auto run = [&](Operand query, Operand shared, Operand own, OperandOut out, const Operand& result) {
+                const Bits dy_bits = rounded(normal(a.batch * a.queries * s.out_stride, 4));
+                const Floats dy = widened(dy_bits);
+                const auto run = [&](Operand query, Operand shared, Operand own, OperandOut out, const Operand& result, const Operand& gradient) {
                     Floats lse(a.batch * a.heads * a.queries), room(attention_backward_workspace(s)), dq(q.size()), ds(sk.size(), 1.0f), down(ok.size());
                     const Tensor w = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
                     attention(s, query, {shared, shared.from(kv_width)}, {own, own.from(kv_width)}, out, lse.data(), w);
-                    attention_backward(s, query, {shared, shared.from(kv_width)}, {own, own.from(kv_width)}, result, lse.data(), dy.data(), dq.data(),
+                    attention_backward(s, query, {shared, shared.from(kv_width)}, {own, own.from(kv_width)}, result, lse.data(), gradient, dq.data(),
                                        {ds.data(), ds.data() + kv_width}, {down.data(), down.data() + kv_width}, w);
                     return std::vector<Floats>{lse, dq, ds, down};
                 };
                 const Floats wide_q = widened(q), wide_sk = widened(sk), wide_ok = widened(ok);
                 Floats wide_y(dy.size());
                 Bits y(dy.size());
-                run(wide_q.data(), wide_sk.data(), wide_ok.data(), wide_y.data(), wide_y.data());
+                run(wide_q.data(), wide_sk.data(), wide_ok.data(), wide_y.data(), wide_y.data(), dy.data());
                 const Bits expected = rounded(wide_y);
                 const Floats taken = widened(expected);  // the gradient is taken at what is kept
-                const auto found = run(q.data(), sk.data(), ok.data(), y.data(), y.data());
+                const auto found = run(q.data(), sk.data(), ok.data(), y.data(), y.data(), dy_bits.data());
                 const auto numbers = [](const Floats& f) { return Doubles(f.begin(), f.end()); };
                 EXPECT_LT(error_over_rms(widened(y), numbers(taken)), 6 * 0x1p-8) << a.dim << " " << gap << " " << masked;
-                const auto from_fp32 = run(wide_q.data(), wide_sk.data(), wide_ok.data(), wide_y.data(), taken.data());
+                const auto from_fp32 = run(wide_q.data(), wide_sk.data(), wide_ok.data(), wide_y.data(), taken.data(), dy.data());
                 for (std::size_t i = 0; i < found.size(); ++i)
                     EXPECT_LT(error_over_rms(found[i], numbers(from_fp32[i])), 6 * 2 * 0x1p-8) << i << " of " << a.dim << " " << gap << " " << masked;
             }
@@ -493,7 +572,7 @@ TEST(DeviceOperands, ProductsTakeBothSides) {
     backend().set_product_precision(ProductPrecision::bf16);
     const std::int64_t m = 24, n = 16, k = 40;
     const Floats a = normal(m * k, 1), b = normal(k * n, 2);
-    const Bits a_bits = rounded(a), b_bits = rounded(b);
+    Bits a_bits = rounded(a), b_bits = rounded(b), result(m * n);
     for (const bool ta : {false, true})
         for (const bool tb : {false, true}) {
             const std::int64_t a_rows = ta ? k : m, a_cols = ta ? m : k, b_rows = tb ? n : k, b_cols = tb ? k : n;
@@ -503,6 +582,15 @@ TEST(DeviceOperands, ProductsTakeBothSides) {
             matmul(ta, tb, 0.5f, {nullptr, a_rows, a_cols, a_cols, a_bits.data()}, {nullptr, b_rows, b_cols, b_cols, b_bits.data()}, 1.0f,
                    {found.data(), m, n, n});
             EXPECT_EQ(found, expected) << ta << tb;
+            // Rounded by the product itself: the library may take another algorithm, so by 2^-9 of a number, up to 6 times their RMS.
+            matmul(ta, tb, 0.5f, {nullptr, a_rows, a_cols, a_cols, a_bits.data()}, {nullptr, b_rows, b_cols, b_cols, b_bits.data()}, 0.0f,
+                   {found.data(), m, n, n});
+            matmul(ta, tb, 0.5f, {nullptr, a_rows, a_cols, a_cols, a_bits.data()}, {nullptr, b_rows, b_cols, b_cols, b_bits.data()}, 0.0f,
+                   {nullptr, m, n, n, result.data()});
+            EXPECT_LT(error_over_rms(widened(result), Doubles(found.begin(), found.end())), 6 * 0x1p-9 + tolerance) << ta << tb;
+            EXPECT_THROW(matmul(ta, tb, 0.5f, {nullptr, a_rows, a_cols, a_cols, a_bits.data()}, {nullptr, b_rows, b_cols, b_cols, b_bits.data()}, 1.0f,
+                                {nullptr, m, n, n, result.data()}),
+                         Error);
         }
     backend().set_product_precision(ProductPrecision::fp32);
 }

@@ -332,7 +332,7 @@ TEST(LoraTraining, GradientOfAGroupsObjective) {
     fill_normal(random_key(9, RandomUse::parameter_init, 1), noise);
     for (std::int64_t i = 0; i < size; ++i) adapter.values().data()[i] += 0.05f * noise[static_cast<std::size_t>(i)];
     EXPECT_NE(with_policy(model.dit_weights(), dit::Keep::nothing, [&](auto& p) { return p.replay(t); }), t.log_prob);
-    EXPECT_EQ(with_policy(model.dit_weights().with_lora(nullptr), dit::Keep::nothing, [&](auto& p) { return p.replay(t); }), t.log_prob)
+    EXPECT_EQ(with_policy(model.dit_weights().without_adapter(), dit::Keep::nothing, [&](auto& p) { return p.replay(t); }), t.log_prob)
         << "with the adapter off the policy is the base";
 
     const std::vector<double> advantage{1.0, -0.5, 0.25, -2.0};

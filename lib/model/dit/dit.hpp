@@ -74,7 +74,8 @@ struct ModulationBuffers {
     void plan(const Dit& dit, std::int64_t groups, bool training, Arena& arena);
 };
 
-/// Activations of one block; y1, qkv, attended, y2 and act are Dit::operand_dtype().
+/// Activations of one block; y1, qkv, attended, y2 and act are Dit::operand_dtype(), and so, in memory for fp32, are the products' results
+/// qkv_in, branch1, value_gate and branch2, but for weights with an adapter.
 struct BlockActivations {
     Tensor y1, mean1, inv1, qkv_in, qkv, inverse_rms, attended, log_sum_exp, branch1, middle, y2, mean2, inv2, value_gate,
         act, branch2;
@@ -87,6 +88,7 @@ struct StreamBuffers {
     Tensor d_x, d_y, d_qkv, d_act, rope_workspace, attention_workspace;
     Tensor d_branch, d_value_gate;            ///< of Dit::operand_dtype()
     Keep keep = Keep::nothing;
+    const BlockActivations& of(std::int64_t layer) const { return blocks[static_cast<std::size_t>(keep == Keep::activations ? layer : 0)]; }
     void plan(const Dit& dit, std::int64_t groups, std::int64_t max_rows, std::int64_t max_keys, Keep keep,
               bool final_norm, Arena& arena);
 };

@@ -104,11 +104,11 @@ void PrefixPass::forward(const nn::ParameterStore& weights, const Layout& layout
     // the other state buffer at inference, the text rows' neighbour otherwise.
     Tensor last_output;
     for (std::int64_t i = 0; i < c.layers; ++i) {
-        const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        const BlockActivations& a = stream_.of(i);
         const bool last = i + 1 == c.layers;
         if (last) last_output = saves ? stream_.d_y.slice(0, rows) : state(i + 1);
         weights.acquire(i);
-        block_forward(dit_, weights, i, s, modulation_, state(i), {}, a, stream_.attention_workspace,
+        block_forward(dit_, weights, {i, i > 0, last ? nullptr : &stream_.of(i + 1)}, s, modulation_, state(i), {}, a, stream_.attention_workspace,
                       last && !full_last_block_, last ? last_output : state(i + 1));
         weights.release(i);
         ops::copy_columns(rows, 2 * w, ops::Operand(a.qkv).from(w), 3 * w, keys_[static_cast<std::size_t>(i)], 2 * w);
@@ -135,13 +135,11 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
     zero_modulation_gradients(modulation_);
     for (std::int64_t i = c.layers - 1; i >= 0; --i) {
         const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
-        const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        const BlockActivations& a = stream_.of(i);
         const bool last = i + 1 == c.layers;
         weights.acquire(i);
         gradients.acquire(i);
-        if (stream_.keep == Keep::inputs)
-            block_forward(dit_, weights, i, s, modulation_, x, {}, a, stream_.attention_workspace, last,
-                          stream_.d_y.slice(0, rows));
+        if (stream_.keep == Keep::inputs) block_forward(dit_, weights, {i}, s, modulation_, x, {}, a, stream_.attention_workspace, last, {});
         block_backward(dit_, weights, gradients, i, s, modulation_, x, {}, {}, key_gradients(i), a, stream_, last);
         gradients.release(i);
         weights.release(i);

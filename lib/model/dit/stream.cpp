@@ -33,12 +33,19 @@ BlockActivations plan_block(const Dit& dit, std::int64_t rows, Arena& arena) {
     return a;
 }
 
+/// What products' results are stored as where other operations alone read them: as operands are, but in fp32 where an adapter adds its share.
+DType result_dtype(const Dit& dit, const nn::ParameterStore& weights) { return weights.is_adapted() ? DType::f32 : dit.operand_dtype(); }
+
+/// The memory of fp32 numbers for as many of another type.
+Tensor as(DType dtype, const Tensor& t) { return Tensor(t.raw(), dtype, t.shape(), t.device()); }
+
 /// The first R rows of every buffer.
-BlockActivations head(const BlockActivations& a, std::int64_t rows) {
+BlockActivations head(const BlockActivations& a, std::int64_t rows, DType results) {
     BlockActivations h = a;
     for (Tensor* t : {&h.y1, &h.attended, &h.branch1, &h.middle, &h.y2, &h.branch2, &h.mean1, &h.inv1, &h.mean2, &h.inv2,
                       &h.qkv_in, &h.qkv, &h.inverse_rms, &h.log_sum_exp, &h.value_gate, &h.act})
         *t = t->slice(0, rows);
+    for (Tensor* t : {&h.qkv_in, &h.branch1, &h.value_gate, &h.branch2}) *t = as(results, *t);
     return h;
 }
 
@@ -148,21 +155,22 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     rope_workspace = arena.take_f32({ops::qk_norm_rope_workspace({rows, c.heads, c.head_dim, rows, c.eps})}, there);
 }
 
-void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64_t layer, const StreamShape& s,
+void block_forward(const Dit& dit, const nn::ParameterStore& weights, const BlockPlace& place, const StreamShape& s,
                    const ModulationBuffers& m, const Tensor& x, const Tensor& shared_keys, const BlockActivations& all,
                    const Tensor& attention_workspace, bool keys_only, const Tensor& y) {
     const Config& c = dit.config();
-    const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(layer)];
+    const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(place.layer)];
     const std::int64_t w = c.width(), mlp = c.mlp_width(), rows = s.groups * s.rows;
-    const BlockActivations a = head(all, rows);
+    const DType results = result_dtype(dit, weights);
+    const BlockActivations a = head(all, rows, results);
     const ops::ModulationShape mod = modulation_shape(c, s);
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
 
-    ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1, a.mean1.f32(), a.inv1.f32());
+    if (!place.is_normed) ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1, a.mean1.f32(), a.inv1.f32());
     nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
     each_part(dit, s, [&](const Part& t) {
         const ops::OperandOut qkv = ops::OperandOut(a.qkv).from(t.first * 3 * w);
-        ops::qk_norm_rope(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
+        ops::qk_norm_rope(t.rope, ops::Operand(a.qkv_in).from(t.first * 3 * w), weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
                           a.inverse_rms.f32() + t.first * 2 * c.heads);
         round_operand(t.rows, 3 * w, qkv);
         if (keys_only) return;
@@ -171,13 +179,14 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64
     });
     if (keys_only) return;
     nn::project(weights, p.out, a.attended, a.branch1);
-    ops::gate_residual(mod, x.f32(), gate1, a.branch1.f32(), a.middle.f32());
-
-    ops::layer_norm_modulate(mod, a.middle.f32(), scale2, a.y2, a.mean2.f32(), a.inv2.f32());
+    ops::gate_residual_norm_modulate(mod, x.f32(), gate1, a.branch1, a.middle.f32(), scale2, a.y2, a.mean2.f32(), a.inv2.f32());
     nn::project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
-    ops::swiglu(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, a.act);
+    ops::swiglu(rows, mlp, ops::Operand(a.value_gate).from(mlp), a.value_gate, 2 * mlp, a.act);
     nn::project(weights, p.mlp_out, a.act, a.branch2);
-    ops::gate_residual(mod, a.middle.f32(), gate2, a.branch2.f32(), y.f32());
+    if (y.empty()) return;
+    if (place.next == nullptr) return ops::gate_residual(mod, a.middle.f32(), gate2, a.branch2, y.f32());
+    const BlockActivations& n = *place.next;  // every block's modulation is the same
+    ops::gate_residual_norm_modulate(mod, a.middle.f32(), gate2, a.branch2, y.f32(), scale1, n.y1, n.mean1.f32(), n.inv1.f32());
 }
 
 void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn::ParameterStore& gradients,
@@ -187,12 +196,14 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     const Config& c = dit.config();
     const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(layer)];
     const std::int64_t w = c.width(), mlp = c.mlp_width(), rows = s.groups * s.rows;
-    const BlockActivations a = head(all, rows);
+    const DType results = result_dtype(dit, weights);
+    const BlockActivations a = head(all, rows, results);
     const ops::ModulationShape mod = modulation_shape(c, s);
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
     float *d_scale1 = m.d_blocks.f32(), *d_gate1 = d_scale1 + w, *d_scale2 = d_gate1 + w, *d_gate2 = d_scale2 + w;
-    const Tensor d_x = buffers.d_x.slice(0, rows), d_y = buffers.d_y.slice(0, rows), d_qkv = buffers.d_qkv.slice(0, rows);
-    const Tensor d_branch = buffers.d_branch.slice(0, rows), d_vg = buffers.d_value_gate.slice(0, rows), d_act = buffers.d_act.slice(0, rows);
+    const Tensor d_x = buffers.d_x.slice(0, rows), d_y = as(results, buffers.d_y.slice(0, rows)), d_qkv = buffers.d_qkv.slice(0, rows);
+    const Tensor d_branch = buffers.d_branch.slice(0, rows), d_vg = buffers.d_value_gate.slice(0, rows);
+    const Tensor d_act = as(results, buffers.d_act.slice(0, rows));
     float* dqkv = d_qkv.f32();
 
     if (keys_only) {
@@ -200,23 +211,21 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
         clear(d_qkv);
     } else {
         // MLP branch: y = middle + gate2 * branch2
-        ops::gate_residual_backward(mod, gate2, a.branch2.f32(), d_x.f32(), d_branch, d_gate2);
+        ops::gate_residual_backward(mod, gate2, a.branch2, d_x.f32(), d_branch, d_gate2);
         nn::project_backward(weights, gradients, p.mlp_out, a.act, d_branch, d_act);
-        ops::swiglu_backward(rows, mlp, a.value_gate.f32() + mlp, a.value_gate.f32(), 2 * mlp, d_act.f32(),
-                             ops::OperandOut(d_vg).from(mlp), d_vg);
+        ops::swiglu_backward(rows, mlp, ops::Operand(a.value_gate).from(mlp), a.value_gate, 2 * mlp, d_act, ops::OperandOut(d_vg).from(mlp), d_vg);
         nn::project_backward(weights, gradients, std::array{p.mlp_value, p.mlp_gate}, a.y2, d_vg, d_y);
-        ops::layer_norm_modulate_backward(mod, a.middle.f32(), scale2, a.mean2.f32(), a.inv2.f32(), d_y.f32(), d_x.f32(),
-                                          d_scale2);
+        ops::layer_norm_modulate_backward(mod, a.middle.f32(), scale2, a.mean2.f32(), a.inv2.f32(), d_y, d_x.f32(), d_scale2);
         // Attention branch: middle = x + gate1 * branch1. d_act's memory holds the gradient of the attention's output.
-        ops::gate_residual_backward(mod, gate1, a.branch1.f32(), d_x.f32(), d_branch, d_gate1);
-        const Tensor d_attended = Tensor(d_act.raw(), DType::f32, {rows, w}, d_act.device());
+        ops::gate_residual_backward(mod, gate1, a.branch1, d_x.f32(), d_branch, d_gate1);
+        const Tensor d_attended = Tensor(d_act.raw(), results, {rows, w}, d_act.device());
         nn::project_backward(weights, gradients, p.out, a.attended, d_branch, d_attended);
-        ops::round_operand(rows, w, w, d_attended.f32());
+        round_operand(rows, w, d_attended);
         each_part(dit, s, [&](const Part& t) {
             const ops::Operand qkv = ops::Operand(a.qkv).from(t.first * 3 * w);
             float* dq = dqkv + t.first * 3 * w;
             ops::attention_backward(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)},
-                                    ops::Operand(a.attended).from(t.first * w), a.log_sum_exp.f32() + t.first * c.heads, d_attended.f32() + t.first * w, dq,
+                                    ops::Operand(a.attended).from(t.first * w), a.log_sum_exp.f32() + t.first * c.heads, ops::Operand(d_attended).from(t.first * w), dq,
                                     key_gradients_of(shared_key_gradients, t, w), {dq + w, dq + 2 * w},
                                     buffers.attention_workspace);
         });
@@ -226,12 +235,12 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     const Tensor d_in = a.qkv.dtype() == DType::f32 ? d_qkv : a.qkv;
     for (std::int64_t i = 0; i < std::ssize(s.prompts); ++i) {
         const Part t = part(c, s, i);
-        ops::qk_norm_rope_backward(t.rope, a.qkv_in.f32() + t.first * 3 * w, weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine,
+        ops::qk_norm_rope_backward(t.rope, ops::Operand(a.qkv_in).from(t.first * 3 * w), weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine,
                                    a.inverse_rms.f32() + t.first * 2 * c.heads, dqkv + t.first * 3 * w, ops::OperandOut(d_in).from(t.first * 3 * w),
                                    nn::vector_gradient(gradients, p.q_norm), nn::vector_gradient(gradients, p.k_norm), buffers.rope_workspace.f32());
     }
     nn::project_backward(weights, gradients, std::array{p.q, p.k, p.v}, a.y1, d_in, d_y);
-    ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y.f32(), d_x.f32(), d_scale1);
+    ops::layer_norm_modulate_backward(mod, x.f32(), scale1, a.mean1.f32(), a.inv1.f32(), d_y, d_x.f32(), d_scale1);
 }
 
 }  // namespace atelier::dit

@@ -27,9 +27,16 @@ struct StreamShape {
     const std::uint8_t* valid = nullptr;    ///< of the prefix's tokens; null: all
 };
 
-/// The block's forward: x [R, W] -> y [R, W] (another buffer), activations into `a`. With `keys_only` it stops after
-/// keys and values (a.qkv) and leaves y alone.
-void block_forward(const Dit& dit, const nn::ParameterStore& weights, std::int64_t layer, const StreamShape& shape,
+/// Where a block lies among the others of a pass.
+struct BlockPlace {
+    std::int64_t layer = 0;
+    bool is_normed = false;                   ///< the block before made this one's first norm
+    const BlockActivations* next = nullptr;   ///< of the block whose first norm is made here; null: none's is
+};
+
+/// The block's forward: x [R, W] -> y [R, W] (another buffer; empty: the activations alone are wanted), activations into `a`. With `keys_only`
+/// it stops after keys and values (a.qkv) and leaves y alone.
+void block_forward(const Dit& dit, const nn::ParameterStore& weights, const BlockPlace& place, const StreamShape& shape,
                    const ModulationBuffers& m, const Tensor& x, const Tensor& shared_keys, const BlockActivations& a,
                    const Tensor& attention_workspace, bool keys_only, const Tensor& y);
 

@@ -81,10 +81,9 @@ void TargetPass::run(const nn::ParameterStore& weights, const PrefixPass& prefix
     };
     nn::project(weights, dit_.image_in, in, state(0));
     for (std::int64_t i = 0; i < c.layers; ++i) {
-        const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
         weights.acquire(i);
-        block_forward(dit_, weights, i, s, modulation_, state(i), prefix.keys(i), a, stream_.attention_workspace, false,
-                      state(i + 1));
+        block_forward(dit_, weights, {i, i > 0, i + 1 < c.layers ? &stream_.of(i + 1) : nullptr}, s, modulation_, state(i), prefix.keys(i),
+                      stream_.of(i), stream_.attention_workspace, false, state(i + 1));
         weights.release(i);
     }
     ops::layer_norm_modulate({s.groups, s.rows, c.width(), c.width(), c.eps}, state(c.layers).f32(),
@@ -111,13 +110,11 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
                                       modulation_.d_final.f32());
     for (std::int64_t i = c.layers - 1; i >= 0; --i) {
         const Tensor x = stream_.inputs[static_cast<std::size_t>(i)].slice(0, rows);
-        const auto& a = stream_.blocks[static_cast<std::size_t>(stream_.keep == Keep::activations ? i : 0)];
+        const BlockActivations& a = stream_.of(i);
         weights.acquire(i);
         gradients.acquire(i);
-        // The output of the repeated forward goes where nobody looks: the state of the next block is not needed any more.
         if (stream_.keep == Keep::inputs)
-            block_forward(dit_, weights, i, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false,
-                          stream_.inputs[static_cast<std::size_t>(i + 1)].slice(0, rows));
+            block_forward(dit_, weights, {i}, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false, {});
         block_backward(dit_, weights, gradients, i, s, modulation_, x, prefix.keys(i), prefix.key_gradients(i), {}, a, stream_,
                        false);
         gradients.release(i);

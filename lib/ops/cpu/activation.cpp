@@ -59,8 +59,8 @@ void tanh(const float* x, float* y, std::int64_t n) {
 void tanh_backward(const float* y, const float* dy, float* dx, std::int64_t n) {
     each(n, [=](std::int64_t i) { dx[i] = dy[i] * (1.0f - y[i] * y[i]); });
 }
-void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
-            OperandOut to) {
+void swiglu(std::int64_t rows, std::int64_t width, Operand gates, Operand values, std::int64_t in_stride, OperandOut to) {
+    const float *gate = gates.f32(), *value = values.f32();
     float* y = to.f32();
     parallel_for(rows, 16, [=](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -70,8 +70,9 @@ void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const floa
         }
     });
 }
-void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value,
-                     std::int64_t in_stride, const float* dy, OperandOut to_gate, OperandOut to_value) {
+void swiglu_backward(std::int64_t rows, std::int64_t width, Operand gates, Operand values, std::int64_t in_stride, Operand gradient,
+                     OperandOut to_gate, OperandOut to_value) {
+    const float *gate = gates.f32(), *value = values.f32(), *dy = gradient.f32();
     float *dgate = to_gate.f32(), *dvalue = to_value.f32();
     parallel_for(rows, 16, [=](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {

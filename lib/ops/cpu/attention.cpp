@@ -138,7 +138,7 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
 }
 
 void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own,
-                        Operand out, const float* log_sum_exp, const float* dout, float* dq,
+                        Operand out, const float* log_sum_exp, Operand dout, float* dq,
                         AttentionKeyGradients dshared, AttentionKeyGradients down, const Tensor& workspace) {
     check(s, workspace);
     const std::int64_t stride = row_stride(s), group = s.heads / s.kv_heads;

@@ -27,31 +27,40 @@ void group_sums(const ModulationShape& s, float* out, Term term) {
     });
 }
 
+// Row i of the operations of the same names.
+
+void norm_row(const ModulationShape& s, std::int64_t i, const float* x, const float* scale, float* y, float* mean, float* inverse_std) {
+    const float count = static_cast<float>(s.width);
+    const float *in = x + i * s.width, *m = scale + i / s.rows * s.mod_stride;
+    float* out = y + i * s.width;
+    const float mu = lane_sum(s.width, [=](std::int64_t j) { return in[j]; }) / count;
+    const float square = lane_sum(s.width, [=](std::int64_t j) { return (in[j] - mu) * (in[j] - mu); });
+    const float inverse = 1.0f / std::sqrt(square / count + s.eps);
+    for (std::int64_t j = 0; j < s.width; ++j) out[j] = (in[j] - mu) * inverse * (1.0f + m[j]);
+    mean[i] = mu;
+    inverse_std[i] = inverse;
+}
+
+void gate_row(const ModulationShape& s, std::int64_t i, const float* x, const float* gate, const float* branch, float* y) {
+    const float* g = gate + i / s.rows * s.mod_stride;
+    const std::int64_t at = i * s.width;
+    for (std::int64_t j = 0; j < s.width; ++j) y[at + j] = x[at + j] + g[j] * branch[at + j];
+}
+
 }  // namespace
 
 void layer_norm_modulate(const ModulationShape& s, const float* x, const float* scale, OperandOut to, float* mean,
                          float* inverse_std) {
     float* y = to.f32();
-    const float count = static_cast<float>(s.width);
     parallel_for(s.groups * s.rows, grain_rows, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            const float* in = x + i * s.width;
-            const float* m = scale + i / s.rows * s.mod_stride;
-            float* out = y + i * s.width;
-            const float mu = lane_sum(s.width, [=](std::int64_t j) { return in[j]; }) / count;
-            const float square =
-                lane_sum(s.width, [=](std::int64_t j) { return (in[j] - mu) * (in[j] - mu); });
-            const float inverse = 1.0f / std::sqrt(square / count + s.eps);
-            for (std::int64_t j = 0; j < s.width; ++j) out[j] = (in[j] - mu) * inverse * (1.0f + m[j]);
-            mean[i] = mu;
-            inverse_std[i] = inverse;
-        }
+        for (std::int64_t i = begin; i < end; ++i) norm_row(s, i, x, scale, y, mean, inverse_std);
     });
 }
 
 void layer_norm_modulate_backward(const ModulationShape& s, const float* x, const float* scale, const float* mean,
-                                  const float* inverse_std, const float* dy, float* dx, float* dscale) {
+                                  const float* inverse_std, Operand gradient, float* dx, float* dscale) {
     const std::int64_t w = s.width;
+    const float* dy = gradient.f32();
     group_sums(s, dscale, [=](std::int64_t i, std::int64_t j) {
         return dy[i * w + j] * ((x[i * w + j] - mean[i]) * inverse_std[i]);
     });
@@ -71,18 +80,27 @@ void layer_norm_modulate_backward(const ModulationShape& s, const float* x, cons
     });
 }
 
-void gate_residual(const ModulationShape& s, const float* x, const float* gate, const float* branch, float* y) {
+void gate_residual(const ModulationShape& s, const float* x, const float* gate, Operand added, float* y) {
+    const float* branch = added.f32();
+    parallel_for(s.groups * s.rows, grain_rows, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) gate_row(s, i, x, gate, branch, y);
+    });
+}
+
+void gate_residual_norm_modulate(const ModulationShape& s, const float* x, const float* gate, Operand added, float* y, const float* scale,
+                                 OperandOut to, float* mean, float* inverse_std) {
+    const float* branch = added.f32();
+    float* normed = to.f32();
     parallel_for(s.groups * s.rows, grain_rows, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
-            const float* g = gate + i / s.rows * s.mod_stride;
-            const std::int64_t at = i * s.width;
-            for (std::int64_t j = 0; j < s.width; ++j) y[at + j] = x[at + j] + g[j] * branch[at + j];
+            gate_row(s, i, x, gate, branch, y);
+            norm_row(s, i, y, scale, normed, mean, inverse_std);
         }
     });
 }
 
-void gate_residual_backward(const ModulationShape& s, const float* gate, const float* branch, const float* dy,
-                            OperandOut to, float* dgate) {
+void gate_residual_backward(const ModulationShape& s, const float* gate, Operand added, const float* dy, OperandOut to, float* dgate) {
+    const float* branch = added.f32();
     float* dbranch = to.f32();
     group_sums(s, dgate,
                [=](std::int64_t i, std::int64_t j) { return dy[i * s.width + j] * branch[i * s.width + j]; });

@@ -14,9 +14,10 @@ constexpr std::int64_t block_rows = 16;
 
 }  // namespace
 
-void qk_norm_rope(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight,
+void qk_norm_rope(const QkNormRopeShape& s, Operand from, const float* q_weight, const float* k_weight,
                   const float* cosine, const float* sine, OperandOut to, float* inverse_rms) {
     const std::int64_t width = s.heads * s.head_dim, half = s.head_dim / 2;
+    const float* in = from.f32();
     float* out = to.f32();
     parallel_for(s.rows, block_rows, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t r = begin; r < end; ++r) {
@@ -47,10 +48,11 @@ std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& s) {
     return (s.rows + block_rows - 1) / block_rows * 2 * s.head_dim;
 }
 
-void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight,
+void qk_norm_rope_backward(const QkNormRopeShape& s, Operand from, const float* q_weight, const float* k_weight,
                            const float* cosine, const float* sine, const float* inverse_rms, float* d_out,
                            OperandOut to, float* dq_weight, float* dk_weight, float* workspace) {
     const std::int64_t width = s.heads * s.head_dim, half = s.head_dim / 2, d = s.head_dim;
+    const float* in = from.f32();
     float* d_in = to.f32();
     parallel_for(s.rows, block_rows, [&](std::int64_t begin, std::int64_t end) {
         float* partial = workspace + begin / block_rows * 2 * d;

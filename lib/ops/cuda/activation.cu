@@ -97,8 +97,8 @@ __global__ void add_kernel(const float* x, float* y, std::int64_t n) {
 }
 
 /// A block a row.
-template <int N, typename Out>
-__global__ void swiglu_kernel(std::int64_t width, const float* gate, const float* value, std::int64_t stride, Out* y) {
+template <int N, typename In, typename Out>
+__global__ void swiglu_kernel(std::int64_t width, const In* gate, const In* value, std::int64_t stride, Out* y) {
     const std::int64_t row = blockIdx.x;
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
         const Pack<N> g = load<N>(gate + row * stride + j), v = load<N>(value + row * stride + j);
@@ -108,8 +108,8 @@ __global__ void swiglu_kernel(std::int64_t width, const float* gate, const float
     }
 }
 
-template <int N, typename Out>
-__global__ void swiglu_backward_kernel(std::int64_t width, const float* gate, const float* value, std::int64_t stride, const float* dy,
+template <int N, typename In, typename Out>
+__global__ void swiglu_backward_kernel(std::int64_t width, const In* gate, const In* value, std::int64_t stride, const In* dy,
                                        Out* dgate, Out* dvalue) {
     const std::int64_t row = blockIdx.x;
     for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) {
@@ -145,27 +145,28 @@ void add(const float* x, float* y, std::int64_t n) {
         launch(add_kernel<1>, {ceil_div(n, max_block)}, max_block, 0, x, y, n);
 }
 
-// n = rows * width: 2 reads, 1 write (of half the bytes to bf16).
-void swiglu(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride, OperandOut to) {
-    with_address(to, [&]<typename Out>(Out* y) {
-        if (in_fours({width, in_stride}, {gate, value, y}))
-            launch(swiglu_kernel<4, Out>, {rows}, row_threads(width, 4), 0, width, gate, value, in_stride, y);
+// n = rows * width: 2 reads, 1 write; a read or a write of bf16 counts half.
+void swiglu(std::int64_t rows, std::int64_t width, Operand gate, Operand value, std::int64_t in_stride, OperandOut to) {
+    with_addresses(gate, to, [&]<typename In, typename Out>(const In* gates, Out* y) {
+        const In* values = address_of<In>(value);
+        if (in_fours({width, in_stride}, {gates, values, y}))
+            launch(swiglu_kernel<4, In, Out>, {rows}, row_threads(width, 4), 0, width, gates, values, in_stride, y);
         else
-            launch(swiglu_kernel<1, Out>, {rows}, row_threads(width, 1), 0, width, gate, value, in_stride, y);
+            launch(swiglu_kernel<1, In, Out>, {rows}, row_threads(width, 1), 0, width, gates, values, in_stride, y);
     });
 }
 
-// 3 reads, 2 writes (of half the bytes to bf16).
-void swiglu_backward(std::int64_t rows, std::int64_t width, const float* gate, const float* value, std::int64_t in_stride,
-                     const float* dy, OperandOut to_gate, OperandOut to_value) {
-    const auto run = [&]<typename Out>(Out* dgate, Out* dvalue) {
-        if (in_fours({width, in_stride}, {gate, value, dy, dgate, dvalue}))
-            launch(swiglu_backward_kernel<4, Out>, {rows}, row_threads(width, 4), 0, width, gate, value, in_stride, dy, dgate, dvalue);
+// 3 reads, 2 writes, as above. `gradient` is of the type of gate and value.
+void swiglu_backward(std::int64_t rows, std::int64_t width, Operand gate, Operand value, std::int64_t in_stride, Operand gradient,
+                     OperandOut to_gate, OperandOut to_value) {
+    with_addresses(gate, to_gate, [&]<typename In, typename Out>(const In* gates, Out* d_gates) {
+        const In *values = address_of<In>(value), *dy = address_of<In>(gradient);
+        Out* d_values = address_of<Out>(to_value);
+        if (in_fours({width, in_stride}, {gates, values, dy, d_gates, d_values}))
+            launch(swiglu_backward_kernel<4, In, Out>, {rows}, row_threads(width, 4), 0, width, gates, values, in_stride, dy, d_gates, d_values);
         else
-            launch(swiglu_backward_kernel<1, Out>, {rows}, row_threads(width, 1), 0, width, gate, value, in_stride, dy, dgate, dvalue);
-    };
-    if (to_gate.is_bf16()) run(to_gate.bf16(), to_value.bf16());
-    else run(to_gate.f32(), to_value.f32());
+            launch(swiglu_backward_kernel<1, In, Out>, {rows}, row_threads(width, 1), 0, width, gates, values, in_stride, dy, d_gates, d_values);
+    });
 }
 
 }  // namespace atelier::ops::cuda

@@ -86,14 +86,16 @@ DenseAttention dense_shape(const AttentionShape& s, const Inputs& in, std::int64
             .out_stride = out_stride, .q_gradient_stride = s.heads * s.head_dim, .kv_gradient_stride = s.kv_heads * s.head_dim, .causal = run.causal, .scale = s.scale};
 }
 
-/// A run's gradient of keys or values to the shared keys (added, batch entries in order) and the own keys (added).
-void unpack_key_gradient(const AttentionShape& s, std::int64_t width, const Run& run, const std::uint16_t* from, float* shared, float* own) {
+/// A run's gradient of keys or values to the shared keys (added, batch entries in order) and the own keys (added, or written by the only run).
+void unpack_key_gradient(const AttentionShape& s, std::int64_t width, const Run& run, bool adds, const std::uint16_t* from, float* shared, float* own) {
     const std::int64_t own_keys = run.keys - s.shared_keys;
     for (std::int64_t b = 0; b < s.batch; ++b) {
         const std::uint16_t* entry = from + b * run.keys * width;
         if (shared != nullptr && s.shared_keys > 0) add_columns(s.shared_keys, width, entry, width, shared, s.shared_stride);
-        if (own_keys > 0)
-            add_columns(own_keys, width, entry + s.shared_keys * width, width, own + b * s.own_keys * s.own_stride, s.own_stride);
+        if (own_keys == 0) continue;
+        float* to = own + b * s.own_keys * s.own_stride;
+        if (adds) add_columns(own_keys, width, entry + s.shared_keys * width, width, to, s.own_stride);
+        else copy_columns(own_keys, width, entry + s.shared_keys * width, width, to, s.own_stride);
     }
 }
 
@@ -134,12 +136,13 @@ class Widened {
   public:
     Widened(const AttentionShape& s, Operand q) : s_(s), queries_(s.batch * s.queries), own_(s.batch * s.own_keys) {
         if (!q.is_bf16()) return;
-        const std::int64_t tokens = queries_ * (s.q_stride + s.out_stride) + 2 * (s.shared_keys * s.shared_stride + own_ * s.own_stride);
+        const std::int64_t tokens = queries_ * (s.q_stride + 2 * s.out_stride) + 2 * (s.shared_keys * s.shared_stride + own_ * s.own_stride);
         at_ = scratch_floats(tokens);
     }
     const float* q(Operand q) { return widened(queries_, s_.heads * s_.head_dim, q, s_.q_stride); }
     AttentionKeys shared(AttentionKeys keys) { return both(s_.shared_keys, keys, s_.shared_stride); }
     AttentionKeys own(AttentionKeys keys) { return both(own_, keys, s_.own_stride); }
+    /// Of `out` or its gradient.
     const float* out(Operand out) { return widened(queries_, s_.heads * s_.head_dim, out, s_.out_stride); }
     /// Where a kernel writes `out`; put() brings it there.
     float* room_for(OperandOut out) { return out.is_bf16() ? at_ : out.f32(); }
@@ -193,14 +196,14 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
 }
 
 void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, Operand out, const float* log_sum_exp,
-                        const float* dout, float* dq, AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
+                        Operand dout, float* dq, AttentionKeyGradients shared_gradients, AttentionKeyGradients own_gradients,
                         const Tensor& workspace) {
     check_workspace(attention_backward_workspace(s), workspace);
     if (!is_dense(s)) {
         Widened wide(s, q);
-        const float *wide_q = wide.q(q), *wide_out = wide.out(out);
+        const float *wide_q = wide.q(q), *wide_out = wide.out(out), *wide_dout = wide.out(dout);
         const AttentionKeys wide_shared = wide.shared(shared), wide_own = wide.own(own);
-        return plain_attention_backward(s, wide_q, wide_shared, wide_own, wide_out, log_sum_exp, dout, dq, shared_gradients, own_gradients,
+        return plain_attention_backward(s, wide_q, wide_shared, wide_own, wide_out, log_sum_exp, wide_dout, dq, shared_gradients, own_gradients,
                                         workspace.f32());
     }
     const Packed p(s, workspace.f32(), true);
@@ -210,8 +213,11 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
     if (!in_place) copy_columns(s.batch * s.queries, q_width, out, s.out_stride, p.out, q_width);  // exact: they came from bf16
     const std::uint16_t* from = in_place ? out.bf16() : p.out;
     const std::int64_t out_stride = in_place ? s.out_stride : q_width;
-    copy_columns(s.batch * s.queries, q_width, dout, s.out_stride, p.dout, q_width);
-    for (std::int64_t row = 0; row < s.batch; ++row) {
+    const bool takes_gradient = is_readable(dout, s.out_stride) && s.out_stride == q_width;  // of the stride of dq
+    if (!takes_gradient) copy_columns(s.batch * s.queries, q_width, dout, s.out_stride, p.dout, q_width);
+    const std::uint16_t* d_out = takes_gradient ? dout.bf16() : p.dout;
+    const bool adds = key_limits(s).runs > 0;  // else one run sees all keys
+    for (std::int64_t row = 0; adds && row < s.batch; ++row) {
         const std::int64_t at = row * s.own_keys * s.own_stride;
         zero_columns(s.own_keys, kv_width, own_gradients.dk + at, s.own_stride);
         zero_columns(s.own_keys, kv_width, own_gradients.dv + at, s.own_stride);
@@ -219,9 +225,9 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
     each_run(s, [&](const Run& run) {
         const std::int64_t at = run.first * q_width;
         run_backward(s, p, dense_shape(s, in, out_stride, run),
-                     {in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride, log_sum_exp + run.first, p.dout + at, p.dq + at, p.dk, p.dv});
-        unpack_key_gradient(s, kv_width, run, p.dk, shared_gradients.dk, own_gradients.dk);
-        unpack_key_gradient(s, kv_width, run, p.dv, shared_gradients.dv, own_gradients.dv);
+                     {in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride, log_sum_exp + run.first, d_out + at, p.dq + at, p.dk, p.dv});
+        unpack_key_gradient(s, kv_width, run, adds, p.dk, shared_gradients.dk, own_gradients.dk);
+        unpack_key_gradient(s, kv_width, run, adds, p.dv, shared_gradients.dv, own_gradients.dv);
     });
     copy_columns(s.batch * s.queries, q_width, p.dq, q_width, dq, s.q_stride);
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cuda/kernel.hpp"
 #include "ops/operand.hpp"
 
@@ -39,6 +41,19 @@ template <typename Numbers, typename Function>
 void with_address(Numbers operand, Function f) {
     if (operand.is_bf16()) f(operand.bf16());
     else f(operand.f32());
+}
+
+/// The address of numbers whose type is known. Throws Error(internal) where it is another.
+template <typename T, typename Numbers>
+auto address_of(Numbers operand) {
+    if constexpr (std::is_same_v<T, std::uint16_t>) return operand.bf16();
+    else return operand.f32();
+}
+
+/// f(where it is read, where it is written) with both types.
+template <typename Function>
+void with_addresses(Operand from, OperandOut to, Function f) {
+    with_address(from, [&](const auto* in) { with_address(to, [&](auto* out) { f(in, out); }); });
 }
 
 /// IEEE half: round to nearest even, overflow to infinity (core/convert.hpp).

@@ -65,6 +65,9 @@ void product(bool bf16, bool ta, bool tb, float alpha, const MatrixView& a, cons
     ATELIER_CHECK((tb ? b.cols : b.rows) == k && c.rows == m && c.cols == n, "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows,
                   a.cols, ta ? "^T" : "", b.rows, b.cols, tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
+    const bool rounds_result = c.bf16 != nullptr;
+    ATELIER_CHECK(!rounds_result || (bf16 && fits_bf16(c) && bias == nullptr && beta == 0.0f),
+                  "a result in bf16 of a product in fp32, with a bias, added to what is there, or of rows of {} numbers", c.stride);
     Side x{a.data, a.stride}, y{b.data, b.stride};
     ATELIER_CHECK(bf16 || (a.bf16 == nullptr && b.bf16 == nullptr), "an operand is there in bf16 alone, products take fp32");
     if (bf16) {
@@ -74,9 +77,9 @@ void product(bool bf16, bool ta, bool tb, float alpha, const MatrixView& a, cons
         y = in_bf16(b, bits + room);
     }
     // Row-major C = op(A) op(B) is column-major C^T = op(B)^T op(A)^T on the same memory.
-    run_product({.transpose_a = tb, .transpose_b = ta, .bf16 = bf16, .m = n, .n = m, .k = k, .lda = y.stride, .ldb = x.stride,
+    run_product({.transpose_a = tb, .transpose_b = ta, .bf16 = bf16, .rounds_result = rounds_result, .m = n, .n = m, .k = k, .lda = y.stride, .ldb = x.stride,
                  .ldd = c.stride, .has_bias = bias != nullptr},
-                alpha, y.data, x.data, beta, c.data, bias);
+                alpha, y.data, x.data, beta, rounds_result ? static_cast<void*>(c.bf16) : c.data, bias);
 }
 
 /// Whether products round their operands.
@@ -84,7 +87,7 @@ bool rounds() { return precision == ProductPrecision::bf16; }
 
 MatrixView view(const Tensor& t) {
     ATELIER_CHECK(t.shape().rank() == 2, "a matrix was expected, found shape {}", t.shape().str());
-    if (t.dtype() == DType::bf16) return {nullptr, t.size(0), t.size(1), t.size(1), static_cast<const std::uint16_t*>(t.raw())};
+    if (t.dtype() == DType::bf16) return {nullptr, t.size(0), t.size(1), t.size(1), static_cast<std::uint16_t*>(t.raw())};
     return {t.f32(), t.size(0), t.size(1), t.size(1)};
 }
 

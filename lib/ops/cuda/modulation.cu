@@ -10,13 +10,12 @@
 namespace atelier::ops::cuda {
 namespace {
 
-/// A block a row.
+/// The norm of a block's row and its modulation.
 template <int N, int I, typename Out>
-__global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, const float* scale, Out* y, float* mean,
-                                           float* inverse_std) {
+__device__ __forceinline__ void norm_row(const ModulationShape& s, const Row<N, I>& numbers, const float* scale, Out* y, float* mean,
+                                         float* inverse_std) {
     const std::int64_t row = blockIdx.x;
     const float* m = scale + row / s.rows * s.mod_stride;
-    const Row<N, I> numbers(x + row * s.width, s.width);
     const RowMoments moments = numbers.moments(s.eps);
     numbers.each([&](std::int64_t j, Pack<N> p) {
         const Pack<N> factor = load<N>(m + j);
@@ -29,10 +28,31 @@ __global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, co
     }
 }
 
+/// A block a row.
+template <int N, int I, typename Out>
+__global__ void layer_norm_modulate_kernel(ModulationShape s, const float* x, const float* scale, Out* y, float* mean,
+                                           float* inverse_std) {
+    norm_row(s, Row<N, I>(x + blockIdx.x * s.width, s.width), scale, y, mean, inverse_std);
+}
+
+/// A block a row.
+template <int N, int I, typename In, typename Out>
+__global__ void gate_residual_norm_modulate_kernel(ModulationShape s, const float* x, const float* gate, const In* branch, float* y,
+                                                   const float* scale, Out* normed, float* mean, float* inverse_std) {
+    const std::int64_t row = blockIdx.x, at = row * s.width;
+    const float* g = gate + row / s.rows * s.mod_stride;
+    const Row<N, I> sums(x + at, s.width, y + at, [&](std::int64_t j, Pack<N> p) {
+        const Pack<N> factor = load<N>(g + j), b = load<N>(branch + at + j);
+        for (int k = 0; k < N; ++k) p.v[k] += factor.v[k] * b.v[k];
+        return p;
+    });
+    norm_row(s, sums, scale, normed, mean, inverse_std);
+}
+
 /// A block takes a chunk of rows: dx at once, its share of dscale into a row of `partial`.
-template <int N>
+template <int N, typename In>
 __global__ void layer_norm_modulate_backward_kernel(ModulationShape s, std::int64_t chunk_rows, const float* x, const float* scale,
-                                                    const float* mean, const float* inverse_std, const float* dy, float* dx,
+                                                    const float* mean, const float* inverse_std, const In* dy, float* dx,
                                                     float* partial) {
     ATELIER_DYNAMIC_SHARED(float, dscale);  // [width]; each thread has its own columns
     const std::int64_t group = blockIdx.y, first = blockIdx.x * chunk_rows;
@@ -69,8 +89,8 @@ __global__ void layer_norm_modulate_backward_kernel(ModulationShape s, std::int6
         for (int k = 0; k < N; ++k) mine[j + k] = dscale[j + k];
 }
 
-template <int N>
-__global__ void gate_residual_kernel(ModulationShape s, const float* x, const float* gate, const float* branch, float* y) {
+template <int N, typename In>
+__global__ void gate_residual_kernel(ModulationShape s, const float* x, const float* gate, const In* branch, float* y) {
     const std::int64_t row = blockIdx.x, at = row * s.width;
     const float* g = gate + row / s.rows * s.mod_stride;
     for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
@@ -81,8 +101,8 @@ __global__ void gate_residual_kernel(ModulationShape s, const float* x, const fl
     }
 }
 
-template <int N, typename Out>
-__global__ void gate_residual_backward_kernel(ModulationShape s, std::int64_t chunk_rows, const float* gate, const float* branch,
+template <int N, typename In, typename Out>
+__global__ void gate_residual_backward_kernel(ModulationShape s, std::int64_t chunk_rows, const float* gate, const In* branch,
                                               const float* dy, Out* dbranch, float* partial) {
     const std::int64_t group = blockIdx.y, first = blockIdx.x * chunk_rows;
     const std::int64_t last = first + chunk_rows < s.rows ? first + chunk_rows : s.rows;
@@ -124,43 +144,62 @@ void layer_norm_modulate(const ModulationShape& s, const float* x, const float* 
     });
 }
 
-// Floor: 4 * 4 n bytes (x, dy, dx read; dx written); the partial sums add 2 / rows of a chunk of n.
+// Floor: 4 * 4 n bytes (x, dy, dx read; dx written), 14 n of bf16; the partial sums add 2 / rows of a chunk of n.
 void layer_norm_modulate_backward(const ModulationShape& s, const float* x, const float* scale, const float* mean,
-                                  const float* inverse_std, const float* dy, float* dx, float* dscale) {
+                                  const float* inverse_std, Operand gradient, float* dx, float* dscale) {
     check_width(s);
     const Chunks chunks(s.groups, s.rows);
     float* partial = scratch_floats(s.groups * chunks.count * s.width);
     const Grid grid{chunks.count, s.groups};
     const std::size_t shared = static_cast<std::size_t>(s.width) * sizeof(float);
-    if (in_fours({s.width, s.mod_stride}, {x, scale, dy, dx}))
-        launch(layer_norm_modulate_backward_kernel<4>, grid, row_threads(s.width, 4), shared, s, chunks.rows, x, scale, mean, inverse_std,
-               dy, dx, partial);
-    else
-        launch(layer_norm_modulate_backward_kernel<1>, grid, row_threads(s.width, 1), shared, s, chunks.rows, x, scale, mean, inverse_std,
-               dy, dx, partial);
+    with_address(gradient, [&]<typename In>(const In* dy) {
+        if (in_fours({s.width, s.mod_stride}, {x, scale, dy, dx}))
+            launch(layer_norm_modulate_backward_kernel<4, In>, grid, row_threads(s.width, 4), shared, s, chunks.rows, x, scale, mean, inverse_std,
+                   dy, dx, partial);
+        else
+            launch(layer_norm_modulate_backward_kernel<1, In>, grid, row_threads(s.width, 1), shared, s, chunks.rows, x, scale, mean, inverse_std,
+                   dy, dx, partial);
+    });
     finish_columns(s.groups, chunks.count, s.width, s.mod_stride, partial, dscale);
 }
 
-// Floor: 3 * 4 n bytes.
-void gate_residual(const ModulationShape& s, const float* x, const float* gate, const float* branch, float* y) {
+// Floor: 3 * 4 n bytes, 10 n of bf16.
+void gate_residual(const ModulationShape& s, const float* x, const float* gate, Operand added, float* y) {
     const std::int64_t rows = s.groups * s.rows;
-    if (in_fours({s.width, s.mod_stride}, {x, gate, branch, y}))
-        launch(gate_residual_kernel<4>, {rows}, row_threads(s.width, 4), 0, s, x, gate, branch, y);
-    else
-        launch(gate_residual_kernel<1>, {rows}, row_threads(s.width, 1), 0, s, x, gate, branch, y);
+    with_address(added, [&]<typename In>(const In* branch) {
+        if (in_fours({s.width, s.mod_stride}, {x, gate, branch, y}))
+            launch(gate_residual_kernel<4, In>, {rows}, row_threads(s.width, 4), 0, s, x, gate, branch, y);
+        else
+            launch(gate_residual_kernel<1, In>, {rows}, row_threads(s.width, 1), 0, s, x, gate, branch, y);
+    });
 }
 
-// Floor: 3 * 4 n bytes, 10 n to bf16.
-void gate_residual_backward(const ModulationShape& s, const float* gate, const float* branch, const float* dy, OperandOut to,
-                            float* dgate) {
+// Floor: 4 * 4 n bytes, 14 n to bf16, 12 n of bf16 to bf16.
+void gate_residual_norm_modulate(const ModulationShape& s, const float* x, const float* gate, Operand added, float* y, const float* scale,
+                                 OperandOut to, float* mean, float* inverse_std) {
+    const std::int64_t rows = s.groups * s.rows;
+    with_addresses(added, to, [&]<typename In, typename Out>(const In* branch, Out* normed) {
+        const auto run = [&]<int N>() {
+            with_kept_packs(s.width, N, [&]<int I>() {
+                launch(gate_residual_norm_modulate_kernel<N, I, In, Out>, {rows}, row_threads(s.width, N), 0, s, x, gate, branch, y, scale, normed,
+                       mean, inverse_std);
+            });
+        };
+        if (in_fours({s.width, s.mod_stride}, {x, gate, branch, y, scale, normed})) run.template operator()<4>();
+        else run.template operator()<1>();
+    });
+}
+
+// Floor: 3 * 4 n bytes, 10 n to bf16, 8 n of bf16 to bf16.
+void gate_residual_backward(const ModulationShape& s, const float* gate, Operand added, const float* dy, OperandOut to, float* dgate) {
     const Chunks chunks(s.groups, s.rows);
     float* partial = scratch_floats(s.groups * chunks.count * s.width);
     const Grid grid{chunks.count, s.groups};
-    with_address(to, [&]<typename Out>(Out* dbranch) {
+    with_addresses(added, to, [&]<typename In, typename Out>(const In* branch, Out* dbranch) {
         if (in_fours({s.width, s.mod_stride}, {gate, branch, dy, dbranch}))
-            launch(gate_residual_backward_kernel<4, Out>, grid, row_threads(s.width, 4), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+            launch(gate_residual_backward_kernel<4, In, Out>, grid, row_threads(s.width, 4), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
         else
-            launch(gate_residual_backward_kernel<1, Out>, grid, row_threads(s.width, 1), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
+            launch(gate_residual_backward_kernel<1, In, Out>, grid, row_threads(s.width, 1), 0, s, chunks.rows, gate, branch, dy, dbranch, partial);
     });
     finish_columns(s.groups, chunks.count, s.width, s.mod_stride, partial, dgate);
 }

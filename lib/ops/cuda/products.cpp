@@ -50,7 +50,7 @@ class Plan {
         if (p.has_bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
         check_cublas(cublasLtMatrixLayoutCreate(&a_, type, p.transpose_a ? p.k : p.m, p.transpose_a ? p.m : p.k, p.lda), "a layout");
         check_cublas(cublasLtMatrixLayoutCreate(&b_, type, p.transpose_b ? p.n : p.k, p.transpose_b ? p.k : p.n, p.ldb), "a layout");
-        check_cublas(cublasLtMatrixLayoutCreate(&d_, CUDA_R_32F, p.m, p.n, p.ldd), "a layout");
+        check_cublas(cublasLtMatrixLayoutCreate(&d_, p.rounds_result ? CUDA_R_16BF : CUDA_R_32F, p.m, p.n, p.ldd), "a layout");
         cublasLtMatmulPreference_t preference = nullptr;
         check_cublas(cublasLtMatmulPreferenceCreate(&preference), "a preference");
         check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
@@ -77,7 +77,7 @@ class Plan {
     }
     Plan(const Plan&) = delete;
 
-    void run(float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+    void run(float alpha, const void* a, const void* b, float beta, void* d, const float* bias) {
         if (bias != nullptr) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
         check_cublas(cublasLtMatmul(handle(), operation_, &alpha, a, a_, b, b_, &beta, d, d_, d, d_, &algorithm_, workspace(), workspace_bytes,
                                     stream()),
@@ -95,14 +95,14 @@ class Plan {
     cublasLtMatmulAlgo_t algorithm_{};
 };
 
-using Key = std::tuple<bool, bool, bool, bool, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+using Key = std::tuple<bool, bool, bool, bool, bool, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 
 }  // namespace
 
-void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, float* d, const float* bias) {
+void run_product(const Product& p, float alpha, const void* a, const void* b, float beta, void* d, const float* bias) {
     stream();  // a thread's first call chooses its device, which the library's go to
     static std::map<Key, Plan> plans;
-    const Key key{p.transpose_a, p.transpose_b, p.bf16, p.has_bias, reinterpret_cast<std::uintptr_t>(bias) % 16, p.m, p.n, p.k, p.lda, p.ldb, p.ldd};
+    const Key key{p.transpose_a, p.transpose_b, p.bf16, p.rounds_result, p.has_bias, reinterpret_cast<std::uintptr_t>(bias) % 16, p.m, p.n, p.k, p.lda, p.ldb, p.ldd};
     auto found = plans.find(key);
     if (found == plans.end()) found = plans.try_emplace(key, p, bias).first;
     found->second.run(alpha, a, b, beta, d, bias);

@@ -49,8 +49,8 @@ struct Angles {
 };
 
 /// Calls f(number, its share) for the heads first, first + warps, … below `end`, the next one's numbers on their way meanwhile.
-template <int P, int I, typename Function>
-__device__ __forceinline__ void each_head(const float* heads, std::int64_t head_dim, std::int64_t first, std::int64_t end, Function f) {
+template <int P, int I, typename In, typename Function>
+__device__ __forceinline__ void each_head(const In* heads, std::int64_t head_dim, std::int64_t first, std::int64_t end, Function f) {
     const std::int64_t half = head_dim / 2;
     Share<P, I> next;
     if (first < end) next = load_share<P, I>(heads + first * head_dim, half);
@@ -62,8 +62,8 @@ __device__ __forceinline__ void each_head(const float* heads, std::int64_t head_
 }
 
 /// A block a row, its warps take the heads of q, k and v in turn.
-template <int P, int I, typename Out>
-__global__ void qk_norm_rope_kernel(QkNormRopeShape s, const float* in, const float* q_weight, const float* k_weight, const float* cosine,
+template <int P, int I, typename In, typename Out>
+__global__ void qk_norm_rope_kernel(QkNormRopeShape s, const In* in, const float* q_weight, const float* k_weight, const float* cosine,
                                     const float* sine, Out* out, float* inverse_rms) {
     const int lane = threadIdx.x % warp_size;
     const std::int64_t row = blockIdx.x, half = s.head_dim / 2, first = threadIdx.x / warp_size, of_row = row * 3 * s.heads * s.head_dim;
@@ -90,8 +90,8 @@ __global__ void qk_norm_rope_kernel(QkNormRopeShape s, const float* in, const fl
 
 /// A block a chunk of rows, its warps take the heads of q, then of k in turn, and of v where d_in is other memory than d_out; sums of the
 /// weights' gradients by warp, then over warps in order into a row [q, k] of `partial` (null: none).
-template <int P, int I, typename Out>
-__global__ void __launch_bounds__(warps* warp_size, I == 1 ? 4 : 1) qk_norm_rope_backward_kernel(QkNormRopeShape s, const float* in, const float* q_weight, const float* k_weight,
+template <int P, int I, typename In, typename Out>
+__global__ void __launch_bounds__(warps* warp_size, I == 1 ? 4 : 1) qk_norm_rope_backward_kernel(QkNormRopeShape s, const In* in, const float* q_weight, const float* k_weight,
                                              const float* cosine, const float* sine, const float* inverse_rms, const float* d_out,
                                              Out* d_in, bool copies_v, float* partial) {
     ATELIER_DYNAMIC_SHARED(float, sums);  // [warps, 2, head_dim]
@@ -171,29 +171,30 @@ void with_shares(const QkNormRopeShape& s, std::initializer_list<const void*> po
 
 }  // namespace
 
-// Floor: 6 * 4 n bytes, 18 n to bf16.
-void qk_norm_rope(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight, const float* cosine,
+// Floor: 6 * 4 n bytes, 18 n to bf16, 12 n of bf16 to bf16.
+void qk_norm_rope(const QkNormRopeShape& s, Operand from, const float* q_weight, const float* k_weight, const float* cosine,
                   const float* sine, OperandOut to, float* inverse_rms) {
     check_shape(s);
-    with_address(to, [&]<typename Out>(Out* out) {
+    with_addresses(from, to, [&]<typename In, typename Out>(const In* in, Out* out) {
         with_shares(s, {in, q_weight, k_weight, cosine, sine, out}, [&]<int P, int I>() {
-            launch(qk_norm_rope_kernel<P, I, Out>, {s.rows}, warps * warp_size, 0, s, in, q_weight, k_weight, cosine, sine, out, inverse_rms);
+            launch(qk_norm_rope_kernel<P, I, In, Out>, {s.rows}, warps * warp_size, 0, s, in, q_weight, k_weight, cosine, sine, out, inverse_rms);
         });
     });
 }
 
-// Floor: 6 * 4 n bytes (in and d_out of q and k read, d_in written); to other memory, where v comes along, 8 * 4 n, in bf16 26 n.
-void qk_norm_rope_backward(const QkNormRopeShape& s, const float* in, const float* q_weight, const float* k_weight, const float* cosine,
+// Floor: 6 * 4 n bytes (in and d_out of q and k read, d_in written); to other memory, where v comes along, 8 * 4 n, in bf16 26 n,
+// 22 n of bf16 in.
+void qk_norm_rope_backward(const QkNormRopeShape& s, Operand from, const float* q_weight, const float* k_weight, const float* cosine,
                            const float* sine, const float* inverse_rms, float* d_out, OperandOut to, float* dq_weight, float* dk_weight,
                            float* workspace) {
     check_shape(s);
     const std::int64_t blocks = ceil_div(s.rows, rope_chunk_rows);
     const std::size_t shared = warps * 2 * static_cast<std::size_t>(s.head_dim) * sizeof(float);
     float* partial = dq_weight == nullptr ? nullptr : workspace;
-    with_address(to, [&]<typename Out>(Out* d_in) {
+    with_addresses(from, to, [&]<typename In, typename Out>(const In* in, Out* d_in) {
         const bool elsewhere = static_cast<const void*>(d_in) != d_out;
         with_shares(s, {in, q_weight, k_weight, cosine, sine, d_out, d_in}, [&]<int P, int I>() {
-            launch(qk_norm_rope_backward_kernel<P, I, Out>, {blocks}, warps * warp_size, shared, s, in, q_weight, k_weight, cosine, sine,
+            launch(qk_norm_rope_backward_kernel<P, I, In, Out>, {blocks}, warps * warp_size, shared, s, in, q_weight, k_weight, cosine, sine,
                    inverse_rms, d_out, d_in, elsewhere, partial);
         });
     });

@@ -17,6 +17,17 @@ class Row {
         for (int n = 0; n < I; ++n)
             if (const std::int64_t j = at(n); j < width) kept_[n] = load<N>(in + j);
     }
+    /// What f(number of the first, pack) makes of a row, written to `out`.
+    template <typename Function>
+    __device__ __forceinline__ Row(const float* in, std::int64_t width, float* out, Function f) : in_(out), width_(width) {
+        if constexpr (I > 0) {
+            for (int n = 0; n < I; ++n)
+                if (const std::int64_t j = at(n); j < width) store(out + j, kept_[n] = f(j, load<N>(in + j)));
+        } else {
+            // Read again by the thread that writes them.
+            for (std::int64_t j = threadIdx.x * N; j < width; j += blockDim.x * N) store(out + j, f(j, load<N>(in + j)));
+        }
+    }
     /// f(number of the first, pack) for the thread's packs.
     template <typename Function>
     __device__ __forceinline__ void each(Function f) const {
