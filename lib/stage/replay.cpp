@@ -39,6 +39,7 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
     ATELIER_CHECK_INPUT(weights_hash(*world, policy) == first.header.model_hash,
                         "{} is not the policy that sampled {}", policy.string(), files[0].string());
     pipeline::Pipeline model(c.model(), policy, c.placement());
+    prepare_adapter(c, model);
     const rl::SamplingSpec sampling = c.sampling(model);
     const PromptIndex prompts(c, c.tasks());
     Workspace workspace("group");

@@ -36,6 +36,7 @@ int run_rollout(const Context& c) {
     StageMemory memory;
     const auto policy = c.starting_policy(reads_weights);
     pipeline::Pipeline model(c.model(), policy, c.placement());
+    prepare_adapter(c, model);  // a new one adds nothing, but a device computes an adapted model in other digits
     const rl::SamplingSpec spec = c.sampling(model);
     const auto drawn = draw_iteration(c);
     std::map<std::string, CategoryWeights> weights;

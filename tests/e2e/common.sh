@@ -111,6 +111,16 @@ a, b = (json.loads(open(p).readlines()[-1]) for p in sys.argv[1:])
 print(max(abs(a[k] - b[k]) / abs(a[k]) for k in ("score_loss", "language_loss", "gradient_norm")))
 P
 }
+# judged RUN RUN: the largest difference of the scores that two runs' judges gave held-out pictures
+judged() {
+    python3 - "$work/$1/judge/judgements.csv" "$work/$2/judge/judgements.csv" <<'P'
+import csv, sys
+a, b = ({(r["id"], r["dimension"]): r["score"] for r in csv.DictReader(open(p))} for p in sys.argv[1:])
+assert a and a.keys() == b.keys(), "other labels"
+number = lambda score: float(score) if score not in ("", "none") else -1.0
+print(max(abs(number(a[k]) - number(b[k])) for k in a))
+P
+}
 # stopped SIGNAL RUN RANKS: reward-train, all its ranks stopped by a signal once it has kept a state
 stopped() {
     local pid found=0

@@ -34,6 +34,7 @@ fill_bundle() {
     mkdir -p "$bundle"/{bin,lib,libraries,glibc,wheels}
     for program in "${programs[@]}"; do cp "$build/bin/$program" "$bundle/bin/"; done
     cp "$backend" "$bundle/lib/libatelier_cuda.so"
+    [[ ! -f $build/lib/libkernel_times.so ]] || cp "$build/lib/libkernel_times.so" "$bundle/lib/"
     cp "$here/run.sh" "$bundle/"
     ldd "$bundle"/bin/* "$bundle/lib/libatelier_cuda.so" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u | while read -r library; do
         case $(basename "$library") in
@@ -55,6 +56,7 @@ make_bundle() {
     cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DATELIER_TESTS=ON -DATELIER_ARCH=x86-64-v3 \
         -DATELIER_CUDA_ARCHITECTURES="${ATELIER_CUDA_ARCHITECTURES:-80-real;90-real;100-real}" >/dev/null
     cmake --build "$build" --target atelier_ops_cuda "${programs[@]}"
+    cmake --build "$build" --target kernel_times || echo "bundle: without CUPTI's headers there will be no times of kernels" >&2
     fill_bundle "$build" "$build/lib/libatelier_cuda.so" "$bundle"
     [[ $2 == lean ]] || copy_data "$source" "$bundle"
     # numpy comes with PyTorch there.
@@ -168,29 +170,21 @@ run_steps() {
         # shellcheck disable=SC2086
         step "time-group-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" group $size
     done
-    if [[ $mode == device ]] && command -v ncu >/dev/null; then
-        for size in forward train; do
-            step "profile-dit-$size" profile "${loader[@]}" "$bundle/bin/device_bench" dit 2 32 128 64 64 1 $size
+    if [[ $mode == device ]]; then
+        # Each kernel's time in place, and the gaps between them.
+        for size in "32 32 1 forward" "64 64 1 forward" "64 64 1 train"; do
+            # shellcheck disable=SC2086
+            step "profile-dit-${size// /-}" profile "${loader[@]}" "$bundle/bin/device_bench" dit \
+                $([[ $size == *train ]] && echo "${trained[*]}" || echo "${dit[*]}") $size
         done
     fi
     summary | tee "$out/summary.txt"
     ! grep -q FAILED "$out/steps.txt"
 }
 
-# Device time of the first kernels that a program launches, the longest sum first.
+# With the library that tells when kernels ran.
 profile() {
-    timeout 120 ncu --clock-control none --metrics gpu__time_duration.sum --csv --launch-count 400 --kill yes "$@" >"$out/ncu.csv" || true
-    env -u LD_LIBRARY_PATH python3 - "$out/ncu.csv" <<'P'
-import collections, csv, sys
-lines = [line for line in open(sys.argv[1]) if line.startswith('"')]
-times = collections.defaultdict(list)
-for row in csv.DictReader(lines):
-    scale = {"ns": 1e-3, "nsecond": 1e-3, "us": 1, "usecond": 1, "ms": 1e3, "msecond": 1e3}[row["Metric Unit"]]
-    times[row["Kernel Name"], row["Grid Size"], row["Block Size"]].append(scale * float(row["Metric Value"].replace(",", "")))
-for (name, grid, block), t in sorted(times.items(), key=lambda item: -sum(item[1])):
-    print(f"{sum(t):10.1f} us = {len(t):4} x {sum(t) / len(t):9.2f}, fastest {min(t):9.2f}  {grid} {block} {name[:150]}")
-assert times, "no kernel was seen"
-P
+    CUDA_INJECTION64_PATH=$bundle/lib/libkernel_times.so timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" && grep -q "^result: gaps" "$out/$name.log"
 }
 
 # The wheels of packages that aren't there.
@@ -200,6 +194,7 @@ install_diffusers() {
         name=$(basename "$wheel")
         python3 -c 'import importlib.metadata as m, sys; m.version(sys.argv[1])' "${name%%-*}" 2>/dev/null || missing+=("$wheel")
     done
+    ((${#missing[@]})) || return 0
     python3 -m pip install --quiet --no-index --no-deps --target "$out/python" "${missing[@]}"
 }
 

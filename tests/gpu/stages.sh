@@ -29,6 +29,17 @@ iteration rollout one
 atelier inspect --replay "$work/one/t2i/iter-0001/rollout" | tee "$work/replay"
 grep -q " 0 differ" "$work/replay" || fail "a replayed log-probability differs"
 iteration grpo one
+# A first update trains what was sampled: every ratio is 1 to the last bit, with an adapter too.
+for adapter in 0 2; do
+    plan first-$adapter --set grpo.minibatches=1 --set grpo.epochs=1 --set lora.rank=$adapter --set distill.start=base
+    iteration rollout first-$adapter
+    iteration grpo first-$adapter
+    env -u LD_LIBRARY_PATH python3 - "$work/first-$adapter/metrics.jsonl" <<'P' || fail "a ratio of the first update is not 1 (adapter of rank $adapter)"
+import json, sys
+m = json.loads(open(sys.argv[1]).readlines()[-1])
+sys.exit(not (m["stage"] == "grpo" and m["updates"] == 1 and m["ratio_deviation"] == 0))
+P
+done
 plan host --set compute.optimizer=host
 iteration rollout host
 iteration grpo host

@@ -393,6 +393,7 @@ TEST(dit_oracle, ProductsInBf16) {
         const auto expected = io::Safetensors::open(folder / "outputs.safetensors");
         if (on_device) ops::backend().set_product_precision(ops::ProductPrecision::bf16);
         const Result r = run(model, in, Keep::activations, in.file.floats("loss_weight"));
+        const std::vector<float> gradients(model.host_gradients.data(), model.host_gradients.data() + model.dit.table().flat_size());
         const Result again = run(model, in, Keep::inputs, in.file.floats("loss_weight"));
         if (on_device) ops::backend().set_product_precision(ops::ProductPrecision::fp32);
         const double bound = 0x1p-8 * std::sqrt(12.0 * static_cast<double>(model.dit.config().layers));
@@ -402,6 +403,11 @@ TEST(dit_oracle, ProductsInBf16) {
         EXPECT_LT(rms_error(r.d_states, expected.floats("grad.encoder_hidden_states")), 2 * bound);
         EXPECT_EQ(again.output, r.output);
         EXPECT_EQ(again.d_latents, r.d_latents);
+        EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.host_gradients.data())) << "gradients of what was kept and of what was repeated";
+        for (const nn::ParameterSpec& spec : model.dit.table().specs()) {
+            const float* found = model.host_gradients.at(spec.name).f32();
+            EXPECT_LT(rms_error({found, found + spec.shape.elements()}, expected.floats("grad." + spec.name)), 2 * bound) << spec.name;
+        }
     }
 }
 

@@ -172,6 +172,7 @@ class TargetPass {
     struct Recorded {
         struct Work {
             const void *weights = nullptr, *adapter = nullptr;
+            bool is_adapted = false;
             std::uint64_t prefix = 0;
             const void *in = nullptr, *out = nullptr;
             bool operator==(const Work&) const = default;

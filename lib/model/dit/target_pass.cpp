@@ -61,7 +61,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
 }
 
 ops::Repeated& TargetPass::recorded(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& in, const Tensor& out) {
-    const Recorded::Work work{weights.place(), weights.lora(), prefix.run_number(), in.raw(), out.raw()};
+    const Recorded::Work work{weights.place(), weights.lora(), weights.is_adapted(), prefix.run_number(), in.raw(), out.raw()};
     for (Recorded& r : recorded_)
         if (r.work == work) return r.graph;
     // Two branches of guidance take turns: the one used longer ago goes.

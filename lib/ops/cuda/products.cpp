@@ -56,8 +56,9 @@ class Plan {
         check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes,
                                                           sizeof(workspace_bytes)),
                      "a preference");
-        // Partial results that are added where they lie are left out: their order is the library's to keep.
-        const std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_MASK & ~static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_INPLACE);
+        // Partial results are fp32 in the workspace. Added where they lie their order would be the library's to keep; of a rounded result they
+        // would be rounded too.
+        const std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
         check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
                                                           sizeof(reductions)),
                      "a preference");
