@@ -24,7 +24,7 @@ within "$d" 1e-5 "losses on the device"
 d=$(judged f32-cpu f32-cuda)
 echo "result: reward-train: held-out scores of the CPU and the device differ by at most $d"
 within "$d" 1e-3 "held-out scores on the device"
-# Operands are rounded by 2^-9 of each: as vlm_oracle's ProductsInBf16, over the layers of this model 2^-8 sqrt(12 layers) of a state; losses, means
+# Operands are rounded by 2^-8 of each: as vlm_oracle's ProductsInBf16, over the layers of this model 2^-8 sqrt(12 layers) of a state; losses, means
 # over many, stay well below.
 train one
 d=$(loss f32-cpu one)

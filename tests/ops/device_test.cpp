@@ -318,7 +318,7 @@ TEST(DeviceAttention, PlainKernelsAsOnTheCpu) {
 TEST(DeviceAttention, DenseCallsAsOnTheCpu) {
     if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
     backend().set_product_precision(ProductPrecision::bf16);
-    // bf16 rounds by up to 2^-9 twice: the output, which the gradient is taken at, and the gradient itself; the largest of a few
+    // bf16 rounds by up to 2^-8 twice: the output, which the gradient is taken at, and the gradient itself; the largest of a few
     // thousand numbers is up to 6 times their RMS.
     for (const AttentionSize& a : attention_sizes()) compare("attention", attention_case(a), 6 * 2 * 0x1p-8);
     backend().set_product_precision(ProductPrecision::fp32);

@@ -380,7 +380,7 @@ double rms_error(const std::vector<float>& found, const std::vector<float>& expe
     return std::sqrt(error / square);
 }
 
-// Operands of products and attention rounded to bf16 (by up to 2^-9 of each): errors of a dozen roundings a layer add like a random
+// Operands of products and attention rounded to bf16 (by up to 2^-8 of each): errors of a dozen roundings a layer add like a random
 // walk, and once more on the way back.
 TEST(dit_oracle, ProductsInBf16) {
     const bool on_device = testing::test_device() != Device::cpu;

@@ -172,7 +172,7 @@ TEST(vlm_oracle, PictureInThePrompt) { check_layers("case-vlm-image", "model-vlm
 TEST(vlm_oracle, TwoPicturesLeftPadded) { check_layers("case-vlm-two-images", "model-vlm"); }
 TEST(vlm_oracle, ShardedBf16Checkpoint) { check_layers("case-vlm-image", "model-vlm-sharded-bf16"); }
 
-// Operands of products and attention rounded to bf16, by up to 2^-9 of each: errors of a dozen roundings a layer add like a random walk.
+// Operands of products and attention rounded to bf16, by up to 2^-8 of each: errors of a dozen roundings a layer add like a random walk.
 TEST(vlm_oracle, ProductsInBf16) {
     if (testing::test_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
     const Case c("case-vlm-image");
