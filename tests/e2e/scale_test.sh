@@ -191,8 +191,7 @@ code 2 plan bad --set lora.rank=4
 says "distill.start must be base"
 plan other-rank "${lora[@]}" --set lora.rank=2
 mkdir -p "$work/other-rank/t2i/iter-0001" && cp -r "$(policy lora 1)" "$work/other-rank/t2i/iter-0001/"
-code 0 iteration 1 rollout other-rank 2
-code 3 iteration 1 grpo other-rank 2
+code 3 iteration 1 rollout other-rank 2
 says "holds an adapter of rank 4, .*asks for rank 2"
 for zero in 2 3; do
     code 2 plan cut "${lora[@]}" --set compute.zero=$zero
