@@ -59,6 +59,12 @@ while [[ -z $code ]]; do
     code=$found
 done
 if ((code > 128)) && [[ -n $asked ]]; then code=75; fi
+# A node that still ends the step before may refuse a rank: srun says so and ends the others. Nothing was lost, the job tries again.
+restarts=${SLURM_RESTART_COUNT:-0}
+if ((code != 0 && code != 75 && restarts < 5)) && [[ ${command[0]##*/} == srun && -n ${SLURM_JOB_ID:-} ]] &&
+    sed -n "/^stage: $name on .* start $restarts of job/,\$p" "$run/logs/$name.log" 2>/dev/null | grep "^srun: error: task .* launch failed" >/dev/null; then
+    code=75
+fi
 
 if ((code == 75)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
     echo "stage: $name goes back into the queue"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run. (Without Slurm: the job's script with programs of this test.)
+# A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run; where Slurm could not start a rank it is tried again. (Without
+# Slurm: the job's script with programs of this test.)
 #   launcher_test.sh   (from the repository's root)
 set -euo pipefail
 work=$(mktemp -d)
@@ -28,3 +29,28 @@ RANK_LIVES=0 timeout 60 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log"
 grep "none has run on this node" "$work/log" || fail "no word about it"
 grep -q "exit code 137" "$work/run/failed/rollout-t2i-0001.txt" || fail "no account in failed/"
 RANK_LIVES=14 timeout 60 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log" 2>&1 || fail "a launcher whose rank runs was ended"
+
+# srun, as it was met on a node that still ended the step before; the job goes back into the queue, but not for ever.
+cat >"$work/bin/srun" <<'END'
+#!/bin/bash
+echo "srun: error: task 1 launch failed: Unspecified error" >&2
+exit 137
+END
+cat >"$work/bin/scontrol" <<'END'
+#!/bin/bash
+echo "$*" >>"${0%/*}/asked"
+END
+chmod +x "$work"/bin/*
+mkdir -p "$work/run/logs"
+log=$work/run/logs/rollout-t2i-0001.log
+sed -i "s|^launcher\t.*|launcher\t$work/bin/srun|" "$work/run/slurm.tsv"
+export PATH="$work/bin:$PATH" SLURM_JOB_ID=7
+timeout 5 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$log" 2>&1 || true
+cp "$log" "$work/log"
+[[ $(cat "$work/bin/asked" 2>/dev/null) == "requeue 7" ]] || fail "a rank that Slurm could not start: the job was not put back"
+[[ ! -e $work/run/failed/rollout-t2i-0001.txt ]] || fail "and counted as failed"
+code=0
+SLURM_RESTART_COUNT=5 timeout 20 slurm/stage.sh "$work/run" rollout-t2i-0001 >>"$log" 2>&1 || code=$?
+cp "$log" "$work/log"
+((code == 137)) || fail "the sixth time: $code"
+grep -q "launch failed" "$work/run/failed/rollout-t2i-0001.txt" || fail "no account of it in failed/"
