@@ -29,7 +29,8 @@ export OMP_NUM_THREADS=${setting[threads]} OMP_WAIT_POLICY=passive
 rm -f "$run/failed/$name.txt"
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
-echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start ${SLURM_RESTART_COUNT:-0} of job ${SLURM_JOB_ID:-none}"
+restarts=${SLURM_RESTART_COUNT:-0}
+echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start $restarts of job ${SLURM_JOB_ID:-none}"
 # Open MPI's launcher can wait for ever for a rank that was killed while it started, with no rank left: it is ended then. (It starts the ranks of this
 # node itself; a launcher of another name is left alone.)
 watch_launcher() {
@@ -60,7 +61,6 @@ while [[ -z $code ]]; do
 done
 if ((code > 128)) && [[ -n $asked ]]; then code=75; fi
 # A node that still ends the step before may refuse a rank: srun says so and ends the others. Nothing was lost, the job tries again.
-restarts=${SLURM_RESTART_COUNT:-0}
 if ((code != 0 && code != 75 && restarts < 5)) && [[ ${command[0]##*/} == srun && -n ${SLURM_JOB_ID:-} ]] &&
     sed -n "/^stage: $name on .* start $restarts of job/,\$p" "$run/logs/$name.log" 2>/dev/null | grep "^srun: error: task .* launch failed" >/dev/null; then
     code=75
