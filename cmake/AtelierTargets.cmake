@@ -9,6 +9,10 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
     add_library(atelier_precompiled_library STATIC ${precompiled_source})
     target_precompile_headers(atelier_precompiled_library PRIVATE ${ATELIER_COMMON_HEADERS})
     target_link_libraries(atelier_precompiled_library PRIVATE fmt::fmt nlohmann_json::nlohmann_json OpenMP::OpenMP_CXX)
+    add_library(atelier_precompiled_unoptimized EXCLUDE_FROM_ALL STATIC ${precompiled_source})
+    target_precompile_headers(atelier_precompiled_unoptimized PRIVATE ${ATELIER_COMMON_HEADERS})
+    target_link_libraries(atelier_precompiled_unoptimized PRIVATE fmt::fmt nlohmann_json::nlohmann_json OpenMP::OpenMP_CXX)
+    target_compile_options(atelier_precompiled_unoptimized PRIVATE -O0)
 endif()
 
 # Compiled as atelier_precompiled_KIND is, with its headers.
@@ -19,14 +23,29 @@ function(atelier_use_precompiled target kind)
     endif()
 endfunction()
 
-# atelier_library(NAME SOURCES ... [DEPENDS ...]): static library atelier_NAME, alias atelier::NAME.
+# Several sources of a library are compiled as one (names in anonymous namespaces are a library's then): headers are most of what a source costs.
+# Off, a change to one source compiles that one alone.
+option(ATELIER_UNITY "Compile several sources of a library as one: half the work of a whole build" ON)
+
+# atelier_library(NAME SOURCES ... [DEPENDS ...] [PLAIN] [APART]): static library atelier_NAME, alias atelier::NAME. PLAIN: it has no long loops of
+# its own, and is not optimized under sanitizers (a source of the stages then takes half the time); APART: each source is compiled alone always.
 function(atelier_library name)
-    cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
+    cmake_parse_arguments(ARG "PLAIN;APART" "" "SOURCES;DEPENDS" ${ARGN})
     add_library(atelier_${name} STATIC ${ARG_SOURCES})
     add_library(atelier::${name} ALIAS atelier_${name})
     target_include_directories(atelier_${name} PUBLIC ${CMAKE_SOURCE_DIR}/lib ${CMAKE_SOURCE_DIR})
     target_link_libraries(atelier_${name} PUBLIC ${ARG_DEPENDS})
-    atelier_use_precompiled(atelier_${name} library)
+    if(ATELIER_SANITIZE AND ARG_PLAIN)
+        target_compile_options(atelier_${name} PRIVATE -O0)
+        atelier_use_precompiled(atelier_${name} unoptimized)
+    else()
+        atelier_use_precompiled(atelier_${name} library)
+    endif()
+    if(ATELIER_UNITY AND NOT ARG_APART)
+        set_target_properties(atelier_${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+        # It takes the sources that are compiled as one for headers.
+        target_compile_options(atelier_${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+    endif()
     atelier_flags(atelier_${name})
 endfunction()
 
@@ -48,8 +67,9 @@ function(atelier_test name)
     target_compile_definitions(${name} PRIVATE
         ATELIER_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ATELIER_BINARY_DIR="${CMAKE_BINARY_DIR}")
     atelier_flags(${name})
-    if(ATELIER_SANITIZE AND NOT name MATCHES "^(ops|world)_test$")  # those have long loops of their own
-        target_compile_options(${name} PRIVATE ${ATELIER_TEST_OPTIONS})
+    # Optimizing them takes longer than it saves. The first two have long loops of their own, the third looks at its callers.
+    if(NOT name MATCHES "^(ops|world|step_loop)_test$")
+        target_compile_options(${name} PRIVATE -O0)
         atelier_use_precompiled(${name} test)
     endif()
     add_dependencies(test_programs ${name})
@@ -68,4 +88,5 @@ endfunction()
 
 if(ATELIER_PRECOMPILES)
     atelier_flags(atelier_precompiled_library)
+    atelier_flags(atelier_precompiled_unoptimized)
 endif()

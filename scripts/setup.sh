@@ -41,7 +41,7 @@ make_python() {
     if ! cmp -s "$here/python-packages.txt" "$folder/installed.txt"; then
         rm -rf "$folder/venv" "$folder/installed.txt"
         echo "setup: installing the packages of scripts/python-packages.txt into $folder" >&2
-        if ! { python3 -m venv "$folder/venv" && "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir -r "$here/python-packages.txt"; } \
+        if ! { python3 -m venv "$folder/venv" && "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-compile -r "$here/python-packages.txt"; } \
             >"$folder/log" 2>&1; then
             echo "setup: the Python packages could not be installed: $(grep -m 1 "^ERROR" "$folder/log" || tail -n 1 "$folder/log") ($folder/log)" >&2
             rm -rf "$folder/venv"

@@ -19,21 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / os.environ.get("ATELIER_ASAN_BUILD_DIR", "build-asan")
 
 
-def commands():
-    """{source: its compiler's arguments} of the library and the programs."""
+FOLDERS = ("lib", "io", "apps")
+
+
+def is_read(path):
+    """Whether a path below the root or the build is of the library or the programs."""
+    return path.parts[0] in FOLDERS and not {"cuda", "nccl", "opencv"} & set(path.parts)
+
+
+def arguments():
+    """Everybody's directories and definitions, in the order in which they come, and the language as it is compiled (without headers read before)."""
     found = {}
     for entry in json.loads((BUILD / "compile_commands.json").read_text()):
         file = Path(entry["file"]).resolve()
-        folders = file.relative_to(ROOT).parts if file.is_relative_to(ROOT) else ("elsewhere",)
-        if folders[0] in ("lib", "io", "apps") and not {"cuda", "nccl", "opencv"} & set(folders):
-            found[file] = shlex.split(entry["command"])[1:]
-    return found
-
-
-def arguments(sources):
-    """Everybody's directories and definitions, in the order in which they come, and the language as it is compiled (without headers read before)."""
-    found = {}
-    for args in sources.values():
+        root = BUILD if file.is_relative_to(BUILD) else ROOT  # sources that are compiled as one are included by a file of the build
+        args = shlex.split(entry["command"])[1:] if file.is_relative_to(root) and is_read(file.relative_to(root)) else []
         for at, x in enumerate(args):
             if x == "-isystem":
                 found[x, args[at + 1]] = None
@@ -58,8 +58,8 @@ def check(files, args, name):
 
 def main():
     subprocess.run(["bash", "-c", "set -e; source tests/clang_build.sh; sanitized_configure"], cwd=ROOT, check=True)
-    sources = commands()
-    args = arguments(sources)
+    sources = {f for folder in FOLDERS for f in (ROOT / folder).rglob("*.cpp") if is_read(f.relative_to(ROOT))}
+    args = arguments()
     files = [Path(f).resolve() for f in sys.argv[1:]] or sorted(sources)
     unknown = [str(f) for f in files if f not in sources]
     if unknown:

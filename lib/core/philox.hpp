@@ -43,6 +43,8 @@ class Random {
     std::uint64_t next_u64();
     /// Uniform in [0, 1), 53 bits.
     double uniform();
+    /// Uniform in [low, high).
+    double between(double low, double high) { return low + (high - low) * uniform(); }
     /// Unbiased integer in [0, bound), bound >= 1.
     std::uint64_t below(std::uint64_t bound);
     /// Standard normal (Box-Muller in double).

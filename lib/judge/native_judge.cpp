@@ -25,11 +25,6 @@ namespace {
 // Between reason and score: a line end and the marker, however they are cut into tokens.
 constexpr std::int64_t tokens_around_score = 32;
 
-std::size_t common_prefix(const std::vector<std::int32_t>& a, const std::vector<std::int32_t>& b) {
-    return static_cast<std::size_t>(
-        std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
-}
-
 /// Index of the token drawn: the likeliest at temperature 0 (the first of equals).
 std::int32_t pick(std::span<const float> logits, double temperature, Random random) {
     const auto top = std::max_element(logits.begin(), logits.end());

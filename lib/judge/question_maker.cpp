@@ -6,16 +6,10 @@
 #include "nn/frozen.hpp"
 
 namespace atelier::judge {
-namespace {
 
-using Ids = std::vector<std::int32_t>;
-
-std::size_t common_prefix(const Ids& a, const Ids& b) {
-    return static_cast<std::size_t>(
-        std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
+std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
+    return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
 }
-
-}  // namespace
 
 QuestionMaker::QuestionMaker(const std::filesystem::path& directory, Device device, ops::ProductPrecision precision)
     : directory_(directory),
@@ -89,7 +83,7 @@ ScoreTokens QuestionMaker::score_tokens(const Template& asked) const {
     const std::string marker(score_marker);
     ScoreTokens s;
     s.marker = tokenizer_.encode(marker);
-    std::vector<Ids> written;
+    std::vector<std::vector<std::int32_t>> written;
     for (const std::string& token : asked.score_tokens)
         written.push_back(tokenizer_.encode(marker + " " + token));
     const std::size_t shared = common_prefix(written[0], written[1]);
@@ -107,7 +101,7 @@ ScoreTokens QuestionMaker::score_tokens(const Template& asked) const {
     s.gap.assign(written[0].begin() + static_cast<std::ptrdiff_t>(s.marker.size()),
                  written[0].end() - 1);
     if (!asked.may_not_apply) return s;
-    const Ids absent = tokenizer_.encode(marker + " none");
+    const std::vector<std::int32_t> absent = tokenizer_.encode(marker + " none");
     const std::size_t at = common_prefix(absent, written[0]);
     ATELIER_CHECK_USAGE(at >= s.marker.size() && at <= shared && at < absent.size(),
                         "{}: \"none\" cannot be told from the scores in this model's tokens",

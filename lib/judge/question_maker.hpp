@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,9 @@
 #include "model/vlm/vlm.hpp"
 
 namespace atelier::judge {
+
+/// How many tokens two texts begin with alike.
+std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b);
 
 /// A question as the model takes it: the chat template's tokens up to where the answer begins.
 struct Question {

@@ -17,7 +17,7 @@ namespace atelier::nn {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;  // the first pattern that matches counts
+using OrderedJson = nlohmann::ordered_json;  // the first pattern that matches counts
 
 constexpr std::string_view prefixes[] = {pipeline_prefix, peft_prefix, comfy_prefix, ""};
 constexpr std::string_view alpha_suffix = ".alpha";
@@ -79,7 +79,7 @@ class Pattern {
 template <typename T>
 class Patterned {
   public:
-    Patterned(const Json& json, const char* key, const char* patterns, const std::string& path) {
+    Patterned(const OrderedJson& json, const char* key, const char* patterns, const std::string& path) {
         ATELIER_CHECK_INPUT(json.contains(key) && is_positive(json[key]), "{}: its configuration has no positive numbers r and lora_alpha", path);
         usual_ = json[key].get<T>();
         const std::string place = fmt::format("{}: {}", path, patterns);
@@ -97,7 +97,7 @@ class Patterned {
     }
 
   private:
-    static bool is_positive(const Json& value) {
+    static bool is_positive(const OrderedJson& value) {
         return (std::is_integral_v<T> ? value.is_number_integer() : value.is_number()) && value.template get<T>() > 0;
     }
     T usual_;
@@ -106,7 +106,7 @@ class Patterned {
 
 /// An adapter's configuration as PEFT writes it.
 struct Settings {
-    Settings(const Json& json, const std::string& path)
+    Settings(const OrderedJson& json, const std::string& path)
         : rank(json, "r", "rank_pattern", path), alpha(json, "lora_alpha", "alpha_pattern", path), is_rank_stabilised(is_set(json, "use_rslora")) {
         for (const char* flag : {"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out"})
             ATELIER_CHECK_INPUT(!is_set(json, flag), "{}: {} = {} is not supported", path, flag, json[flag].dump());
@@ -115,7 +115,7 @@ struct Settings {
         const std::int64_t r = rank.of(module);
         return {r, alpha.of(module) * (is_rank_stabilised ? std::sqrt(static_cast<double>(r)) : 1.0)};
     }
-    static bool is_set(const Json& json, const char* flag) { return json.contains(flag) && !json[flag].is_null() && json[flag] != false; }
+    static bool is_set(const OrderedJson& json, const char* flag) { return json.contains(flag) && !json[flag].is_null() && json[flag] != false; }
     Patterned<std::int64_t> rank;
     Patterned<double> alpha;
     bool is_rank_stabilised;
@@ -126,11 +126,11 @@ std::optional<Settings> read_settings(const io::Safetensors& file) {
     const std::string path = file.path().string();
     const auto parse = [](const std::string& text, const std::string& place) {
         ATELIER_CHECK_INPUT(parse_json(text, place).is_object(), "{} is not a JSON object", place);
-        return Json::parse(text);
+        return OrderedJson::parse(text);
     };
     if (const auto found = file.metadata().find(lora_metadata_key); found != file.metadata().end()) {
-        const Json all = parse(found->second, fmt::format("{}: {}", path, lora_metadata_key));
-        Json settings = Json::object();
+        const OrderedJson all = parse(found->second, fmt::format("{}: {}", path, lora_metadata_key));
+        OrderedJson settings = OrderedJson::object();
         for (const auto& [key, value] : all.items())
             settings[key.starts_with(pipeline_prefix) ? key.substr(pipeline_prefix.size()) : key] = value;
         return Settings(settings, path);

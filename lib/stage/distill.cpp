@@ -45,7 +45,7 @@ std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::in
 }
 
 /// What a round has behind it: kept with its snapshots.
-struct Done {
+struct DistilledSoFar {
     std::int64_t updates = 0;
     double norm_sum = 0, first_loss = 0;
     std::vector<double> losses, norms;                      ///< of each update
@@ -58,7 +58,7 @@ struct Done {
     nlohmann::json to_json() const {
         return {{"updates", updates}, {"norm_sum", norm_sum}, {"first_loss", first_loss}, {"losses", losses}, {"norms", norms}, {"loss", loss}};
     }
-    static Done from_json(const nlohmann::json& json) {
+    static DistilledSoFar from_json(const nlohmann::json& json) {
         return {json.at("updates"), json.at("norm_sum"), json.at("first_loss"), json.at("losses"), json.at("norms"), json.at("loss")};
     }
 };
@@ -165,8 +165,8 @@ int run_distill(const Context& c) {
     }
     Progress progress(fmt::format("distill {}", round), "updates",
                       epochs * static_cast<std::int64_t>(batches), !c.world->is_root());
-    Done done;
-    if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
+    DistilledSoFar done;
+    if (const auto cursor = snapshots.resume()) done = DistilledSoFar::from_json(*cursor);
     progress.start_at(done.updates);
     std::vector<std::size_t> order;
     Timeline timeline;

@@ -321,7 +321,7 @@ void sum_over_ranks(comm::Communicator& world, rl::ObjectiveStats& s) {
 }
 
 /// What a stage has behind it: kept with its snapshots.
-struct Done {
+struct TrainedSoFar {
     std::int64_t updates = 0;  ///< minibatches, with or without groups
     std::int64_t steps = 0;    ///< of the optimizer
     double norm_sum = 0;
@@ -331,8 +331,8 @@ struct Done {
         return {{"updates", updates}, {"steps", steps}, {"norm_sum", norm_sum}, {"losses", losses}, {"norms", norms},
                 {"stats", {stats.terms, stats.loss, stats.ratio, stats.ratio_deviation, stats.clipped, stats.outside, stats.kl}}};
     }
-    static Done from_json(const Json& json) {
-        Done d{json.at("updates"), json.at("steps"), json.at("norm_sum"), json.at("losses"), json.at("norms"), {}};
+    static TrainedSoFar from_json(const Json& json) {
+        TrainedSoFar d{json.at("updates"), json.at("steps"), json.at("norm_sum"), json.at("losses"), json.at("norms"), {}};
         const std::vector<double> sums = json.at("stats");
         rl::ObjectiveStats& s = d.stats;
         s.terms = sums.at(0), s.loss = sums.at(1), s.ratio = sums.at(2), s.ratio_deviation = sums.at(3), s.clipped = sums.at(4),
@@ -402,8 +402,8 @@ int run_grpo(const Context& c) {
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
                       epochs * static_cast<std::int64_t>(parts), !c.world->is_root());
     Timeline timeline;
-    Done done;
-    if (const auto cursor = snapshots.resume()) done = Done::from_json(*cursor);
+    TrainedSoFar done;
+    if (const auto cursor = snapshots.resume()) done = TrainedSoFar::from_json(*cursor);
     progress.start_at(done.updates);
     while (done.updates < epochs * static_cast<std::int64_t>(parts)) {
         if (stop_was_asked(*c.world)) {  // nothing of a policy is published before all of it is

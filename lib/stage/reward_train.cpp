@@ -71,13 +71,13 @@ void name_outputs(const fs::path& directory, io::Manifest& manifest) {
 }
 
 /// What a stage has behind it: kept with its snapshots.
-struct Done {
+struct EpochSoFar {
     double score_loss = 0, language_loss = 0, norm = 0, terms = 0, scored = 0;  ///< sums over the epoch's updates so far
     /// `inputs`: what it was made from.
     nlohmann::json to_json(const nlohmann::json& inputs) const {
         return {{"score_loss", score_loss}, {"language_loss", language_loss}, {"norm", norm}, {"terms", terms}, {"scored", scored}, {"inputs", inputs}};
     }
-    static Done from_json(const nlohmann::json& json) {
+    static EpochSoFar from_json(const nlohmann::json& json) {
         return {json.at("score_loss"), json.at("language_loss"), json.at("norm"), json.at("terms"), json.at("scored")};
     }
 };
@@ -147,11 +147,11 @@ int run_reward_train(const Context& c) {
                                    config.integer("reward_train.warm_up"),
                                    std::max<std::int64_t>(1, total), 0.05};
     Snapshots snapshots(c, states, *trainer, config.integer("reward_train.publish_every"));
-    Done done;
+    EpochSoFar done;
     if (const auto cursor = snapshots.resume()) {
         ATELIER_CHECK_INPUT(cursor->at("inputs") == inputs, "{} was made from other labels or templates: remove it to train from the start",
                             states.string());
-        done = Done::from_json(*cursor);
+        done = EpochSoFar::from_json(*cursor);
     }
     Progress progress("reward-train", "updates", total, !c.world->is_root());
     progress.start_at(trainer->updates());

@@ -50,8 +50,6 @@ std::vector<double> smoothed(std::vector<double> values, double deviation) {
     return values;
 }
 
-double between(double low, double high, Random& random) { return low + (high - low) * random.uniform(); }
-
 /// A grid of normal numbers every 16 pixels, linear between.
 std::vector<double> coarse_noise(Random& random) {
     constexpr int cells = side / 16 + 1;
@@ -69,8 +67,8 @@ std::vector<double> coarse_noise(Random& random) {
 
 /// An ellipse somewhere in the middle, blurred or filled with a colour from its rim.
 void smear(std::vector<double>& values, double strength, Random& random) {
-    const double rx = between(4, 6 + 18 * strength, random), ry = between(4, 6 + 14 * strength, random);
-    const double cx = between(34, 94, random), cy = between(40, 98, random);
+    const double rx = random.between(4, 6 + 18 * strength), ry = random.between(4, 6 + 14 * strength);
+    const double cx = random.between(34, 94), cy = random.between(40, 98);
     const bool washed = random.below(2) == 0;
     const auto soft = smoothed(values, 2 + 5 * strength);
     const int rim_x = std::clamp(static_cast<int>(cx + rx + 2), 0, side - 1), rim_y = static_cast<int>(cy);
@@ -89,8 +87,8 @@ void smear(std::vector<double>& values, double strength, Random& random) {
 
 /// Noise of single pixels over a rectangle of up to a third of the picture.
 void grain(std::vector<double>& values, double strength, Random& random) {
-    const double deviation = between(2, 16, random);
-    const int w = 8 + static_cast<int>(strength * between(20, 90, random)), h = 8 + static_cast<int>(strength * between(20, 90, random));
+    const double deviation = random.between(2, 16);
+    const int w = 8 + static_cast<int>(strength * random.between(20, 90)), h = 8 + static_cast<int>(strength * random.between(20, 90));
     const int x0 = static_cast<int>(random.below(static_cast<std::uint64_t>(side - w))), y0 = static_cast<int>(random.below(static_cast<std::uint64_t>(side - h)));
     for (int y = y0; y < y0 + h; ++y)
         for (int x = x0; x < x0 + w; ++x)
@@ -187,7 +185,7 @@ std::vector<std::uint8_t> spoil(Picture picture, Flaw flaw, double strength, Ran
     switch (flaw) {
         case Flaw::blurred: v = smoothed(std::move(v), 0.3 + 2.7 * strength); break;
         case Flaw::faded: {
-            const double grey = between(80, 210, random), share = 0.8 * strength;
+            const double grey = random.between(80, 210), share = 0.8 * strength;
             for (double& c : v) c += share * (grey - c);
             break;
         }

@@ -27,7 +27,6 @@ std::string pick_other(const Table& table, const std::string& taken, Random& ran
         if (choice != taken) return choice;
     }
 }
-double between(double low, double high, Random& random) { return low + (high - low) * random.uniform(); }
 /// To a tenth of a pixel, so that JSON keeps it.
 double tenth(double value) { return std::round(value * 10) / 10; }
 
@@ -58,8 +57,8 @@ constexpr std::array<Place, 4> places{
     {{36, 64, "on the left"}, {92, 64, "on the right"}, {64, 36, "at the top"}, {64, 92, "at the bottom"}}};
 
 Object random_object(double x, double y, double low, double high, Random& random) {
-    return {pick(shapes, random), pick(colours, random), tenth(x + between(-3, 3, random)),
-            tenth(y + between(-3, 3, random)), tenth(between(low, high, random))};
+    return {pick(shapes, random), pick(colours, random), tenth(x + random.between(-3, 3)),
+            tenth(y + random.between(-3, 3)), tenth(random.between(low, high))};
 }
 
 /// Two objects of unlike shape and colour, the first left of or above the second.
@@ -89,8 +88,8 @@ Scene random_general(Random& random) {
         Object o = model;
         if (count > 1) {
             o.radius = count == 2 ? 20 : 16;
-            o.x = tenth(64 + (i - (count - 1) / 2.0) * (count == 2 ? 52 : 40) + between(-2, 2, random));
-            o.y = tenth(64 + between(-2, 2, random));
+            o.x = tenth(64 + (i - (count - 1) / 2.0) * (count == 2 ? 52 : 40) + random.between(-2, 2));
+            o.y = tenth(64 + random.between(-2, 2));
         }
         scene.objects.push_back(o);
     }
@@ -101,8 +100,8 @@ Scene random_portrait(Random& random) {
     Scene scene;
     scene.category = "portrait";
     scene.background = pick(portrait_backgrounds, random);
-    scene.face = {tenth(between(24, 31, random)), tenth(between(31, 38, random)), tenth(between(10.5, 14, random)),
-                  tenth(between(7, 13, random)), pick(skins, random), pick(hair_styles, random)};
+    scene.face = {tenth(random.between(24, 31)), tenth(random.between(31, 38)), tenth(random.between(10.5, 14)),
+                  tenth(random.between(7, 13)), pick(skins, random), pick(hair_styles, random)};
     scene.hair_colour = pick(hair_colours, random);
     scene.glasses = random.below(2) == 0;
     return scene;
@@ -114,8 +113,8 @@ Scene random_landscape(Random& random) {
     scene.time = pick(times, random);
     scene.ground = pick(grounds, random);
     scene.trees = scene.ground == "sea" ? 0 : static_cast<int>(random.below(4));
-    scene.sun_x = tenth(between(24, 104, random));
-    scene.horizon = tenth(between(68, 80, random));
+    scene.sun_x = tenth(random.between(24, 104));
+    scene.horizon = tenth(random.between(68, 80));
     return scene;
 }
 

@@ -5,12 +5,6 @@
 #include "ops/backend.hpp"
 
 namespace atelier::dit {
-namespace {
-
-// Width of the sinusoidal timestep embedding: fixed in the class.
-constexpr std::int64_t sinusoid_width = 256;
-
-}  // namespace
 
 Dit::Dit(const Config& config, Device device, ops::ProductPrecision precision)
     : config_(config), device_(device), precision_(precision) {

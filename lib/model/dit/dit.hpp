@@ -22,6 +22,9 @@ enum class Keep : std::uint8_t {
     inputs,       ///< block inputs only; the backward pass runs each block's forward again
 };
 
+/// Of the sinusoidal timestep embedding: fixed in the class.
+inline constexpr std::int64_t sinusoid_width = 256;
+
 /// Indices of one block's rows in the parameter table.
 struct BlockParameters {
     int q = 0, k = 0, v = 0, out = 0, q_norm = 0, k_norm = 0, mlp_value = 0, mlp_gate = 0, mlp_out = 0;

@@ -8,8 +8,6 @@
 namespace atelier::dit {
 namespace {
 
-constexpr std::int64_t sinusoid_width = 256;
-
 /// Cosines first, then sines; t is multiplied by 1000. Frequencies and 1000 t are single precision by definition.
 void embed_timestep(float t, float* out) {
     constexpr std::int64_t half = sinusoid_width / 2;

@@ -7,7 +7,7 @@
 namespace atelier::ops::cuda {
 namespace {
 
-enum Uid : std::int64_t { uid_x = 1, uid_w, uid_y };
+enum PictureUid : std::int64_t { uid_x = 1, uid_w, uid_y };
 
 constexpr std::int64_t most_workspace = std::int64_t{1} << 30;  // bytes
 
@@ -19,7 +19,7 @@ Key key_of(const ConvolutionShape& s) {
 }
 
 /// Dimensions are [batch, channels, rows, columns], memory is channels last.
-auto picture(Uid uid, std::int64_t channels, std::int64_t height, std::int64_t width) {
+auto picture(PictureUid uid, std::int64_t channels, std::int64_t height, std::int64_t width) {
     return fe::graph::Tensor_attributes()
         .set_uid(uid)
         .set_dim({1, channels, height, width})
