@@ -40,24 +40,26 @@ m = json.loads(open(sys.argv[1]).readlines()[-1])
 sys.exit(not (m["stage"] == "grpo" and m["updates"] == 1 and m["ratio_deviation"] == 0))
 P
 done
-plan host --set compute.optimizer=host
-iteration rollout host
-iteration grpo host
-cmp "$(policy one)" "$(policy host)" || fail "AdamW's memory on the host changes the policy"
-for run in undisturbed killed; do
-    plan $run --set checkpoint.every=1
-    iteration rollout $run
-done
-iteration grpo undisturbed
-atelier grpo --run "$work/killed" --policy t2i --iteration 1 &
+# The same update of the same samples again: with AdamW's memory on the host, and killed.
+again() {
+    plan one "$@"
+    rm -rf "$work/one/t2i/iter-0001"/{policy,updates}
+}
+cp "$(policy one)" "$work/policy"
+again --set compute.optimizer=host
+iteration grpo one
+cmp "$work/policy" "$(policy one)" || fail "AdamW's memory on the host changes the policy"
+again --set checkpoint.every=1
+atelier grpo --run "$work/one" --policy t2i --iteration 1 &
 pid=$!
-while kill -0 $pid 2>/dev/null && ! compgen -G "$work/killed/t2i/iter-0001/updates/update-*" >/dev/null; do sleep 0.05; done
+while kill -0 $pid 2>/dev/null && ! compgen -G "$work/one/t2i/iter-0001/updates/update-*" >/dev/null; do sleep 0.05; done
 pkill -KILL -P $pid || true
 kill -KILL $pid 2>/dev/null || true
 wait $pid 2>/dev/null || true
-flock "$work/killed/t2i/iter-0001/.lock" true
-iteration grpo killed
-cmp "$(policy undisturbed)" "$(policy killed)" || fail "killed and resumed, the policy differs"
+flock "$work/one/t2i/iter-0001/.lock" true
+[[ ! -e $(policy one) ]] || echo "result: stages: the update was over before it was killed, so that nothing was resumed"
+iteration grpo one
+cmp "$work/policy" "$(policy one)" || fail "killed and resumed, the policy differs"
 iteration rollout one edit
 iteration grpo one edit
 for task in t2i edit; do atelier teacher-dump --run "$work/one" --task $task --round 1; done
