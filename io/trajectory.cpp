@@ -74,6 +74,7 @@ void write_samples(File& file, const TrajectorySamples& s) {
     put(file, g + "x", s.x, {n, k, l, c});
     put(file, g + "x_next", s.x_next, {n, k, l, c});
     put(file, g + "log_prob", s.log_prob, {n, k});
+    if (!s.log_prob_guided.empty()) put(file, g + "log_prob_guided", s.log_prob_guided, {n, k});
     if (!s.teacher_velocity.empty()) put(file, g + "teacher_velocity", s.teacher_velocity, {n, k, l, c});
     put(file, g + "latents", s.latents, {n, l, c});
     put(file, g + "picture", s.picture, {n, s.picture_height, s.picture_width, 4});
@@ -144,6 +145,7 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
         if (file.exists(g + "teacher_velocity")) s.teacher_velocity = file.read<float>(g + "teacher_velocity", {n, s.trained, l, s.channels});
     }
     s.log_prob = file.read<float>(g + "log_prob", {n, s.trained});
+    if (file.exists(g + "log_prob_guided")) s.log_prob_guided = file.read<float>(g + "log_prob_guided", {n, s.trained});
     if (parts == TrajectoryParts::all) s.picture = file.read<std::uint8_t>(g + "picture", {n, -1, -1, 4});
     s.picture_height = file.extents(g + "picture")[1];
     s.picture_width = file.extents(g + "picture")[2];
@@ -166,7 +168,7 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
 void drop_states(TrajectorySamples& s) {
     s.trained = 0;
     s.trained_step.clear();
-    for (auto* values : {&s.x, &s.x_next, &s.log_prob, &s.teacher_velocity}) values->clear();
+    for (auto* values : {&s.x, &s.x_next, &s.log_prob, &s.log_prob_guided, &s.teacher_velocity}) values->clear();
 }
 
 void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& shard) {

@@ -19,6 +19,7 @@ struct ReferenceImage {
     std::uint32_t prompt = 0;
     std::int64_t height = 0, width = 0;
     std::vector<std::uint8_t> rgba;  ///< [height, width, 4]
+    bool operator==(const ReferenceImage&) const = default;
 };
 
 struct TrajectoryPrompts {
@@ -49,6 +50,7 @@ struct TrajectorySamples {
     std::vector<std::uint32_t> trained_step;         ///< [S, K]
     std::vector<float> x, x_next;                    ///< [S, K, L, C]
     std::vector<float> log_prob;                     ///< [S, K], of the policy that is trained
+    std::vector<float> log_prob_guided;              ///< [S, K], of the guided velocity that drew; empty where that is what is trained
     std::vector<float> teacher_velocity;             ///< [S, K, L, C] in teacher dumps, else empty
     std::vector<float> latents;                      ///< [S, L, C]
     std::vector<std::uint8_t> picture;               ///< [S, picture_height, picture_width, 4]

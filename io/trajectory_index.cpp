@@ -72,6 +72,7 @@ void add_columns(Parts::Shape& shape, const TrajectorySamples& s) {
     append(shape, "is_sde", s.is_sde, n, 2);
     append(shape, "trained_step", s.trained_step, n, 2);
     append(shape, "log_prob", s.log_prob, n, 2);
+    if (!s.log_prob_guided.empty()) append(shape, "log_prob_guided", s.log_prob_guided, n, 2);
     append(shape, "status", s.status, n);
     if (!s.reward.empty()) {
         append(shape, "total", s.total, n);

@@ -29,7 +29,7 @@ struct GroupAdvantage {
         false;  ///< no weighted dimension has a range of min_spread: no gradient, advantages all 0
 };
 
-/// Advantages of one prompt group (design section 2; per-dimension normalisation as in GDPO):
+/// Advantages of one prompt group (docs/method.md; per-dimension normalisation as in GDPO):
 /// A_j = sum_k w_k (R_jk - mean_k) / (std_k + epsilon), the w of the dimensions present in sample j
 /// scaled to sum to 1, then clipped. `scores`, `present` [G, K] row-major, `weights` [K] of the
 /// prompt's category (any positive scale). Absent scores are left out of mean and std and never

@@ -19,7 +19,7 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
     ATELIER_CHECK_USAGE(!spec.uses_guidance() || unconditional != nullptr, "guidance {} needs a negative prompt",
                         spec.guidance.scale);
     const bool guided = spec.uses_guidance();
-    const bool trains_both = guided && spec.guidance_train == flow::GuidanceTrain::guided;
+    const bool trains_both = guided && trains_guided();
     std::int64_t prefix = conditional_.longest();
     if (guided) {
         unconditional_ = std::make_unique<pipeline::Branch>(dit, *unconditional, spec.target,
@@ -64,10 +64,14 @@ void GroupPolicy::evaluate(int step, bool needs_guidance) {
 }
 
 Tensor GroupPolicy::trained_velocity(std::int64_t b) const {
-    return batch_.member(spec_.guidance_train == flow::GuidanceTrain::guided ? guided_ : batch_.v, b);
+    return batch_.member(trains_guided() ? guided_ : batch_.v, b);
 }
 
 GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
+    return *sample(noise_keys, [] { return false; });
+}
+
+std::optional<GroupTrajectory> GroupPolicy::sample(std::span<const RandomKey> noise_keys, const std::function<bool()>& is_stopped) {
     ATELIER_CHECK(static_cast<int>(noise_keys.size()) == spec_.members, "{} noise keys for {} members", noise_keys.size(),
                   spec_.members);
     const DeviceScope scope(dit_.device());
@@ -77,6 +81,7 @@ GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
     out.x.resize(static_cast<std::size_t>(spec_.members * trained * n));
     out.x_next.resize(out.x.size());
     out.log_prob.resize(static_cast<std::size_t>(spec_.members * trained));
+    if (spec_.uses_guidance() && !trains_guided()) out.log_prob_guided.resize(out.log_prob.size());
     out.latents.resize(static_cast<std::size_t>(spec_.members * n));
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
@@ -86,6 +91,7 @@ GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
         }
         std::int64_t k = 0;
         for (int step = 0; step < spec_.schedule.steps(); ++step) {
+            if (is_stopped()) return std::nullopt;
             evaluate(step, spec_.uses_guidance());
             const flow::Transition t = transition(step);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
@@ -99,8 +105,11 @@ GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
                 // On a device the noise is drawn while it computes the velocities.
                 batch_.draw(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step));
                 flow::step<float>(t, x, velocity, numbers(batch_.noise), numbers(batch_.next));
-                out.log_prob[static_cast<std::size_t>(at)] =
-                    static_cast<float>(*flow::log_prob<float>(t, spec_.log_prob, x, numbers(trained_velocity(b)), numbers(batch_.next)));
+                const auto log_prob = [&](std::span<const float> v) {
+                    return static_cast<float>(*flow::log_prob<float>(t, spec_.log_prob, x, v, numbers(batch_.next)));
+                };
+                out.log_prob[static_cast<std::size_t>(at)] = log_prob(numbers(trained_velocity(b)));
+                if (!out.log_prob_guided.empty()) out.log_prob_guided[static_cast<std::size_t>(at)] = log_prob(velocity);
                 transfer(state, batch_.stored(out.x, at));
                 transfer(batch_.next, batch_.stored(out.x_next, at));
                 transfer(batch_.next, state);
@@ -122,7 +131,7 @@ std::vector<float> GroupPolicy::replay(const GroupTrajectory& trajectory) {
             const int step = spec_.trained_steps[static_cast<std::size_t>(k)];
             const flow::Transition t = transition(step);
             batch_.load(trajectory.x, first, trained, k);
-            evaluate(step, spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
+            evaluate(step, trains_guided() && spec_.uses_guidance());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::int64_t at = (first + b) * trained + k;
                 result[static_cast<std::size_t>(at)] = static_cast<float>(*flow::log_prob<float>(
@@ -140,8 +149,7 @@ std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
         for (std::int64_t k = 0; k < trained; ++k) {
             batch_.load(trajectory.x, first, trained, k);
-            evaluate(spec_.trained_steps[static_cast<std::size_t>(k)],
-                     spec_.guidance_train == flow::GuidanceTrain::guided && spec_.uses_guidance());
+            evaluate(spec_.trained_steps[static_cast<std::size_t>(k)], trains_guided() && spec_.uses_guidance());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
                 transfer(trained_velocity(b), batch_.stored(result, (first + b) * trained + k));
         }

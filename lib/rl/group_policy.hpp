@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -42,6 +44,7 @@ struct SamplingSpec {
 struct GroupTrajectory {
     std::vector<float> x, x_next;   ///< [members, K, tokens * channels]
     std::vector<float> log_prob;    ///< [members, K]
+    std::vector<float> log_prob_guided;  ///< the same of the guided velocity that drew it; empty where that is what is trained
     std::vector<float> latents;     ///< [members, tokens * channels]
     std::vector<RandomKey> noise_key;  ///< [members]
 };
@@ -60,6 +63,8 @@ class GroupPolicy {
 
     /// Draws the group; everything random follows from the keys.
     GroupTrajectory sample(std::span<const RandomKey> noise_keys);
+    /// The same, or nothing if `is_stopped` says so before one of the steps.
+    std::optional<GroupTrajectory> sample(std::span<const RandomKey> noise_keys, const std::function<bool()>& is_stopped);
 
     /// Log-probabilities [members, K] of a stored trajectory under the present weights.
     std::vector<float> replay(const GroupTrajectory& trajectory);
@@ -80,6 +85,7 @@ class GroupPolicy {
     std::int64_t trained_count() const { return static_cast<std::int64_t>(spec_.trained_steps.size()); }
     /// Velocities of the micro-batch at a step: conditional in its v, the sampler's in guided_ (the same memory without guidance).
     void evaluate(int step, bool needs_guidance);
+    bool trains_guided() const { return spec_.guidance_train == flow::GuidanceTrain::guided; }
     /// The velocity whose log-probability is trained, of one of the micro-batch.
     Tensor trained_velocity(std::int64_t b) const;
     void run_prefixes();

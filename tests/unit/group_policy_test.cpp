@@ -106,6 +106,32 @@ TEST_P(Replay, GivesTheStoredLogProbabilityBitForBit) {
     EXPECT_TRUE(std::equal(t.latents.begin(), t.latents.begin() + n, other.latents.begin() + 3 * n));
 }
 
+TEST(GroupPolicy, TheGuidedLogProbabilityStandsBesideTheTrainedOne) {
+    Fixture f;
+    f.text_prompt();
+    const auto sampled = [&](flow::GuidanceTrain train) {
+        f.spec.guidance_train = train;
+        return f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    };
+    const GroupTrajectory conditional = sampled(flow::GuidanceTrain::conditional), guided = sampled(flow::GuidanceTrain::guided);
+    ASSERT_EQ(conditional.latents, guided.latents);
+    EXPECT_EQ(conditional.log_prob_guided, guided.log_prob);
+    EXPECT_NE(conditional.log_prob, guided.log_prob);
+    EXPECT_TRUE(guided.log_prob_guided.empty());
+    EXPECT_TRUE(sampled(flow::GuidanceTrain::none).log_prob_guided.empty());
+}
+
+TEST(GroupPolicy, SamplingStopsBeforeAStep) {
+    Fixture f;
+    f.text_prompt();
+    for (int steps : {0, 1, 7, 11, 12}) {  // of 6 for each of two micro-batches
+        int asked = 0;
+        const auto drawn = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys, [&] { return asked++ == steps; }); });
+        EXPECT_EQ(drawn.has_value(), steps == 12);
+        EXPECT_EQ(asked, std::min(steps + 1, 12));
+    }
+}
+
 TEST(GroupPolicy, ReplayOfGroupsOfAnySize) {
     for (const bool edit : {false, true})
         for (const auto& [members, micro_batch] : {std::pair{1, 1}, {8, 8}, {24, 8}}) {
