@@ -36,7 +36,7 @@ struct Answer {
 Answer parse_answer(const Template& asked, std::string_view text);
 
 /// The verdict in a chat completion (OpenAI's protocol). The score is the expectation sum of s p(s)
-/// over the score tokens at the score's position (design section 2), from `logprobs`; tokens that
+/// over the score tokens at the score's position (docs/method.md), from `logprobs`; tokens that
 /// differ in spaces only are added up, score tokens not listed count as 0. Without usable
 /// probabilities (none, or less than `least_score_mass` for all scores together) it is the score written, and the reason ends with `parsed_mark`. Throws
 /// Error(reward) for anything that is no such answer: another form, a refusal, an answer that was

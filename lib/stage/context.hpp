@@ -23,7 +23,7 @@ namespace atelier::stage {
 /// teacher of the task it is named for.
 inline constexpr const char* mix_policy = "mix";
 
-/// Directories and files of a run (design section 5).
+/// Directories and files of a run (README.md).
 struct RunDirectory {
     std::filesystem::path root;
     std::filesystem::path config() const { return root / "config.toml"; }
@@ -130,6 +130,9 @@ StageLock begin_stage(const Context& context, const std::filesystem::path& lock_
 /// Whether a signal asked any rank to publish what is complete and to end with the code that means
 /// "run me again"; the same answer on every rank.
 bool stop_was_asked(comm::Communicator& world);
+/// The same between two passes of an update, which may take minutes. Ranks that make the same passes agree (collective); each of the others
+/// asks itself, and all of them agree when they have made theirs.
+bool stops_between_passes(comm::Communicator& world, bool passes_are_collective);
 
 /// The version of the source this was built from.
 std::string code_version();
