@@ -158,6 +158,10 @@ StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,
 
 bool stop_was_asked(comm::Communicator& world) { return world.any(signal_was_seen()); }
 
+bool stops_between_passes(comm::Communicator& world, bool passes_are_collective) {
+    return passes_are_collective ? stop_was_asked(world) : signal_was_seen();
+}
+
 std::string code_version() { return ATELIER_CODE_VERSION; }
 
 std::shared_ptr<const pipeline::ReferenceInputs> prepare_references(const pipeline::Pipeline& model,

@@ -8,6 +8,7 @@
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
+#include "stage/group_rollout.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
@@ -31,17 +32,6 @@ std::vector<std::size_t> my_batch(const Context& c, const std::vector<std::size_
     for (std::size_t i = begin; i < end; ++i)
         if (c.is_mine(i - begin)) mine.push_back(order[i]);
     return mine;
-}
-
-/// Order of the shards in one pass; depends on (seed, round, epoch) alone.
-std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::int64_t epoch) {
-    std::vector<std::size_t> order(count);
-    for (std::size_t i = 0; i < count; ++i) order[i] = i;
-    Random random(random_key(c.seed(), RandomUse::data_order,
-                             static_cast<std::uint64_t>(c.iteration),
-                             static_cast<std::uint64_t>(epoch)));
-    for (std::size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
-    return order;
 }
 
 /// What a round has behind it: kept with its snapshots.
@@ -89,12 +79,15 @@ int run_distill(const Context& c) {
     for (const std::string& task : c.config.tasks()) {
         const auto dump = c.run.dump(round, task);
         require_complete(*c.world, dump, fmt::format("run atelier-teacher-dump for task {} and round {} first", task, round));
+        require_trajectories(dump, "atelier-teacher-dump");
         manifest.inputs["teacher-" + task + "/" + io::manifest_name] =
             io::digest_file(dump / io::manifest_name);
         for (const auto& [name, digest] : io::read_manifest(dump).outputs)
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const StudentStart start = student_start(c, round, reads_weights_and_state);
+    nlohmann::json trained_on{{"student's start", start.hash}};
+    for (const auto& [name, digest] : manifest.inputs) trained_on[name] = digest.hash;
     const TrainingRanks training_ranks(c);
     pipeline::Pipeline model(c.model(), start.source, c.training_placement(training_ranks.sharded()));
     load_start(start, model);
@@ -120,22 +113,28 @@ int run_distill(const Context& c) {
         return distill::StudentStates(model.dit(), model.dit_weights(), pair.conditional, nullptr,
                                       own, keep, arena);
     };
-    Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"));
+    Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"), trained_on);
     Workspace workspace("trajectories");
     const auto train_shard = [&](const Shard& shard, double weight) {
         const auto data =
             io::read_trajectory(shard.path, c.config.hash(), io::TrajectoryParts::training);
         const io::TrajectorySamples& s = data.shapes.at(0);
+        ATELIER_CHECK_INPUT(data.header.model_hash == start.hash, "{} was drawn by another student than the round starts from: weights {} expected, found {}",
+                            shard.path.string(), start.hash, data.header.model_hash);
         ATELIER_CHECK_INPUT(s.samples() == spec.members && !s.teacher_velocity.empty() &&
                                 s.trained == spec.schedule.steps(),
                             "{} does not hold {} whole trajectories with a teacher's velocities",
                             shard.path.string(), spec.members);
         const Prompt& prompt = prompts.at(shard.task, data.prompts.id.at(0), shard.path);
+        require_same_prompt(c, prompt, data.prompts, shard.path);
         const EncodedPair pair = encode_pair(model, c, prompt, false);
         return workspace.build([&](Arena& arena) { return build(pair, spec_of(s), arena); })
             .train(kind, s.x, s.teacher_velocity, weight, trainer.gradients());
     };
 
+    const auto order_of = [&](std::int64_t epoch) {
+        return draw_order(c.seed(), static_cast<std::uint64_t>(round), static_cast<std::uint64_t>(epoch), shards.size());
+    };
     const auto batch = static_cast<std::size_t>(c.config.integer("distill.batch"));
     const auto epochs = c.config.integer("distill.epochs");
     const std::size_t batches = (shards.size() + batch - 1) / batch;
@@ -147,7 +146,7 @@ int run_distill(const Context& c) {
     {
         std::vector<const Prompt*> mine;
         for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
-            const auto order = draw_order(c, shards.size(), epoch);
+            const auto order = order_of(epoch);
             for (std::size_t begin = 0; begin < shards.size(); begin += batch) {
                 auto units = my_batch(c, order, begin, std::min(shards.size(), begin + batch));
                 if (trainer.is_collective()) units.push_back(order[begin]);
@@ -171,14 +170,9 @@ int run_distill(const Context& c) {
     std::vector<std::size_t> order;
     Timeline timeline;
     while (done.updates < epochs * static_cast<std::int64_t>(batches)) {
-        if (stop_was_asked(*c.world)) {
-            snapshots.settle();
-            if (c.world->is_root()) log_line("stopped by a signal before the round was complete");
-            return static_cast<int>(ErrorKind::requeue);
-        }
         const std::int64_t epoch = done.updates / static_cast<std::int64_t>(batches);
         const auto b = static_cast<std::size_t>(done.updates) % batches;
-        if (order.empty() || b == 0) order = draw_order(c, shards.size(), epoch);
+        if (order.empty() || b == 0) order = order_of(epoch);
         const std::size_t begin = b * batch, end = std::min(shards.size(), begin + batch);
         const double weight =
             1.0 / (static_cast<double>(end - begin) * spec.members * spec.schedule.steps());
@@ -186,16 +180,27 @@ int run_distill(const Context& c) {
         std::map<std::string, std::pair<double, double>> sums;
         for (const std::string& task : c.config.tasks()) sums[task];  // the same keys on every rank
         const auto mine = my_batch(c, order, begin, end);
-        timeline.measure("gradients", done.updates, [&] {
-            for (const std::size_t i : mine) {
-                const auto stats = train_shard(shards[i], weight);
-                sums[shards[i].task].first += stats.loss;
-                sums[shards[i].task].second += stats.terms;
+        // Where passes are collective every rank makes as many as the first one.
+        const std::size_t rounds = trainer.is_collective() ? (end - begin + ranks - 1) / ranks : mine.size();
+        const bool is_whole = timeline.measure("gradients", done.updates, [&] {
+            for (std::size_t i = 0; i < rounds; ++i) {
+                if (stops_between_passes(*c.world, trainer.is_collective())) return false;
+                if (i >= mine.size()) {
+                    train_shard(shards[order[begin]], 0.0);
+                    continue;
+                }
+                const Shard& shard = shards[mine[i]];
+                const auto stats = train_shard(shard, weight);
+                sums[shard.task].first += stats.loss;
+                sums[shard.task].second += stats.terms;
             }
-            // Where passes are collective every rank makes as many as the first one.
-            if (trainer.is_collective() && mine.size() < (end - begin + ranks - 1) / ranks)
-                train_shard(shards[order[begin]], 0.0);
+            return true;
         });
+        if (c.world->any(!is_whole)) {
+            snapshots.settle();
+            if (c.world->is_root()) log_line("stopped by a signal before the round was complete");
+            return static_cast<int>(ErrorKind::requeue);
+        }
         done.norms.push_back(timeline.measure("step", done.updates, [&] { return trainer.step(rate.at(trainer.updates() + 1)); }));
         done.norm_sum += done.norms.back();
         if (b == 0) done.loss = {};

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "core/progress.hpp"
+#include "core/signals.hpp"
 #include "distill/student_sampler.hpp"
 #include "distill/student_states.hpp"
 #include "flow/noise.hpp"
@@ -90,8 +91,12 @@ int run_teacher_dump(const Context& c) {
     const std::string config_hash = c.config.hash(), teacher_hash = weights_hash(*c.world, teacher);
     load_start(start, model);
     auto header = shard_header(c, "teacher_dump", sampling, start.hash);
+    // The student draws without guidance; the teacher's is in its velocities.
     header.sampler = flow::name_of(spec.sampler);
     header.eta = spec.eta;
+    header.log_prob = flow::name_of(flow::LogProb::mean);
+    header.guidance_scale = 1;
+    header.guidance_train = flow::name_of(flow::GuidanceTrain::none);
 
     // This rank's prompts that no earlier run has published.
     std::vector<std::size_t> units;
@@ -103,6 +108,7 @@ int run_teacher_dump(const Context& c) {
             ATELIER_CHECK_INPUT(shard.header.model_hash == start.hash,
                                 "{} holds another student's trajectories: remove it",
                                 path.string());
+            require_same_prompt(c, drawn[unit], shard.prompts, path);
         } else {
             units.push_back(unit);
         }
@@ -120,14 +126,10 @@ int run_teacher_dump(const Context& c) {
     const auto turns = static_cast<std::size_t>(c.world->max(static_cast<double>(own_turns)));
     Progress progress(fmt::format("teacher-dump {} {}", task, round), "samples",
                       static_cast<std::int64_t>(units.size()) * spec.members, !c.world->is_root());
-    std::int64_t done = 0;
+    std::size_t done = 0;  // prompts
     Timeline timeline;
-    for (std::size_t turn = 0; turn < turns; ++turn) {
-        if (stop_was_asked(*c.world)) {
-            writer.finish();
-            if (c.world->is_root()) log_line("stopped by a signal");
-            return static_cast<int>(ErrorKind::requeue);
-        }
+    for (std::size_t turn = 0; turn < turns && !stop_was_asked(*c.world); ++turn) {
+        if (turn * resident >= units.size()) continue;  // other ranks have more
         std::vector<Group> groups;
         if (turn > 0) load_start(start, model);
         std::size_t drawn_groups = 0;
@@ -151,8 +153,7 @@ int run_teacher_dump(const Context& c) {
             for (std::size_t i = 0; i < waiting.size(); ++i) waiting[i].trajectory = std::move(trajectories[i]);
             drawn_groups = groups.size();
         };
-        for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident);
-             ++i) {
+        for (std::size_t i = turn * resident; i < std::min(units.size(), (turn + 1) * resident) && !signal_was_seen(); ++i) {
             Group g;
             g.unit = units[i];
             g.prompt = &drawn[g.unit];
@@ -164,9 +165,11 @@ int run_teacher_dump(const Context& c) {
                 draw_waiting();
             groups.push_back(std::move(g));
         }
+        if (signal_was_seen()) continue;  // a turn may take long: a rank leaves it by itself, and the others hear of it at the next one
         draw_waiting();
         model.load_transformer(teacher);
         for (Group& g : groups) {
+            if (signal_was_seen()) break;
             const auto unit = static_cast<std::int64_t>(g.unit);
             auto velocity = timeline.measure("velocities", unit, [&] {
                 return workspace
@@ -183,11 +186,14 @@ int run_teacher_dump(const Context& c) {
                 samples_of(g, std::move(velocity), model.dit().config().in_channels));
             timeline.measure("decode", unit, [&] { decode_pictures(model, shard.shapes[0]); });
             writer.put(directory / GroupRollout::shard_name(g.unit), std::move(shard));
-            done += spec.members;
-            progress.update(done);
+            progress.update(static_cast<std::int64_t>(++done) * spec.members);
         }
     }
     writer.finish();
+    if (c.world->any(done < units.size())) {
+        if (c.world->is_root()) log_line("stopped by a signal before all prompts were done");
+        return static_cast<int>(ErrorKind::requeue);
+    }
     timeline.publish(*c.world, directory);
     const auto digests = gather_digests(*c.world, writer.digests());
     c.world->barrier();

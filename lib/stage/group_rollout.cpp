@@ -4,6 +4,7 @@
 #include <deque>
 
 #include "core/progress.hpp"
+#include "core/signals.hpp"
 #include "flow/noise.hpp"
 #include "io/image/png.hpp"
 #include "io/trajectory_index.hpp"
@@ -37,6 +38,7 @@ io::TrajectorySamples samples_of(const rl::SamplingSpec& spec, rl::GroupTrajecto
     s.x = std::move(t.x);
     s.x_next = std::move(t.x_next);
     s.log_prob = std::move(t.log_prob);
+    s.log_prob_guided = std::move(t.log_prob_guided);
     s.latents = std::move(t.latents);
     s.status.assign(static_cast<std::size_t>(spec.members),
                     static_cast<std::uint8_t>(io::SampleStatus::complete));
@@ -81,6 +83,19 @@ io::TrajectoryPrompts prompt_table(const Context& c, const Prompt& prompt) {
         p.images.push_back(std::move(reference));
     }
     return p;
+}
+
+void require_same_prompt(const Context& c, const Prompt& prompt, const io::TrajectoryPrompts& stored, const std::filesystem::path& shard) {
+    const io::TrajectoryPrompts now = prompt_table(c, prompt);
+    const std::pair<const char*, bool> parts[] = {{"id", now.id == stored.id},
+                                                  {"text", now.text == stored.text},
+                                                  {"category", now.category == stored.category},
+                                                  {"attributes", now.attributes == stored.attributes},
+                                                  {"reference pictures", now.images == stored.images}};
+    for (const auto& [part, is_same] : parts)
+        ATELIER_CHECK_INPUT(is_same, "{} was drawn for another prompt: the {} of prompt {} in {} changed since; give the file its former state, or "
+                            "remove the directory of the shard and make it again",
+                            shard.string(), part, prompt.id, c.config.text("task." + prompt.task + ".train"));
 }
 
 io::TrajectoryHeader shard_header(const Context& c, const std::string& stage,
@@ -173,9 +188,11 @@ void GroupRollout::reserve(const PromptSource& prompts, StageMemory& memory) {
     memory.say(context_);
 }
 
-GroupRollout::Pending GroupRollout::sample(std::size_t unit, Prompt prompt) {
+std::optional<GroupRollout::Pending> GroupRollout::sample(std::size_t unit, Prompt prompt) {
     const auto group = static_cast<std::int64_t>(unit);
-    Pending pending = timeline_.measure("sampling", group, [&] { return draw(unit, std::move(prompt)); });
+    std::optional<Pending> drawn = timeline_.measure("sampling", group, [&] { return draw(unit, std::move(prompt)); });
+    if (!drawn) return drawn;
+    Pending& pending = *drawn;
     io::TrajectorySamples& samples = pending.shard.shapes[0];
     timeline_.measure("decode", group, [&] {
         const DeviceTurn mine = turn(group);
@@ -185,7 +202,7 @@ GroupRollout::Pending GroupRollout::sample(std::size_t unit, Prompt prompt) {
     pending.outcomes =
         timeline_.measure("hand over", group, [&] { return scoring_.submit(asked, samples); });
     scoring_.add_truth(asked, samples);  // while others judge
-    return pending;
+    return drawn;
 }
 
 DeviceTurn GroupRollout::turn(std::int64_t group) {
@@ -194,18 +211,20 @@ DeviceTurn GroupRollout::turn(std::int64_t group) {
     return timeline_.measure("device wait", group, [&] { return DeviceTurn(device); });
 }
 
-GroupRollout::Pending GroupRollout::draw(std::size_t unit, Prompt prompt) {
+std::optional<GroupRollout::Pending> GroupRollout::draw(std::size_t unit, Prompt prompt) {
     const DeviceTurn mine = turn(static_cast<std::int64_t>(unit));
     const EncodedPair pair = encode_pair(model_, context_, prompt, spec_.uses_guidance());
     const rl::SamplingSpec spec = spec_of(prompt);
     rl::GroupPolicy group =
         workspace_.build([&](Arena& arena) { return build(pair, spec, arena); });
+    auto trajectory = group.sample(group_keys(context_, prompt, spec_.members), signal_was_seen);
+    if (!trajectory) return std::nullopt;
     Pending pending;
     pending.unit = unit;
     pending.shard.header = shard_header(context_, stage_, spec_, model_hash_);
     pending.shard.prompts = prompt_table(context_, prompt);
     pending.shard.shapes.push_back(samples_of(
-        spec, group.sample(group_keys(context_, prompt, spec_.members)),
+        spec, std::move(*trajectory),
         unit * static_cast<std::uint64_t>(spec_.members), model_.dit().config().in_channels));
     if (states_ == States::left_out) io::drop_states(pending.shard.shapes[0]);
     pending.prompt = std::move(prompt);
@@ -246,7 +265,7 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         pending.pop_front();
         publish(std::move(group), weights);
     };
-    bool stopped = false;
+    bool stopped = false, gave_up = false;
     std::size_t done = 0;
     // Every rank goes through the same number of rounds, so that all of them can agree to stop.
     for (std::size_t first = 0; first < prompts.size && !stopped; first += ranks) {
@@ -257,29 +276,32 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         done = std::min(prompts.size, first + ranks);
         if (std::filesystem::exists(path)) {  // published by an earlier run of this stage
             const auto shard = io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores);
-            ATELIER_CHECK_INPUT(shard.header.model_hash == model_hash_ &&
-                                    shard.prompts.id.at(0) == prompts.at(unit).id,
-                                "{} holds another model's samples or another prompt's: remove it",
-                                path.string());
+            ATELIER_CHECK_INPUT(shard.header.model_hash == model_hash_, "{} holds another model's samples: remove it", path.string());
+            require_same_prompt(context_, prompts.at(unit), shard.prompts, path);
             for (const auto& s : shard.shapes)
                 absent_ += std::count(s.status.begin(), s.status.end(),
                                       static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
             progress.start_at(static_cast<std::int64_t>(done) * spec_.members);
             continue;
         }
-        pending.push_back(sample(unit, prompts.at(unit)));
+        auto drawn = sample(unit, prompts.at(unit));
+        if (!drawn) {  // the next round's agreement, or that behind the loop, tells the others
+            gave_up = true;
+            continue;
+        }
+        pending.push_back(std::move(*drawn));
         while (!pending.empty() && (pending.size() > most_pending(scoring_.capacity(), spec_.members) || pending.front().is_scored()))
             publish_first();
         progress.update(static_cast<std::int64_t>(done) * spec_.members);
     }
     while (!pending.empty()) publish_first();
     writer_.finish();
+    stopped = context_.world->any(stopped || gave_up);
     timeline_.publish(*context_.world, directory_);
     digests_ = gather_digests(*context_.world, writer_.digests());
     if (stopped) {
         if (context_.world->is_root())
-            log_line(fmt::format("stopped by a signal; {} of {} groups are published", done,
-                                 prompts.size));
+            log_line(fmt::format("stopped by a signal at group {} of {}", done, prompts.size));
         return End::stopped;
     }
     double sum = static_cast<double>(absent_);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ class GroupRollout {
     enum class End { finished, stopped };
     /// One group for each prompt, in the order given; this rank's share of them. `weights`: by
     /// task. A shard that is there already is checked and left. Stopped by a signal, it publishes
-    /// the groups in work first. Throws Error(reward) on every rank when too many samples could not
+    /// the groups that are drawn first. Throws Error(reward) on every rank when too many samples could not
     /// be scored; the shards that lack scores are removed, so that a rerun asks again.
     End run(const PromptSource& prompts,
             const std::map<std::string, CategoryWeights>& weights);
@@ -57,9 +58,9 @@ class GroupRollout {
     /// How a prompt's group is sampled.
     rl::SamplingSpec spec_of(const Prompt& prompt) const;
     rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, Arena& arena) const;
-    /// Samples a group, decodes it and hands it over to be scored.
-    Pending sample(std::size_t unit, Prompt prompt);
-    Pending draw(std::size_t unit, Prompt prompt);
+    /// Samples a group, decodes it and hands it over to be scored; nothing if a signal came meanwhile.
+    std::optional<Pending> sample(std::size_t unit, Prompt prompt);
+    std::optional<Pending> draw(std::size_t unit, Prompt prompt);
     /// The turn of a group on the device; how long it was waited for is in the timeline.
     DeviceTurn turn(std::int64_t group);
     /// Waits for a group's scores and writes its shard.
@@ -85,6 +86,8 @@ std::vector<RandomKey> group_keys(const Context& context, const Prompt& prompt, 
 
 /// Columns of a shard that every stage's samples have.
 io::TrajectoryPrompts prompt_table(const Context& context, const Prompt& prompt);
+/// Throws Error(input) where a shard of one prompt holds another one, or another text, other attributes or pictures than the prompt has now.
+void require_same_prompt(const Context& context, const Prompt& prompt, const io::TrajectoryPrompts& stored, const std::filesystem::path& shard);
 io::TrajectoryHeader shard_header(const Context& context, const std::string& stage,
                                   const rl::SamplingSpec& spec, const std::string& model_hash);
 /// Publishes the index of shards 0 to count - 1, then the manifest that names them all; `digests`:

@@ -11,6 +11,7 @@
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
 #include "stage/gather.hpp"
+#include "stage/group_rollout.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
@@ -55,7 +56,7 @@ struct GroupScoresOf {
 /// The groups of all ranks, in unit order: every rank gets the same numbers.
 std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem::path& directory,
                                          const std::vector<std::string>& shards,
-                                         const rl::SamplingSpec& spec) {
+                                         const rl::SamplingSpec& spec, const PromptIndex& prompts, const std::string& policy_hash) {
     Json mine = Json::array();
     for (std::size_t unit = 0; unit < shards.size(); ++unit) {
         if (!c.is_mine(unit)) continue;
@@ -65,7 +66,12 @@ std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem
                                 shard.shapes[0].samples() == spec.members,
                             "{} does not hold one group of {}", (directory / shards[unit]).string(),
                             spec.members);
+        ATELIER_CHECK_INPUT(shard.header.model_hash == policy_hash, "{} was drawn by another policy than the update starts from: weights {} expected, found {}",
+                            (directory / shards[unit]).string(), policy_hash, shard.header.model_hash);
+        require_same_prompt(c, prompts.at(shard.prompts.task[0], shard.prompts.id[0], directory / shards[unit]), shard.prompts, directory / shards[unit]);
         const io::TrajectorySamples& s = shard.shapes[0];
+        ATELIER_CHECK_INPUT(s.trained == std::ssize(spec.trained_steps), "{} holds {} trained steps, the configuration chooses {}",
+                            (directory / shards[unit]).string(), s.trained, spec.trained_steps.size());
         for (const std::int64_t step : s.trained_step)
             ATELIER_CHECK_INPUT(
                 std::count(spec.trained_steps.begin(), spec.trained_steps.end(), step) == 1,
@@ -189,15 +195,15 @@ class Update {
   public:
     Update(const Context& c, const TrainingRanks& ranks, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
            const std::filesystem::path& rollout, const std::vector<std::string>& shards,
-           const std::vector<GroupScoresOf>& groups)
+           const std::vector<GroupScoresOf>& groups, const PromptIndex& prompts)
         : c_(c),
           model_(model),
           spec_(spec),
           rollout_(rollout),
           shards_(shards),
           groups_(groups),
-          keep_(c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations),
-          prompts_(c, c.tasks()) {
+          prompts_(prompts),
+          keep_(c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations) {
         objective_.clip = c.config.number("grpo.clip");
         objective_.ratio_norm = c.config.flag("grpo.ratio_norm");
         objective_.kl = rl::parse_kl_kind(c.config.text("grpo.kl"));
@@ -230,18 +236,20 @@ class Update {
     }
 
     /// Adds the gradient of a minibatch's groups, mean over their samples and trained steps.
-    /// Returns how many groups train. Where passes are collective, ranks whose turn it isn't in the last
-    /// round run one of the groups with weight 0.
-    std::size_t accumulate(std::size_t part, std::size_t parts, const Trainer& trainer,
-                           rl::ObjectiveStats& stats) {
+    /// Returns how many groups train, or nothing where this rank stopped for a signal. Where passes are collective, ranks whose turn it
+    /// isn't in the last round run one of the groups with weight 0.
+    std::optional<std::size_t> accumulate(std::size_t part, std::size_t parts, const Trainer& trainer, rl::ObjectiveStats& stats) {
         const std::size_t kept = kept_of(part, parts);
         const double terms = static_cast<double>(kept) * spec_.members *
                              static_cast<double>(spec_.trained_steps.size());
         const auto mine = my_units(part, parts);
-        for (const std::size_t unit : mine)
-            stats.merge(train_group(unit, 1.0 / terms, trainer.gradients()));
         const auto ranks = static_cast<std::size_t>(c_.world->size());
-        if (trainer.is_collective() && mine.size() < (kept + ranks - 1) / ranks) train_group(first_kept(part, parts), 0.0, trainer.gradients());
+        const std::size_t rounds = trainer.is_collective() ? (kept + ranks - 1) / ranks : mine.size();
+        for (std::size_t round = 0; round < rounds; ++round) {
+            if (stops_between_passes(*c_.world, trainer.is_collective())) return std::nullopt;
+            if (round < mine.size()) stats.merge(train_group(mine[round], 1.0 / terms, trainer.gradients()));
+            else train_group(first_kept(part, parts), 0.0, trainer.gradients());
+        }
         return kept;
     }
 
@@ -304,11 +312,11 @@ class Update {
     std::filesystem::path rollout_;
     const std::vector<std::string>& shards_;
     const std::vector<GroupScoresOf>& groups_;
+    const PromptIndex& prompts_;
     rl::ObjectiveConfig objective_;
     std::unique_ptr<Reference> reference_;
     std::optional<nn::ParameterStore> base_weights_;  ///< for KL terms
     dit::Keep keep_;
-    PromptIndex prompts_;
     Workspace workspace_{"group"}, base_workspace_{"base policy's group"};
 };
 
@@ -361,6 +369,7 @@ int run_grpo(const Context& c) {
         return 0;
     }
     require_complete(*c.world, rollout, "run atelier-rollout first");
+    require_trajectories(rollout, "atelier-rollout");
     io::Manifest manifest = c.new_manifest("grpo");
     StageMemory memory;
     std::vector<std::string> shards;
@@ -372,7 +381,9 @@ int run_grpo(const Context& c) {
     pipeline::Pipeline model(c.model(), policy, c.training_placement(ranks.sharded()));
     prepare_adapter(c, model);
     const rl::SamplingSpec spec = c.sampling(model);
-    const auto groups = gather_groups(c, rollout, shards, spec);
+    const std::string policy_hash = weights_hash(*c.world, policy);
+    const PromptIndex prompts(c, c.tasks());
+    const auto groups = gather_groups(c, rollout, shards, spec, prompts, policy_hash);
     Trainer trainer({model.dit_weights(), model.sharded_weights(), {}}, policy,
                     {{c.config.number("grpo.beta1"), c.config.number("grpo.beta2"), 1e-8,
                       c.config.number("grpo.weight_decay")},
@@ -384,7 +395,7 @@ int run_grpo(const Context& c) {
                     ranks.all());
     const optim::LearningRate rate{c.learning_rate(), optim::RateShape::constant,
                                    c.config.integer("grpo.warm_up"), 0, 0.0};
-    Update update(c, ranks, model, spec, rollout, shards, groups);
+    Update update(c, ranks, model, spec, rollout, shards, groups, prompts);
 
     Json metrics = describe_rewards(groups);
     metrics.update({{"stage", "grpo"}, {"policy", c.policy}, {"iteration", c.iteration}});
@@ -396,7 +407,9 @@ int run_grpo(const Context& c) {
     const auto parts = std::min<std::size_t>(
         static_cast<std::size_t>(c.config.integer("grpo.minibatches")), shards.size());
     const auto epochs = c.config.integer("grpo.epochs");
-    Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"));
+    manifest.inputs["rollout/manifest.json"] = io::digest_file(rollout / io::manifest_name);
+    Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"),
+                        {{"rollout", manifest.inputs["rollout/manifest.json"].hash}, {"policy", policy_hash}});
     update.reserve(parts, trainer, snapshots.is_on(), memory);
     memory.say(c);
     Progress progress(fmt::format("grpo {} {}", c.policy, c.iteration), "updates",
@@ -406,20 +419,20 @@ int run_grpo(const Context& c) {
     if (const auto cursor = snapshots.resume()) done = TrainedSoFar::from_json(*cursor);
     progress.start_at(done.updates);
     while (done.updates < epochs * static_cast<std::int64_t>(parts)) {
-        if (stop_was_asked(*c.world)) {  // nothing of a policy is published before all of it is
+        trainer.zero_gradients();
+        rl::ObjectiveStats stats;
+        const std::optional<std::size_t> kept = timeline.measure("gradients", done.updates, [&] {
+            return update.accumulate(static_cast<std::size_t>(done.updates) % parts, parts, trainer, stats);
+        });
+        if (c.world->any(!kept)) {  // nothing of a policy is published before all of it is
             snapshots.settle();
             if (c.world->is_root()) log_line("stopped by a signal before the update was complete");
             return static_cast<int>(ErrorKind::requeue);
         }
-        trainer.zero_gradients();
-        rl::ObjectiveStats stats;
-        const std::size_t kept = timeline.measure("gradients", done.updates, [&] {
-            return update.accumulate(static_cast<std::size_t>(done.updates) % parts, parts, trainer, stats);
-        });
         sum_over_ranks(*c.world, stats);
         done.stats.merge(stats);
         ++done.updates;
-        if (kept > 0) {
+        if (*kept > 0) {
             done.norms.push_back(timeline.measure("step", done.updates, [&] { return trainer.step(rate.at(trainer.updates() + 1)); }));
             done.norm_sum += done.norms.back();
             done.losses.push_back(stats.mean(stats.loss));
@@ -450,7 +463,6 @@ int run_grpo(const Context& c) {
             timeline.publish(*c.world, temporary);
         },
         [&](const std::filesystem::path& temporary) {
-            manifest.inputs["rollout/manifest.json"] = io::digest_file(rollout / io::manifest_name);
             manifest.facts = metrics;
             memory.finish(c, manifest);
             io::publish_manifest(temporary, manifest);

@@ -123,6 +123,7 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
     for (std::size_t i = 0; i < pool.size(); ++i) prompts.push_back(pool.at(i));
     return prompts;
 }
+
 std::vector<std::size_t> draw_prompts(std::size_t total, std::size_t count, std::uint64_t seed,
                                       std::uint64_t task, std::uint64_t iteration) {
     ATELIER_CHECK_USAGE(count <= total, "{} prompts an iteration of a pool of {}", count, total);
@@ -131,6 +132,14 @@ std::vector<std::size_t> draw_prompts(std::size_t total, std::size_t count, std:
     std::iota(order.begin(), order.end(), 0);
     for (std::size_t i = 0; i < count; ++i) std::swap(order[i], order[i + random.below(total - i)]);
     order.resize(count);
+    return order;
+}
+
+std::vector<std::size_t> draw_order(std::uint64_t seed, std::uint64_t of, std::uint64_t epoch, std::size_t count) {
+    std::vector<std::size_t> order(count);
+    std::iota(order.begin(), order.end(), 0);
+    Random random(random_key(seed, RandomUse::data_order, of, epoch));
+    for (std::size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
     return order;
 }
 

@@ -73,6 +73,9 @@ std::vector<Prompt> read_prompts(const std::filesystem::path& file, const std::s
 std::vector<std::size_t> draw_prompts(std::size_t total, std::size_t count, std::uint64_t seed,
                                       std::uint64_t task, std::uint64_t iteration);
 
+/// The order in which one pass of training goes through `count` things; depends on (seed, of, epoch) alone.
+std::vector<std::size_t> draw_order(std::uint64_t seed, std::uint64_t of, std::uint64_t epoch, std::size_t count);
+
 /// A task's number for random keys: from its name, so that adding a task changes no other.
 std::uint64_t task_number(const std::string& task);
 

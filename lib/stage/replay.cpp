@@ -4,6 +4,7 @@
 
 #include "io/trajectory.hpp"
 #include "stage/context.hpp"
+#include "stage/group_rollout.hpp"
 #include "stage/inspect.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/schema.hpp"
@@ -52,6 +53,7 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
         ATELIER_CHECK_INPUT(s.trained > 0, "{} holds no states (storage.keep)", file.string());
         const rl::SamplingSpec spec = on_grid(sampling, model.schedule_config(), {s.height, s.width});
         const Prompt& prompt = prompts.at(shard.prompts.task[0], shard.prompts.id[0], file);
+        require_same_prompt(c, prompt, shard.prompts, file);
         const EncodedPair pair = encode_pair(model, c, prompt, spec.uses_guidance());
         rl::GroupPolicy group = workspace.build([&](Arena& arena) {
             return rl::GroupPolicy(model.dit(), model.dit_weights(), pair.conditional,

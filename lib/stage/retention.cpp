@@ -1,5 +1,7 @@
 #include "stage/retention.hpp"
 
+#include <algorithm>
+
 #include "io/trajectory.hpp"
 #include "io/trajectory_index.hpp"
 #include "stage/timeline.hpp"
@@ -32,6 +34,16 @@ void retain(const Context& c, const std::filesystem::path& directory) {
             std::filesystem::copy_file(directory / timeline_name, temporary / timeline_name);
         io::publish_manifest(temporary, manifest);
     });
+}
+
+void require_trajectories(const std::filesystem::path& directory, const std::string& made_by) {
+    const io::Manifest manifest = io::read_manifest(directory);
+    const std::string kept = manifest.facts.value("kept", "all");
+    ATELIER_CHECK_INPUT(kept == "all",
+                        "{}: its trajectories were given up when what they trained was published (storage.keep = {}); remove the directory and run "
+                        "{} again", directory.string(), kept, made_by);
+    ATELIER_CHECK_INPUT(std::ranges::any_of(manifest.outputs, [](const auto& output) { return output.first.starts_with("shard-"); }),
+                        "{} names no shard", (directory / io::manifest_name).string());
 }
 
 namespace {

@@ -24,15 +24,6 @@ struct Item {
     std::size_t first = 0, second = 0;
 };
 
-std::vector<std::size_t> draw_order(const Context& c, std::size_t count, std::int64_t epoch) {
-    std::vector<std::size_t> order(count);
-    for (std::size_t i = 0; i < count; ++i) order[i] = i;
-    Random random(random_key(c.seed(), RandomUse::data_order, task_number("reward-train"),
-                             static_cast<std::uint64_t>(epoch)));
-    for (std::size_t i = count; i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
-    return order;
-}
-
 /// What an epoch goes through: every sample once; pairwise, each that applies with a partner of its dimension
 /// whose label differs, of the same prompt where there is one. Depends on (seed, epoch) alone.
 std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwise,
@@ -40,7 +31,7 @@ std::vector<Item> draw_items(const Context& c, const Labels& labels, bool pairwi
     std::vector<Item> items;
     Random random(random_key(c.seed(), RandomUse::data_order, task_number("reward-train pairs"),
                              static_cast<std::uint64_t>(epoch)));
-    for (const std::size_t i : draw_order(c, labels.size(), epoch)) {
+    for (const std::size_t i : draw_order(c.seed(), task_number("reward-train"), static_cast<std::uint64_t>(epoch), labels.size())) {
         if (!pairwise) {
             items.push_back({i, i});
             continue;
@@ -73,9 +64,8 @@ void name_outputs(const fs::path& directory, io::Manifest& manifest) {
 /// What a stage has behind it: kept with its snapshots.
 struct EpochSoFar {
     double score_loss = 0, language_loss = 0, norm = 0, terms = 0, scored = 0;  ///< sums over the epoch's updates so far
-    /// `inputs`: what it was made from.
-    nlohmann::json to_json(const nlohmann::json& inputs) const {
-        return {{"score_loss", score_loss}, {"language_loss", language_loss}, {"norm", norm}, {"terms", terms}, {"scored", scored}, {"inputs", inputs}};
+    nlohmann::json to_json() const {
+        return {{"score_loss", score_loss}, {"language_loss", language_loss}, {"norm", norm}, {"terms", terms}, {"scored", scored}};
     }
     static EpochSoFar from_json(const nlohmann::json& json) {
         return {json.at("score_loss"), json.at("language_loss"), json.at("norm"), json.at("terms"), json.at("scored")};
@@ -146,20 +136,16 @@ int run_reward_train(const Context& c) {
                                    optim::RateShape::cosine,
                                    config.integer("reward_train.warm_up"),
                                    std::max<std::int64_t>(1, total), 0.05};
-    Snapshots snapshots(c, states, *trainer, config.integer("reward_train.publish_every"));
+    Snapshots snapshots(c, states, *trainer, config.integer("reward_train.publish_every"), inputs);
     EpochSoFar done;
-    if (const auto cursor = snapshots.resume()) {
-        ATELIER_CHECK_INPUT(cursor->at("inputs") == inputs, "{} was made from other labels or templates: remove it to train from the start",
-                            states.string());
-        done = EpochSoFar::from_json(*cursor);
-    }
+    if (const auto cursor = snapshots.resume()) done = EpochSoFar::from_json(*cursor);
     Progress progress("reward-train", "updates", total, !c.world->is_root());
     progress.start_at(trainer->updates());
     std::vector<Item> items;
     std::int64_t drawn_epoch = -1;
     while (trainer->updates() < total) {
         if (stop_was_asked(*c.world)) {
-            snapshots.settle(done.to_json(inputs));
+            snapshots.settle(done.to_json());
             if (c.world->is_root())
                 log_line(fmt::format("stopped by a signal after {} of {} updates", trainer->updates(), total));
             return static_cast<int>(ErrorKind::requeue);
@@ -196,9 +182,9 @@ int run_reward_train(const Context& c) {
         done.terms += static_cast<double>(end - begin);
         for (std::size_t i = begin; i < end; ++i) done.scored += labels[items[i].first].applies() ? 1 : 0;
         progress.update(trainer->updates());
-        snapshots.after_update(done.to_json(inputs));
+        snapshots.after_update(done.to_json());
     }
-    snapshots.settle(done.to_json(inputs));
+    snapshots.settle(done.to_json());
 
     nlohmann::json metrics{{"stage", "reward-train"},
                            {"policy", "judge"},

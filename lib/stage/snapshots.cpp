@@ -26,14 +26,24 @@ std::vector<fs::path> published(const fs::path& directory) {
     return found;
 }
 
+/// The name of an input that only one of the two has, or that differs; empty: none does.
+std::string first_difference(const nlohmann::json& a, const nlohmann::json& b) {
+    for (const auto& [name, digest] : a.items())
+        if (!b.contains(name) || b[name] != digest) return name;
+    for (const auto& [name, digest] : b.items())
+        if (!a.contains(name)) return name;
+    return {};
+}
+
 }  // namespace
 
-Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer, std::int64_t every)
+Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer, std::int64_t every, nlohmann::json inputs)
     : context_(c),
       directory_(std::move(directory)),
       trainer_(trainer),
       every_(every),
-      keep_(c.config.integer("checkpoint.keep")) {
+      keep_(c.config.integer("checkpoint.keep")),
+      inputs_(std::move(inputs)) {
     if (c.world->is_root() && fs::is_directory(directory_)) io::remove_temporaries(directory_);
     c.world->barrier();
 }
@@ -52,6 +62,8 @@ std::optional<nlohmann::json> Snapshots::resume() {
     const auto json = parse_json(io::read_text(from / cursor_name), (from / cursor_name).string());
     ATELIER_CHECK_INPUT(json.is_object() && json.value("config_hash", nlohmann::json()) == context_.config.hash() && json.contains("cursor"),
                         "{} is damaged or of another configuration: remove {}", (from / cursor_name).string(), from.string());
+    const std::string other = first_difference(inputs_, json.value("inputs", nlohmann::json::object()));
+    ATELIER_CHECK_INPUT(other.empty(), "{} was trained on another {}: remove {} to train from the start", from.string(), other, directory_.string());
     trainer_.restore(from);
     newest_ = trainer_.updates();
     if (context_.world->is_root()) log_line(fmt::format("goes on from {}", from.string()));
@@ -96,7 +108,7 @@ void Snapshots::publish_written(bool waits) {
     context_.world->barrier();             // nobody is published whose rank failed
     if (context_.world->is_root()) {
         const nlohmann::json json{{"schema", "atelier.snapshot"}, {"update", in_writing_}, {"config_hash", context_.config.hash()},
-                                  {"world_size", context_.world->size()}, {"cursor", cursor_}};
+                                  {"world_size", context_.world->size()}, {"inputs", inputs_}, {"cursor", cursor_}};
         io::publish_text(writing_to() / cursor_name, json.dump(1) + "\n");
         const fs::path to = directory_ / directory_name(in_writing_);
         std::error_code error;

@@ -14,11 +14,12 @@ namespace atelier::stage {
 /// the stage's own cursor.
 class Snapshots {
   public:
-    /// `every`: so many updates; 0: never.
-    Snapshots(const Context& context, std::filesystem::path directory, Trainer& trainer, std::int64_t every);
+    /// `every`: so many updates; 0: never. `inputs`: digests of what is trained on, by name; a state of other inputs is refused.
+    Snapshots(const Context& context, std::filesystem::path directory, Trainer& trainer, std::int64_t every, nlohmann::json inputs);
     ~Snapshots();
 
-    /// Gives the trainer its newest published state; returns the cursor that was kept with it, or nothing. Collective.
+    /// Gives the trainer its newest published state; returns the cursor that was kept with it, or nothing. Throws Error(input) for a state
+    /// of another configuration or of other inputs. Collective.
     std::optional<nlohmann::json> resume();
     /// After every update: publishes what has been written meanwhile, and begins to write the present state if it is its turn.
     /// `cursor`: where the stage stands after this update. Collective. Throws Error(io) when a write failed.
@@ -40,6 +41,7 @@ class Snapshots {
     std::filesystem::path directory_;
     Trainer& trainer_;
     std::int64_t every_, keep_;
+    nlohmann::json inputs_;
     std::future<void> written_;
     std::int64_t in_writing_ = 0;  ///< update number; 0: none
     std::int64_t newest_ = 0;      ///< that is in writing or published; 0: none

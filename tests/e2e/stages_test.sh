@@ -129,11 +129,18 @@ code 0 "$bin/atelier-inspect" --export "$work/pictures" "$work/one-edit/edit/ite
 code 3 "$bin/atelier-inspect" --verify "$work/after-KILL"
 
 # Scores that fail: retried, then absent and counted; too many end the stage, and a rerun asks again.
-plan absent --set reward.test_failures=0.5 --set reward.retries=1 --set reward.max_absent=0.9
+cp assets/mini/prompts/t2i-train.jsonl "$work/prompts.jsonl"
+plan absent --set reward.test_failures=0.5 --set reward.retries=1 --set reward.max_absent=0.9 --set task.t2i.train="$work/prompts.jsonl"
 code 0 stage rollout absent t2i 1
 h5dump -d /shape-8x8/status "$work/absent/t2i/iter-0001/rollout/trajectories.h5" >"$work/status.txt"
 grep -q '[ (]1[,\n]' "$work/status.txt" || fail "no sample is marked as without score"
 code 0 stage grpo absent t2i 1
+# Prompts that changed between the rollout and its update.
+mv "$work/absent/t2i/iter-0001/policy" "$work/absent-policy"
+sed -i 's/"text": *"/&now /' "$work/prompts.jsonl"
+code 3 stage grpo absent t2i 1
+says "the text of prompt"
+cp assets/mini/prompts/t2i-train.jsonl "$work/prompts.jsonl"
 plan failing --set reward.test_failures=0.9 --set reward.retries=0
 code 6 stage rollout failing t2i 1
 code 6 ranks 2 rollout failing t2i 1
@@ -145,6 +152,10 @@ code 0 stage grpo options t2i 1
 [[ -e $work/options/t2i/iter-0001/policy/ema/diffusion_pytorch_model.safetensors ]] || fail "no moving average"
 [[ -z $(h5ls "$work/options/t2i/iter-0001/rollout/shard-00000.h5/shape-8x8" | grep '^x .*{4, 2') ]] || fail "states were kept"
 code 0 "$bin/atelier-inspect" --verify "$work/options"
+mv "$work/options/t2i/iter-0001/policy" "$work/options-policy"
+code 3 stage grpo options t2i 1
+says "storage.keep = summary"
+mv "$work/options-policy" "$work/options/t2i/iter-0001/policy"
 code 0 stage rollout options t2i 2
 (($(wc -l <"$work/options/metrics.jsonl") == 1)) || fail "metrics of one update on several lines"
 
@@ -157,6 +168,11 @@ grep -q "made with another configuration" "$work/out" || fail "the other configu
 cp -r $model "$work/model"
 plan broken --set run.model="$work/model"
 weights=$work/model/transformer/diffusion_pytorch_model.safetensors
+code 0 stage rollout broken t2i 1
+printf '\x01' | dd of="$weights" bs=1 seek=$(($(stat -c %s "$weights") - 15)) conv=notrunc status=none
+code 3 stage grpo broken t2i 1
+says "drawn by another policy"
+rm -rf "$work/broken/t2i"
 printf '\xff\xff\xff\xff\xff\xff\xff\xff' | dd of="$weights" bs=1 seek=$(($(stat -c %s "$weights") - 8)) conv=notrunc status=none
 code 3 stage rollout broken t2i 1
 grep -q "holds -*nan at element" "$work/out" || { cat "$work/out" >&2; fail "weights that are no numbers were not named"; }
