@@ -1,17 +1,14 @@
 #include "stage/grpo.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "core/progress.hpp"
-#include "eval/bootstrap.hpp"
 #include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "optim/learning_rate.hpp"
-#include "stage/gather.hpp"
-#include "stage/group_rollout.hpp"
+#include "stage/group_summary.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
 #include "stage/snapshots.hpp"
@@ -33,133 +30,6 @@ rl::GroupTrajectory trajectory_of(io::TrajectorySamples& s) {
     for (std::size_t i = 0; i < s.noise_key.size(); i += 2)
         t.noise_key.push_back({s.noise_key[i], s.noise_key[i + 1]});
     return t;
-}
-
-bool is_dropped(const io::TrajectorySamples& s) {
-    return std::all_of(s.status.begin(), s.status.end(), [](std::uint8_t status) {
-        return status != static_cast<std::uint8_t>(io::SampleStatus::complete);
-    });
-}
-
-/// What one shard says without its states: enough for metrics, and for knowing which groups train.
-struct GroupScoresOf {
-    std::size_t unit = 0;
-    bool dropped = false;
-    std::string task, prompt;  ///< the prompt's id
-    std::map<std::string, std::vector<double>> scores;  ///< present ones, by dimension
-    std::map<std::string, std::vector<double>> truth;   ///< the same by [reward] truth
-    std::map<std::string, std::vector<double>> gap;  ///< score - truth where both are; "all": a sample's mean
-    std::vector<double> totals, advantages;
-    dit::Grid target;
-};
-
-/// The groups of all ranks, in unit order: every rank gets the same numbers.
-std::vector<GroupScoresOf> gather_groups(const Context& c, const std::filesystem::path& directory,
-                                         const std::vector<std::string>& shards,
-                                         const rl::SamplingSpec& spec, const PromptIndex& prompts, const std::string& policy_hash) {
-    Json mine = Json::array();
-    for (std::size_t unit = 0; unit < shards.size(); ++unit) {
-        if (!c.is_mine(unit)) continue;
-        const auto shard = io::read_trajectory(directory / shards[unit], c.config.hash(),
-                                               io::TrajectoryParts::scores);
-        ATELIER_CHECK_INPUT(shard.shapes.size() == 1 && shard.prompts.id.size() == 1 &&
-                                shard.shapes[0].samples() == spec.members,
-                            "{} does not hold one group of {}", (directory / shards[unit]).string(),
-                            spec.members);
-        ATELIER_CHECK_INPUT(shard.header.model_hash == policy_hash, "{} was drawn by another policy than the update starts from: weights {} expected, found {}",
-                            (directory / shards[unit]).string(), policy_hash, shard.header.model_hash);
-        require_same_prompt(c, prompts.at(shard.prompts.task[0], shard.prompts.id[0], directory / shards[unit]), shard.prompts, directory / shards[unit]);
-        const io::TrajectorySamples& s = shard.shapes[0];
-        ATELIER_CHECK_INPUT(s.trained == std::ssize(spec.trained_steps), "{} holds {} trained steps, the configuration chooses {}",
-                            (directory / shards[unit]).string(), s.trained, spec.trained_steps.size());
-        for (const std::int64_t step : s.trained_step)
-            ATELIER_CHECK_INPUT(
-                std::count(spec.trained_steps.begin(), spec.trained_steps.end(), step) == 1,
-                "{}: step {} was trained, which the configuration does not choose",
-                (directory / shards[unit]).string(), step);
-        Json scores = Json::object(), totals = Json::array(), advantages = Json::array();
-        for (const auto& [name, column] : s.reward)
-            for (std::size_t m = 0; m < column.score.size(); ++m)
-                if (column.present[m] != 0) {
-                    ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(column.score[m]),
-                                       "{}: {} of member {} is {}",
-                                       (directory / shards[unit]).string(), name, m,
-                                       column.score[m]);
-                    scores[name].push_back(column.score[m]);
-                }
-        const auto [truth, gap] = compare_with_truth(s);
-        for (std::size_t m = 0; m < s.total.size(); ++m) {
-            if (std::isfinite(s.total[m])) totals.push_back(s.total[m]);
-            ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(s.advantage[m]),
-                               "{}: the advantage of member {} is {}",
-                               (directory / shards[unit]).string(), m, s.advantage[m]);
-            advantages.push_back(s.advantage[m]);
-        }
-        mine.push_back(
-            {{"u", unit}, {"d", is_dropped(s)}, {"s", scores}, {"t", totals}, {"a", advantages},
-             {"k", shard.prompts.task[0]}, {"p", shard.prompts.id[0]}, {"r", truth}, {"g", gap}, {"h", s.height}, {"w", s.width}});
-    }
-    std::vector<GroupScoresOf> groups(shards.size());
-    for (const Json& part : gather_json(*c.world, mine))
-        for (const Json& g : part) {
-            GroupScoresOf& group = groups.at(g.at("u").get<std::size_t>());
-            group = {g.at("u"), g.at("d"), g.at("k"), g.at("p"), g.at("s"),
-                     g.at("r"), g.at("g"), g.at("t"), g.at("a"), {g.at("h"), g.at("w")}};
-        }
-    return groups;
-}
-
-Json interval(const std::vector<double>& values, const std::vector<std::uint64_t>& clusters) {
-    const auto i = eval::bootstrap_mean({}, values, clusters);
-    return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
-}
-
-/// Means with intervals over groups, and how far members of a group differ.
-Json describe_rewards(const std::vector<GroupScoresOf>& groups) {
-    std::map<std::string, std::pair<std::vector<double>, std::vector<std::uint64_t>>> columns;
-    std::map<std::string, std::pair<double, double>> spread;
-    std::int64_t dropped = 0;
-    const auto add = [&](const std::string& name, const std::vector<double>& values,
-                         std::uint64_t unit) {
-        double mean = 0, square = 0;
-        for (const double v : values) {
-            columns[name].first.push_back(v);
-            columns[name].second.push_back(unit);
-            mean += v / static_cast<double>(values.size());
-        }
-        for (const double v : values)
-            square += (v - mean) * (v - mean) / static_cast<double>(values.size());
-        if (values.size() > 1) spread[name].first += std::sqrt(square), ++spread[name].second;
-    };
-    for (const GroupScoresOf& g : groups) {
-        dropped += g.dropped;
-        for (const auto& [name, values] : g.scores) add(name, values, g.unit);
-        add("total", g.totals, g.unit);
-    }
-    Json reward = Json::object(), std = Json::object();
-    for (const auto& [name, column] : columns)
-        if (!column.first.empty()) reward[name] = interval(column.first, column.second);
-    for (const auto& [name, sums] : spread)
-        std[name] = sums.second > 0 ? sums.first / sums.second : 0.0;
-    return {{"reward", reward},
-            {"spread", std},
-            {"groups", groups.size()},
-            {"groups_dropped", dropped}};
-}
-
-/// Means of what groups have by name, with intervals over groups.
-Json describe_columns(const std::vector<GroupScoresOf>& groups,
-                      std::map<std::string, std::vector<double>> GroupScoresOf::*member) {
-    std::map<std::string, std::pair<std::vector<double>, std::vector<std::uint64_t>>> columns;
-    for (const GroupScoresOf& g : groups)
-        for (const auto& [name, values] : g.*member)
-            for (const double v : values) {
-                columns[name].first.push_back(v);
-                columns[name].second.push_back(g.unit);
-            }
-    Json json = Json::object();
-    for (const auto& [name, column] : columns) json[name] = interval(column.first, column.second);
-    return json;
 }
 
 /// The base's weights beside the policy's, for KL terms: cut over the ranks where the policy's are.
@@ -195,7 +65,7 @@ class Update {
   public:
     Update(const Context& c, const TrainingRanks& ranks, pipeline::Pipeline& model, const rl::SamplingSpec& spec,
            const std::filesystem::path& rollout, const std::vector<std::string>& shards,
-           const std::vector<GroupScoresOf>& groups, const PromptIndex& prompts)
+           const std::vector<GroupSummary>& groups, const PromptIndex& prompts)
         : c_(c),
           model_(model),
           spec_(spec),
@@ -311,7 +181,7 @@ class Update {
     const rl::SamplingSpec& spec_;
     std::filesystem::path rollout_;
     const std::vector<std::string>& shards_;
-    const std::vector<GroupScoresOf>& groups_;
+    const std::vector<GroupSummary>& groups_;
     const PromptIndex& prompts_;
     rl::ObjectiveConfig objective_;
     std::unique_ptr<Reference> reference_;
@@ -399,8 +269,8 @@ int run_grpo(const Context& c) {
 
     Json metrics = describe_rewards(groups);
     metrics.update({{"stage", "grpo"}, {"policy", c.policy}, {"iteration", c.iteration}});
-    if (Json gap = describe_columns(groups, &GroupScoresOf::gap); !gap.empty()) {
-        metrics["truth"] = describe_columns(groups, &GroupScoresOf::truth);
+    if (Json gap = describe_columns(groups, &GroupSummary::gap); !gap.empty()) {
+        metrics["truth"] = describe_columns(groups, &GroupSummary::truth);
         metrics["gap"] = std::move(gap);
         watch_gap(c, metrics);
     }

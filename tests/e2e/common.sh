@@ -121,15 +121,18 @@ number = lambda score: float(score) if score not in ("", "none") else -1.0
 print(max(abs(number(a[k]) - number(b[k])) for k in a))
 P
 }
-# stopped SIGNAL RUN RANKS: reward-train, all its ranks stopped by a signal once it has kept a state
+# stopped SIGNAL WORK PRODUCT RANKS PROGRAM RUN ARGUMENTS...: all ranks of a program stopped by a signal once WORK/updates holds a state of it
 stopped() {
-    local pid found=0
-    on $3 reward-train $2 >/dev/null 2>&1 &
+    local signal=$1 at=$2 product=$3 pid found=0
+    shift 3
+    on "$@" >/dev/null 2>&1 &
     pid=$!
-    for _ in $(seq 2000); do compgen -G "$work/$2/judge-training/updates/update-*" >/dev/null && break; sleep 0.02; done
-    kill -$1 $(pgrep -f "^$bin/atelier-reward-train --run $work/$2")
+    for _ in $(seq 5000); do compgen -G "$at/updates/update-*" >/dev/null && break; sleep 0.02; done
+    kill -$signal $(pgrep -f "^$bin/atelier-$2 --run $work/$3") || true  # it may be over
     wait $pid 2>/dev/null || found=$?
-    flock "$work/$2/judge-training/.lock" true  # the system may still be clearing up after it
-    [[ $1 == KILL ]] || ((found == 75)) || fail "exit code 75 expected after TERM, found $found"
-    [[ ! -e $work/$2/judge ]] || fail "the training was over before the signal"
+    flock "$at/.lock" true  # the system may still be clearing up after it
+    [[ $signal == KILL ]] || ((found == 75)) || fail "exit code 75 expected after $signal, found $found"
+    [[ ! -e $product ]] || fail "$2 was over before the signal"
 }
+# stopped_training SIGNAL RUN RANKS: the same of reward-train
+stopped_training() { stopped $1 "$work/$2/judge-training" "$work/$2/judge" $3 reward-train $2; }

@@ -44,7 +44,7 @@ plan alone --set compute.zero=3
 code 0 on 1 reward-train alone
 says "device memory: the peak was .* 100 % of the plan"
 plan killed --set compute.zero=3
-stopped KILL killed 2
+stopped_training KILL killed 2
 code 0 on 2 reward-train killed
 says "goes on from"
 same "$work/zero-3/judge" "$work/killed/judge" "killed and resumed, the judge differs"

@@ -119,13 +119,7 @@ code 0 iteration 1 grpo killed
 mv "$(policy killed)" "$work/undisturbed"
 plan killed "${often[@]}" --set compute.optimizer=host
 rm -rf "$updates" "$(policy killed)"
-iteration 1 grpo killed >/dev/null 2>&1 &
-pid=$!
-for _ in $(seq 2000); do compgen -G "$updates/update-*" >/dev/null && break; sleep 0.05; done
-kill -KILL $pid $(pgrep -f "^$bin/atelier-grpo --run $work/killed" || true) 2>/dev/null || true
-wait $pid 2>/dev/null || true
-flock "${updates%/updates}/.lock" true  # the system may still be clearing up after it
-[[ ! -e $(policy killed) ]] || fail "the update was over before it was killed"
+stopped KILL "${updates%/updates}" "$(policy killed)" 1 grpo killed --policy t2i --iteration 1
 code 0 iteration 1 grpo killed
 says "goes on from"
 same "$work/undisturbed" "$(policy killed)" "killed and resumed, the policy differs"

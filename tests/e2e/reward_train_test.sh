@@ -29,7 +29,7 @@ code 0 "$bin/atelier-inspect" "$work/labels/train-1.jsonl"
 says "11 labelled samples, 22 scores, 0 times that a dimension does not apply, 11 pictures"
 for signal in KILL TERM; do
     plan after-$signal
-    stopped $signal after-$signal 1
+    stopped_training $signal after-$signal 1
     code 0 train after-$signal
     cmp "$work/whole/judge/model.safetensors" "$work/after-$signal/judge/model.safetensors" || fail "weights differ after $signal"
     cmp "$work/whole/judge/report.json" "$work/after-$signal/judge/report.json" || fail "reports differ after $signal"
@@ -51,7 +51,7 @@ for case in "0 3" "1 2" "2 2" "3 2" "3 3"; do
 done
 # A state of two ranks goes on: there to the same bits, elsewhere within rounding.
 plan resumed-2 "${cut[@]}" --set compute.zero=3
-stopped KILL resumed-2 2
+stopped_training KILL resumed-2 2
 # That of update 3, or on a slow machine a later one.
 [[ $(cd "$work/resumed-2/judge-training/updates" && for state in update-*; do ls "$state"; done | sort -u) == $'snapshot.json\ntraining-00000-of-00002.h5\ntraining-00001-of-00002.h5' ]] ||
     fail "the state is not in shards"
@@ -76,7 +76,7 @@ code 0 train adapter
 cmp -s "$work/start/model.safetensors" "$work/adapter/judge/model.safetensors" && fail "the adapter changed nothing"
 code 0 "$bin/atelier-inspect" --verify "$work/adapter"
 plan adapter-killed "${adapter[@]}"
-stopped KILL adapter-killed 1
+stopped_training KILL adapter-killed 1
 code 0 train adapter-killed
 for file in model.safetensors adapter/adapter_model.safetensors report.json; do
     cmp "$work/adapter/judge/$file" "$work/adapter-killed/judge/$file" || fail "$file differs after KILL"

@@ -93,12 +93,7 @@ for zero in 0 3; do
     plan killed-$zero "${more[@]}" --set compute.zero=$zero
     code 0 iteration 2 rollout killed-$zero 1
     updates=$work/killed-$zero/t2i/iter-0001/updates
-    iteration 2 grpo killed-$zero 1 >/dev/null 2>&1 &
-    pid=$!
-    for _ in $(seq 2000); do compgen -G "$updates/update-*" >/dev/null && break; sleep 0.05; done
-    kill -KILL $pid $(pgrep -f "^$bin/atelier-grpo --run $work/killed-$zero" || true) 2>/dev/null || true
-    wait $pid 2>/dev/null || true
-    [[ ! -e $(policy killed-$zero 1) ]] || fail "the update was over before it was killed"
+    stopped KILL "${updates%/updates}" "$(policy killed-$zero 1)" 2 grpo killed-$zero --policy t2i --iteration 1
     (($(ls -d "$updates"/update-* | wc -l) <= 2)) || fail "more than checkpoint.keep states are kept"
     code 0 iteration 2 grpo killed-$zero 1
     says "goes on from .*update-"
