@@ -437,7 +437,7 @@ const std::vector<config::Key>& schema() {
              .low = 0,
              .changes_results = false},
             {.name = "grpo.clip",
-             .fallback = 1e-3,
+             .fallback = 1e-4,
              .meaning = "the ratio is clipped to 1 ± this",
              .low = 0},
             {.name = "grpo.learning_rate", .fallback = 1e-4, .meaning = "AdamW's rate", .low = 0},
