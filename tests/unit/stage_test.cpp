@@ -10,6 +10,7 @@
 
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
+#include "ops/cuda/open_device.hpp"
 #include "stage/dag.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/schema.hpp"
@@ -520,6 +521,24 @@ TEST_F(Run, APoolGivesThePromptsOfItsLines) {
     } catch (const Error& e) {  // 200 prompts and the 29 empty lines between them
         EXPECT_THAT(e.what(), testing::HasSubstr("p.jsonl:230: id 'p5' stands twice"));
     }
+}
+
+/// The message of the Error that it throws.
+std::string refusal_of(const std::function<void()>& f, ErrorKind kind = ErrorKind::usage) {
+    try {
+        f();
+    } catch (const Error& e) {
+        EXPECT_EQ(e.kind(), kind) << e.message();
+        return e.message();
+    }
+    return "(no error)";
+}
+
+TEST(Devices, EachRankOfAHostHasItsOwn) {
+    using ops::cuda::device_of_rank;
+    EXPECT_EQ(device_of_rank(3, 8), 3);
+    EXPECT_EQ(device_of_rank(3, 1), 0) << "the launcher shows it its own";
+    EXPECT_THAT(refusal_of([] { device_of_rank(8, 8); }), HasSubstr("rank 8 of its host (from 0), which shows 8 devices"));
 }
 
 TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {

@@ -201,11 +201,10 @@ const char* open_device() {
     const cudaError_t status = cudaGetDeviceCount(&count);
     ATELIER_CHECK_USAGE(status == cudaSuccess && count > 0, "device = \"cuda\": no device can be used on this host: {}",
                         status == cudaSuccess ? "none is visible" : cudaGetErrorString(status));
-    // One rank a device: the launcher shows each rank its own, or all of them and the rank's place on its host.
     const char* local = nullptr;
     for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"})
         if (local == nullptr) local = std::getenv(name);
-    const int device = local == nullptr ? 0 : std::atoi(local) % count;
+    const int device = device_of_rank(local == nullptr ? 0 : std::atoi(local), count);
     process_device = device;
     choose_device();
     static cudaDeviceProp properties;
