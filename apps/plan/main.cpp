@@ -14,8 +14,8 @@
 #include "stage/dag.hpp"
 #include "stage/memory_plan.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/plan_checks.hpp"
 #include "stage/schema.hpp"
-#include "stage/scorers.hpp"
 #include "stage/storage_plan.hpp"
 
 namespace {
@@ -51,7 +51,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
     std::string file, directory, device_memory;
     stage::MemoryQuestion question;
     std::vector<std::string> overrides;
-    bool print = false, dot = false, storage = false, memory = false;
+    bool print = false, dot = false, storage = false, memory = false, slurm = false;
     po::options_description text(
         "atelier-plan [CONFIG]: a configuration resolved, its jobs, and the run directory made from it");
     text.add_options()("help", "this text")("config", po::value(&file),
@@ -59,6 +59,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "set", po::value(&overrides)->composing(),
         "section.key=value, over the file's; may be repeated")("run", po::value(&directory),
                                                                "run directory to make")(
+        "slurm", po::bool_switch(&slurm), "refuse also what the [slurm] sections' jobs would refuse")(
         "print-config", po::bool_switch(&print),
         "show every key with its meaning, unit and origin")("dot", po::bool_switch(&dot),
                                                             "show the jobs as Graphviz")(
@@ -78,11 +79,12 @@ int run(comm::Communicator& world, int argc, char** argv) {
     ATELIER_CHECK_USAGE(!file.empty(), "a configuration is needed (see --help)");
     stage::Context context{run, config::Config::resolve(file, overrides, stage::schema()), &world,
                            "", 1};
-    stage::check_scorer(context.config);
+    stage::check_settings(context);
     for (const std::string& task : context.config.tasks()) stage::configured_sizes(context.config, task);
     const auto jobs = stage::pipeline_jobs(context);
+    if (slurm) stage::check_resources(context, jobs);
     if (!directory.empty()) {
-        stage::check_scorer_files(context);
+        stage::check_files(context);
         make_run(run, context.config, jobs);
     }
     if (print) std::cout << context.config.describe();

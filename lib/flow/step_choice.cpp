@@ -101,7 +101,7 @@ std::vector<int> choose_steps(const StepChoice& choice, Sampler sampler, double 
     if (choice.policy == StepPolicy::all) return possible;
     ATELIER_CHECK_USAGE(
         choice.count >= 1 && choice.count <= static_cast<int>(possible.size()),
-        "the number of trained steps must lie in [1, {}] (steps with noise), found {}",
+        "steps.count must lie in [1, {}] (steps with noise), found {}",
         possible.size(), choice.count);
     Random random(random_key(seed, RandomUse::step_choice, iteration, task));
     return choice.policy == StepPolicy::window ? window(choice, possible, sigmas, random)

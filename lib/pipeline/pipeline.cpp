@@ -39,25 +39,39 @@ nlohmann::json read_index(const fs::path& directory) {
     return read_json(directory / "model_index.json");
 }
 
+/// Throws Error(input) unless the index names the components that this class knows.
+nlohmann::json read_checked_index(const fs::path& directory) {
+    auto json = read_index(directory);
+    const JsonNode index(json, (directory / "model_index.json").string() + ": ");
+    ATELIER_CHECK_INPUT(index.at("_class_name").text() == "QwenImage21Pipeline", "{} must be QwenImage21Pipeline, found {}",
+                        index.at("_class_name").place(), index.at("_class_name").found());
+    check_component(index, "processor", "Qwen3VLProcessor");
+    check_component(index, "scheduler", "FlowMatchEulerDiscreteScheduler");
+    check_component(index, "text_encoder", "Qwen3VLForConditionalGeneration");
+    check_component(index, "transformer", "QwenImage21Transformer2DModel");
+    check_component(index, "vae", "AutoencoderKLQwenImage21");
+    return json;
+}
+
 }  // namespace
+
+void check_model_directory(const fs::path& directory) {
+    read_checked_index(directory);
+    tokenizer_directory(directory);
+    dit::open_weights(directory / "transformer");
+    vlm::open_weights(directory / "text_encoder");
+    io::Safetensors::open_component(directory / "vae", dit::weights_stem);
+}
 
 Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const Placement& placement)
     : directory_(directory),
       transformer_directory_(transformer.empty() ? directory / "transformer" : transformer),
-      processor_((check_component(JsonNode(read_index(directory), (directory / "model_index.json").string() + ": "), "processor",
-                                  "Qwen3VLProcessor"),
-                  ProcessorConfig::load(directory / "processor"))),
+      processor_((read_checked_index(directory), ProcessorConfig::load(directory / "processor"))),
       tokenizer_(Tokenizer::load(tokenizer_directory(directory))),
       arena_("weights", 0),
       ranks_(placement.ranks) {
     const auto json = read_index(directory);
     const JsonNode index(json, (directory / "model_index.json").string() + ": ");
-    ATELIER_CHECK_INPUT(index.at("_class_name").text() == "QwenImage21Pipeline", "{} must be QwenImage21Pipeline, found {}",
-                        index.at("_class_name").place(), index.at("_class_name").found());
-    check_component(index, "scheduler", "FlowMatchEulerDiscreteScheduler");
-    check_component(index, "text_encoder", "Qwen3VLForConditionalGeneration");
-    check_component(index, "transformer", "QwenImage21Transformer2DModel");
-    check_component(index, "vae", "AutoencoderKLQwenImage21");
     if (index.has("sample_sigmas")) {
         const JsonNode list = index.at("sample_sigmas");
         for (std::size_t i = 0; i < list.size(); ++i) sample_sigmas_.push_back(list[i].number());

@@ -61,6 +61,10 @@ struct Placement {
 /// Bytes of the frozen parts' weights where these are.
 Bytes frozen_bytes(const vlm::Vlm& text_encoder, const vae::Vae& autoencoder, bool text_encoder_on_host);
 
+/// Throws Error(input) unless the directory is one that Pipeline opens: its index, a tokenizer, each component's files of weights with their headers.
+/// No number is read.
+void check_model_directory(const std::filesystem::path& directory);
+
 /// A diffusers directory of class QwenImage21Pipeline, opened: configs, tokenizer, schedule, and the weights of the frozen
 /// parts and of the transformer in memory (fp32).
 class Pipeline {

@@ -6,6 +6,24 @@
 #include "flow/noise.hpp"
 
 namespace atelier::rl {
+
+void check_sampling(const SamplingSpec& spec) {
+    ATELIER_CHECK_USAGE(spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
+                        "a group of {} members (rollout.group_size) cannot be cut into micro-batches of {} (rollout.micro_batch): a multiple of it was expected",
+                        spec.members, spec.micro_batch);
+}
+
+void check_objective(const ObjectiveConfig& objective, const SamplingSpec& spec) {
+    ATELIER_CHECK_USAGE(!objective.ratio_norm || !spec.uses_guidance() || spec.guidance_train == flow::GuidanceTrain::guided,
+                        "grpo.ratio_norm needs the trained policy's own mean, which sampling with guidance {} and sampling.guidance_train = conditional does not "
+                        "give: guided or none was expected", spec.guidance.scale);
+    ATELIER_CHECK_USAGE(!objective.ratio_norm || spec.log_prob == flow::LogProb::mean, "grpo.ratio_norm is defined for sampling.log_prob = mean");
+    ATELIER_CHECK_USAGE(objective.kl == KlKind::none || objective.beta > 0,
+                        "grpo.kl_beta = {}: a weight above 0 was expected, since grpo.kl asks for a distance to the base", objective.beta);
+    ATELIER_CHECK_USAGE(objective.kl != KlKind::none || objective.beta == 0, "grpo.kl_beta = {} with grpo.kl = none: gaussian or velocity was expected",
+                        objective.beta);
+}
+
 GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
                          const pipeline::EncodedPrompt* unconditional, const SamplingSpec& spec, dit::Keep keep, Arena& arena)
     : dit_(dit),
@@ -14,8 +32,7 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
       keep_(keep),
       conditional_(dit, conditional, spec.target, keep, arena),
       batch_(dit, spec.target, spec.micro_batch, arena) {
-    ATELIER_CHECK_USAGE(spec.members >= 1 && spec.micro_batch >= 1 && spec.members % spec.micro_batch == 0,
-                        "a group of {} members cannot be cut into micro-batches of {}", spec.members, spec.micro_batch);
+    check_sampling(spec);
     ATELIER_CHECK_USAGE(!spec.uses_guidance() || unconditional != nullptr, "guidance {} needs a negative prompt",
                         spec.guidance.scale);
     const bool guided = spec.uses_guidance();
@@ -159,11 +176,9 @@ std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
 ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory, std::span<const double> advantage,
                                   double weight, const nn::ParameterStore& gradients, std::span<const float> base_velocity) {
     ATELIER_CHECK(keep_ != dit::Keep::nothing, "this group was planned for sampling");
-    const bool has_kl = objective.kl != KlKind::none && objective.beta > 0;
+    check_objective(objective, spec_);
+    const bool has_kl = objective.kl != KlKind::none;
     ATELIER_CHECK(!has_kl || base_velocity.size() == trajectory.x.size(), "a KL term needs the base's velocities");
-    ATELIER_CHECK_USAGE(!objective.ratio_norm || !spec_.uses_guidance() || spec_.guidance_train == flow::GuidanceTrain::guided,
-                        "the normalised ratio needs the trained policy's own mean, which sampling with guidance_train = conditional does not give");
-    ATELIER_CHECK_USAGE(!objective.ratio_norm || spec_.log_prob == flow::LogProb::mean, "the normalised ratio is defined for log_prob = mean");
     const DeviceScope scope(dit_.device());
     const dit::Config& c = dit_.config();
     const std::int64_t trained = trained_count();

@@ -39,6 +39,12 @@ struct SamplingSpec {
     }
 };
 
+/// Throws Error(usage) where a group cannot be cut into such micro-batches.
+void check_sampling(const SamplingSpec& spec);
+/// Throws Error(usage) where what is sampled so cannot be trained on with this objective: GRPO-Guard's ratio where the sampled mean is not that of the
+/// trained policy (guidance_train = conditional under guidance) or the log-probability no mean; a KL term without weight, or the reverse.
+void check_objective(const ObjectiveConfig& objective, const SamplingSpec& spec);
+
 /// What a group left behind: states before and after each trained step and the log-probability of the policy that is
 /// trained, in the shard's layout.
 struct GroupTrajectory {
@@ -75,8 +81,7 @@ class GroupPolicy {
 
     /// Adds the gradient of `weight` times the sum over members and trained steps of the clipped surrogate, and of the KL term if
     /// the objective has one, to `gradients`. Without a KL term members whose advantage is 0 add nothing. `base_velocity`: the
-    /// base policy's velocities(), needed by KL terms. Throws Error(usage) for GRPO-Guard's ratio where the sampled mean is not
-    /// that of the trained policy (guidance_train = conditional under guidance).
+    /// base policy's velocities(), needed by KL terms. Throws Error(usage) as check_objective() does.
     ObjectiveStats train(const ObjectiveConfig& objective, const GroupTrajectory& trajectory, std::span<const double> advantage, double weight,
                          const nn::ParameterStore& gradients, std::span<const float> base_velocity = {});
 

@@ -73,12 +73,9 @@ class Update {
           shards_(shards),
           groups_(groups),
           prompts_(prompts),
+          objective_(objective_of(c.config)),
           keep_(c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations) {
-        objective_.clip = c.config.number("grpo.clip");
-        objective_.ratio_norm = c.config.flag("grpo.ratio_norm");
-        objective_.kl = rl::parse_kl_kind(c.config.text("grpo.kl"));
-        objective_.beta = c.config.number("grpo.kl_beta");
-        if (objective_.kl == rl::KlKind::none || objective_.beta <= 0) return;
+        if (objective_.kl == rl::KlKind::none) return;
         // With its adapter off the policy is the base.
         if (model.adapter() == nullptr)
             reference_ = std::make_unique<Reference>(model, ranks, c.base_transformer());
@@ -220,6 +217,10 @@ struct TrainedSoFar {
 };
 
 }  // namespace
+
+rl::ObjectiveConfig objective_of(const config::Config& c) {
+    return {c.number("grpo.clip"), c.flag("grpo.ratio_norm"), rl::parse_kl_kind(c.text("grpo.kl")), c.number("grpo.kl_beta")};
+}
 
 int run_grpo(const Context& c) {
     const auto rollout = c.run.rollout(c.policy, c.iteration),

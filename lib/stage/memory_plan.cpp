@@ -130,7 +130,7 @@ class Planner {
         const ModelOutline model = outline(training_.at(task), true, 0);
         hold_model(plan, model, 0);
         GrpoMemory memory;
-        memory.has_kl = c_.config.text("grpo.kl") != "none" && c_.config.number("grpo.kl_beta") > 0;
+        memory.has_kl = c_.config.text("grpo.kl") != "none";
         if (memory.has_kl && !lora_) memory.base_weights = zero_ == 3 ? model.parameters : frozen_transformer();
         memory.trainer = trainer(c_.config.number("grpo.ema") > 0);
         memory.has_snapshots = has_snapshots();

@@ -665,8 +665,7 @@ const std::vector<config::Key>& schema() {
              .unit = "seconds",
              .low = 1,
              .changes_results = false}};
-        for (const char* stage :
-             {"curate", "rollout", "grpo", "teacher-dump", "distill", "evaluate", "reward-train"}) {
+        for (const char* stage : stages_with_resources) {
             const Text prefix = Text("slurm.") + stage + ".";
             keys.push_back({.name = prefix + "ranks",
                             .fallback = Integer{1},

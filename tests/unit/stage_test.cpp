@@ -13,6 +13,7 @@
 #include "ops/cuda/open_device.hpp"
 #include "stage/dag.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/plan_checks.hpp"
 #include "stage/schema.hpp"
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
@@ -539,6 +540,60 @@ TEST(Devices, EachRankOfAHostHasItsOwn) {
     EXPECT_EQ(device_of_rank(3, 8), 3);
     EXPECT_EQ(device_of_rank(3, 1), 0) << "the launcher shows it its own";
     EXPECT_THAT(refusal_of([] { device_of_rank(8, 8); }), HasSubstr("rank 8 of its host (from 0), which shows 8 devices"));
+}
+
+TEST_F(Run, WhatEveryJobWouldRefuseIsRefusedWhenItIsPlanned) {
+    const auto settings = [&](const std::string& set) { return refusal_of([&] { check_settings(context({set})); }); };
+    for (const char* good : {"slurm.grpo.time=90", "slurm.grpo.time=01:30", "slurm.grpo.time=00:01:01", "slurm.grpo.time=2-0", "slurm.grpo.time=1-12:30:00",
+                             "slurm.grpo.time=UNLIMITED", "slurm.grpo.time=\"0\"", "slurm.grpo.memory=64G", "slurm.grpo.memory=\"4000\"", "slurm.grpo.memory=64GB"})
+        EXPECT_EQ(settings(good), "(no error)") << good;
+    for (const char* bad : {"", "1:2:3:4", "4h", "1-", "-1", "1::2"})
+        EXPECT_THAT(settings(fmt::format("slurm.grpo.time=\"{}\"", bad)), HasSubstr(fmt::format("slurm.grpo.time = \"{}\": minutes, ", bad)));
+    for (const char* bad : {"", "G", "64 G", "64X", "1.5G"})
+        EXPECT_THAT(settings(fmt::format("slurm.evaluate.memory=\"{}\"", bad)), HasSubstr(fmt::format("slurm.evaluate.memory = \"{}\": a number", bad)));
+    EXPECT_THAT(settings("slurm.curate.time=00:01:00"), HasSubstr("more than slurm.stop_early = 60 seconds"));
+    EXPECT_THAT(settings("slurm.launcher=\"\""), HasSubstr("slurm.launcher is empty"));
+    EXPECT_THAT(settings("compute.dtype=bf16"), HasSubstr("checkpoint.dtype = bf16 (found f32)"));
+
+    const auto files = [&](const std::vector<std::string>& set) { return refusal_of([&] { check_files(context(set)); }); };
+    EXPECT_EQ(files({}), "(no error)");
+    EXPECT_THAT(files({"rollout.micro_batch=3"}), HasSubstr("8 members (rollout.group_size) cannot be cut into micro-batches of 3 (rollout.micro_batch)"));
+    EXPECT_THAT(files({"steps.count=9"}), HasSubstr("steps.count must lie in [1, 8] (steps with noise), found 9"));
+    EXPECT_THAT(files({"steps.window_begin=7"}), HasSubstr("from step 7"));
+    EXPECT_THAT(files({"grpo.ratio_norm=true"}), HasSubstr("grpo.ratio_norm needs the trained policy's own mean"));
+    EXPECT_THAT(files({"grpo.ratio_norm=true", "sampling.guidance_train=guided", "sampling.log_prob=sum"}), HasSubstr("sampling.log_prob = mean"));
+    EXPECT_THAT(files({"grpo.kl=gaussian"}), HasSubstr("grpo.kl_beta = 0: a weight above 0"));
+    EXPECT_THAT(files({"grpo.kl_beta=0.1"}), HasSubstr("grpo.kl_beta = 0.1 with grpo.kl = none"));
+    const auto missing = [&](const std::string& set) { return refusal_of([&] { check_files(context({set})); }, ErrorKind::input); };
+    EXPECT_THAT(missing("task.edit.heldout=\"\""), HasSubstr("task.edit.heldout = \"\": a file of prompts"));
+    EXPECT_THAT(missing("task.t2i.train=none.jsonl"), HasSubstr("/none.jsonl\": a file of prompts"));
+    EXPECT_THAT(missing("run.model=none"), HasSubstr("/none\": a diffusers model directory"));
+    // Configuration files are no weights.
+    const fs::path model = directory_ / "model";
+    fs::copy(fs::path(ATELIER_SOURCE_DIR) / "assets/mini/base", model, fs::copy_options::recursive);
+    fs::remove(model / "vae/diffusion_pytorch_model.safetensors");
+    EXPECT_THAT(missing("run.model=" + model.string()), HasSubstr("vae holds neither diffusion_pytorch_model.safetensors nor"));
+
+    const auto resources = [&](const std::vector<std::string>& set) {
+        const Context c = context(set);
+        return refusal_of([&] { check_resources(c, pipeline_jobs(c)); });
+    };
+    const std::string cuda = "compute.device=cuda";
+    EXPECT_EQ(resources({}), "(no error)");
+    EXPECT_THAT(resources({"slurm.grpo.nodes=2"}), HasSubstr("slurm.grpo.nodes = 2: at most slurm.grpo.ranks = 1"));
+    EXPECT_THAT(resources({"reward.ranks=1"}), HasSubstr("slurm.curate.ranks = 1: more than reward.ranks = 1"));
+    EXPECT_THAT(resources({cuda}), HasSubstr("slurm.curate.gpus_per_node = 0: at least 1"));
+    EXPECT_EQ(resources({cuda, "slurm.options=--gres=gpu:8"}), "(no error)");
+    std::vector<std::string> set{cuda};
+    for (const char* stage : stages_with_resources) {
+        set.push_back(fmt::format("slurm.{}.gpus_per_node=1", stage));
+        set.push_back(fmt::format("slurm.{}.nodes=1", stage));
+    }
+    EXPECT_THAT(resources(set), HasSubstr("slurm.distill.gpus_per_node = 1: at least 2 was expected"));
+    set.push_back("slurm.distill.gpus_per_node=2");
+    EXPECT_THAT(resources(set), HasSubstr("slurm.evaluate.gpus_per_node = 1: at least 2 was expected"));
+    set.insert(set.end(), {"reward.ranks=1", "slurm.curate.ranks=2", "slurm.rollout.ranks=2"});
+    EXPECT_EQ(resources(set), "(no error)") << "a judge that measures needs no GPU";
 }
 
 TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
