@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <iostream>
+#include <sstream>
 
 #include "comm/run_main.hpp"
 #include "config/command_line.hpp"
@@ -15,6 +16,7 @@
 #include "stage/memory_plan.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
+#include "stage/rerun.hpp"
 #include "stage/schema.hpp"
 #include "stage/storage_plan.hpp"
 
@@ -48,7 +50,7 @@ void make_run(const stage::RunDirectory& run, const config::Config& config,
 }
 
 int run(comm::Communicator& world, int argc, char** argv) {
-    std::string file, directory, device_memory;
+    std::string file, directory, device_memory, from;
     stage::MemoryQuestion question;
     std::vector<std::string> overrides;
     bool print = false, dot = false, storage = false, memory = false, slurm = false;
@@ -60,6 +62,8 @@ int run(comm::Communicator& world, int argc, char** argv) {
         "section.key=value, over the file's; may be repeated")("run", po::value(&directory),
                                                                "run directory to make")(
         "slurm", po::bool_switch(&slurm), "refuse also what the [slurm] sections' jobs would refuse")(
+        "from", po::value(&from), "with --run: what is removed of it before these stages (commas between), and all that come after them, are made again, a "
+                                  "path a line; refused where they need what storage.keep or storage.states gave up; nothing is removed here")(
         "print-config", po::bool_switch(&print),
         "show every key with its meaning, unit and origin")("dot", po::bool_switch(&dot),
                                                             "show the jobs as Graphviz")(
@@ -86,6 +90,14 @@ int run(comm::Communicator& world, int argc, char** argv) {
     if (!directory.empty()) {
         stage::check_files(context);
         make_run(run, context.config, jobs);
+    }
+    if (!from.empty()) {
+        ATELIER_CHECK_USAGE(!directory.empty(), "--from needs --run, the run whose stages are made again");
+        std::vector<std::string> names;
+        std::istringstream list(from);
+        for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+        for (const auto& path : stage::outputs_made_again(run, jobs, names)) std::cout << path.string() << '\n';
+        return 0;
     }
     if (print) std::cout << context.config.describe();
     if (storage) std::cout << stage::describe_storage(context);

@@ -36,16 +36,6 @@ void retain(const Context& c, const std::filesystem::path& directory) {
     });
 }
 
-void require_trajectories(const std::filesystem::path& directory, const std::string& made_by) {
-    const io::Manifest manifest = io::read_manifest(directory);
-    const std::string kept = manifest.facts.value("kept", "all");
-    ATELIER_CHECK_INPUT(kept == "all",
-                        "{}: its trajectories were given up when what they trained was published (storage.keep = {}); remove the directory and run "
-                        "{} again", directory.string(), kept, made_by);
-    ATELIER_CHECK_INPUT(std::ranges::any_of(manifest.outputs, [](const auto& output) { return output.first.starts_with("shard-"); }),
-                        "{} names no shard", (directory / io::manifest_name).string());
-}
-
 namespace {
 
 constexpr const char* state_fact = "optimizer_state";
@@ -77,8 +67,21 @@ void retain_states(const Context& c, std::int64_t newest, const std::function<st
     }
 }
 
+bool gave_up_trajectories(const std::filesystem::path& directory) { return io::read_facts(directory).value("kept", "all") != "all"; }
+
+bool gave_up_state(const std::filesystem::path& product) { return io::read_facts(product).contains(state_fact); }
+
+void require_trajectories(const std::filesystem::path& directory, const std::string& made_by) {
+    ATELIER_CHECK_INPUT(!gave_up_trajectories(directory),
+                        "{}: its trajectories were given up when what they trained was published (storage.keep); remove the directory and run {} again",
+                        directory.string(), made_by);
+    const io::Manifest manifest = io::read_manifest(directory);
+    ATELIER_CHECK_INPUT(std::ranges::any_of(manifest.outputs, [](const auto& output) { return output.first.starts_with("shard-"); }),
+                        "{} names no shard", (directory / io::manifest_name).string());
+}
+
 void require_state(const std::filesystem::path& product) {
-    ATELIER_CHECK_INPUT(!io::read_facts(product).contains(state_fact),
+    ATELIER_CHECK_INPUT(!gave_up_state(product),
                         "{}: its optimizer's state was given up when a later one was published, so no training can go on from it; storage.states "
                         "says how many of the newest are kept", product.string());
 }

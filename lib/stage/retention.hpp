@@ -16,7 +16,11 @@ void retain(const Context& context, const std::filesystem::path& directory);
 /// directory of each.
 void retain_states(const Context& context, std::int64_t newest, const std::function<std::filesystem::path(std::int64_t)>& product);
 
-/// Throws Error(input) where trajectories cannot be trained on: given up by storage.keep, or none are there. `made_by`: the program that makes them.
+/// Whether a complete directory of shards was published anew without its trajectories, and a product without its optimizer's state.
+bool gave_up_trajectories(const std::filesystem::path& directory);
+bool gave_up_state(const std::filesystem::path& product);
+
+/// Throws Error(input) where trajectories cannot be trained on: they were given up, or none are there. `made_by`: the program that makes them.
 void require_trajectories(const std::filesystem::path& directory, const std::string& made_by);
 
 /// Throws Error(input) where a product's optimizer state was given up: training cannot go on from it.

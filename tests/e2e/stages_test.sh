@@ -154,7 +154,7 @@ code 0 stage grpo options t2i 1
 code 0 "$bin/atelier-inspect" --verify "$work/options"
 mv "$work/options/t2i/iter-0001/policy" "$work/options-policy"
 code 3 stage grpo options t2i 1
-says "storage.keep = summary"
+says "given up when what they trained was published (storage.keep)"
 mv "$work/options-policy" "$work/options/t2i/iter-0001/policy"
 code 0 stage rollout options t2i 2
 (($(wc -l <"$work/options/metrics.jsonl") == 1)) || fail "metrics of one update on several lines"

@@ -14,6 +14,7 @@
 #include "stage/dag.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
+#include "stage/rerun.hpp"
 #include "stage/schema.hpp"
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
@@ -533,6 +534,54 @@ std::string refusal_of(const std::function<void()>& f, ErrorKind kind = ErrorKin
         return e.message();
     }
     return "(no error)";
+}
+
+TEST_F(Run, StagesAreMadeAgainWhereWhatTheyNeedIsThere) {
+    const Context c = context({"grpo.iterations=3", "distill.rounds=2", "pipeline.mix=false"});
+    const auto jobs = pipeline_jobs(c);
+    const auto publish = [&](const fs::path& output, const nlohmann::json& facts) {
+        fs::create_directories(directory_ / output);
+        io::Manifest m;
+        m.facts = facts;
+        io::publish_manifest(directory_ / output, m);
+    };
+    const auto again = [&](const std::vector<std::string>& names) {
+        std::vector<std::string> paths;
+        for (const fs::path& path : outputs_made_again(c.run, jobs, names)) paths.push_back(path.string());
+        return paths;
+    };
+    for (const Job& job : jobs) publish(job.output, nlohmann::json::object());
+    // What comes after goes first, and with an output, complete or not, what was kept beside it.
+    fs::create_directories(directory_ / "opd/round-02/updates");
+    fs::remove(directory_ / "opd/round-02/student/manifest.json");
+    EXPECT_THAT(again({"distill-02"}), ElementsAre("eval", "opd/round-02/student", "opd/round-02/updates"));
+    fs::remove_all(directory_ / "opd/round-02/student");
+    EXPECT_THAT(again({"distill-02"}), ElementsAre("eval", "opd/round-02/updates"));
+    EXPECT_THAT(again({"evaluate"}), ElementsAre("eval"));
+    EXPECT_EQ(again({"curate-t2i"}).size(), 1 + 6 + 2 + 1 + 2 + 1 + 1u) << "curation, three iterations, dumps, a student, dumps, updates, eval";
+    EXPECT_THAT(refusal_of([&] { again({"rollout-t2i-0009"}); }), HasSubstr("no stage rollout-t2i-0009"));
+
+    // As after storage.states = 1.
+    for (const char* policy : {"t2i", "edit"})
+        for (const char* iteration : {"1", "2"}) publish(fmt::format("{}/iter-000{}/policy", policy, iteration), {{"optimizer_state", "given up"}});
+    publish("opd/round-01/student", {{"optimizer_state", "given up"}});
+    publish("opd/round-02/student", nlohmann::json::object());
+    EXPECT_THAT(refusal_of([&] { again({"rollout-t2i-0003"}); }),
+                ::testing::AllOf(HasSubstr("grpo-t2i-0003 cannot be made again: t2i/iter-0002/policy has given up its optimizer's state (storage.states)"),
+                                 ::testing::EndsWith("--from grpo-t2i-0001")));
+    EXPECT_THAT(refusal_of([&] { again({"teacher-dump-edit-02"}); }), ::testing::EndsWith("--from distill-01"));
+    EXPECT_THAT(again({"grpo-t2i-0001"}), ::testing::Contains("t2i/iter-0001/policy"));
+    EXPECT_THAT(again({"distill-01"}), ElementsAre("eval", "opd/round-02/student", "opd/round-02/updates", "opd/round-02/teacher-t2i",
+                                                   "opd/round-02/teacher-edit", "opd/round-01/student"));
+
+    // With storage.keep = summary updates have nothing to train on either: both tasks' dumps, or a policy's rollout, are named.
+    for (const Job& job : jobs)
+        if (job.stage == "rollout" || job.stage == "teacher-dump") publish(job.output, {{"kept", "summary"}});
+    EXPECT_THAT(refusal_of([&] { again({"distill-02"}); }),
+                ::testing::AllOf(HasSubstr("has given up its trajectories (storage.keep)"), ::testing::EndsWith("--from teacher-dump-edit-01,teacher-dump-t2i-01")));
+    EXPECT_THAT(refusal_of([&] { again({"grpo-edit-0002"}); }), ::testing::EndsWith("--from rollout-edit-0001"));
+    EXPECT_EQ(again({"teacher-dump-t2i-01", "teacher-dump-edit-01"}).size(), 8u);
+    EXPECT_THAT(again({"rollout-edit-0001"}), ::testing::Contains("edit/iter-0003/policy"));
 }
 
 TEST(Devices, EachRankOfAHostHasItsOwn) {

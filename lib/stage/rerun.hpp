@@ -1,0 +1,16 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "stage/dag.hpp"
+
+namespace atelier::stage {
+
+/// What is removed before the named jobs, and all that come after them, are made again: their outputs, complete or not, and the states that they kept
+/// while they ran. Those that are there, relative to the run, dependents first. Throws Error(usage) for a name that no job has, and where a job
+/// needs what was given up ([storage] keep, states) of one that would stay: the message says what, and with which names it can be done.
+std::vector<std::filesystem::path> outputs_made_again(const RunDirectory& run, const std::vector<Job>& jobs, const std::vector<std::string>& names);
+
+}  // namespace atelier::stage
