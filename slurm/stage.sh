@@ -6,30 +6,73 @@
 #SBATCH --requeue --open-mode=append
 set -euo pipefail
 
-run=$(cd "${1:?RUN is missing}" && pwd) name=${2:?STAGE is missing}
+# The third argument is given by who asked for all that the stage needs: pipeline.sh, or this script.
+run=$(cd "${1:?RUN is missing}" && pwd) name=${2:?STAGE is missing} submitted=${3:-}
 IFS=$'\t' read -r _ stage arguments _ output ranks nodes memory time gpus < <(awk -F'\t' -v n="$name" '$1 == n' "$run/pipeline.tsv") ||
     { echo "stage: $run has no stage $name: column -t $run/pipeline.tsv lists them" >&2; exit 2; }
 declare -A setting
-while IFS=$'\t' read -r key value; do setting[$key]=$value; done <"$run/slurm.tsv"
+options=()
+while IFS=$'\t' read -r key value; do
+    if [[ $key == option ]]; then options+=("$value"); else setting[$key]=$value; fi
+done <"$run/slurm.tsv"
 [[ $arguments != - ]] || arguments=
+on_a_node=$(((ranks + nodes - 1) / nodes))
 
-# Submitted by hand the job may lack what the stage asks for: it submits itself again with that.
-if ((ranks > ${SLURM_NTASKS:-1} || setting[threads] > ${SLURM_CPUS_PER_TASK:-1})); then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
-    number=$(env -u SLURM_NTASKS -u SLURM_NPROCS -u SLURM_CPUS_PER_TASK -u SLURM_MEM_PER_NODE -u SLURM_MEM_PER_CPU sbatch --parsable --job-name="$name" \
-        --output="$run/logs/$name.log" --signal="B:USR1@${setting[stop_early]}" --ntasks="$ranks" --nodes="$nodes" \
-        --cpus-per-task="${setting[threads]}" --mem="$memory" --time="$time" $( ((gpus > 0)) && echo "--gpus-per-node=$gpus") \
-        ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} "$script" "$run" "$name")
-    echo "stage: $name needs $ranks ranks of ${setting[threads]} threads: job $number"
+# account LINE...: says in failed/ what became of the stage.
+account() {
+    mkdir -p "$run/failed"
+    {
+        printf '%s\n' "$@"
+        echo "It and what depends on it have not been made. When the cause is gone: sbatch slurm/pipeline.sh --run $run"
+        echo "The end of its log, $run/logs/$name.log:"
+        tail -n 5 "$run/logs/$name.log" 2>/dev/null || true
+    } >"$run/failed/.$name.tmp"
+    mv "$run/failed/.$name.tmp" "$run/failed/$name.txt"
+}
+here_and_now() { echo "at $(date -u +%Y-%m-%dT%H:%M:%SZ) on $(hostname), job ${SLURM_JOB_ID:-none}"; }
+
+threads=${setting[threads]}
+if [[ -n ${SLURM_JOB_ID:-} ]]; then threads=${SLURM_CPUS_PER_TASK:-1}; fi
+if ((ranks > ${SLURM_NTASKS:-1} || setting[threads] > threads)); then
+    needs="$name needs $ranks ranks of ${setting[threads]} threads"
+    if [[ -z ${SLURM_JOB_ID:-} ]]; then
+        echo "stage: $needs: sbatch slurm/stage.sh $run $name, or without Slurm mpirun -n $ranks ${setting[bin]}/atelier-$stage --run $run $arguments" >&2
+        exit 2
+    fi
+    if [[ -n $submitted ]]; then
+        # To submit it anew would tell those that wait for this job that it succeeded.
+        account "$needs, its job has ${SLURM_NTASKS:-1} of $threads: [slurm] was changed since it was submitted, or slurm.options says otherwise" "$(here_and_now)"
+        exit 2
+    fi
+    # Submitted by hand the job may lack what the stage asks for: it submits itself again with that, and without what says of which job this is a part.
+    for variable in $(compgen -e); do
+        if [[ $variable == SLURM_* && $variable != @(SLURM_CONF|SLURM_CLUSTERS|SLURM_JWT) ]]; then unset "$variable"; fi
+    done
+    number=$(sbatch --parsable --job-name="$name" \
+        --output="$run/logs/$name.log" --signal="B:USR1@${setting[stop_early]}" --ntasks="$ranks" --nodes="$nodes" --ntasks-per-node="$on_a_node" \
+        --cpus-per-task="${setting[threads]}" --mem="$memory" --time="$time" $( ((gpus == 0)) || echo "--gpus-per-node=$gpus") \
+        ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} "${options[@]}" \
+        "$0" "$run" "$name" submitted)
+    echo "stage: $needs: job $number"
     exit
 fi
 
 if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,$stage,* ]]; then unset "${setting[key_variable]}"; fi
 export OMP_NUM_THREADS=${setting[threads]} OMP_WAIT_POLICY=passive
+# srun no longer takes it from the job (Slurm 22.05).
+export SRUN_CPUS_PER_TASK=${setting[threads]}
 rm -f "$run/failed/$name.txt"
+# What a stage that is started again goes on from: its shards, and the states of its updates.
+progress() {
+    { find "$run/$output" "$(dirname "$run/$output")/updates" "$run/judge-training/updates" -name '.*' -prune -o -type f -printf '%p %s %T@\n' \
+        2>/dev/null || true; } | sort | cksum
+}
+begun=$(progress)
+stops=$run/logs/.$name.stops  # a line for each time in a row that it was stopped without progress
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
 restarts=${SLURM_RESTART_COUNT:-0}
+((restarts > 0)) || rm -f "$stops"
 echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start $restarts of job ${SLURM_JOB_ID:-none}"
 # Open MPI's launcher can wait for ever for a rank that was killed while it started, with no rank left: it is ended then. (It starts the ranks of this
 # node itself; a launcher of another name is left alone.)
@@ -50,7 +93,14 @@ watch_launcher() {
 child=$!
 if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
 asked=
-trap 'asked=1; kill -USR1 $child 2>/dev/null || true' USR1 TERM
+# The account is there before what may end this script without another word: the time limit, when stopping takes longer.
+stop() {
+    asked=${asked:-$1}
+    kill -USR1 "$child" 2>/dev/null || true
+    account "$name was asked to stop ($1) $(here_and_now), and has not said since how it ended: Slurm may have ended it, by its time limit or its memory"
+}
+trap 'stop USR1' USR1
+trap 'stop TERM' TERM
 code=
 while [[ -z $code ]]; do
     found=0
@@ -59,28 +109,36 @@ while [[ -z $code ]]; do
     if ((found > 128)) && kill -0 "$child" 2>/dev/null; then continue; fi
     code=$found
 done
+trap : USR1 TERM  # the program has ended: what comes of it is said below
 if ((code > 128)) && [[ -n $asked ]]; then code=75; fi
 # A node that still ends the step before may refuse a rank: srun says so and ends the others. Nothing was lost, the job tries again.
 if ((code != 0 && code != 75 && restarts < 5)) && [[ ${command[0]##*/} == srun && -n ${SLURM_JOB_ID:-} ]] &&
     sed -n "/^stage: $name on .* start $restarts of job/,\$p" "$run/logs/$name.log" 2>/dev/null | grep "^srun: error: task .* launch failed" >/dev/null; then
-    code=75
+    code=75 asked=srun
 fi
 
 if ((code == 75)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
-    echo "stage: $name goes back into the queue"
-    # A controller that is being restarted answers later.
-    for _ in $(seq 60); do if scontrol requeue "$SLURM_JOB_ID"; then break; fi; sleep 2; done
-    # Ending before Slurm ends the job would tell dependents that it succeeded or failed.
-    sleep 300
+    # A stage that its own time limit stops again and again would go round for ever. What others did (TERM: the job was pushed aside) is not counted.
+    if [[ $(progress) != "$begun" ]]; then rm -f "$stops"; elif [[ $asked != @(TERM|srun) ]]; then echo "$asked" >>"$stops"; fi
+    if [[ ! -e $stops ]] || (($(wc -l <"$stops") < 3)); then
+        echo "stage: $name goes back into the queue"
+        rm -f "$run/failed/$name.txt"
+        trap - USR1 TERM  # Slurm ends the job with TERM
+        # A controller that is being restarted answers later.
+        for _ in $(seq 60); do if scontrol requeue "$SLURM_JOB_ID"; then break; fi; sleep 2; done
+        # Ending before Slurm ends the job would tell dependents that it succeeded or failed.
+        sleep 300
+    fi
 fi
-if ((code != 0)); then
-    mkdir -p "$run/failed"
-    {
-        echo "$name ended with exit code $code (docs/errors.md) at $(date -u +%Y-%m-%dT%H:%M:%SZ) on $(hostname), job ${SLURM_JOB_ID:-none}"
-        echo "It and what depends on it have not been made. When the cause is gone: sbatch slurm/pipeline.sh --run $run"
-        echo "The end of its log, $run/logs/$name.log:"
-        tail -n 5 "$run/logs/$name.log" 2>/dev/null || true
-    } >"$run/failed/.$name.tmp"
-    mv "$run/failed/.$name.tmp" "$run/failed/$name.txt"
+if ((code == 0)); then
+    rm -f "$run/failed/$name.txt"
+else
+    lines=("$name ended with exit code $code (docs/errors.md) $(here_and_now)")
+    if [[ -e $stops ]] && (($(wc -l <"$stops") >= 3)); then
+        lines+=("It was stopped three times without having published a shard or a state: give it more time (slurm.$stage.time), ask it to stop earlier"
+            "(slurm.stop_early) where it did not come to publish, or have it keep its state more often (checkpoint.every; reward_train.publish_every).")
+    fi
+    account "${lines[@]}"
 fi
+rm -f "$stops"
 exit "$code"

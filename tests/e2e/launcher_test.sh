@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run; where Slurm could not start a rank it is tried again. (Without
-# Slurm: the job's script with programs of this test.)
+# A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run; where Slurm could not start a rank it is tried again; one that
+# is stopped again and again without progress is not. Jobs that lack what a stage needs. (Without Slurm: the job's script with programs of this test.)
 #   launcher_test.sh   (from the repository's root)
 set -euo pipefail
 work=$(mktemp -d)
@@ -36,9 +36,11 @@ cat >"$work/bin/srun" <<'END'
 echo "srun: error: task 1 launch failed: Unspecified error" >&2
 exit 137
 END
+# A job that goes back into the queue is ended.
 cat >"$work/bin/scontrol" <<'END'
 #!/bin/bash
 echo "$*" >>"${0%/*}/asked"
+kill -TERM $PPID
 END
 chmod +x "$work"/bin/*
 mkdir -p "$work/run/logs"
@@ -54,3 +56,57 @@ SLURM_RESTART_COUNT=5 timeout 20 slurm/stage.sh "$work/run" rollout-t2i-0001 >>"
 cp "$log" "$work/log"
 ((code == 137)) || fail "the sixth time: $code"
 grep -q "launch failed" "$work/run/failed/rollout-t2i-0001.txt" || fail "no account of it in failed/"
+
+# A stage that its time limit stops: an account says so until it goes on, its shards are its progress, and the third stop in a row without any is the last.
+cat >"$work/bin/atelier-grpo" <<'END'
+#!/bin/bash
+[[ $SRUN_CPUS_PER_TASK == 1 ]] || exit 99
+stopped() {
+    until [[ -e $RUN/failed/grpo-t2i-0001.txt ]]; do sleep 0.01; done
+    cp "$RUN/failed/grpo-t2i-0001.txt" "$RUN/provisional"
+    exit 75
+}
+trap stopped USR1
+mkdir -p "$RUN/t2i/iter-0001/updates"
+if [[ -n $PUBLISHES ]]; then touch "$RUN/t2i/iter-0001/updates/update-$PUBLISHES"; fi
+kill -USR1 $PPID
+while :; do sleep 0.01; done
+END
+chmod +x "$work/bin/atelier-grpo"
+printf 'grpo-t2i-0001\tgrpo\t-\t-\tt2i/iter-0001/policy\t1\t1\t1\t1\t0\n' >>"$work/run/pipeline.tsv"
+rm "$work/bin/asked"
+export RUN=$work/run
+starts=0
+for publishes in "" "" 1 "" ""; do
+    code=0
+    starts=$((starts + 1))
+    PUBLISHES=$publishes SLURM_RESTART_COUNT=$starts timeout 20 slurm/stage.sh "$work/run" grpo-t2i-0001 >"$work/log" 2>&1 || code=$?
+    ((code == 143 && $(wc -l <"$work/bin/asked") == starts)) || fail "stop $starts: exit code $code, not back in the queue"
+    grep -q "was asked to stop (USR1)" "$work/run/provisional" || fail "stop $starts: no account while it stops"
+    [[ ! -e $work/run/failed/grpo-t2i-0001.txt ]] || fail "stop $starts: an account although it goes on"
+done
+code=0
+PUBLISHES= SLURM_RESTART_COUNT=6 timeout 20 slurm/stage.sh "$work/run" grpo-t2i-0001 >"$work/log" 2>&1 || code=$?
+((code == 75 && $(wc -l <"$work/bin/asked") == starts)) || fail "the third stop without progress: exit code $code"
+grep -q "slurm.grpo.time.*$" "$work/run/failed/grpo-t2i-0001.txt" && grep -q "slurm.stop_early.*checkpoint.every" "$work/run/failed/grpo-t2i-0001.txt" ||
+    fail "no account that says what to change"
+
+# A job that lacks what its stage needs: by hand it asks for that, with every option; as one that others wait for it fails; without Slurm it says what to run.
+cat >"$work/bin/sbatch" <<'END'
+#!/bin/bash
+echo "$*" >"${0%/*}/submitted"
+env >>"${0%/*}/submitted"
+echo 8
+END
+chmod +x "$work/bin/sbatch"
+printf 'stop_early\t60\noption\t--qos=low\noption\t--exclude=n[1-2]\n' >>"$work/run/slurm.tsv"
+SLURM_NTASKS=1 SLURM_MEM_PER_NODE=5 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log" 2>&1 || fail "a stage by hand"
+grep -q -- "--ntasks=2 --nodes=1 --ntasks-per-node=2 .*--qos=low --exclude=n\[1-2\] slurm/stage.sh $work/run rollout-t2i-0001 submitted" "$work/bin/submitted" ||
+    fail "a stage by hand was submitted otherwise: $(head -1 "$work/bin/submitted")"
+! grep -E "^SLURM_(NTASKS|MEM|JOB)" "$work/bin/submitted" || fail "the job that submits is told to the one that it submits"
+code=0
+SLURM_NTASKS=1 slurm/stage.sh "$work/run" rollout-t2i-0001 submitted >"$work/log" 2>&1 || code=$?
+((code == 2)) && grep -q "needs 2 ranks of 1 threads, its job has 1 of 1" "$work/run/failed/rollout-t2i-0001.txt" || fail "a job of the pipeline with too few ranks: $code"
+code=0
+env -u SLURM_JOB_ID -u SLURM_NTASKS slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log" 2>&1 || code=$?
+((code == 2)) && grep -q "without Slurm mpirun -n 2 .*/atelier-rollout --run" "$work/log" || fail "two ranks without Slurm: $code"
