@@ -2,7 +2,8 @@
 # A private, real Slurm on this machine: munge, slurmctld and virtual nodes, without systemd and without being root. For trying
 # Atelier out and for its tests; where there is a cluster, that one is used.
 #
-#   local-cluster.sh start          configure, start, wait until all nodes are idle
+#   local-cluster.sh start          configure, start, wait until all nodes are idle; refused where one of this directory runs
+#   local-cluster.sh restart        the same after a stop
 #   local-cluster.sh stop           end exactly the processes that were started here
 #   local-cluster.sh clean          stop, then delete the directory
 #   local-cluster.sh env            exports that make sbatch, srun, squeue use it:  eval "$(slurm/local-cluster.sh env)"
@@ -135,7 +136,11 @@ start() {
     ((${#socket} < 100)) || die "ATELIER_CLUSTER_DIR is too long for a socket: $directory"
     if [[ -e $directory ]]; then
         [[ -e $directory/.atelier-cluster ]] || die "$directory is there and not ours"
-        stop
+        # Its jobs may be another's.
+        if alive slurmctld "$directory/run/slurmctld.pid" >/dev/null; then
+            die "a cluster runs in $directory: use it (env), stop it, or give this one another ATELIER_CLUSTER_DIR"
+        fi
+        stop  # what is left of one that was killed
         rm -rf "$directory"
     fi
     mkdir -p "$directory"
@@ -183,6 +188,7 @@ stop() {
 
 case ${1:-} in
     start) start ;;
+    restart) stop; start ;;
     stop) stop ;;
     clean) stop; if [[ -e $directory/.atelier-cluster ]]; then rm -rf "$directory"; fi ;;
     env) print_env ;;

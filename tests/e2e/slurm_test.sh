@@ -13,6 +13,7 @@ export ATELIER_CLUSTER_DIR=$work/c ATELIER_CLUSTER_NODES=2 ATELIER_CLUSTER_MEMOR
 trap 'slurm/local-cluster.sh clean; rm -rf "$work"' EXIT
 slurm/local-cluster.sh start
 eval "$(slurm/local-cluster.sh env)"
+if slurm/local-cluster.sh start; then echo "FAILED: a second cluster took the place of one that runs" >&2; exit 1; fi
 
 fail() {
     echo "FAILED: $*" >&2
