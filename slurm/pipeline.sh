@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/pipeline.sh CONFIG [--set section.key=value]... [--run DIR]    a new run (or one that is to go on)
 #   sbatch slurm/pipeline.sh --run RUN                                          go on with a run
-#   sbatch slurm/pipeline.sh --run RUN --from STAGE                             a stage again, and all that depends on it
+#   sbatch slurm/pipeline.sh --run RUN --from STAGE[,STAGE]...                  stages again, and all that depends on them
 #
 # It may be run without sbatch as well. Stages that are complete are skipped. `column -t RUN/pipeline.tsv` lists the stages.
 #SBATCH --job-name=atelier-pipeline --time=00:10:00 --ntasks=1 --mem=256M
@@ -15,12 +15,15 @@ die() { echo "pipeline: $*" >&2; exit 2; }
 # sbatch runs a copy of this script: Slurm knows where it was.
 script=${BASH_SOURCE[0]}
 if [[ -n ${SLURM_JOB_ID:-} && $script == */slurm_script ]]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+    # Arguments follow the path, which may hold spaces.
+    until [[ -f $script || $script != *" "* ]]; do script=${script% *}; done
 fi
 here=$(cd "$(dirname "$script")" && pwd)
 for bin in "${ATELIER_BIN:-}" "$here/../build/bin" "$here/../../../bin"; do [[ -x $bin/atelier-plan ]] && break; done
 [[ -x $bin/atelier-plan ]] || die "atelier-plan is neither in build/bin nor in ATELIER_BIN: build first (tests/run.sh or cmake --build build)"
 bin=$(cd "$bin" && pwd)
+source "$here/queue.sh"
 
 config= run= from=
 sets=()
@@ -38,7 +41,16 @@ done
 [[ -n $config || -n $run ]] || die "a configuration or --run is needed (see --help)"
 [[ -n $run ]] || run=runs/$(basename "$config" .toml)-$(date -u +%Y%m%d-%H%M%S)
 
-"$bin/atelier-plan" ${config:+--config "$config"} "${sets[@]}" --run "$run" >/dev/null
+# Jobs inherit this shell's environment. What says of which job or launcher it is itself a part would be taken for theirs; which cluster is asked, and
+# as whom, stays.
+for variable in $(compgen -e); do
+    case $variable in
+        SLURM_CONF | SLURM_CLUSTERS | SLURM_JWT) ;;
+        SLURM_* | PMIX_* | PMI_* | OMPI_COMM_WORLD_*) unset "$variable" ;;
+    esac
+done
+
+"$bin/atelier-plan" ${config:+--config "$config"} "${sets[@]}" --run "$run" --slurm >/dev/null
 run=$(cd "$run" && pwd)
 
 declare -A setting after output stage_of ranks nodes memory time gpus
@@ -51,32 +63,21 @@ while IFS=$'\t' read -r name stage _ before out r n m t g; do
     names+=("$name")
     stage_of[$name]=$stage after[$name]=$before output[$name]=$out ranks[$name]=$r nodes[$name]=$n memory[$name]=$m time[$name]=$t gpus[$name]=$g
 done <"$run/pipeline.tsv"
-[[ -z $from || -n ${stage_of[$from]:-} ]] || die "$run has no stage $from: column -t $run/pipeline.tsv lists them"
 
 # One submission at a time, and none while jobs of the run are in the queue.
 exec 9>"$run/.submit.lock"
 flock -n 9 || die "another pipeline.sh is submitting $run"
-if [[ -s $run/jobs.tsv ]]; then
-    waiting=$(squeue -h -o %i -j "$(cut -f2 "$run/jobs.tsv" | paste -sd,)" 2>/dev/null | grep -vx "${SLURM_JOB_ID:-none}" | wc -l || true)
-    ((waiting == 0)) || die "$waiting jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
-fi
+waiting=$(queued "$run") || die "nothing was changed; again when Slurm answers"
+[[ -z $waiting ]] || die "$(wc -l <<<"$waiting") jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
 
-# What is to be made again is put aside first, its dependents before it.
-declare -A again
+# What is to be made again is put aside, dependents first, and removed when its jobs are submitted.
 if [[ -n $from ]]; then
-    for name in "${names[@]}"; do
-        if [[ $name == "$from" ]]; then again[$name]=1; fi
-        for before in ${after[$name]//,/ }; do
-            if [[ -n ${again[$before]:-} ]]; then again[$name]=1; fi
-        done
-    done
+    again=$("$bin/atelier-plan" --run "$run" --from "$from")
     aside=$run/.aside-$(date -u +%Y%m%d-%H%M%S)-$$
     mkdir "$aside"
-    for ((i = ${#names[@]} - 1; i >= 0; --i)); do
-        name=${names[i]}
-        if [[ -n ${again[$name]:-} && -e $run/${output[$name]} ]]; then mv "$run/${output[$name]}" "$aside/$name"; fi
-    done
-    rm -rf "$aside"
+    while read -r path; do
+        if [[ -n $path ]]; then mv "$run/$path" "$aside/${path//\//_}"; fi
+    done <<<"$again"
 fi
 
 # What a stage that was killed right after it had published leaves beside its output: it is run again, sees that it is complete, and
@@ -99,14 +100,17 @@ for name in "${names[@]}"; do
     if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,${stage_of[$name]},* ]]; then hidden=(env -u "${setting[key_variable]}"); fi
     job[$name]=$("${hidden[@]}" sbatch --parsable --job-name="$name" --output="$run/logs/$name.log" --open-mode=append --requeue --kill-on-invalid-dep=yes \
         ${dependency:+--dependency=afterok$dependency} --signal="B:USR1@${setting[stop_early]}" \
-        --ntasks="${ranks[$name]}" --nodes="${nodes[$name]}" --cpus-per-task="${setting[threads]}" --mem="${memory[$name]}" --time="${time[$name]}" \
-        ${gpus[$name]:+$( ((gpus[$name] > 0)) && echo "--gpus-per-node=${gpus[$name]}")} \
+        --ntasks="${ranks[$name]}" --nodes="${nodes[$name]}" --ntasks-per-node=$(((ranks[$name] + nodes[$name] - 1) / nodes[$name])) \
+        --cpus-per-task="${setting[threads]}" --mem="${memory[$name]}" --time="${time[$name]}" \
+        $( ((gpus[$name] == 0)) || echo "--gpus-per-node=${gpus[$name]}") \
         ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} \
-        "${options[@]}" "$here/stage.sh" "$run" "$name" 9>&-)
+        "${options[@]}" "$here/stage.sh" "$run" "$name" submitted 9>&-) ||
+        die "sbatch did not take $name, after $submitted stages that were submitted (jobs.tsv): pipeline.sh --run $run goes on when those have ended (or scancel)${from:+; what was put aside is in $aside until then}"
     job[$name]=${job[$name]%%;*}
     printf '%s\t%s\n' "$name" "${job[$name]}" >>"$run/jobs.tsv"
     submitted=$((submitted + 1))
 done
+rm -rf "$run"/.aside-*
 
 say "$submitted of ${#names[@]} stages submitted"
 say "run     $run"

@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# What the scripts ask Slurm for, and what they do when it refuses or doesn't answer, with programs of this test in Slurm's place. The shipped configuration
+# of the 7 B model plans. The quickstart's choices.
+#   submission_test.sh BIN_DIR   (from the repository's root)
+set -euo pipefail
+export ATELIER_BIN=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work/bin"
+fail() { echo "FAILED: $*" >&2; cat "$work/out" >&2; exit 1; }
+says() { grep -qF -- "$1" "$work/out" || fail "\"$1\" was not said"; }
+# refused COMMAND...: it ends with an error; what it says is in $work/out
+refused() { if "$@" >"$work/out" 2>&1; then fail "not refused: $*"; fi; }
+done_well() { "$@" >"$work/out" 2>&1 || fail "exit code $?: $*"; }
+
+# sbatch: a line of what each job was submitted with, its environment, a number. It refuses the job that the file refuse names.
+cat >"$work/bin/sbatch" <<'END'
+#!/bin/bash
+here=${0%/*}/..
+echo "$*" >>"$here/asked"
+env >"$here/environment"
+if [[ -e $here/refuse && $* == *"--job-name=$(<"$here/refuse") "* ]]; then echo "sbatch: error: Batch job submission failed" >&2; exit 1; fi
+wc -l <"$here/asked"
+END
+# squeue: as the file queue says; none: nothing waits.
+cat >"$work/bin/squeue" <<'END'
+#!/bin/bash
+here=${0%/*}/..
+if [[ ! -e $here/queue ]]; then exit 0; fi
+if grep -q error "$here/queue"; then cat "$here/queue" >&2; rm -f "$here/once"; exit 1; fi
+cat "$here/queue"
+END
+cat >"$work/bin/scontrol" <<'END'
+#!/bin/bash
+printf 'JobId=77 JobName=x\n   Command=%s configs/mini.toml --run x\n   WorkDir=/\n' "${0%/*}/../a b/slurm/pipeline.sh"
+END
+chmod +x "$work"/bin/*
+export PATH="$work/bin:$PATH"
+
+# The configuration of the 7 B model: every job has what it needs, and the judge's templates are there.
+done_well "$ATELIER_BIN/atelier-plan" --slurm --config configs/qwen-image-2.1.toml --set run.model=configs/qwen-image-2.1 --memory --ranks 8
+says "evaluate"
+refused "$ATELIER_BIN/atelier-plan" --config configs/qwen-image-2.1.toml --set run.model=configs/qwen-image-2.1 --run "$work/large"
+says "model_index.json"
+refused "$ATELIER_BIN/atelier-plan" --slurm --config configs/qwen-image-2.1.toml --set slurm.curate.gpus_per_node=4
+says "slurm.curate.gpus_per_node = 4: at least 8 was expected"
+
+# Submitted from within a job and under a launcher, by a copy of the script as sbatch makes one, from a path with a space.
+mkdir -p "$work/a b" "$work/spool"
+cp -r slurm "$work/a b/"
+cp slurm/pipeline.sh "$work/spool/slurm_script"
+run=$work/run
+settings=(--set slurm.grpo.ranks=3 --set slurm.grpo.nodes=2 --set slurm.options='["--qos=low", "--exclude=n[1-2]"]' --set distill.rounds=1 --set pipeline.mix=false
+    --set grpo.iterations=2)
+export SLURM_CONF=$work/slurm.conf
+done_well env SLURM_JOB_ID=77 SLURM_NTASKS=1 SLURM_MEM_PER_NODE=256 PMIX_RANK=0 PMI_RANK=0 OMPI_COMM_WORLD_SIZE=1 bash "$work/spool/slurm_script" configs/mini.toml \
+    --run "$run" "${settings[@]}"
+says "14 of 14 stages submitted"
+grep -- "--job-name=grpo-t2i-0001 " "$work/asked" >"$work/out"
+says "--ntasks=3 --nodes=2 --ntasks-per-node=2 "
+says "--qos=low --exclude=n[1-2] $work/a b/slurm/stage.sh $run grpo-t2i-0001 submitted"
+env | grep -q ^SLURM_CONF= || fail "the test's own environment"
+grep -qx "SLURM_CONF=$work/slurm.conf" "$work/environment" || fail "jobs are not told which cluster"
+! grep -E '^(SLURM_(JOB|NTASKS|MEM)|PMI|OMPI_COMM_WORLD)' "$work/environment" >"$work/out" || fail "jobs inherit what is this job's"
+
+# Jobs that wait, and a controller that doesn't say: nothing is removed, nothing submitted. Jobs that it has forgotten don't wait.
+mkdir -p "$run/eval"
+printf '3 rollout-t2i-0001\n9 of-another-run\n' >"$work/queue"
+sed -n 's/^rollout-t2i-0001\t.*/rollout-t2i-0001\t3/p; s/^evaluate\t.*/evaluate\t9/p' "$run/jobs.tsv" >"$work/jobs.tsv"
+mv "$work/jobs.tsv" "$run/jobs.tsv"
+refused slurm/pipeline.sh --run "$run" --from evaluate
+says "1 jobs of $run are in the queue"
+echo "slurm_load_jobs error: Unable to contact slurm controller" >"$work/queue"
+refused slurm/pipeline.sh --run "$run" --from evaluate
+says "Unable to contact slurm controller"
+[[ -e $run/eval && $(wc -l <"$work/asked") == 14 ]] || fail "something was changed while nobody knew what runs"
+echo "slurm_load_jobs error: Invalid job id specified" >"$work/queue"
+
+# A stage that is refused: how many were submitted, and a rerun.
+echo curate-t2i >"$work/refuse"
+refused slurm/pipeline.sh --run "$run"
+says "sbatch did not take curate-t2i, after $(wc -l <"$run/jobs.tsv") stages that were submitted"
+says "pipeline.sh --run $run goes on"
+rm "$work/refuse"
+
+# Stages again. Complete ones are those that have a manifest.
+publish() { mkdir -p "$run/$1" && printf '{"schema": "atelier.manifest", "schema_version": 1, "facts": %s}\n' "$2" >"$run/$1/manifest.json"; }
+while IFS=$'\t' read -r _ _ _ _ output _; do publish "$output" '{}'; done <"$run/pipeline.tsv"
+publish t2i/iter-0001/policy '{"optimizer_state": "given up"}'
+publish opd/round-01/teacher-t2i '{"kept": "summary"}'
+mkdir -p "$run/opd/round-01/updates"
+find "$run" -name manifest.json | sort >"$work/before"
+refused slurm/pipeline.sh --run "$run" --from grpo-t2i-0002
+says "t2i/iter-0001/policy has given up its optimizer's state (storage.states); nothing was removed. This can be done: --from grpo-t2i-0001"
+refused slurm/pipeline.sh --run "$run" --from distill-01
+says "--from teacher-dump-t2i-01"
+find "$run" -name manifest.json | sort | cmp - "$work/before" || fail "outputs were removed though nothing was submitted"
+echo distill-01 >"$work/refuse"
+refused slurm/pipeline.sh --run "$run" --from teacher-dump-t2i-01
+says "what was put aside is in $run/.aside-"
+(($(ls "$run"/.aside-*/*/manifest.json | wc -l) == 3)) || fail "what was put aside is gone before its jobs are submitted"
+rm "$work/refuse"
+done_well slurm/pipeline.sh --run "$run"
+says "3 of 14 stages submitted"
+[[ ! -e $run/eval && ! -e $run/opd/round-01/updates && -e $run/opd/round-01/teacher-edit && -e $run/t2i/iter-0002/policy ]] || fail "other outputs are gone than those to be made again"
+[[ -z $(ls -d "$run"/.aside-* 2>/dev/null) ]] || fail "what was put aside is left"
+
+# The quickstart's own choices, its parts replaced: a cluster is used where there is one; paths are the caller's; Slurm may not answer for a while.
+mkdir -p "$work/quick/slurm" "$work/quick/scripts" "$work/quick/build/bin" "$work/caller"
+cp slurm/quickstart.sh slurm/queue.sh "$work/quick/slurm/"
+cat >"$work/quick/scripts/setup.sh" <<'END'
+#!/bin/bash
+echo "setup $*" >>"${0%/*}/../said"
+END
+cat >"$work/quick/slurm/local-cluster.sh" <<'END'
+#!/bin/bash
+echo "cluster $1 $ATELIER_CLUSTER_DIR" >>"${0%/*}/../said"
+END
+cat >"$work/quick/slurm/pipeline.sh" <<'END'
+#!/bin/bash
+echo "pipeline $*" >>"${0%/*}/../said"
+mkdir -p mine/eval && echo >mine/eval/manifest.json && echo >mine/eval/table.txt && echo >mine/eval/contact-t2i.png && echo >mine/eval/summary.json
+printf 'evaluate\tevaluate\t-\t-\teval\n' >mine/pipeline.tsv
+printf 'evaluate\t5\n' >mine/jobs.tsv
+END
+printf '#!/bin/bash\n' >"$work/bin/cmake"
+printf '#!/bin/bash\n[[ -e ${0%%/*}/../cluster ]]\n' >"$work/bin/sinfo"
+# squeue fails the first time it is asked.
+cat >"$work/bin/squeue" <<'END'
+#!/bin/bash
+if [[ -e ${0%/*}/../failed ]]; then exit 0; fi
+touch "${0%/*}/../failed"
+echo "slurm_load_jobs error: Unable to contact slurm controller" >&2
+exit 1
+END
+chmod +x "$work"/quick/*/*.sh "$work"/bin/*
+cp configs/mini.toml "$work/caller/here.toml"
+quick() { (cd "$work/caller" && "../quick/slurm/quickstart.sh" --run mine --config here.toml --set compute.dtype=f32); }
+touch "$work/cluster"
+done_well quick
+says "Unable to contact slurm controller"
+says "the pipeline took"
+[[ $(<"$work/quick/said") == "setup build
+pipeline here.toml --set compute.dtype=f32 --run mine" ]] || { cp "$work/quick/said" "$work/out"; fail "with a cluster"; }
+rm "$work/cluster" "$work/quick/said"
+done_well quick
+grep -qx "setup build slurm" "$work/quick/said" || fail "without a cluster its packages are not asked for"
+(($(grep -c "^cluster .* /tmp/atelier-cluster.$UID.[0-9]*$" "$work/quick/said") == 3)) || fail "no cluster of its own"
+refused bash -c "cd '$work/caller' && ../quick/slurm/quickstart.sh --help"
+says "The whole pipeline on the miniature"
+echo "submission: all checks passed"
