@@ -10,7 +10,7 @@ set -euo pipefail
 build_packages=(g++ cmake ninja-build ccache pkg-config git
     libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools libdnnl-dev libboost-program-options-dev libtomlplusplus-dev
     libfmt-dev libspdlog-dev nlohmann-json3-dev libpng-dev libcurl4-openssl-dev libpcre2-dev libutf8proc-dev libxxhash-dev
-    libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev python3-minimal)
+    libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev python3)
 checks_packages=(clang clang-tidy libclang-rt-dev libomp-dev)
 opencv_packages=(libopencv-core-dev libopencv-imgproc-dev libopencv-objdetect-dev)  # reward.identity = "opencv"
 slurm_packages=(slurmctld slurmd slurm-client munge libpmix-dev procps)
