@@ -39,6 +39,9 @@ void apply(ScheduleConfig& config, const std::string& key, const Json& value,
            const std::string& place) {
     if (key == "num_train_timesteps") {
         config.num_train_timesteps = positive_integer(value, key, place);
+        ATELIER_CHECK_INPUT(config.num_train_timesteps == 1000,
+                            "{}: \"{}\" must be 1000, found {}: the pipeline divides timesteps by 1000 whatever the scheduler says, so "
+                            "that another number would give the model other times than sigma", place, key, value.dump());
     } else if (key == "shift") {
         config.shift = number(value, key, place);
     } else if (key == "use_dynamic_shifting") {

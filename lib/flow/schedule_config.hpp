@@ -13,7 +13,7 @@ enum class TimeShift { exponential, linear };
 /// What scheduler_config.json of a FlowMatchEulerDiscreteScheduler says; absent keys have
 /// diffusers' defaults.
 struct ScheduleConfig {
-    std::int64_t num_train_timesteps = 1000;  ///< timestep = sigma x this
+    std::int64_t num_train_timesteps = 1000;  ///< timestep = sigma x this; no other number is read
     double shift = 1.0;                       ///< static shift, used without dynamic shifting
     bool use_dynamic_shifting = false;
     double base_shift = 0.5,
@@ -26,7 +26,7 @@ struct ScheduleConfig {
 /// Reads the JSON object; `place` (a file name) stands in messages. Throws Error(input) naming the
 /// key and the value: another class, an unknown key, a wrong type, a setting that is not supported
 /// (invert_sigmas, stochastic_sampling, use_karras_sigmas, use_exponential_sigmas,
-/// use_beta_sigmas).
+/// use_beta_sigmas, num_train_timesteps other than 1000).
 ScheduleConfig parse_schedule_config(const nlohmann::json& config, const std::string& place);
 
 /// `path`: scheduler/scheduler_config.json of a model directory.

@@ -45,7 +45,8 @@ void generate_latents(const dit::Dit& dit, const nn::ParameterStore& weights, co
     const Tensor x = Tensor::of(latents.data(), {r.batch(), r.target.tokens(), channels});
     std::vector<float> times(static_cast<std::size_t>(r.batch()));
     for (int i = 0; i < r.schedule.steps(); ++i) {
-        // The model's time: the timestep over num_train_timesteps, as the pipeline divides it.
+        // The model's time, sigma, by way of the timestep, to the last bit as the pipeline computes it. (Any scheduler that is read has
+        // num_train_timesteps = 1000.)
         const float t = r.schedule.timesteps[static_cast<std::size_t>(i)] / 1000.0f;
         std::fill(times.begin(), times.end(), t);
         buffers.conditional.refresh(weights, t);

@@ -20,6 +20,7 @@
 namespace atelier::flow {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr std::array stochastic{Sampler::flow_sde, Sampler::dance_sde, Sampler::cps};
@@ -119,6 +120,11 @@ TEST(Schedule, UnsupportedSettingsAreNamed) {
                     parse_schedule_config({{"_class_name", "DDIMScheduler"}}, "here");
                 }),
                 HasSubstr("DDIMScheduler"));
+    const auto timesteps = [](int number) {
+        return message_of([&] { parse_schedule_config({{"num_train_timesteps", number}}, "scheduler/scheduler_config.json"); });
+    };
+    EXPECT_EQ(timesteps(1000), "");
+    EXPECT_THAT(timesteps(2000), AllOf(HasSubstr("scheduler/scheduler_config.json: \"num_train_timesteps\" must be 1000"), HasSubstr("2000")));
 }
 
 TEST(Sampler, WordsRoundTrip) {
