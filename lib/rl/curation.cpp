@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/error.hpp"
 
@@ -67,7 +68,8 @@ void SpreadCollector::add_group(const AdvantageConfig& config, int members,
         for (std::size_t k = 0; k < count; ++k) {
             const DimensionSpread& spread = group.spread[k];
             const std::size_t at = j * count + k;
-            z[k] = present[at] ? (scores[at] - spread.mean) / (spread.std + config.epsilon) : 0.0;
+            const bool is_heard = present[at] != 0 && spread.range >= config.min_spread;
+            z[k] = is_heard ? (scores[at] - spread.mean) / (spread.std + config.epsilon) : 0.0;
         }
         for (std::size_t k = 0; k < count; ++k)
             for (std::size_t l = 0; l < count; ++l) moments_[k * count + l] += z[k] * z[l];
@@ -155,6 +157,23 @@ CalibratedWeights calibrate_weights(std::span<const double> covariance,
     }
     result.variance_share = variance_shares(covariance, w);
     return result;
+}
+
+std::vector<double> weigh_dimensions(std::span<const double> covariance, std::span<const double> shares,
+                                     std::span<const std::uint8_t> seen, bool calibrates) {
+    ATELIER_CHECK(seen.size() == shares.size(), "{} flags for {} shares", seen.size(), shares.size());
+    std::vector<double> weights(shares.begin(), shares.end());
+    for (std::size_t k = 0; k < weights.size(); ++k)
+        if (!seen[k]) weights[k] = 0;
+    const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+    double unit = 1.0;  // of weight for a share
+    if (calibrates && sum > 0.0) {
+        weights = calibrate_weights(covariance, weights).weights;
+        unit = 1.0 / sum;
+    }
+    for (std::size_t k = 0; k < weights.size(); ++k)
+        if (!seen[k]) weights[k] = unit * shares[k];
+    return weights;
 }
 
 }  // namespace atelier::rl

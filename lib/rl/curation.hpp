@@ -28,8 +28,8 @@ struct CurationDecision {
 CurationDecision curate(const CurationRule& rule, std::span<const double> totals);
 
 /// Second moments, over the samples of one category, of the per-dimension z-scores whose weighted
-/// sum is the advantage; and each dimension's spread within groups. An absent score counts as z =
-/// 0.
+/// sum is the advantage; and each dimension's spread within groups. z = 0 where the advantage has
+/// nothing of a dimension: of an absent score, and in a group where its range is below min_spread.
 class SpreadCollector {
   public:
     explicit SpreadCollector(int dimensions);
@@ -71,5 +71,12 @@ struct CalibratedWeights {
 /// Throws Error(usage) for negative shares or none positive.
 CalibratedWeights calibrate_weights(std::span<const double> covariance,
                                     std::span<const double> shares, double min_variance = 0.02);
+
+/// Weights of every dimension of a category, [K], from the shares asked for, [K]; a share of 0 gives the weight 0. Of the dimensions that
+/// any sample had (`seen`, [K]) they are calibrate_weights' or, without `calibrates`, the shares themselves. One that no sample had
+/// may come up in training; nothing is known of its spread, so it weighs what its share is of theirs: share x (sum of their weights / sum
+/// of their shares), their mean weight where shares are equal. Throws Error(usage) for negative shares.
+std::vector<double> weigh_dimensions(std::span<const double> covariance, std::span<const double> shares,
+                                     std::span<const std::uint8_t> seen, bool calibrates);
 
 }  // namespace atelier::rl

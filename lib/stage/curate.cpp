@@ -16,83 +16,55 @@
 namespace atelier::stage {
 namespace {
 
-/// What the groups were given, in the prompts' order: [groups, members, dimensions], NaN where there is no score. Of a large pool this is
-/// most of what is held.
-struct Scores {
-    std::size_t members = 0;
-    std::vector<std::string> dimensions;
-    std::vector<float> values;
-    std::size_t per_group() const { return members * dimensions.size(); }
-    std::size_t groups() const { return values.size() / per_group(); }
-    std::span<const float> of(std::size_t group) const { return std::span(values).subspan(group * per_group(), per_group()); }
-    void add(const GroupScores& group) {
-        const std::size_t begin = values.size(), k = dimensions.size(), own = group.dimensions.size();
-        values.resize(begin + per_group(), std::numeric_limits<float>::quiet_NaN());
-        for (std::size_t d = 0; d < own; ++d) {
-            const auto column = static_cast<std::size_t>(std::ranges::find(dimensions, group.dimensions[d]) - dimensions.begin());
-            for (std::size_t m = 0; m < members; ++m) {
-                if (group.present[m * own + d] == 0) continue;
-                const float score = group.scores[m * own + d];
-                ATELIER_CHECK_KIND(ErrorKind::numeric, !std::isnan(score), "group {}: {} of member {} is no number", begin / per_group(),
-                                   group.dimensions[d], m);
-                values[begin + m * k + column] = score;
-            }
-        }
-    }
-};
-
 std::vector<std::uint8_t> present(std::span<const float> scores) {
     std::vector<std::uint8_t> is_there;
     for (const float score : scores) is_there.push_back(std::isnan(score) ? 0 : 1);
     return is_there;
 }
 
+/// What calibration goes by, of one category.
+struct Measured {
+    rl::SpreadCollector spread;
+    std::vector<std::uint8_t> seen;  ///< [K]: whether any sample had the dimension
+};
+
 /// Weights of each category, so that its dimensions have the asked shares in the advantage's
-/// variance (equal ones by default). `shares`: asked, before and after, by category and dimension.
-void calibrate(const Context& c, const Scores& scores, Curated& out, nlohmann::json& shares_said) {
+/// variance (equal ones by default).
+void calibrate(const Context& c, const PoolScores& scores, Curated& out, nlohmann::json& shares_said) {
     const auto& dimensions = scores.dimensions;
     const std::size_t k = dimensions.size();
     rl::AdvantageConfig advantage;
     advantage.min_spread = std::max(advantage.min_spread, c.config.number("reward.min_spread"));
-    std::map<std::string, rl::SpreadCollector> collectors;
-    std::map<std::string, std::vector<double>> shares;
+    std::map<std::string, Measured> categories;
     for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
-        const std::string& category = out.category[unit];
-        auto& collector = collectors.try_emplace(category, static_cast<int>(k)).first->second;
-        auto& share = shares.try_emplace(category, k, 0.0).first->second;
+        Measured& category =
+            categories.try_emplace(out.category[unit], rl::SpreadCollector(static_cast<int>(k)), std::vector<std::uint8_t>(k)).first->second;
         const auto group = scores.of(unit);
         const auto is_there = present(group);
-        for (std::size_t i = 0; i < group.size(); ++i)
-            if (is_there[i] != 0) share[i % k] = 1;
-        collector.add_group(advantage, static_cast<int>(scores.members), group, is_there);
+        for (std::size_t i = 0; i < group.size(); ++i) category.seen[i % k] |= is_there[i];
+        category.spread.add_group(advantage, static_cast<int>(scores.members), group, is_there);
     }
     const CategoryWeights asked = asked_shares(c, c.policy);
-    for (const auto& [category, collector] : collectors) {
-        auto& share = shares[category];
+    for (const auto& [category, measured] : categories) {
+        std::vector<double> share(k, 1.0);
         if (const auto own = asked.find(category); own != asked.end())
             for (std::size_t d = 0; d < k; ++d)
-                if (const auto found = own->second.find(dimensions[d]);
-                    found != own->second.end() && share[d] > 0)
-                    share[d] = found->second;
-        if (std::accumulate(share.begin(), share.end(), 0.0) == 0) continue;
-        std::vector<double> weights = share;
-        if (c.config.flag("curate.calibrate"))
-            weights = rl::calibrate_weights(collector.covariance(), share).weights;
-        const double all = std::accumulate(share.begin(), share.end(), 0.0);
+                if (const auto found = own->second.find(dimensions[d]); found != own->second.end()) share[d] = found->second;
+        const auto covariance = measured.spread.covariance(), spread = measured.spread.mean_std();
+        const auto weights = rl::weigh_dimensions(covariance, share, measured.seen, c.config.flag("curate.calibrate"));
+        for (std::size_t d = 0; d < k; ++d) {
+            out.weights[category][dimensions[d]] = weights[d];
+            out.mean_std[category][dimensions[d]] = spread[d];
+        }
         std::vector<double> equal(k);
-        for (std::size_t d = 0; d < k; ++d) equal[d] = share[d] > 0 ? 1 : 0;
-        const auto before = rl::variance_shares(collector.covariance(), equal),
-                   after = rl::variance_shares(collector.covariance(), weights);
+        double all = 0;
         for (std::size_t d = 0; d < k; ++d)
-            if (share[d] > 0)
+            if (measured.seen[d] != 0 && share[d] > 0) equal[d] = 1, all += share[d];
+        const auto before = rl::variance_shares(covariance, equal), after = rl::variance_shares(covariance, weights);
+        for (std::size_t d = 0; d < k; ++d)
+            if (equal[d] > 0)
                 shares_said[category][dimensions[d]] = {
                     {"asked", share[d] / all}, {"before", before[d]}, {"after", after[d]}};
-        const auto spread = collector.mean_std();
-        for (std::size_t d = 0; d < k; ++d)
-            if (share[d] > 0) {
-                out.weights[category][dimensions[d]] = weights[d];
-                out.mean_std[category][dimensions[d]] = spread[d];
-            }
     }
     for (const auto& [category, entries] : pinned_weights(c, c.policy))
         for (const auto& [dimension, weight] : entries) {
@@ -101,44 +73,9 @@ void calibrate(const Context& c, const Scores& scores, Curated& out, nlohmann::j
         }
 }
 
-Curated decide(const Context& c, const PromptPool& prompts, const Scores& scores, nlohmann::json& shares) {
-    Curated out;
-    out.config_hash = c.config.hash();
-    out.pool_hash = io::digest_file(c.config.text("task." + c.policy + ".train")).hash;
-    for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
-        Prompt prompt = prompts.at(unit);
-        out.number.push_back(prompt.number);
-        out.id.push_back(std::move(prompt.id));
-        out.text.push_back(std::move(prompt.text));
-        out.category.push_back(std::move(prompt.category));
-    }
-    calibrate(c, scores, out, shares);
-    const rl::CurationRule rule{c.config.number("curate.range_min"),
-                                c.config.number("curate.mean_low"),
-                                c.config.number("curate.mean_high")};
-    const std::size_t k = scores.dimensions.size();
-    for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
-        std::vector<double> weights(k, 1.0), totals;
-        const auto& own = out.weights[out.category[unit]];
-        for (std::size_t d = 0; d < k; ++d)
-            if (const auto found = own.find(scores.dimensions[d]); found != own.end()) weights[d] = found->second;
-        const auto group = scores.of(unit);
-        const auto is_there = present(group);
-        for (std::size_t m = 0; m < scores.members; ++m)
-            if (const auto total = rl::weighted_total(group.subspan(m * k, k), std::span(is_there).subspan(m * k, k), weights))
-                totals.push_back(*total);
-        const auto decision = rl::curate(rule, totals);
-        out.verdict.push_back(rl::name_of(decision.verdict));
-        out.kept.push_back(decision.verdict == rl::CurationVerdict::kept ? 1 : 0);
-        out.mean.push_back(static_cast<float>(decision.mean));
-        out.range.push_back(static_cast<float>(decision.range));
-    }
-    return out;
-}
-
-Scores read_scores(const Context& c, const std::filesystem::path& directory, std::size_t groups, int members,
+PoolScores read_scores(const Context& c, const std::filesystem::path& directory, std::size_t groups, int members,
                    const std::vector<std::string>& dimensions) {
-    Scores scores{static_cast<std::size_t>(members), dimensions, {}};
+    PoolScores scores{static_cast<std::size_t>(members), dimensions, {}};
     const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
     for (std::size_t unit = 0; unit < groups; ++unit) {
         const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(), io::TrajectoryParts::scores);
@@ -156,9 +93,9 @@ struct Decided {
     std::size_t kept = 0;
 };
 
-Decided publish_curated(const Context& c, const PromptPool& prompts, const Scores& scores) {
+Decided publish_curated(const Context& c, const PromptPool& prompts, const PoolScores& scores) {
     Decided decided;
-    const Curated curated = decide(c, prompts, scores, decided.shares);
+    const Curated curated = choose_prompts(c, prompts, scores, decided.shares);
     io::publish_file(c.run.curated(c.policy), [&](const std::filesystem::path& temporary) { write_curated(temporary, curated); });
     for (const std::string& verdict : curated.verdict) ++decided.verdicts[verdict];
     decided.pool_hash = curated.pool_hash;
@@ -169,12 +106,61 @@ Decided publish_curated(const Context& c, const PromptPool& prompts, const Score
 
 }  // namespace
 
+void PoolScores::add(const GroupScores& group) {
+    const std::size_t begin = values.size(), k = dimensions.size(), own = group.dimensions.size();
+    values.resize(begin + per_group(), std::numeric_limits<float>::quiet_NaN());
+    for (std::size_t d = 0; d < own; ++d) {
+        const auto column = static_cast<std::size_t>(std::ranges::find(dimensions, group.dimensions[d]) - dimensions.begin());
+        for (std::size_t m = 0; m < members; ++m) {
+            if (group.present[m * own + d] == 0) continue;
+            const float score = group.scores[m * own + d];
+            ATELIER_CHECK_KIND(ErrorKind::numeric, !std::isnan(score), "group {}: {} of member {} is no number", begin / per_group(),
+                               group.dimensions[d], m);
+            values[begin + m * k + column] = score;
+        }
+    }
+}
+
+Curated choose_prompts(const Context& c, const PromptPool& prompts, const PoolScores& scores, nlohmann::json& shares) {
+    Curated out;
+    out.config_hash = c.config.hash();
+    out.pool_hash = io::digest_file(c.config.text("task." + c.policy + ".train")).hash;
+    for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
+        Prompt prompt = prompts.at(unit);
+        out.number.push_back(prompt.number);
+        out.id.push_back(std::move(prompt.id));
+        out.text.push_back(std::move(prompt.text));
+        out.category.push_back(std::move(prompt.category));
+    }
+    calibrate(c, scores, out, shares);
+    const rl::CurationRule rule{c.config.number("curate.range_min"),
+                                c.config.number("curate.mean_low"),
+                                c.config.number("curate.mean_high")};
+    const std::size_t k = scores.dimensions.size();
+    for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
+        std::vector<double> weights, totals;
+        for (const std::string& dimension : scores.dimensions) weights.push_back(out.weights.at(out.category[unit]).at(dimension));
+        const auto group = scores.of(unit);
+        const auto is_there = present(group);
+        for (std::size_t m = 0; m < scores.members; ++m)
+            if (const auto total = rl::weighted_total(group.subspan(m * k, k), std::span(is_there).subspan(m * k, k), weights))
+                totals.push_back(*total);
+        const auto decision = rl::curate(rule, totals);
+        out.verdict.push_back(rl::name_of(decision.verdict));
+        out.kept.push_back(decision.verdict == rl::CurationVerdict::kept ? 1 : 0);
+        out.mean.push_back(static_cast<float>(decision.mean));
+        out.range.push_back(static_cast<float>(decision.range));
+    }
+    return out;
+}
+
 int run_curate(const Context& given) {
     Context c = given;
     c.iteration = 0;  // its noise is no iteration's
     const auto directory = c.run.curation(c.policy);
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
+    check_weights(c, c.policy);
     io::Manifest manifest = c.new_manifest("curate");
     StageMemory memory;
     pipeline::Pipeline model(c.model(), {}, c.placement());

@@ -32,6 +32,7 @@ int run_rollout(const Context& c) {
     const auto directory = c.run.rollout(c.policy, c.iteration);
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
+    for (const std::string& task : c.tasks()) check_weights(c, task);
     io::Manifest manifest = c.new_manifest("rollout");
     StageMemory memory;
     const auto policy = c.starting_policy(reads_weights);

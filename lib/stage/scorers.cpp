@@ -8,6 +8,8 @@
 
 #include "identity/identity_scorer.hpp"
 #include "judge/http_judge.hpp"
+#include "stage/gather.hpp"
+#include "stage/scoring.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -125,6 +127,18 @@ std::map<std::string, std::vector<judge::Template>> judge_templates(const config
     return templates;
 }
 
+std::vector<std::string> scored_dimensions(const config::Config& config, const std::string& kind) {
+    std::vector<std::string> dimensions;
+    if (config.text("reward.scorer") == "world")
+        dimensions = reward::make_world_scorer()->dimensions(kind);
+    else
+        for (const judge::Template& t : judge_templates(config).at(kind)) dimensions.push_back(t.dimension);
+    const bool has_identity = std::ranges::find(dimensions, identity::identity_dimension) != dimensions.end();
+    if (kind == "edit" && config.text("reward.identity") != "scorer" && !has_identity)
+        dimensions.push_back(identity::identity_dimension);
+    return dimensions;
+}
+
 std::unique_ptr<reward::Scorer> make_scorer(const Context& c) {
     check_scorer(c.config);
     std::unique_ptr<reward::Scorer> scorer = with_identity(c.config, make_named(c));
@@ -183,6 +197,8 @@ void check_scorer(const config::Config& config) {
 
 void check_scorer_files(const Context& c) {
     namespace fs = std::filesystem;
+    for (const std::string& task : c.config.tasks())
+        if (fs::exists(c.config.text("task." + task + ".train"))) check_weights(c, task);
     for (const fs::path& file : identity_files(c.config)) ATELIER_CHECK_INPUT(fs::exists(file), "{} is missing, which scores identity", file.string());
     if (c.config.text("reward.scorer") != "judge" || c.config.text("judge.directory").empty()) return;
     const fs::path directory = judge_directory(c);

@@ -19,6 +19,10 @@ judge::NativeJudgeConfig native_judge_config(const Context& context, const std::
 std::map<std::string, std::vector<judge::Template>> judge_templates(const config::Config& config);
 
 /// The scorer that [reward] truth names; null: none.
+/// Every dimension that the configured scorer knows for a kind, lowest tier first, without making the scorer. Throws Error(usage),
+/// Error(input) for the judge's templates.
+std::vector<std::string> scored_dimensions(const config::Config& config, const std::string& kind);
+
 std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
 
 /// What of the configuration can be checked before a run is made of it: above all that no secret
@@ -27,8 +31,8 @@ std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
 void check_scorer(const config::Config& config);
 
 /// Before a run is made: the scorer's files are there, and a native judge can be asked: its weights are there, a sample's dimensions fit
-/// `judge.answers`, a question without a prompt about pictures of the configured size fits `judge.context`. Reads no weight. Throws
-/// Error(input) or Error(usage).
+/// `judge.answers`, a question without a prompt about pictures of the configured size fits `judge.context`; weights and shares name what
+/// there is (check_weights) where the prompt file is there. Reads no weight. Throws Error(input) or Error(usage).
 void check_scorer_files(const Context& context);
 
 /// What a manifest names as the scorer's inputs: the judge's templates and weights.

@@ -1,9 +1,12 @@
 #include "stage/scoring.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "core/device_turn.hpp"
 #include "core/progress.hpp"
@@ -201,14 +204,13 @@ CategoryWeights entries_of(const Context& c, const std::string& task, const char
     CategoryWeights weights;
     for (const std::string& entry : c.config.list("task." + task + "." + key)) {
         const auto slash = entry.find('/'), equals = entry.find('=');
+        const char* const end = entry.data() + entry.size();
         double weight = -1;
-        if (equals != std::string::npos)
-            std::from_chars(entry.data() + equals + 1, entry.data() + entry.size(), weight);
-        ATELIER_CHECK_USAGE(slash != std::string::npos && equals != std::string::npos &&
-                                slash < equals && weight >= 0,
-                            "task.{}.{}: \"{}\" is not category/dimension=number", task, key,
-                            entry);
-        weights[entry.substr(0, slash)][entry.substr(slash + 1, equals - slash - 1)] = weight;
+        const bool is_number = equals != std::string::npos && std::from_chars(entry.data() + equals + 1, end, weight).ptr == end;
+        ATELIER_CHECK_USAGE(is_number && slash < equals && std::isfinite(weight) && weight >= 0,
+                            "task.{}.{}: \"{}\" is not category/dimension=number, the number finite and at least 0", task, key, entry);
+        const auto [place, is_new] = weights[entry.substr(0, slash)].emplace(entry.substr(slash + 1, equals - slash - 1), weight);
+        ATELIER_CHECK_USAGE(is_new, "task.{}.{}: \"{}\": {} of {} stands twice", task, key, entry, place->first, entry.substr(0, slash));
     }
     return weights;
 }
@@ -221,6 +223,25 @@ CategoryWeights pinned_weights(const Context& c, const std::string& task) {
 
 CategoryWeights asked_shares(const Context& c, const std::string& task) {
     return entries_of(c, task, "shares");
+}
+
+void check_weights(const Context& c, const std::string& task) {
+    const std::pair<const char*, CategoryWeights> lists[] = {{"weights", pinned_weights(c, task)}, {"shares", asked_shares(c, task)}};
+    if (lists[0].second.empty() && lists[1].second.empty()) return;
+    const std::string& file = c.config.text("task." + task + ".train");
+    const PromptPool prompts(file, task, c.kind(task));
+    std::set<std::string> categories;
+    for (std::size_t i = 0; i < prompts.size(); ++i) categories.insert(prompts.at(i).category);
+    const std::vector<std::string> dimensions = scored_dimensions(c.config, c.kind(task));
+    for (const auto& [key, list] : lists)
+        for (const auto& [category, entries] : list)
+            for (const auto& [dimension, number] : entries) {
+                ATELIER_CHECK_USAGE(categories.contains(category), "task.{}.{}: \"{}/{}={}\": {} has no category {}, only {}", task, key,
+                                    category, dimension, number, file, category, fmt::join(categories, ", "));
+                ATELIER_CHECK_USAGE(std::ranges::find(dimensions, dimension) != dimensions.end(),
+                                    "task.{}.{}: \"{}/{}={}\": {} prompts have no dimension {}, only {}", task, key, category, dimension, number,
+                                    c.kind(task), dimension, fmt::join(dimensions, ", "));
+            }
 }
 
 CategoryWeights category_weights(const Context& c, const std::string& task) {

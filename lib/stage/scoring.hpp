@@ -67,12 +67,16 @@ void set_advantages(const GroupScores& group, const std::map<std::string, double
                     double min_spread, io::TrajectorySamples& samples);
 
 /// The weights of a task: pinned ones from the configuration, calibrated ones where curation made
-/// some, else 1.
+/// some (of every dimension of a category that it saw), else 1.
 CategoryWeights category_weights(const Context& context, const std::string& task);
-/// The pinned ones alone. Throws Error(usage) for an entry that is not category/dimension=number.
+/// The pinned ones alone. Throws Error(usage) naming key and entry for one that is not category/dimension=number (finite, at least 0), or
+/// that stands twice.
 CategoryWeights pinned_weights(const Context& context, const std::string& task);
 /// The shares in the advantage's variance that the configuration asks calibration for; dimensions
-/// not named have 1.
+/// not named have 1. Throws as pinned_weights.
 CategoryWeights asked_shares(const Context& context, const std::string& task);
+/// Throws Error(usage) naming key, entry and what there is, where task.<task>.weights or .shares names a category that no prompt of
+/// task.<task>.train has, or a dimension that the scorer doesn't know; Error(input) for the prompt file.
+void check_weights(const Context& context, const std::string& task);
 
 }  // namespace atelier::stage

@@ -311,6 +311,39 @@ TEST(Calibration, WithoutCorrelationIsTheSquareRootRule) {
     EXPECT_THAT(dead.calibrated, ElementsAre(0, 0));
 }
 
+TEST(Calibration, IsOfTheGroupsThatADimensionIsHeardIn) {
+    AdvantageConfig config;
+    config.min_spread = 0.3;
+    // Dimension 1 ranges over 0.2 in the first group, over 2 in the second.
+    const std::vector<float> low{1, 3.0f, 3, 3.2f}, high{1, 2, 3, 4};
+    SpreadCollector collector(2);
+    collector.add_group(config, 2, low, presence(low));
+    EXPECT_THAT(collector.covariance(), ElementsAre(::testing::DoubleNear(1, 1e-3), 0, 0, 0)) << "training hears dimension 0 alone";
+    collector.add_group(config, 2, high, presence(high));
+    EXPECT_NEAR(collector.covariance()[3], 0.5, 1e-3);
+    EXPECT_NEAR(collector.covariance()[1], 0.5, 1e-3);
+    EXPECT_NEAR(collector.mean_std()[1], (0.1 + 1) / 2, 1e-6) << "its spread is told as it is";
+    SpreadCollector deaf(2);
+    config.min_spread = 0.1;
+    deaf.add_group(config, 2, low, presence(low));
+    EXPECT_NEAR(deaf.covariance()[3], 1, 1e-2);
+}
+
+TEST(Calibration, WeighsEveryDimension) {
+    // Dimension 1 is to have no share, 3 was in no sample.
+    const std::vector<double> covariance{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0.25, 0, 0, 0, 0, 0};
+    const std::vector<std::uint8_t> seen{1, 1, 1, 0};
+    const auto weights = weigh_dimensions(covariance, std::vector<double>{1, 0, 1, 1}, seen, true);
+    EXPECT_NEAR(weights[0], 1.0 / 3, 1e-12);
+    EXPECT_EQ(weights[1], 0);
+    EXPECT_NEAR(weights[2], 2.0 / 3, 1e-12);
+    EXPECT_NEAR(weights[3], 0.5, 1e-12) << "the mean of those that were balanced";
+    EXPECT_NEAR(weigh_dimensions(covariance, std::vector<double>{1, 0, 1, 3}, seen, true)[3], 1.5, 1e-12);
+    EXPECT_THAT(weigh_dimensions(covariance, std::vector<double>{1, 0, 2, 0}, seen, false), ElementsAre(1, 0, 2, 0));
+    EXPECT_THAT(weigh_dimensions(covariance, std::vector<double>{0, 0, 0, 1}, seen, true), ElementsAre(0, 0, 0, 1))
+        << "nothing of what was seen is to count";
+}
+
 TEST(DistillLoss, IsTheMeanSquareAndItsKlForm) {
     const std::vector<float> sigmas{1.0f, 0.8f, 0.5f, 0.0f}, v{1.0f, 2.0f}, teacher{0.0f, 4.0f};
     std::vector<float> d_v{10.0f, 0.0f};

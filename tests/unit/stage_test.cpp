@@ -6,16 +6,20 @@
 
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <set>
 
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
 #include "ops/cuda/open_device.hpp"
+#include "stage/curate.hpp"
 #include "stage/dag.hpp"
+#include "stage/evaluate.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
 #include "stage/rerun.hpp"
 #include "stage/schema.hpp"
+#include "stage/scorers.hpp"
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
 #include "stage/training_state.hpp"
@@ -36,6 +40,7 @@ namespace atelier::stage {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -386,14 +391,67 @@ TEST_F(Run, PartsOfThePipelineCanBeLeftOut) {
     EXPECT_THROW(names({"pipeline.teachers=false", "pipeline.mix=false"}), Error);
 }
 
+std::string refusal(ErrorKind kind, const std::function<void()>& action) {
+    try {
+        action();
+    } catch (const Error& e) {
+        EXPECT_EQ(e.kind(), kind);
+        return e.message();
+    }
+    return "(no error)";
+}
+
 TEST_F(Run, PinnedWeightsAreReadAndMistakesNamed) {
     const auto c = context({"task.t2i.weights=[\"general/alignment=2.5\"]"});
     EXPECT_EQ(pinned_weights(c, "t2i").at("general").at("alignment"), 2.5);
-    for (const char* bad :
-         {"general/alignment", "alignment=1", "general/alignment=-1", "general/alignment=x"})
-        EXPECT_THROW(
-            pinned_weights(context({fmt::format("task.t2i.weights=[\"{}\"]", bad)}), "t2i"), Error)
-            << bad;
+    for (const char* bad : {"general/alignment", "alignment=1", "general/alignment=-1", "general/alignment=x", "general/alignment=1abc",
+                            "general/alignment=", "general/alignment=inf", "general/alignment=nan", "general/alignment=1e999"})
+        EXPECT_THAT(refusal(ErrorKind::usage, [&] { pinned_weights(context({fmt::format("task.t2i.weights=[\"{}\"]", bad)}), "t2i"); }),
+                    AllOf(HasSubstr("task.t2i.weights"), HasSubstr(bad)));
+    EXPECT_THAT(refusal(ErrorKind::usage, [&] { asked_shares(context({R"(task.t2i.shares=["a/b=1", "a/b=2"])"}), "t2i"); }), HasSubstr("twice"));
+}
+
+TEST_F(Run, WeightsAndSharesNameWhatThereIs) {
+    std::ofstream(directory_ / "p.jsonl") << R"({"id":"a","task":"t2i","category":"general","text":"x"})" << '\n'
+                                          << R"({"id":"b","task":"t2i","category":"own","text":"x"})" << '\n';
+    const auto check = [&](const std::string& set) {
+        const Context c = context({"task.t2i.train=" + (directory_ / "p.jsonl").string(), set});
+        return refusal(ErrorKind::usage, [&] { check_weights(c, "t2i"); });
+    };
+    EXPECT_EQ(check(R"(task.t2i.shares=["general/alignment=0", "own/portrait=2"])"), "(no error)");
+    EXPECT_THAT(check(R"(task.t2i.weights=["general/alignement=1"])"),
+                AllOf(HasSubstr("task.t2i.weights"), HasSubstr("general/alignement=1"), HasSubstr("alignment, aesthetics, portrait")));
+    EXPECT_THAT(check(R"(task.t2i.shares=["owned/alignment=1"])"),
+                AllOf(HasSubstr("task.t2i.shares"), HasSubstr("owned/alignment=1"), HasSubstr("general, own")));
+    EXPECT_THAT(scored_dimensions(context({}).config, "edit"), ElementsAre("instruction", "identity"));
+    EXPECT_THAT(scored_dimensions(context({"reward.scorer=http", "judge.templates=configs/judge"}).config, "t2i"),
+                ElementsAre("alignment", "aesthetics", "portrait"));
+}
+
+TEST_F(Run, CurationWeighsEveryDimensionOfACategory) {
+    std::ofstream out(directory_ / "p.jsonl");
+    for (int i = 0; i < 2; ++i) out << R"({"id":"p)" << i << R"(","task":"t2i","category":"general","text":"x"})" << '\n';
+    out.close();
+    Context c = context({"task.t2i.train=" + (directory_ / "p.jsonl").string(), R"(task.t2i.shares=["general/aesthetics=0"])",
+                         "reward.min_spread=0.3"});
+    c.policy = "t2i";
+    PoolScores scores{4, tiers, {}};
+    for (int i = 0; i < 2; ++i) {  // no sample has a portrait; aesthetics alone tells members apart in the second
+        auto s = group({{"alignment", i == 0 ? std::vector<float>{1, 2, 3, 4} : std::vector<float>{3, 3, 3, 3.2f}}, {"aesthetics", {5, 1, 5, 1}}});
+        scores.add(gated_scores(s, tiers, 0));
+    }
+    nlohmann::json shares;
+    const Curated curated = choose_prompts(c, PromptPool(directory_ / "p.jsonl", "t2i", "t2i"), scores, shares);
+    const auto& weights = curated.weights.at("general");
+    EXPECT_EQ(weights.at("aesthetics"), 0) << "no share was asked for";
+    EXPECT_EQ(weights.at("alignment"), 1);
+    EXPECT_EQ(weights.at("portrait"), 1) << "the mean of the others'";
+    EXPECT_THAT(curated.verdict, ElementsAre("kept", "range_too_small"));
+    EXPECT_FLOAT_EQ(curated.range[0], 3) << "alignment alone makes the total";
+    auto s = group({{"alignment", {1, 2, 3, 4}}, {"aesthetics", {5, 1, 5, 1}}});
+    set_advantages(gated_scores(s, tiers, 0), weights, 0.3, s);
+    EXPECT_THAT(s.total, ElementsAre(1, 2, 3, 4));
+    EXPECT_LT(s.advantage[0], s.advantage[1]);
 }
 
 Prompt numbered(std::uint64_t number, const std::string& task = "t2i") {
@@ -487,12 +545,12 @@ TEST_F(Run, TheScheduleFollowsTheSize) {
 
 TEST_F(Run, PromptsOfAnotherKindAreRefused) {
     std::ofstream(directory_ / "p.jsonl")
-        << R"({"id":"a","task":"edit","category":"general","text":"x"})" << '\n';
+        << R"({"id":"a","task":"edit","category":"general","text":"x","images":["a.png"]})" << '\n';
     EXPECT_EQ(read_prompts(directory_ / "p.jsonl", "mine", "edit").at(0).task, "mine");
     EXPECT_THROW(read_prompts(directory_ / "p.jsonl", "t2i", "t2i"), Error);
     std::ofstream(directory_ / "q.jsonl")
-        << R"({"id":"a","task":"edit","category":"a/b","text":"x"})" << '\n';
-    EXPECT_THROW(read_prompts(directory_ / "q.jsonl", "edit", "edit"), Error);
+        << R"({"id":"a","task":"edit","category":"a/b","text":"x","images":["a.png"]})" << '\n';
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { read_prompts(directory_ / "q.jsonl", "edit", "edit"); }), HasSubstr("a/b"));
 }
 
 TEST_F(Run, APoolGivesThePromptsOfItsLines) {
