@@ -1,7 +1,10 @@
 #include "stage/prompts.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <string_view>
 
@@ -14,6 +17,8 @@ namespace atelier::stage {
 namespace {
 
 using Json = nlohmann::json;
+
+constexpr std::string_view fields[] = {"id", "task", "category", "text", "images", "attributes", "size"};
 
 std::string text_field(const Json& line, const char* key, const std::string& place) {
     const auto found = line.find(key);
@@ -97,8 +102,15 @@ Prompt PromptPool::parse(const Line& of) const {
     p.category = text_field(line, "category", place);
     ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos, "{}: '{}' cannot name a category", place, p.category);
     p.text = text_field(line, "text", place);
-    p.attributes = line.value("attributes", Json::object()).dump();
-    for (const Json& image : line.value("images", Json::array())) {
+    for (const auto& [key, value] : line.items())
+        ATELIER_CHECK_INPUT(std::ranges::find(fields, key) != std::end(fields), "{}: unknown field \"{}\"; a prompt has {}", place, key,
+                            fmt::join(fields, ", "));
+    const Json attributes = line.value("attributes", Json::object()), images = line.value("images", Json::array());
+    ATELIER_CHECK_INPUT(attributes.is_object(), "{}: \"attributes\" must be an object, found {}", place, attributes.dump());
+    ATELIER_CHECK_INPUT(images.is_array(), "{}: \"images\" must be a list of files, found {}", place, images.dump());
+    ATELIER_CHECK_INPUT(kind_ != "edit" || !images.empty(), "{}: an edit without pictures: \"images\" must name at least one", place);
+    p.attributes = attributes.dump();
+    for (const Json& image : images) {
         ATELIER_CHECK_INPUT(image.is_string(), "{}: images holds {}", place, image.dump());
         const std::filesystem::path relative = image.get<std::string>();
         ATELIER_CHECK_INPUT(io::stays_inside(relative), "{}: picture {} lies outside the prompt file's directory", place, relative.string());

@@ -26,13 +26,13 @@ struct Prompt {
     std::optional<model::PictureSize> size;  ///< of the picture to make; none: see picture_sizes.hpp
 };
 
-/// A prompt file: JSON lines {id, task, category, text, images, attributes, size: [height, width]}, the
-/// last three optional. Every line is checked when it is opened, and kept as its text: a prompt is made
+/// A prompt file: JSON lines {id, task, category, text, images: [files], attributes: {}, size: [height, width]}, the
+/// last three optional, but for an edit's images. Every line is checked when it is opened, and kept as its text: a prompt is made
 /// when it is asked for, so that a large pool takes little more memory than its file has bytes.
 class PromptPool {
   public:
     /// `task` becomes the prompts'. Throws Error(input) naming file and line: no object, a missing or
-    /// wrong field, a `task` that is not the configured kind, an id that stands twice, a picture
+    /// wrong field, one that prompts don't have, an edit without images, a `task` that is not the configured kind, an id that stands twice, a picture
     /// outside the file's directory, a size that is no pair of positive multiples of 32.
     PromptPool(std::filesystem::path file, std::string task, std::string kind);
     std::size_t size() const { return lines_.size(); }

@@ -553,6 +553,21 @@ TEST_F(Run, PromptsOfAnotherKindAreRefused) {
     EXPECT_THAT(refusal(ErrorKind::input, [&] { read_prompts(directory_ / "q.jsonl", "edit", "edit"); }), HasSubstr("a/b"));
 }
 
+TEST_F(Run, APromptHasTheFieldsOfAPrompt) {
+    const auto read = [&](const std::string& kind, const std::string& more) {
+        std::ofstream(directory_ / "p.jsonl") << "\n" << R"({"id":"a","category":"general","text":"x","task":")" << kind << '"' << more << "}\n";
+        return refusal(ErrorKind::input, [&] { read_prompts(directory_ / "p.jsonl", kind, kind); });
+    };
+    EXPECT_EQ(read("t2i", ""), "(no error)");
+    EXPECT_EQ(read("t2i", R"(,"images":[],"attributes":{"a":1},"size":[32,32])"), "(no error)");
+    EXPECT_EQ(read("edit", R"(,"images":["a.png"])"), "(no error)");
+    EXPECT_THAT(read("edit", R"(,"image":["a.png"])"), AllOf(HasSubstr("p.jsonl:2"), HasSubstr("unknown field \"image\""), HasSubstr("images")));
+    EXPECT_THAT(read("t2i", R"(,"images":null)"), AllOf(HasSubstr("p.jsonl:2"), HasSubstr("\"images\" must be a list")));
+    EXPECT_THAT(read("t2i", R"(,"attributes":null)"), HasSubstr("\"attributes\" must be an object"));
+    for (const char* none : {"", R"(,"images":[])"})
+        EXPECT_THAT(read("edit", none), AllOf(HasSubstr("p.jsonl:2"), HasSubstr("an edit without pictures")));
+}
+
 TEST_F(Run, APoolGivesThePromptsOfItsLines) {
     const fs::path file = directory_ / "p.jsonl";
     {
