@@ -33,7 +33,7 @@ void add_scores(const EvaluatedTask& task, const std::string& name,
             columns[name + "/" + dimension].add(score, prompt.number);
             columns[name + "/" + dimension + "/" + prompt.category].add(score, prompt.number);
         }
-        columns[name + "/total"].add(samples[i].total(), prompt.number);
+        if (const auto total = samples[i].total()) columns[name + "/total"].add(*total, prompt.number);
     }
 }
 
@@ -62,7 +62,7 @@ Json gains(const std::vector<std::string>& models,
                     if (const auto found = after.scores.find(dimension);
                         found != after.scores.end())
                         add(dimension, score, found->second);
-                add("total", before.total(), after.total());
+                if (const auto x = before.total(), y = after.total(); x && y) add("total", *x, *y);
             }
         json[models[m]] = Json::object();
         for (const auto& [name, pair] : columns)
@@ -79,16 +79,17 @@ Json elo(const std::vector<std::string>& models,
         for (std::size_t i = 0; i < task.prompts.size() * task.pictures; ++i)
             for (std::size_t a = 0; a < models.size(); ++a)
                 for (std::size_t b = a + 1; b < models.size(); ++b) {
-                    const double x = task.models[a][i].total(), y = task.models[b][i].total();
+                    const auto x = task.models[a][i].total(), y = task.models[b][i].total();
+                    if (!x || !y) continue;
                     outcomes.push_back(
                         {static_cast<int>(a), static_cast<int>(b),
-                         x > y   ? 1.0
-                         : x < y ? 0.0
-                                 : 0.5,
+                         *x > *y   ? 1.0
+                         : *x < *y ? 0.0
+                                   : 0.5,
                          task_number(name) ^ task.prompts[i / task.pictures].number});
                 }
     Json json = Json::object();
-    if (models.size() < 2) return json;
+    if (outcomes.empty()) return json;
     const auto table = eval::elo_table({}, static_cast<int>(models.size()), outcomes);
     for (std::size_t m = 0; m < models.size(); ++m)
         json[models[m]] = {{"elo", table.entries[m].elo},
@@ -99,10 +100,11 @@ Json elo(const std::vector<std::string>& models,
 
 }  // namespace
 
-double EvaluatedSample::total() const {
+std::optional<double> EvaluatedSample::total() const {
+    if (scores.empty()) return std::nullopt;
     double sum = 0;
     for (const auto& [name, score] : scores) sum += score;
-    return scores.empty() ? 0 : sum / static_cast<double>(scores.size());
+    return sum / static_cast<double>(scores.size());
 }
 
 Json evaluation_summary(const std::vector<std::string>& models,
@@ -116,6 +118,9 @@ Json evaluation_summary(const std::vector<std::string>& models,
         for (const auto& [name, column] : columns) {
             entry[name] = to_json(eval::bootstrap_mean({}, column.values, column.clusters));
         }
+        for (const auto& [name, task] : tasks)
+            if (const auto count = std::ranges::count_if(task.models[m], [](const EvaluatedSample& s) { return !s.total(); }); count > 0)
+                summary["without_score"][models[m]][name] = count;
     }
     return summary;
 }
@@ -177,7 +182,12 @@ std::string evaluation_table(const Json& summary, const std::vector<std::string>
                                                   v["low"].get<double>(), v["high"].get<double>()));
         }
     }
-    return text + "\n";
+    text += '\n';
+    if (const auto missing = summary.find("without_score"); missing != summary.end())
+        for (const auto& [model, tasks] : missing->items())
+            for (const auto& [task, count] : tasks.items())
+                text += fmt::format("\n{} pictures of {} for {} have no score and are left out\n", count.get<std::int64_t>(), model, task);
+    return text;
 }
 
 std::vector<std::size_t> shown_prompts(const EvaluatedTask& task) {

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,7 @@ struct EvaluatedSample {
     io::Image picture;                     ///< of prompts on the contact sheet; else empty
     std::map<std::string, double> scores;  ///< dimensions present
     std::map<std::string, double> truth;   ///< the same by [reward] truth; empty without one
-    double total() const;                  ///< their mean
+    std::optional<double> total() const;   ///< mean of `scores`; none: no dimension is present
 };
 
 /// One task's samples of every model: [models][prompts * pictures of a prompt].
@@ -29,7 +30,8 @@ struct EvaluatedTask {
 /// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>":
 /// ...}}, "gain": {name: {"<task>/<dimension>": {mean, low, high, n}}} (differences to the first
 /// model, paired by prompt and seed), "elo": {name: {elo, low, high}}}, 95 % bootstrap bounds,
-/// prompts resampled.
+/// prompts resampled. Pictures without any score are left out (of gains and Elo where either has none); where there are some,
+/// "without_score": {name: {"<task>": how many}}.
 nlohmann::json evaluation_summary(const std::vector<std::string>& models,
                                   const std::map<std::string, EvaluatedTask>& tasks);
 

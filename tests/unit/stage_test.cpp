@@ -735,5 +735,30 @@ TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
     EXPECT_THAT(svg, HasSubstr("iterations 1 to 3; gap +2.00, at first +0.00")) << "sorted by iteration";
 }
 
+TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
+    const auto sample = [](std::map<std::string, double> scores) { return EvaluatedSample{{}, std::move(scores), {}}; };
+    EvaluatedTask task;
+    task.prompts = {numbered(0), numbered(1), numbered(2)};
+    for (Prompt& p : task.prompts) p.category = "general";
+    task.models = {{sample({{"a", 4}, {"b", 2}}), sample({}), sample({{"a", 3}})}, {sample({{"a", 5}}), sample({{"a", 1}}), sample({})}};
+    EXPECT_EQ(task.models[0][0].total(), 3);
+    EXPECT_FALSE(task.models[0][1].total());
+    const auto summary = evaluation_summary({"base", "mine"}, {{"t2i", task}});
+    EXPECT_EQ(summary["models"]["base"]["t2i/total"]["n"], 2);
+    EXPECT_EQ(summary["models"]["base"]["t2i/total"]["mean"], 3);
+    EXPECT_EQ(summary["models"]["mine"]["t2i/total"]["mean"], 3);
+    EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["n"], 1);
+    EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["mean"], 2);
+    EXPECT_GT(summary["elo"]["mine"]["elo"], summary["elo"]["base"]["elo"]) << "the one picture that both have a score of";
+    EXPECT_EQ(summary["without_score"]["base"]["t2i"], 1);
+    EXPECT_THAT(evaluation_table(summary, {"base", "mine"}), HasSubstr("1 pictures of mine for t2i have no score"));
+    for (auto& samples : task.models)
+        for (EvaluatedSample& s : samples) s.scores.clear();
+    const auto none = evaluation_summary({"base", "mine"}, {{"t2i", task}});
+    EXPECT_TRUE(none["elo"].empty());
+    EXPECT_TRUE(none["models"]["base"].empty());
+    EXPECT_THAT(evaluation_table(none, {"base", "mine"}), HasSubstr("3 pictures of base"));
+}
+
 }  // namespace
 }  // namespace atelier::stage
