@@ -76,6 +76,7 @@ breaks "attention over a tile that is still read" plain_attention.cu plain_atten
 breaks "softmax that forgets its former top" plain_attention.cu plain_attention.cu 's/sum = sum \* kept/sum = sum/' "$d" 'DeviceAttention.Plain*'
 breaks "shared keys' gradient written, not added" plain_attention.cu plain_attention.cu 's/\*k = part == 0 ? \*k + dk\[c\] : dk\[c\]/*k = dk[c]/' "$d" 'DeviceAttention.Plain*'
 breaks "dense run that leaves out the shared keys' gradient" attention.cpp attention.cpp 's/if (shared != nullptr \&\& s.shared_keys > 0)/if (shared != nullptr \&\& b == 0 \&\& s.shared_keys > 0)/' "$d" 'DeviceAttention.Dense*'
+breaks "room of a longer prefix's cut alone" workspaces.cpp workspaces.cpp 's/return std::min(s.batch \* s.kv_heads \* key_head_room(s), room_limit(s))/return backward_cut(s).entries * backward_cut(s).kv_heads * key_head_room(s)/' "$d" 'DeviceAttention.ShorterPrefixes*'
 breaks "dense run of the wrong queries" attention.cpp attention.cpp 's/in.q + run.first \* in.q_stride, in.k, in.v, to/in.q, in.k, in.v, to/' "$d" 'DeviceAttention.Dense*'
 breaks "gradient of attention by another entry's queries" attention.cpp attention.cpp 's/query = entry \* shape.entry_queries/query = 0/' "$d" 'DeviceAttention.Dense*'
 breaks "gradient of attention by another head's keys" attention.cpp attention.cpp 's/key_head = kv \* s.head_dim/key_head = 0/' "$d" 'DeviceAttention.Dense*'

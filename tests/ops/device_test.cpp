@@ -15,6 +15,7 @@
 #include "nn/checkpoint_weights.hpp"
 #include "nn/sharded.hpp"
 #include "nn/streamed.hpp"
+#include "ops/cuda/workspaces.hpp"
 #include "ops/repeated.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
@@ -281,12 +282,16 @@ std::vector<AttentionSize> attention_sizes() {
                  return v;
              }()},
             {3, 5, 33, 5, 2, 1, 128, {}},
+            {4, 9, 20, 9, 1, 1, 16, {}},
+            {2, 7, 5, 7, 2, 2, 16, {3, 3, 3, 7, 7, 7, 7}},
             {1, 6, 0, 6, 2, 2, 16, {1, 5, 5, 5, 5, 6}},  // a token of text before a picture: no gradient of the library's for one query with one key
+            {2, 6, 0, 6, 4, 2, 16, {1, 5, 5, 5, 5, 6}},
             {1, 1, 0, 1, 2, 2, 16, {}}};
 }
 
-Case attention_case(const AttentionSize& a) {
-    return [a] {
+/// In a workspace that is planned for `planned` shared keys where that is more.
+Case attention_case(const AttentionSize& a, std::int64_t planned = 0) {
+    return [a, planned] {
         AttentionShape s;
         s.batch = a.batch, s.queries = a.queries, s.shared_keys = a.shared, s.own_keys = a.own;
         s.heads = a.heads, s.kv_heads = a.kv_heads, s.head_dim = a.dim;
@@ -301,7 +306,9 @@ Case attention_case(const AttentionSize& a) {
         };
         const Floats q = round(normal(a.batch * a.queries * s.q_stride, 1)), sk = round(normal(a.shared * 2 * kv_width + 1, 2));
         const Floats ok = round(normal(a.batch * a.own * 2 * kv_width, 3)), dy = round(normal(a.batch * a.queries * q_width, 4));
-        Floats y(dy.size()), lse(a.batch * a.heads * a.queries), room(attention_backward_workspace(s)), dq(q.size()), ds(sk.size(), 1.0f), down(ok.size());
+        AttentionShape largest = s;
+        largest.shared_keys = std::max(s.shared_keys, planned);
+        Floats y(dy.size()), lse(a.batch * a.heads * a.queries), room(attention_backward_workspace(largest)), dq(q.size()), ds(sk.size(), 1.0f), down(ok.size());
         const Tensor w = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
         const AttentionKeys shared{sk.data(), sk.data() + kv_width}, own{ok.data(), ok.data() + kv_width};
         attention(s, q.data(), shared, own, y.data(), lse.data(), w);
@@ -322,6 +329,48 @@ TEST(DeviceAttention, DenseCallsAsOnTheCpu) {
     // thousand numbers is up to 6 times their RMS.
     for (const AttentionSize& a : attention_sizes()) compare("attention", attention_case(a), 6 * 2 * 0x1p-8);
     backend().set_product_precision(ProductPrecision::fp32);
+}
+
+// The workspace of the gradient is planned for the longest prefix: every shorter one has room there, as the library's calls are cut for it.
+TEST(DeviceAttention, ShorterPrefixesRunInAPlannedWorkspace) {
+    if (current_device() != Device::cuda) GTEST_SKIP() << "no device is tested (ATELIER_TEST_DEVICE)";
+    backend().set_product_precision(ProductPrecision::bf16);
+    for (const int shared : {0, 5, 90, 118, 120, 247}) compare("attention", attention_case({3, 10, shared, 10, 1, 1, 8, {}}, 247), 6 * 2 * 0x1p-8);
+    backend().set_product_precision(ProductPrecision::fp32);
+}
+
+// At the sizes of the real device: here the functions are the host's own, which plan where no device is.
+TEST(DeviceAttention, RoomOfTheGradientIsNoLessForMore) {
+    const auto at = [](std::int64_t batch, std::int64_t queries, std::int64_t keys, std::int64_t heads, std::int64_t kv_heads) {
+        AttentionShape s;
+        s.batch = batch, s.queries = s.own_keys = queries, s.shared_keys = keys, s.heads = heads, s.kv_heads = kv_heads, s.head_dim = 128;
+        return s;
+    };
+    const std::vector<std::int64_t> batches{1, 2, 3, 4, 6, 7, 8, 12, 24}, queries{1, 63, 64, 256, 1000, 1024, 2304, 4096, 16384, 40000};
+    const std::vector<std::int64_t> keys{0, 1, 20, 64, 128, 300, 1024, 4224, 8500};
+    const auto before = [](const std::vector<std::int64_t>& all, std::size_t i) { return all[i == 0 ? 0 : i - 1]; };
+    for (const auto& [heads, kv_heads] : {std::pair{32, 32}, {32, 8}, {24, 24}, {4, 1}, {1, 1}})
+        for (std::size_t b = 0; b < batches.size(); ++b)
+            for (std::size_t q = 0; q < queries.size(); ++q)
+                for (std::size_t k = 0; k < keys.size(); ++k) {
+                    const AttentionShape s = at(batches[b], queries[q], keys[k], heads, kv_heads);
+                    const std::int64_t room = cuda::backward_room(s);
+                    const std::string where = ::testing::PrintToString(std::tuple(s.batch, s.queries, s.shared_keys, heads, kv_heads));
+                    EXPECT_GE(room, cuda::backward_room(at(before(batches, b), queries[q], keys[k], heads, kv_heads))) << where;
+                    EXPECT_GE(room, cuda::backward_room(at(batches[b], before(queries, q), keys[k], heads, kv_heads))) << where;
+                    EXPECT_GE(room, cuda::backward_room(at(batches[b], queries[q], before(keys, k), heads, kv_heads))) << where;
+                    const std::int64_t padding = 4 * 256, one = cuda::backward_room(at(1, queries[q], keys[k], heads / kv_heads, 1)) - padding;
+                    const cuda::BackwardCut cut = cuda::backward_cut(s);
+                    EXPECT_LE(cut.entries * cut.kv_heads * one, room - padding) << where;
+                    EXPECT_LE(room - padding, std::max(one, std::int64_t{512} << 20)) << where;
+                    EXPECT_TRUE(s.batch % cut.entries == 0 && kv_heads % cut.kv_heads == 0 && (cut.entries == 1 || cut.kv_heads == kv_heads)) << where;
+                    // The next larger divisor takes too much.
+                    for (std::int64_t n = cut.entries + 1; cut.kv_heads == kv_heads && n <= s.batch; ++n)
+                        EXPECT_TRUE(s.batch % n != 0 || n * kv_heads * one > room - padding) << where;
+                }
+    // 6 x 1,024 queries: behind a prefix of 300 tokens five entries take 440 MiB and six too much; behind one of 20 six take 432.
+    EXPECT_EQ(cuda::backward_cut(at(6, 1024, 300, 32, 32)).entries, 3);
+    EXPECT_EQ(cuda::backward_cut(at(6, 1024, 20, 32, 32)).entries, 6);
 }
 
 // Heads wider than the plain kernels take: one of all channels, and two that share a key head. Scores up to a hundred and more.

@@ -23,7 +23,7 @@ std::int64_t attention_backward_workspace(const AttentionShape& s) {
 namespace {
 
 #ifdef ATELIER_EMULATED
-constexpr std::int64_t most_room = std::int64_t{40} << 10;  // bytes: the sizes of tests are cut, too
+constexpr std::int64_t most_room = std::int64_t{50} << 10;  // bytes: the sizes of tests are cut, too
 #else
 constexpr std::int64_t most_room = std::int64_t{512} << 20;  // bytes
 #endif
@@ -37,20 +37,29 @@ std::int64_t head_room(const AttentionShape& s) {
     return 2 * rounded_up(s.queries, 64) * rounded_up(keys, 128) + 4 * s.queries + shares;
 }
 
+/// The same for a key head of an entry: of the query heads that it serves.
+std::int64_t key_head_room(const AttentionShape& s) { return s.heads / s.kv_heads * head_room(s); }
+
+/// What a call may take. Like a key head's room, no less for more queries or keys.
+std::int64_t room_limit(const AttentionShape& s) { return std::max(most_room, key_head_room(s)); }
+
 }  // namespace
 
 BackwardCut backward_cut(const AttentionShape& s) {
-    const std::int64_t group = s.heads / s.kv_heads;
-    if (s.batch * s.heads * head_room(s) <= most_room) return {s.batch, s.kv_heads};
-    std::int64_t kv_heads = s.kv_heads;
-    while (kv_heads > 1 && (s.kv_heads % kv_heads != 0 || kv_heads * group * head_room(s) > most_room)) --kv_heads;
-    return {1, kv_heads};
+    const std::int64_t limit = room_limit(s), head = key_head_room(s);
+    const auto largest_divisor = [=](std::int64_t of, std::int64_t room_of_each) {
+        std::int64_t n = of;
+        while (of % n != 0 || n * room_of_each > limit) --n;
+        return n;
+    };
+    if (s.kv_heads * head > limit) return {1, largest_divisor(s.kv_heads, head)};
+    return {largest_divisor(s.batch, s.kv_heads * head), s.kv_heads};
 }
 
+// Not of the cut, which may take more of a smaller shape: of all that a call may take, so that what is planned for the longest prefix serves any.
 std::int64_t backward_room(const AttentionShape& s) {
-    const BackwardCut cut = backward_cut(s);
     // Each of the library's buffers may begin at a multiple of 256 bytes.
-    return cut.entries * cut.kv_heads * (s.heads / s.kv_heads) * head_room(s) + 4 * 256;
+    return std::min(s.batch * s.kv_heads * key_head_room(s), room_limit(s)) + 4 * 256;
 }
 
 std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& s) {

@@ -13,7 +13,7 @@ inline constexpr std::int64_t wide_attention_queries = 1024;  ///< of a block: 1
 
 /// Of the masks at the front of plain attention's workspace.
 std::int64_t masks_floats(const AttentionShape& shape);
-/// Bytes that the library takes for a call of the backward pass, at most, as backward_cut() cuts it.
+/// Bytes that the library takes for a call of the backward pass, at most, as backward_cut() cuts it: no less for more entries, queries or keys.
 std::int64_t backward_room(const AttentionShape& shape);
 std::int64_t plain_attention_workspace(const AttentionShape& shape);
 std::int64_t wide_attention_workspace(const AttentionShape& shape);
@@ -21,11 +21,12 @@ std::int64_t attention_workspace(const AttentionShape& shape);
 std::int64_t attention_backward_workspace(const AttentionShape& shape);
 std::int64_t qk_norm_rope_workspace(const QkNormRopeShape& shape);
 
-/// What a call of the library's backward takes: all batch entries, or one entry's key heads (a divisor of them) at a time.
+/// What a call of the library's backward takes: all key heads of some entries, or some of one entry's; a divisor of what there are, so that all
+/// calls have one shape.
 struct BackwardCut {
     std::int64_t entries, kv_heads;
 };
-/// As much at a time as takes no more than 512 MiB of the library's room, but at least a key head of an entry.
+/// As many at a time as take no more than 512 MiB of the library's room, but at least a key head of an entry.
 BackwardCut backward_cut(const AttentionShape& shape);
 
 /// bf16 numbers and fp32 statistics in the workspace, one behind the other; each begins at a multiple of 128 bytes. What the backward pass alone
