@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/attention_keys.hpp"
 #include "ops/cuda/context.hpp"
 #include "ops/cuda/dense_attention.hpp"
 #include "ops/cuda/functions.hpp"
@@ -34,12 +35,12 @@ void each_run(const AttentionShape& s, Function function) {
     }
 }
 
-/// Whether the library has an algorithm: not for fp32, masks, odd heads, queries without keys, nor the gradient of one query with one key.
+/// Whether dense calls serve: not fp32, masks, odd heads, nor queries without keys.
 bool is_dense(const AttentionShape& s) {
     if (product_precision() != ProductPrecision::bf16 || s.head_dim % 8 != 0 || s.head_dim > 128 || s.shared_valid != nullptr || s.own_valid != nullptr)
         return false;
     bool dense = true;
-    each_run(s, [&](const Run& run) { dense = dense && run.keys >= (run.causal ? run.count : 1) && (run.count > 1 || run.keys > 1); });
+    each_run(s, [&](const Run& run) { dense = dense && run.keys >= (run.causal ? run.count : 1); });
     return dense;
 }
 
@@ -61,42 +62,21 @@ struct Inputs {
         if (s.shared_keys == 0 && is_readable(own.k, s.own_stride) && is_readable(own.v, s.own_stride)) {
             k = own.k.bf16(), v = own.v.bf16(), kv_stride = s.own_stride;
         } else {
-            pack(s, p.kv_width(), shared.k, own.k, p.k);
-            pack(s, p.kv_width(), shared.v, own.v, p.v);
+            pack_keys(s, shared, own, p.k, p.v);
             k = p.k, v = p.v, kv_stride = p.kv_width();
         }
     }
     const std::uint16_t *q, *k, *v;
     std::int64_t q_stride, kv_stride;
-
-  private:
-    static void pack(const AttentionShape& s, std::int64_t width, Operand shared, Operand own, std::uint16_t* to) {
-        for (std::int64_t b = 0; b < s.batch; ++b) {
-            std::uint16_t* entry = to + b * (s.shared_keys + s.own_keys) * width;
-            if (s.shared_keys > 0) copy_columns(s.shared_keys, width, shared, s.shared_stride, entry, width);
-            if (s.own_keys > 0)
-                copy_columns(s.own_keys, width, own.from(b * s.own_keys * s.own_stride), s.own_stride, entry + s.shared_keys * width, width);
-        }
-    }
 };
+
+/// One query with one key, a text's first before a picture: the library has no gradient for it.
+bool is_single_key(const DenseAttention& shape) { return shape.queries == 1 && shape.keys == 1; }
 
 DenseAttention dense_shape(const AttentionShape& s, const Inputs& in, std::int64_t out_stride, const Run& run) {
     return {.batch = s.batch, .queries = run.count, .keys = run.keys, .heads = s.heads, .kv_heads = s.kv_heads, .head_dim = s.head_dim,
             .entry_queries = s.queries, .entry_keys = s.shared_keys + s.own_keys, .q_stride = in.q_stride, .kv_stride = in.kv_stride,
             .out_stride = out_stride, .q_gradient_stride = s.heads * s.head_dim, .kv_gradient_stride = s.kv_heads * s.head_dim, .causal = run.causal, .scale = s.scale};
-}
-
-/// A run's gradient of keys or values to the shared keys (added, batch entries in order) and the own keys (added, or written by the only run).
-void unpack_key_gradient(const AttentionShape& s, std::int64_t width, const Run& run, bool adds, const std::uint16_t* from, float* shared, float* own) {
-    const std::int64_t own_keys = run.keys - s.shared_keys;
-    for (std::int64_t b = 0; b < s.batch; ++b) {
-        const std::uint16_t* entry = from + b * run.keys * width;
-        if (shared != nullptr && s.shared_keys > 0) add_columns(s.shared_keys, width, entry, width, shared, s.shared_stride);
-        if (own_keys == 0) continue;
-        float* to = own + b * s.own_keys * s.own_stride;
-        if (adds) add_columns(own_keys, width, entry + s.shared_keys * width, width, to, s.own_stride);
-        else copy_columns(own_keys, width, entry + s.shared_keys * width, width, to, s.own_stride);
-    }
 }
 
 void check_workspace(std::int64_t needed, const Tensor& workspace) {
@@ -114,6 +94,7 @@ struct BackwardOperands {
 /// In calls that each take no more than the planned room (BackwardCut); they write different entries or heads. Each call's statistics begin
 /// where the workspace's do: the library takes multiples of 16 bytes.
 void run_backward(const AttentionShape& s, const Packed& p, DenseAttention shape, const BackwardOperands& all) {
+    if (is_single_key(shape)) return single_key_attention_backward(shape, all.dout, all.dq, all.dk, all.dv);
     const BackwardCut cut = backward_cut(s);
     const std::int64_t group = s.heads / s.kv_heads;
     shape.batch = cut.entries, shape.kv_heads = cut.kv_heads, shape.heads = cut.kv_heads * group;
@@ -186,9 +167,9 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
     std::uint16_t* to = in_place ? out.bf16() : p.out;
     const std::int64_t out_stride = in_place ? s.out_stride : p.q_width();
     each_run(s, [&](const Run& run) {
+        const DenseAttention shape = dense_shape(s, in, out_stride, run);
         // Statistics are always asked for: without them the library may take another algorithm, and other bits.
-        dense_attention(dense_shape(s, in, out_stride, run), in.q + run.first * in.q_stride, in.k, in.v, to + run.first * out_stride,
-                        p.stats);
+        (is_single_key(shape) ? single_key_attention : dense_attention)(shape, in.q + run.first * in.q_stride, in.k, in.v, to + run.first * out_stride, p.stats);
         if (log_sum_exp != nullptr)
             copy_columns(s.batch * s.heads, run.count, p.stats, run.count, log_sum_exp + run.first, s.queries);
     });
@@ -207,7 +188,7 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
                                         workspace.f32());
     }
     const Packed p(s, workspace.f32(), true);
-    const std::int64_t q_width = p.q_width(), kv_width = p.kv_width();
+    const std::int64_t q_width = p.q_width();
     const Inputs in(s, p, q, shared, own);
     const bool in_place = is_readable(out, s.out_stride);
     if (!in_place) copy_columns(s.batch * s.queries, q_width, out, s.out_stride, p.out, q_width);  // exact: they came from bf16
@@ -217,17 +198,13 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
     if (!takes_gradient) copy_columns(s.batch * s.queries, q_width, dout, s.out_stride, p.dout, q_width);
     const std::uint16_t* d_out = takes_gradient ? dout.bf16() : p.dout;
     const bool adds = key_limits(s).runs > 0;  // else one run sees all keys
-    for (std::int64_t row = 0; adds && row < s.batch; ++row) {
-        const std::int64_t at = row * s.own_keys * s.own_stride;
-        zero_columns(s.own_keys, kv_width, own_gradients.dk + at, s.own_stride);
-        zero_columns(s.own_keys, kv_width, own_gradients.dv + at, s.own_stride);
-    }
+    if (adds)
+        for (float* gradient : {own_gradients.dk, own_gradients.dv}) zero_columns(s.batch * s.own_keys, p.kv_width(), gradient, s.own_stride);
     each_run(s, [&](const Run& run) {
         const std::int64_t at = run.first * q_width;
         run_backward(s, p, dense_shape(s, in, out_stride, run),
                      {in.q + run.first * in.q_stride, in.k, in.v, from + run.first * out_stride, log_sum_exp + run.first, d_out + at, p.dq + at, p.dk, p.dv});
-        unpack_key_gradient(s, kv_width, run, adds, p.dk, shared_gradients.dk, own_gradients.dk);
-        unpack_key_gradient(s, kv_width, run, adds, p.dv, shared_gradients.dv, own_gradients.dv);
+        unpack_key_gradients(s, run.keys, adds, p.dk, p.dv, shared_gradients, own_gradients);
     });
     copy_columns(s.batch * s.queries, q_width, p.dq, q_width, dq, s.q_stride);
 }
