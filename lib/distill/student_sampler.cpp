@@ -44,21 +44,20 @@ std::vector<StudentTrajectory> StudentSampler::sample(std::span<const RandomKey>
     }
     branch_.run(weights_);
     for (std::int64_t first = 0; first < count; first += batch_.size()) {
-        for (std::int64_t b = 0; b < batch_.size(); ++b) {
-            batch_.draw(flow::initial_noise_key(noise_keys[static_cast<std::size_t>(first + b)]));
-            transfer(batch_.noise, batch_.member(batch_.x, b));
-        }
+        const auto key_of = [&](std::int64_t b) { return noise_keys[static_cast<std::size_t>(first + b)]; };
+        batch_.draw([&](std::int64_t b) { return flow::initial_noise_key(key_of(b)); });
+        transfer(batch_.noise, batch_.x);
         for (int step = 0; step < steps; ++step) {
             pass_.forward(weights_, branch_.prefix(), batch_.x, batch_.times(spec_.schedule.sigmas[static_cast<std::size_t>(step)]), batch_.v);
             const auto t = flow::transition(spec_.sampler, spec_.sampler == flow::Sampler::ode ? 0.0 : spec_.eta, spec_.schedule.sigmas, step);
+            if (t.has_log_prob()) batch_.draw([&](std::int64_t b) { return flow::step_noise_key(key_of(b), step); });
             for (std::int64_t b = 0; b < batch_.size(); ++b) {
                 StudentTrajectory& out = all[static_cast<std::size_t>((first + b) / members)];
                 const std::int64_t member = (first + b) % members, at = member * steps + step;
                 const Tensor state = batch_.member(batch_.x, b);
                 const std::span<const float> x = numbers(state), velocity = numbers(batch_.member(batch_.v, b));
-                if (t.has_log_prob()) batch_.draw(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step));
-                flow::step<float>(t, x, velocity, t.has_log_prob() ? std::span<const float>(numbers(batch_.noise)) : std::span<const float>(),
-                                  numbers(batch_.next));
+                const std::span<const float> noise = t.has_log_prob() ? numbers(batch_.member(batch_.noise, b)) : std::span<float>();
+                flow::step<float>(t, x, velocity, noise, numbers(batch_.next));
                 if (const auto p = flow::log_prob<float>(t, flow::LogProb::mean, x, velocity, numbers(batch_.next)))
                     out.log_prob[static_cast<std::size_t>(at)] = static_cast<float>(*p);
                 transfer(state, batch_.stored(out.x, at));

@@ -34,8 +34,13 @@ class MicroBatch {
     Tensor stored(std::span<const float> all, std::int64_t at) const { return Tensor::of(all.data() + at * sample_size(), {sample_size()}); }
     /// States number k of `per_member`, of the members from `first` on, into x.
     void load(std::span<const float> states, std::int64_t first, std::int64_t per_member, std::int64_t k) const;
-    /// Standard normal numbers of a key, into noise.
-    void draw(const RandomKey& key) const;
+    /// Standard normal numbers of a key each, `key_of(b)`, into noise. The host draws them, while a device computes what was queued before.
+    template <typename KeyOf>
+        requires std::invocable<KeyOf, std::int64_t>
+    void draw(KeyOf&& key_of) {
+        for (std::int64_t b = 0; b < size(); ++b) keys_[static_cast<std::size_t>(b)] = key_of(b);
+        draw_numbers();
+    }
     /// Numbers in host memory where the model runs: themselves, or a copy in `room`.
     std::span<const float> bring(const Tensor& from, const Tensor& room) const;
     /// The model's time of every target: the stored sigma itself.
@@ -49,13 +54,15 @@ class MicroBatch {
         return times_;
     }
 
-    Tensor x, v;         ///< [size, tokens, channels]
-    Tensor noise, next;  ///< [tokens * channels]
+    Tensor x, v, noise;  ///< [size, tokens, channels]
+    Tensor next;         ///< [tokens * channels]
 
   private:
+    void draw_numbers() const;
     Device device_;
     Tensor host_noise_;
     std::vector<float> times_;
+    std::vector<RandomKey> keys_;
 };
 
 }  // namespace atelier::pipeline

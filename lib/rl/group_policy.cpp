@@ -102,15 +102,15 @@ std::optional<GroupTrajectory> GroupPolicy::sample(std::span<const RandomKey> no
     out.latents.resize(static_cast<std::size_t>(spec_.members * n));
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
-        for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
-            batch_.draw(flow::initial_noise_key(noise_keys[spec_.shared_noise ? 0 : static_cast<std::size_t>(first + b)]));
-            transfer(batch_.noise, batch_.member(batch_.x, b));
-        }
+        const auto key_of = [&](std::int64_t b) { return noise_keys[static_cast<std::size_t>(first + b)]; };
+        batch_.draw([&](std::int64_t b) { return flow::initial_noise_key(spec_.shared_noise ? noise_keys[0] : key_of(b)); });
+        transfer(batch_.noise, batch_.x);
         std::int64_t k = 0;
         for (int step = 0; step < spec_.schedule.steps(); ++step) {
             if (is_stopped()) return std::nullopt;
             evaluate(step, spec_.uses_guidance());
             const flow::Transition t = transition(step);
+            if (t.has_log_prob()) batch_.draw([&](std::int64_t b) { return flow::step_noise_key(key_of(b), step); });
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const Tensor state = batch_.member(batch_.x, b);
                 const std::span<const float> x = numbers(state), velocity = numbers(batch_.member(guided_, b));
@@ -119,9 +119,7 @@ std::optional<GroupTrajectory> GroupPolicy::sample(std::span<const RandomKey> no
                     continue;
                 }
                 const std::int64_t at = (first + b) * trained + k;
-                // On a device the noise is drawn while it computes the velocities.
-                batch_.draw(flow::step_noise_key(noise_keys[static_cast<std::size_t>(first + b)], step));
-                flow::step<float>(t, x, velocity, numbers(batch_.noise), numbers(batch_.next));
+                flow::step<float>(t, x, velocity, numbers(batch_.member(batch_.noise, b)), numbers(batch_.next));
                 const auto log_prob = [&](std::span<const float> v) {
                     return static_cast<float>(*flow::log_prob<float>(t, spec_.log_prob, x, v, numbers(batch_.next)));
                 };
@@ -193,6 +191,8 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
             const flow::Transition t = transition(step);
             batch_.load(trajectory.x, first, trained, k);
             evaluate(step, both);
+            if (objective.ratio_norm)
+                batch_.draw([&](std::int64_t b) { return flow::step_noise_key(trajectory.noise_key[static_cast<std::size_t>(first + b)], step); });
             const Tensor& d_trained = both ? d_guided_ : d_v_;
             clear(d_trained);
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
@@ -204,8 +204,7 @@ ObjectiveStats GroupPolicy::train(const ObjectiveConfig& objective, const GroupT
                 const std::span<float> d_v = numbers(batch_.member(d_trained, b));
                 Surrogate term;
                 if (objective.ratio_norm) {
-                    batch_.draw(flow::step_noise_key(trajectory.noise_key[static_cast<std::size_t>(first + b)], step));
-                    const std::span<const float> noise = numbers(batch_.noise);
+                    const std::span<const float> noise = numbers(batch_.member(batch_.noise, b));
                     term = clipped_surrogate<double>(guard_log_ratio<float>(t, x, v, next, noise), a, objective.clip);
                     guard_log_ratio_backward<float>(t, noise, weight * guard_weight(t) * term.d_log_ratio, d_v);
                 } else {
