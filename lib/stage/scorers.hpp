@@ -18,11 +18,11 @@ judge::NativeJudgeConfig native_judge_config(const Context& context, const std::
 /// What the scorer asks a judge, by kind. Throws Error(usage), Error(input).
 std::map<std::string, std::vector<judge::Template>> judge_templates(const config::Config& config);
 
-/// The scorer that [reward] truth names; null: none.
 /// Every dimension that the configured scorer knows for a kind, lowest tier first, without making the scorer. Throws Error(usage),
 /// Error(input) for the judge's templates.
 std::vector<std::string> scored_dimensions(const config::Config& config, const std::string& kind);
 
+/// The scorer that [reward] truth names; null: none.
 std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
 
 /// What of the configuration can be checked before a run is made of it: above all that no secret
