@@ -352,6 +352,13 @@ void File::set_attribute(const std::string& object, const std::string& name, dou
     put_attribute(file_.id(), path_, object, name, H5T_IEEE_F64LE, &value);
 }
 
+bool File::has_attribute(const std::string& object, const std::string& name) const {
+    take_read_failure();
+    const htri_t found = H5Aexists_by_name(file_.id(), object.c_str(), name.c_str(), H5P_DEFAULT);
+    if (found <= 0) throw_what_was_refused();
+    return found > 0;
+}
+
 std::string File::text_attribute(const std::string& object, const std::string& name) const {
     const Handle a = open_attribute(file_.id(), path_, object, name), found(H5Aget_type(a.id()), H5Tclose), type = string_type();
     ATELIER_CHECK_INPUT(H5Tis_variable_str(found.id()) > 0, "{}: attribute {} of {} is no text", path_.string(), name, object);

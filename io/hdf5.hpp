@@ -71,6 +71,7 @@ class File {
     void set_attribute(const std::string& object, const std::string& name, const std::string& value);
     void set_attribute(const std::string& object, const std::string& name, std::int64_t value);
     void set_attribute(const std::string& object, const std::string& name, double value);
+    bool has_attribute(const std::string& object, const std::string& name) const;
     std::string text_attribute(const std::string& object, const std::string& name) const;
     std::int64_t integer_attribute(const std::string& object, const std::string& name) const;
     double number_attribute(const std::string& object, const std::string& name) const;

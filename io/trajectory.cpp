@@ -179,7 +179,7 @@ void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& 
     const std::pair<const char*, const std::string*> texts[] = {
         {"run_id", &h.run_id}, {"stage", &h.stage}, {"task", &h.task}, {"sampler", &h.sampler}, {"guidance_train", &h.guidance_train},
         {"log_prob", &h.log_prob}, {"config_hash", &h.config_hash}, {"model_hash", &h.model_hash}, {"code_version", &h.code_version},
-        {"created_utc", &h.created_utc}};
+        {"created_utc", &h.created_utc}, {"inputs_hash", &h.inputs_hash}};
     for (const auto& [name, value] : texts) file.set_attribute("/", name, *value);
     file.set_attribute("/", "iteration", h.iteration);
     file.set_attribute("/", "rank", h.rank);
@@ -208,6 +208,7 @@ TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::st
     for (const auto& [name, value] : texts) *value = file.text_attribute("/", name);
     ATELIER_CHECK_INPUT(config_hash.empty() || h.config_hash == config_hash,
                         "{} was made with another configuration: hash {} expected, found {}", path.string(), config_hash, h.config_hash);
+    if (file.has_attribute("/", "inputs_hash")) h.inputs_hash = file.text_attribute("/", "inputs_hash");
     h.iteration = file.integer_attribute("/", "iteration");
     h.rank = file.integer_attribute("/", "rank");
     h.world_size = file.integer_attribute("/", "world_size");

@@ -188,7 +188,7 @@ int run_curate(const Context& given) {
         for (std::size_t unit = 0; unit < prompts.size(); ++unit) manifest.outputs.try_emplace(GroupRollout::shard_name(unit));
         manifest.inputs["pool"] = {0, decided.pool_hash};
         manifest.inputs["policy"] = {0, rollout.model_hash()};
-        manifest.inputs.merge(scorer_inputs(c));
+        manifest.inputs.insert(rollout.scorer_files().begin(), rollout.scorer_files().end());
         manifest.facts = {{"stage", "curate"},
                           {"policy", c.policy},
                           {"iteration", 0},

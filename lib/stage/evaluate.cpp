@@ -1,5 +1,7 @@
 #include "stage/evaluate.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <iostream>
 #include <optional>
@@ -82,10 +84,26 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::byte is_done{0};
     std::vector<std::string> hashes;  // of the candidates' weights, in their order
     for (const Candidate& candidate : candidates) hashes.push_back(weights_hash(*c.world, candidate.transformer));
+    manifest.inputs = scorer_inputs(c);
+    std::map<std::string, EvaluatedTask> tasks;
+    std::map<std::string, std::vector<std::string>> inputs;  // of each task's shards
+    std::int64_t total = 0;
+    for (const std::string& name : c.config.tasks()) {
+        EvaluatedTask& task = tasks[name];
+        task.prompts = read_prompts(c.config.text("task." + name + ".heldout"), name, c.kind(name));
+        if (limit > 0 && static_cast<std::int64_t>(task.prompts.size()) > limit)
+            task.prompts.resize(static_cast<std::size_t>(limit));
+        task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
+        total += static_cast<std::int64_t>(evaluation_shard_count(task) * candidates.size());
+        inputs[name] = evaluation_inputs(c, task, manifest.inputs);
+    }
+    for (const auto& [name, shards] : inputs) {
+        const std::string text = fmt::format("{}", fmt::join(shards, ""));
+        manifest.inputs["prompts/" + name] = {0, io::digest_bytes(text.data(), text.size())};
+    }
     if (c.world->is_root()) {
         lock = std::make_unique<io::DirectoryLock>(directory);
         io::remove_temporaries(directory);
-        manifest.inputs = scorer_inputs(c);
         for (std::size_t i = 0; i < candidates.size(); ++i) manifest.inputs[candidates[i].name] = {0, hashes[i]};
         if (io::is_complete(directory)) {
             const io::Manifest before = io::read_manifest(directory);
@@ -104,16 +122,6 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         return 0;
     }
     c.iteration = 0;  // no training iteration draws these sizes
-    std::map<std::string, EvaluatedTask> tasks;
-    std::int64_t total = 0;
-    for (const std::string& name : c.config.tasks()) {
-        EvaluatedTask& task = tasks[name];
-        task.prompts = read_prompts(c.config.text("task." + name + ".heldout"), name, c.kind(name));
-        if (limit > 0 && static_cast<std::int64_t>(task.prompts.size()) > limit)
-            task.prompts.resize(static_cast<std::size_t>(limit));
-        task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
-        total += static_cast<std::int64_t>(evaluation_shard_count(task) * candidates.size());
-    }
     // One model at a time in memory; what is on the device outlives the judge's work there.
     std::optional<pipeline::Pipeline> model;
     Workspace workspace("sampling");
@@ -127,7 +135,6 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     };
     for (std::size_t i = 0; i < candidates.size(); ++i) {
         const Candidate& candidate = candidates[i];
-        const std::string& model_hash = hashes[i];
         {
             const DeviceTurn turn(c.device());
             model.reset();
@@ -137,7 +144,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         for (const auto& [name, task] : tasks) {
             c.policy = name;
             const rl::SamplingSpec spec = c.sampling(*model);
-            const auto shards = evaluation_shards(c, candidate.name, name);
+            const auto shards = directory / candidate.name / name;
             if (c.world->is_root()) {
                 std::filesystem::create_directories(shards);
                 io::remove_temporaries(shards);
@@ -153,11 +160,11 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                                              done, total));
                     return static_cast<int>(ErrorKind::requeue);
                 }
-                const std::size_t unit = first + static_cast<std::size_t>(c.world->rank());
-                if (unit < count &&
-                    !has_evaluation_shard(c, shards, unit, task, model_hash, candidate.guided)) {
+                const std::size_t number = first + static_cast<std::size_t>(c.world->rank());
+                const EvaluationUnit unit{number, candidate.name, candidate.guided, hashes[i], number < count ? inputs.at(name)[number] : ""};
+                if (number < count && !has_evaluation_shard(c, shards, task, unit)) {
                     auto drawn = timeline.measure("sampling", done, [&, &task = task] {
-                        return draw_evaluation_shard(c, *model, spec, candidate, model_hash, task, unit, shards, scoring, workspace);
+                        return draw_evaluation_shard(c, *model, spec, task, unit, shards, scoring, workspace);
                     });
                     publish_last();
                     scored = std::move(drawn);
@@ -178,8 +185,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     for (const Candidate& candidate : candidates) names.push_back(candidate.name);
     for (auto& [name, task] : tasks)
         for (const Candidate& candidate : candidates) {
-            task.models.push_back(read_evaluation(c, evaluation_shards(c, candidate.name, name),
-                                                  task, shown_prompts(task)));
+            task.models.push_back(read_evaluation(c, directory / candidate.name / name, task, shown_prompts(task)));
             for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit)
                 manifest.outputs[candidate.name + "/" + name + "/" +
                                  GroupRollout::shard_name(unit)] = {};

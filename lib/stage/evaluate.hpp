@@ -14,7 +14,7 @@ std::vector<Candidate> candidates_of(const Context& context, const std::vector<s
 
 /// Held-out prompts of every task with fixed seeds, sampled by every candidate along the ODE and
 /// scored. Publishes in eval/: <model>/<task>/shard-*.h5 (pictures, scores, reasons; those of the
-/// same weights are kept, so that a killed evaluation goes on and a further model costs only its
+/// same weights, prompts and judge are kept, so that a killed evaluation goes on and a further model costs only its
 /// own), summary.json (means with 95 % bootstrap intervals over prompts by dimension and category;
 /// Elo from pairwise outcomes by total score), contact-<task>.png (same prompts and seeds, one
 /// column a model), manifest; rank 0 prints the table. `limit`: at most so many prompts of a task;

@@ -8,7 +8,9 @@
 #include "io/publish.hpp"
 #include "pipeline/generate.hpp"
 #include "pipeline/micro_batch.hpp"
+#include "stage/gather.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/scorers.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -74,6 +76,19 @@ void draw(pipeline::Pipeline& model, const Context& c, bool guided, const Evalua
     pipeline::generate_latents(model.dit(), model.dit_weights(), r, latents, workspace);
 }
 
+double scale_of(const Context& c, const EvaluationUnit& unit) { return unit.guided ? c.config.number("sampling.guidance_scale") : 1.0; }
+
+/// Whether a shard is what would be made.
+bool is_as_made(const Context& c, const std::filesystem::path& path, const EvaluatedTask& task, const EvaluationUnit& unit) {
+    const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
+    const auto [begin, end] = prompts_of(task, unit.unit);
+    std::size_t samples = 0;
+    for (const io::TrajectorySamples& s : shard.shapes) samples += s.sample_id.size();
+    const io::TrajectoryHeader& h = shard.header;
+    return h.config_hash == c.config.hash() && h.model_hash == unit.model_hash && h.inputs_hash == unit.inputs_hash &&
+           h.guidance_scale == scale_of(c, unit) && samples == (end - begin) * task.pictures;
+}
+
 void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
     for (io::ReferenceImage& image : one.images) {
         image.prompt = static_cast<std::uint32_t>(all.id.size());
@@ -92,55 +107,49 @@ void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
 
 }  // namespace
 
-std::filesystem::path evaluation_shards(const Context& c, const std::string& candidate,
-                                        const std::string& task) {
-    return c.run.evaluation() / candidate / task;
+std::vector<std::string> evaluation_inputs(const Context& c, const EvaluatedTask& task, const std::map<std::string, io::FileDigest>& scorer) {
+    nlohmann::json mine = nlohmann::json::array();
+    for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) {
+        if (!c.is_mine(unit)) continue;
+        const auto [begin, end] = prompts_of(task, unit);
+        mine.push_back(inputs_hash(scorer, std::span(task.prompts).subspan(begin, end - begin)));
+    }
+    const std::vector<nlohmann::json> all = gather_json(*c.world, mine);
+    std::vector<std::string> hashes;
+    for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) hashes.push_back(all.at(unit % all.size()).at(unit / all.size()));
+    return hashes;
 }
 
-bool has_evaluation_shard(const Context& c, const std::filesystem::path& directory,
-                          std::size_t unit, const EvaluatedTask& task,
-                          const std::string& model_hash, bool guided) {
-    const auto path = directory / GroupRollout::shard_name(unit);
+bool has_evaluation_shard(const Context& c, const std::filesystem::path& directory, const EvaluatedTask& task, const EvaluationUnit& unit) {
+    const auto path = directory / GroupRollout::shard_name(unit.unit);
     if (!std::filesystem::exists(path)) return false;
-    const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
-    const auto [begin, end] = prompts_of(task, unit);
-    const double scale = guided ? c.config.number("sampling.guidance_scale") : 1.0;
-    bool same = shard.header.config_hash == c.config.hash() &&
-                shard.header.model_hash == model_hash && shard.header.guidance_scale == scale &&
-                shard.prompts.id.size() == end - begin;
-    std::size_t samples = 0;
-    for (const io::TrajectorySamples& s : shard.shapes) samples += s.sample_id.size();
-    same = same && samples == (end - begin) * task.pictures;
-    for (std::size_t i = begin; same && i < end; ++i)
-        same = shard.prompts.id[i - begin] == task.prompts[i].id &&
-               shard.prompts.text[i - begin] == task.prompts[i].text &&
-               shard.prompts.attributes[i - begin] == task.prompts[i].attributes;
+    const bool same = is_as_made(c, path, task, unit);
     if (!same) std::filesystem::remove(path);
     return same;
 }
 
 EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& model,
-                                      const rl::SamplingSpec& spec, const Candidate& candidate,
-                                      const std::string& model_hash, const EvaluatedTask& task,
-                                      std::size_t unit, const std::filesystem::path& directory,
+                                      const rl::SamplingSpec& spec, const EvaluatedTask& task,
+                                      const EvaluationUnit& unit, const std::filesystem::path& directory,
                                       Scoring& scoring, Workspace& workspace) {
-    EvaluationShard drawn{directory / GroupRollout::shard_name(unit), candidate.name, {}, {}};
+    EvaluationShard drawn{directory / GroupRollout::shard_name(unit.unit), unit.candidate, {}, {}};
     io::TrajectoryShard& shard = drawn.shard;
-    shard.header = shard_header(c, "evaluate", spec, model_hash);
+    shard.header = shard_header(c, "evaluate", spec, unit.model_hash);
     shard.header.sampler = flow::name_of(flow::Sampler::ode);
     shard.header.eta = 0;
     shard.header.iteration = 0;
-    shard.header.guidance_scale = candidate.guided ? spec.guidance.scale : 1.0;
-    const auto [begin, end] = prompts_of(task, unit);
+    shard.header.guidance_scale = scale_of(c, unit);
+    shard.header.inputs_hash = unit.inputs_hash;
+    const auto [begin, end] = prompts_of(task, unit.unit);
     std::vector<Encoded> waiting;
     const auto draw_waiting = [&] {
         if (waiting.empty()) return;
-        draw(model, c, candidate.guided, task, waiting, workspace, samples_on(shard, waiting.front().spec, model.dit().config().in_channels));
+        draw(model, c, unit.guided, task, waiting, workspace, samples_on(shard, waiting.front().spec, model.dit().config().in_channels));
         waiting.clear();
     };
     for (std::size_t i = begin; i < end; ++i) {
         append(shard.prompts, prompt_table(c, task.prompts[i]));
-        Encoded next{i, on_grid(spec, model.schedule_config(), target_grid(c, task.prompts[i])), encode_pair(model, c, task.prompts[i], candidate.guided)};
+        Encoded next{i, on_grid(spec, model.schedule_config(), target_grid(c, task.prompts[i])), encode_pair(model, c, task.prompts[i], unit.guided)};
         if (waiting.size() == pipeline::prompts_together(c.config.integer("rollout.micro_batch"), static_cast<std::int64_t>(task.pictures), next.spec.target) ||
             (!waiting.empty() && !(waiting.back().spec.target == next.spec.target && waiting.back().pair.has_sizes_of(next.pair))))
             draw_waiting();

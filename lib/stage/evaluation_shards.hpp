@@ -19,18 +19,23 @@ struct Candidate {
 /// share few prompts.
 inline constexpr std::size_t evaluation_shard_prompts = 8;
 
-/// Where the pictures of one model and task stand within eval/.
-std::filesystem::path evaluation_shards(const Context& context, const std::string& candidate,
-                                        const std::string& task);
 inline std::size_t evaluation_shard_count(const EvaluatedTask& task) {
     return (task.prompts.size() + evaluation_shard_prompts - 1) / evaluation_shard_prompts;
 }
 
-/// Whether shard `unit` is there, made by the same weights from the same prompts. What else stands
-/// under its name is removed.
-bool has_evaluation_shard(const Context& context, const std::filesystem::path& directory,
-                          std::size_t unit, const EvaluatedTask& task,
-                          const std::string& model_hash, bool guided);
+/// inputs_hash of every shard of a task: `scorer`, and its prompts with their pictures, of which each rank reads some. Collective.
+std::vector<std::string> evaluation_inputs(const Context& context, const EvaluatedTask& task, const std::map<std::string, io::FileDigest>& scorer);
+
+/// A shard to be made, and what from.
+struct EvaluationUnit {
+    std::size_t unit = 0;
+    std::string candidate;
+    bool guided = false;
+    std::string model_hash, inputs_hash;
+};
+/// Whether the shard is in `directory` (of one model and task), as it would be made: of the same configuration, weights, prompts with
+/// their pictures and sizes, and judge. What else stands under its name is removed.
+bool has_evaluation_shard(const Context& context, const std::filesystem::path& directory, const EvaluatedTask& task, const EvaluationUnit& unit);
 
 /// A shard whose pictures are being scored.
 struct EvaluationShard {
@@ -42,9 +47,8 @@ struct EvaluationShard {
 /// Draws one shard and hands it over to be scored: the pictures of its prompts with fixed seeds
 /// along the ODE, each of its prompt's size. `context.policy` is the task.
 EvaluationShard draw_evaluation_shard(const Context& context, pipeline::Pipeline& model,
-                                      const rl::SamplingSpec& spec, const Candidate& candidate,
-                                      const std::string& model_hash, const EvaluatedTask& task,
-                                      std::size_t unit, const std::filesystem::path& directory,
+                                      const rl::SamplingSpec& spec, const EvaluatedTask& task,
+                                      const EvaluationUnit& unit, const std::filesystem::path& directory,
                                       Scoring& scoring, Workspace& workspace);
 /// Waits for its scores and publishes it. Throws Error(reward) when a picture could not be scored.
 void publish_evaluation_shard(EvaluationShard shard);

@@ -10,6 +10,7 @@
 #include "io/trajectory_index.hpp"
 #include "model/processor/image_inputs.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/scorers.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -156,7 +157,8 @@ GroupRollout::GroupRollout(const Context& context, pipeline::Pipeline& model,
       model_hash_(weights_hash(*context.world, transformer)),
       directory_(std::move(directory)),
       states_(states),
-      scoring_(context) {}
+      scoring_(context),
+      scorer_files_(scorer_inputs(context)) {}
 
 std::string GroupRollout::shard_name(std::size_t unit) {
     return fmt::format("shard-{:05}.h5", unit);
@@ -222,6 +224,7 @@ std::optional<GroupRollout::Pending> GroupRollout::draw(std::size_t unit, Prompt
     Pending pending;
     pending.unit = unit;
     pending.shard.header = shard_header(context_, stage_, spec_, model_hash_);
+    pending.shard.header.inputs_hash = inputs_hash(scorer_files_, std::span(&prompt, 1));
     pending.shard.prompts = prompt_table(context_, prompt);
     pending.shard.shapes.push_back(samples_of(
         spec, std::move(*trajectory),
@@ -253,6 +256,26 @@ void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeig
     writer_.put(directory_ / shard_name(group.unit), std::move(group.shard));
 }
 
+std::optional<io::TrajectoryShard> GroupRollout::published(std::size_t unit, const Prompt& prompt) const {
+    const auto path = directory_ / shard_name(unit);
+    if (!std::filesystem::exists(path)) return std::nullopt;
+    auto shard = io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores);
+    const io::TrajectoryHeader& h = shard.header;
+    ATELIER_CHECK_INPUT(h.model_hash == model_hash_, "{} holds another model's samples: remove it", path.string());
+    require_same_prompt(context_, prompt, shard.prompts, path);
+    if (h.inputs_hash.empty()) {  // an older version's: who scored it is not known
+        log_line(fmt::format("{} does not say what it was made from and is made anew", path.string()));
+        std::filesystem::remove(path);
+        return std::nullopt;
+    }
+    const std::string expected = inputs_hash(scorer_files_, std::span(&prompt, 1));
+    ATELIER_CHECK_INPUT(h.inputs_hash == expected,
+                        "{} was scored by another judge, or its prompt's size or pictures were changed since (inputs_hash {} expected, found {}): "
+                        "remove it",
+                        path.string(), expected, h.inputs_hash);
+    return shard;
+}
+
 GroupRollout::End GroupRollout::run(const PromptSource& prompts,
                                     const std::map<std::string, CategoryWeights>& weights) {
     const auto ranks = static_cast<std::size_t>(context_.world->size());
@@ -272,13 +295,9 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         stopped = stop_was_asked(*context_.world);
         const std::size_t unit = first + static_cast<std::size_t>(context_.world->rank());
         if (stopped || unit >= prompts.size) continue;
-        const auto path = directory_ / shard_name(unit);
         done = std::min(prompts.size, first + ranks);
-        if (std::filesystem::exists(path)) {  // published by an earlier run of this stage
-            const auto shard = io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores);
-            ATELIER_CHECK_INPUT(shard.header.model_hash == model_hash_, "{} holds another model's samples: remove it", path.string());
-            require_same_prompt(context_, prompts.at(unit), shard.prompts, path);
-            for (const auto& s : shard.shapes)
+        if (const auto shard = published(unit, prompts.at(unit))) {  // by an earlier run of this stage
+            for (const auto& s : shard->shapes)
                 absent_ += std::count(s.status.begin(), s.status.end(),
                                       static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
             progress.start_at(static_cast<std::int64_t>(done) * spec_.members);

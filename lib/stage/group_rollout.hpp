@@ -30,7 +30,8 @@ class GroupRollout {
 
     enum class End { finished, stopped };
     /// One group for each prompt, in the order given; this rank's share of them. `weights`: by
-    /// task. A shard that is there already is checked and left. Stopped by a signal, it publishes
+    /// task. A shard that is there already is checked and left: one of another model, prompt, judge or of other pictures is an Error(input), one
+    /// of a version that didn't say is made anew. Stopped by a signal, it publishes
     /// the groups that are drawn first. Throws Error(reward) on every rank when too many samples could not
     /// be scored; the shards that lack scores are removed, so that a rerun asks again.
     End run(const PromptSource& prompts,
@@ -42,6 +43,8 @@ class GroupRollout {
     }
     static std::string shard_name(std::size_t unit);
     const std::string& model_hash() const { return model_hash_; }
+    /// What the manifest names as the scorer's inputs.
+    const std::map<std::string, io::FileDigest>& scorer_files() const { return scorer_files_; }
     std::int64_t absent() const { return absent_; }  ///< samples without score, over all ranks
     const ShardWriter& writer() const { return writer_; }
     /// Of the shards that this run published, over all ranks; there is one for every group.
@@ -55,6 +58,8 @@ class GroupRollout {
         std::vector<std::future<reward::Outcome>> outcomes;
         bool is_scored() const;
     };
+    /// What an earlier run of the stage published of a group, without states and pictures.
+    std::optional<io::TrajectoryShard> published(std::size_t unit, const Prompt& prompt) const;
     /// How a prompt's group is sampled.
     rl::SamplingSpec spec_of(const Prompt& prompt) const;
     rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, Arena& arena) const;
@@ -75,6 +80,7 @@ class GroupRollout {
     States states_;
     Workspace workspace_{"group"};
     Scoring scoring_;
+    std::map<std::string, io::FileDigest> scorer_files_;
     Timeline timeline_;
     std::int64_t absent_ = 0;
     ShardWriter writer_;

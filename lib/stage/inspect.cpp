@@ -118,10 +118,10 @@ void describe_shards(const std::vector<fs::path>& files, std::ostream& out) {
         if (path == files.front())
             out << fmt::format(
                 "{}: {} {} {} of run {}, rank {} of {}, {}\nsampler {} (eta {}), guidance {} trained "
-                "as {}, log p: {}\nmodel {}, configuration {}, version {}\n",
+                "as {}, log p: {}\nmodel {}, inputs {}, configuration {}, version {}\n",
                 path.string(), h.stage, h.task, h.iteration, h.run_id, h.rank, h.world_size,
                 h.created_utc, h.sampler, h.eta, h.guidance_scale, h.guidance_train, h.log_prob,
-                h.model_hash, h.config_hash, h.code_version);
+                h.model_hash, h.inputs_hash.empty() ? "unknown" : h.inputs_hash, h.config_hash, h.code_version);
         for (std::size_t p = 0; p < shard.prompts.id.size(); ++p)
             out << fmt::format("prompt {} [{}] {}\n", shard.prompts.id[p],
                                shard.prompts.category[p], shard.prompts.text[p]);

@@ -48,7 +48,7 @@ int run_rollout(const Context& c) {
         return static_cast<int>(ErrorKind::requeue);
     c.world->barrier();
     if (c.world->is_root()) {
-        manifest.inputs = scorer_inputs(c);
+        manifest.inputs = rollout.scorer_files();
         manifest.inputs["policy"] = {0, rollout.model_hash()};
         manifest.facts = {{"groups", drawn.size()},
                           {"group_size", spec.members},

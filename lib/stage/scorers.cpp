@@ -217,7 +217,9 @@ void check_scorer_files(const Context& c) {
         }
 }
 
-std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
+namespace {
+
+std::map<std::string, io::FileDigest> read_scorer_inputs(const Context& c) {
     std::map<std::string, io::FileDigest> inputs;
     for (const std::filesystem::path& file : identity_files(c.config))
         inputs["identity/" + file.filename().string()] = io::digest_file(file);
@@ -229,6 +231,31 @@ std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
         for (const auto directory = judge_directory(c); const char* name : weights_in(directory))
             inputs[std::string("judge/") + name] = stated_digest(directory, name);
     return inputs;
+}
+
+}  // namespace
+
+std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
+    nlohmann::json read = nlohmann::json::object();
+    if (c.world->is_root())
+        for (const auto& [name, digest] : read_scorer_inputs(c)) read[name] = {digest.size, digest.hash};
+    const nlohmann::json of_root = gather_json(*c.world, read).front();
+    std::map<std::string, io::FileDigest> inputs;
+    for (const auto& [name, digest] : of_root.items()) inputs[name] = {digest.at(0).get<std::uint64_t>(), digest.at(1).get<std::string>()};
+    return inputs;
+}
+
+std::string inputs_hash(const std::map<std::string, io::FileDigest>& scorer, std::span<const Prompt> prompts) {
+    nlohmann::json made_from = nlohmann::json::array();
+    for (const auto& [name, digest] : scorer) made_from.push_back({name, digest.hash});
+    for (const Prompt& p : prompts) {
+        nlohmann::json line{p.id, p.task, p.category, p.text, p.attributes};
+        if (p.size) line.push_back({p.size->height, p.size->width});
+        for (const std::filesystem::path& image : p.images) line.push_back(io::digest_file(image).hash);
+        made_from.push_back(std::move(line));
+    }
+    const std::string text = made_from.dump();
+    return io::digest_bytes(text.data(), text.size());
 }
 
 }  // namespace atelier::stage

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "judge/native_judge.hpp"
 #include "reward/scorer.hpp"
@@ -35,7 +36,13 @@ void check_scorer(const config::Config& config);
 /// there is (check_weights) where the prompt file is there. Reads no weight. Throws Error(input) or Error(usage).
 void check_scorer_files(const Context& context);
 
-/// What a manifest names as the scorer's inputs: the judge's templates and weights.
+/// What a manifest names as the scorer's inputs: the judge's templates and weights, the networks of identity. Read by rank 0; the same on
+/// every rank. Collective.
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& context);
+
+/// Hash of what prompts' pictures and scores are made from beside configuration and weights: the scorer's inputs; of each prompt id, task,
+/// category, text, attributes, size, and the bytes of its reference pictures. Stands in shards (inputs_hash), so that those of another
+/// judge or of other pictures are told apart. Throws Error(input) for a picture that is missing.
+std::string inputs_hash(const std::map<std::string, io::FileDigest>& scorer, std::span<const Prompt> prompts);
 
 }  // namespace atelier::stage

@@ -15,6 +15,7 @@
 #include "io/trajectory_index.hpp"
 #include "stage/group_rollout.hpp"
 #include "stage/schema.hpp"
+#include "stage/scorers.hpp"
 
 namespace {
 
@@ -65,12 +66,15 @@ io::TrajectoryHeader header(const std::string& stage, const std::string& config_
 void write_groups(const fs::path& run, const std::string& task, comm::Communicator& world) {
     const stage::Context c{{run}, config::Config::resolve(run / "config.toml", {}, stage::schema()), &world, task, 0};
     const auto prompts = stage::read_prompts(c.config.text("task." + task + ".train"), task, c.kind(task));
-    const auto h = header("curate", c.config.hash(), stage::weights_hash(*c.world, c.base_transformer()));
+    auto h = header("curate", c.config.hash(), stage::weights_hash(*c.world, c.base_transformer()));
     const auto members = static_cast<std::size_t>(c.config.integer("curate.group_size"));
     io::make_directories(c.run.curation(task));
-    for (std::size_t unit = 0; unit < prompts.size(); ++unit)
+    const auto scorer = stage::scorer_inputs(c);
+    for (std::size_t unit = 0; unit < prompts.size(); ++unit) {
+        h.inputs_hash = stage::inputs_hash(scorer, std::span(&prompts[unit], 1));
         io::write_trajectory(c.run.curation(task) / stage::GroupRollout::shard_name(unit),
                              {h, stage::prompt_table(c, prompts[unit]), {group(unit, members, prompts[unit].category == "portrait")}});
+    }
 }
 
 void write_shards(const fs::path& directory, std::size_t count, std::size_t samples) {

@@ -176,7 +176,7 @@ void change(hid_t file, const std::vector<std::string>& names, std::span<const s
             break;
         }
         case 8: {
-            const char* attributes[] = {"schema", "schema_version", "config_hash", "run_id", "eta", "iteration", "update", "flat_size", "height"};
+            const char* attributes[] = {"schema", "schema_version", "config_hash", "run_id", "eta", "iteration", "update", "flat_size", "height", "inputs_hash"};
             const char* attribute = attributes[code[1] % std::size(attributes)];
             H5Adelete(file, attribute);
             if (code[2] >= 200) break;

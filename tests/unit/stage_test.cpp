@@ -735,6 +735,65 @@ TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
     EXPECT_THAT(svg, HasSubstr("iterations 1 to 3; gap +2.00, at first +0.00")) << "sorted by iteration";
 }
 
+TEST_F(Run, InputsOfAShardAreThePromptsTheirPicturesAndTheScorersFiles) {
+    io::write_png(directory_ / "a.png", io::Image(8, 8, 3));
+    Prompt p = numbered(3, "edit");
+    p.text = "x", p.category = "general", p.attributes = "{}", p.images = {directory_ / "a.png"};
+    const std::map<std::string, io::FileDigest> scorer{{"judge/edit/identity", {1, "aa"}}};
+    std::set<std::string> hashes;
+    const auto is_new = [&](const Prompt& prompt, const std::map<std::string, io::FileDigest>& by) {
+        EXPECT_EQ(inputs_hash(by, std::span(&prompt, 1)), inputs_hash(by, std::span(&prompt, 1)));
+        return hashes.insert(inputs_hash(by, std::span(&prompt, 1))).second;
+    };
+    EXPECT_TRUE(is_new(p, scorer));
+    EXPECT_FALSE(is_new(p, scorer));
+    EXPECT_TRUE(is_new(p, {{"judge/edit/identity", {1, "ab"}}})) << "another template";
+    for (std::string* text : {&p.id, &p.text, &p.category, &p.attributes}) {
+        *text += "y";
+        EXPECT_TRUE(is_new(p, scorer)) << *text;
+    }
+    p.size = model::PictureSize{.width = 64, .height = 32};
+    EXPECT_TRUE(is_new(p, scorer));
+    p.size = model::PictureSize{.width = 32, .height = 64};
+    EXPECT_TRUE(is_new(p, scorer));
+    io::Image other(8, 8, 3);
+    other.pixels[5] = 1;
+    io::write_png(directory_ / "a.png", other);
+    EXPECT_TRUE(is_new(p, scorer)) << "another reference picture under the same name";
+    p.images.push_back(directory_ / "none.png");
+    EXPECT_THROW(is_new(p, scorer), Error);
+}
+
+TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
+    const auto world = comm::make_self();
+    Context c = context({});
+    c.world = world.get();
+    EvaluatedTask task;
+    task.prompts = {numbered(0)};
+    const std::vector<std::string> inputs = evaluation_inputs(c, task, {{"judge/t2i/alignment", {1, "aa"}}});
+    ASSERT_EQ(inputs.size(), 1u);
+    const EvaluationUnit unit{0, "base", false, "weights", inputs[0]};
+    const fs::path own = directory_ / "own";
+    fs::create_directories(own);
+    io::TrajectoryShard shard = small_shard(0);
+    shard.header.config_hash = c.config.hash(), shard.header.model_hash = "weights", shard.header.inputs_hash = inputs[0];
+    const auto write = [&](const fs::path& to) { io::write_trajectory(to / "shard-00000.h5", shard); };
+    EXPECT_FALSE(has_evaluation_shard(c, own, task, unit));
+    write(own);
+    EXPECT_TRUE(has_evaluation_shard(c, own, task, unit));
+    EvaluationUnit rejudged = unit;
+    rejudged.inputs_hash = evaluation_inputs(c, task, {{"judge/t2i/alignment", {1, "ab"}}})[0];
+    EXPECT_FALSE(has_evaluation_shard(c, own, task, rejudged));
+    EXPECT_FALSE(fs::exists(own / "shard-00000.h5"));
+    write(own);
+    {  // as versions wrote it that didn't say what it was made from
+        const io::hdf5::Handle file(H5Fopen((own / "shard-00000.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
+        ASSERT_GE(H5Adelete(file.id(), "inputs_hash"), 0);
+    }
+    EXPECT_EQ(io::read_trajectory(own / "shard-00000.h5").header.inputs_hash, "");
+    EXPECT_FALSE(has_evaluation_shard(c, own, task, unit));
+}
+
 TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
     const auto sample = [](std::map<std::string, double> scores) { return EvaluatedSample{{}, std::move(scores), {}}; };
     EvaluatedTask task;
