@@ -3,8 +3,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <iostream>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "core/device_turn.hpp"
@@ -43,6 +45,17 @@ void reserve(const Context& c, pipeline::Pipeline& model,
     memory.say(c);
 }
 
+/// `list`: the candidates before it.
+void check_name(const Context& c, const std::vector<Candidate>& list, const std::string& name) {
+    ATELIER_CHECK_USAGE(std::ranges::all_of(name, [](unsigned char x) { return std::isalnum(x) != 0 || x == '-' || x == '_'; }),
+                        "--model {}: a name of letters, digits, - and _ was expected", name);
+    std::vector<std::string> taken{"base", "base-guided", mix_policy, "student"};
+    for (const std::string& task : c.config.tasks()) taken.push_back("teacher-" + task);
+    for (const Candidate& each : list) taken.push_back(each.name);
+    ATELIER_CHECK_USAGE(std::ranges::find(taken, name) == taken.end(), "--model {}: that is another model's name already; choose one beside {}", name,
+                        fmt::join(std::set(taken.begin(), taken.end()), ", "));
+}
+
 }  // namespace
 
 std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
@@ -67,16 +80,30 @@ std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::st
         const auto equals = text.find('=');
         ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0,
                             "--model {}: NAME=DIRECTORY was expected", text);
-        list.push_back({text.substr(0, equals), text.substr(equals + 1), false});
+        check_name(c, list, text.substr(0, equals));
+        list.push_back({text.substr(0, equals), text.substr(equals + 1), false, true});
         require_unchanged(*c.world, list.back().transformer);
     }
     return list;
 }
 
+std::filesystem::path evaluation_directory(const Context& c, const std::vector<Candidate>& candidates, std::int64_t limit) {
+    std::string name = c.run.evaluation().filename().string();
+    for (const Candidate& candidate : candidates)
+        if (candidate.further) name += "-" + candidate.name;
+    if (limit > 0) name += fmt::format("-limit-{}", limit);
+    return c.run.root / name;
+}
+
+bool is_same_evaluation(const io::Manifest& complete, const io::Manifest& asked) {
+    return complete.inputs == asked.inputs && complete.config_hash == asked.config_hash &&
+           complete.facts.value("limit", nlohmann::json()) == asked.facts.at("limit");
+}
+
 int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                  std::int64_t limit) {
     Context c = given;
-    const auto directory = c.run.evaluation();
+    const auto directory = evaluation_directory(c, candidates, limit);
     io::Manifest manifest = c.new_manifest("evaluate");
     StageMemory memory;
     manifest.facts = {{"limit", limit}};
@@ -106,12 +133,11 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         io::remove_temporaries(directory);
         for (std::size_t i = 0; i < candidates.size(); ++i) manifest.inputs[candidates[i].name] = {0, hashes[i]};
         if (io::is_complete(directory)) {
-            const io::Manifest before = io::read_manifest(directory);
-            if (before.inputs == manifest.inputs && before.config_hash == manifest.config_hash &&
-                before.facts == manifest.facts)
-                is_done = std::byte{1};
-            else  // what it names is about to change
+            is_done = std::byte{is_same_evaluation(io::read_manifest(directory), manifest)};
+            if (is_done == std::byte{0}) {  // what it names is about to change
+                log_line(directory.string() + " is of other models, prompts or another judge, and is made anew");
                 std::filesystem::remove(directory / io::manifest_name);
+            }
         }
         if (is_done != std::byte{0})
             log_line(directory.string() + " is complete already, of the same models");
@@ -144,7 +170,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         for (const auto& [name, task] : tasks) {
             c.policy = name;
             const rl::SamplingSpec spec = c.sampling(*model);
-            const auto shards = directory / candidate.name / name;
+            const auto place = std::filesystem::path(candidate.name) / name, shards = directory / place;
             if (c.world->is_root()) {
                 std::filesystem::create_directories(shards);
                 io::remove_temporaries(shards);
@@ -161,8 +187,12 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                     return static_cast<int>(ErrorKind::requeue);
                 }
                 const std::size_t number = first + static_cast<std::size_t>(c.world->rank());
+                const auto is_there = [&, &task = task](const EvaluationUnit& unit) {
+                    return has_evaluation_shard(c, shards, task, unit) ||
+                           (directory != c.run.evaluation() && adopt_evaluation_shard(c, c.run.evaluation() / place, shards, task, unit));
+                };
                 const EvaluationUnit unit{number, candidate.name, candidate.guided, hashes[i], number < count ? inputs.at(name)[number] : ""};
-                if (number < count && !has_evaluation_shard(c, shards, task, unit)) {
+                if (number < count && !is_there(unit)) {
                     auto drawn = timeline.measure("sampling", done, [&, &task = task] {
                         return draw_evaluation_shard(c, *model, spec, task, unit, shards, scoring, workspace);
                     });

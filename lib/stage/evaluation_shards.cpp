@@ -128,6 +128,18 @@ bool has_evaluation_shard(const Context& c, const std::filesystem::path& directo
     return same;
 }
 
+bool adopt_evaluation_shard(const Context& c, const std::filesystem::path& from, const std::filesystem::path& directory,
+                            const EvaluatedTask& task, const EvaluationUnit& unit) {
+    const auto name = GroupRollout::shard_name(unit.unit);
+    if (!std::filesystem::exists(from / name)) return false;
+    // Linked before it is looked at: whoever owns the other directory may take it away.
+    std::error_code error;
+    std::filesystem::create_hard_link(from / name, directory / name, error);
+    if (error || !has_evaluation_shard(c, directory, task, unit)) return false;
+    io::flush_file(directory);  // the name must be there before a manifest counts on it
+    return true;
+}
+
 EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& model,
                                       const rl::SamplingSpec& spec, const EvaluatedTask& task,
                                       const EvaluationUnit& unit, const std::filesystem::path& directory,

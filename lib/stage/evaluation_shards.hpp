@@ -13,6 +13,7 @@ struct Candidate {
     std::string name;
     std::filesystem::path transformer;  ///< component directory
     bool guided = false;                ///< sampled with the configuration's guidance
+    bool further = false;               ///< named by the user, beside what the run has made
 };
 
 /// Held-out prompts of a shard. Small, so that a killed evaluation loses little and many ranks
@@ -36,6 +37,10 @@ struct EvaluationUnit {
 /// Whether the shard is in `directory` (of one model and task), as it would be made: of the same configuration, weights, prompts with
 /// their pictures and sizes, and judge. What else stands under its name is removed.
 bool has_evaluation_shard(const Context& context, const std::filesystem::path& directory, const EvaluatedTask& task, const EvaluationUnit& unit);
+/// The same shard of another evaluation's directory, where it is there, gets a second name in this one. Whether it did: a file system without
+/// hard links gives none, and the shard is to be made.
+bool adopt_evaluation_shard(const Context& context, const std::filesystem::path& from, const std::filesystem::path& directory,
+                            const EvaluatedTask& task, const EvaluationUnit& unit);
 
 /// A shard whose pictures are being scored.
 struct EvaluationShard {

@@ -30,10 +30,10 @@ std::unique_ptr<Context> make_context(const char* program, const char* what, Nam
         add("round", po::value(&iteration)->required(), "of the distillation, from 1");
     if (extra.models != nullptr)
         add("model", po::value(extra.models)->composing(),
-            "NAME=transformer directory, beside what the run has made");
+            "NAME=transformer directory, beside what the run has made; may be repeated; results in eval-NAME");
     if (extra.limit != nullptr)
         add("limit", po::value(extra.limit)->default_value(0),
-            "at most so many prompts of a task; 0: all");
+            "at most so many prompts of a task, results in eval-limit-N; 0: all");
     if (!config::parse_command_line(text, argc, argv, {}, world.is_root())) return nullptr;
     ATELIER_CHECK_USAGE(iteration >= 1, "iterations and rounds count from 1, found {}", iteration);
     const RunDirectory directory{run};

@@ -86,8 +86,8 @@ for name in all-alone all-ranks; do
     code 0 ranks $((2 * k + 1)) evaluate $name --limit 20
 done
 same_shards all-alone/prompts/t2i all-ranks/prompts/t2i
-same_shards all-alone/eval/base/edit all-ranks/eval/base/edit
-cmp "$work/all-alone/eval/table.txt" "$work/all-ranks/eval/table.txt" || fail "the tables differ"
+same_shards all-alone/eval-limit-20/base/edit all-ranks/eval-limit-20/base/edit
+cmp "$work/all-alone/eval-limit-20/table.txt" "$work/all-ranks/eval-limit-20/table.txt" || fail "the tables differ"
 code 0 ranks 3 evaluate all-ranks --limit 20
 says "complete already"
 

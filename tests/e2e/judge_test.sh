@@ -59,6 +59,23 @@ code 0 ranks 2 curate all --task t2i
 code 0 ranks 1 evaluate all --limit 2
 grep -q "alignment" "$work/out" || fail "no table of the judge's scores"
 
+# Another judge's scores are not taken over: an evaluation is made anew, a rollout that was interrupted refuses its shards.
+cp -r configs/judge "$work/changing"
+plan changes "${http[@]}" --set judge.url="$good" --set judge.templates="$work/changing"
+code 0 ranks 1 rollout changes --policy t2i --iteration 1
+code 0 ranks 1 evaluate changes --limit 1
+code 0 ranks 1 evaluate changes --limit 1
+says "complete already"
+shard=$work/changes/eval-limit-1/base/t2i/shard-00000.h5
+before=$(stat -c %i "$shard")
+sed -i 's/You are strict and fair/You are strict/' "$work"/changing/*.toml
+code 0 ranks 1 evaluate changes --limit 1
+says "another judge, and is made anew"
+[[ $(stat -c %i "$shard") != "$before" ]] || fail "scores of another judge were taken over"
+rm "$work/changes/t2i/iter-0001/rollout"/{manifest.json,shard-00003.h5}
+code 3 ranks 2 rollout changes --policy t2i --iteration 1
+says "was scored by another judge"
+
 # The key stands in no file of any run and in nothing that was said.
 ! grep -rq -e "$ATELIER_TEST_KEY" -e 0123456789abcdef "$work" || fail "the key stands in $(grep -rl 0123456789abcdef "$work" | head -3)"
 grep -q "key_variable = 'ATELIER_TEST_KEY'\|key_variable = \"ATELIER_TEST_KEY\"" "$work/all/config.toml" || fail "the variable is not in the configuration"

@@ -88,7 +88,7 @@ says "edit 2: judge above truth by"
 # The evaluation by both, with the curve.
 code 0 ranks 1 evaluate with --limit 1
 says "the same pictures by the truth"
-python3 - "$work/with/eval" <<'P'
+python3 - "$work/with/eval-limit-1" <<'P'
 import json, sys
 summary = json.load(open(sys.argv[1] + "/summary.json"))
 assert set(summary["truth"]["models"]) == set(summary["models"]), summary.keys()

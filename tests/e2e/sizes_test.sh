@@ -112,8 +112,9 @@ done
 for task in t2i edit; do
     same_shards "$work/all-1/prompts/$task" "$work/all-2/prompts/$task"
     same_shards "$work/all-1/$task/iter-0001/rollout" "$work/all-2/$task/iter-0001/rollout"
-    same_shards "$work/all-1/eval/base/$task" "$work/all-2/eval/base/$task"
-    (($(for s in "$work/all-1/eval/base/$task"/shard-*.h5; do shapes "$s"; done | wc -l) > $(ls "$work/all-1/eval/base/$task"/shard-*.h5 | wc -l))) ||
+    same_shards "$work/all-1/eval-limit-12/base/$task" "$work/all-2/eval-limit-12/base/$task"
+    shards=("$work/all-1/eval-limit-12/base/$task"/shard-*.h5)
+    (($(for s in "${shards[@]}"; do shapes "$s"; done | wc -l) > ${#shards[@]})) ||
         fail "no shard of the evaluation holds two shapes"
 done
 python3 - "$work/all-1" "$work/all-2" <<'P' || fail "policies of one rank and of two that share everything differ"

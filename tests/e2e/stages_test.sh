@@ -89,33 +89,42 @@ kill $holder
 
 # Models side by side: the same summary from any number of ranks.
 for task in t2i edit; do
-    policy=$work/one-$task/$task/iter-0001/policy
+    policy=$work/one-$task/$task/iter-0001/policy few=$work/one-$task/eval-teacher-limit-6
     code 0 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
     grep -q "teacher" "$work/out" || fail "no table"
-    mv "$work/one-$task/eval/summary.json" "$work/summary.json"
+    mv "$few/summary.json" "$work/summary.json"
     code 3 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
-    rm -rf "$work/one-$task/eval"
+    rm -rf "$few"
     code 0 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-evaluate" --run "$work/one-$task" --limit 6 --model "teacher=$policy"
-    cmp "$work/summary.json" "$work/one-$task/eval/summary.json" || fail "summaries of one and two ranks differ"
+    cmp "$work/summary.json" "$few/summary.json" || fail "summaries of one and two ranks differ"
+    [[ ! -e $work/one-$task/eval ]] || fail "an evaluation of less was taken for the pipeline's"
 done
-# A killed evaluation goes on where it was, with the same result; a further model costs only its own pictures.
-shards=$work/one-t2i/eval/base/t2i
+# A killed evaluation goes on where it was, with the same result.
+few=$work/one-t2i/eval-limit-48
 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48 >/dev/null 2>&1 & evaluation=$!
-for _ in $(seq 200); do [[ $(find "$shards" -name 'shard-*.h5' 2>/dev/null | wc -l) -lt 3 ]] || break; sleep 0.05; done
+for _ in $(seq 200); do [[ $(find "$few/base/t2i" -name 'shard-*.h5' 2>/dev/null | wc -l) -lt 3 ]] || break; sleep 0.05; done
 kill -KILL $evaluation 2>/dev/null || true
 wait $evaluation 2>/dev/null || true
-before=$(stat -c %i "$shards/shard-00001.h5")
+before=$(stat -c %i "$few/base/t2i/shard-00001.h5")
 code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
-[[ $(stat -c %i "$shards/shard-00001.h5") == "$before" ]] || fail "the evaluation drew pictures again that it had"
-mv "$work/one-t2i/eval/summary.json" "$work/summary.json"
-rm -rf "$work/one-t2i/eval"
+[[ $(stat -c %i "$few/base/t2i/shard-00001.h5") == "$before" ]] || fail "the evaluation drew pictures again that it had"
+mv "$few/summary.json" "$work/summary.json"
+rm -rf "$few"
 code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
-cmp "$work/summary.json" "$work/one-t2i/eval/summary.json" || fail "the evaluation differs after a kill"
-before=$(stat -c %i "$shards/shard-00001.h5")
+cmp "$work/summary.json" "$few/summary.json" || fail "the evaluation differs after a kill"
+# A further model costs only its own pictures, and the pipeline's evaluation stays as it was.
+mv "$few" "$work/one-t2i/eval"
+sum=$(cat "$work/one-t2i/eval"/{manifest.json,summary.json,table.txt} | md5sum)
 code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48 --model "teacher=$work/one-t2i/t2i/iter-0001/policy"
-[[ $(stat -c %i "$shards/shard-00001.h5") == "$before" ]] || fail "a further model made the others' pictures again"
-code 0 "$bin/atelier-inspect" --verify "$work/one-t2i/eval"
-code 0 "$bin/atelier-inspect" "$shards/shard-00001.h5"
+few=$work/one-t2i/eval-teacher-limit-48
+[[ $(stat -c %i "$few/base/t2i/shard-00001.h5") == "$(stat -c %i "$work/one-t2i/eval/base/t2i/shard-00001.h5")" ]] ||
+    fail "a further model made the others' pictures again"
+[[ $sum == "$(cat "$work/one-t2i/eval"/{manifest.json,summary.json,table.txt} | md5sum)" ]] || fail "a further model changed the pipeline's evaluation"
+for name in base student teacher-t2i ../up a/b; do
+    code 2 "$bin/atelier-evaluate" --run "$work/one-t2i" --model "$name=$work/one-t2i/t2i/iter-0001/policy"
+done
+code 0 "$bin/atelier-inspect" --verify "$few"
+code 0 "$bin/atelier-inspect" "$few/base/t2i/shard-00001.h5"
 
 # Replay gives the stored log-probabilities bit for bit; a shard with one changed bit is named.
 code 0 "$bin/atelier-inspect" --replay "$work/one-edit/edit/iter-0001/rollout"

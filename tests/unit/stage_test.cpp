@@ -773,18 +773,23 @@ TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
     const std::vector<std::string> inputs = evaluation_inputs(c, task, {{"judge/t2i/alignment", {1, "aa"}}});
     ASSERT_EQ(inputs.size(), 1u);
     const EvaluationUnit unit{0, "base", false, "weights", inputs[0]};
-    const fs::path own = directory_ / "own";
-    fs::create_directories(own);
+    const fs::path own = directory_ / "own", other = directory_ / "other";
+    fs::create_directories(own), fs::create_directories(other);
     io::TrajectoryShard shard = small_shard(0);
     shard.header.config_hash = c.config.hash(), shard.header.model_hash = "weights", shard.header.inputs_hash = inputs[0];
     const auto write = [&](const fs::path& to) { io::write_trajectory(to / "shard-00000.h5", shard); };
     EXPECT_FALSE(has_evaluation_shard(c, own, task, unit));
-    write(own);
+    EXPECT_FALSE(adopt_evaluation_shard(c, other, own, task, unit));
+    write(other);
+    EXPECT_TRUE(adopt_evaluation_shard(c, other, own, task, unit));
     EXPECT_TRUE(has_evaluation_shard(c, own, task, unit));
     EvaluationUnit rejudged = unit;
     rejudged.inputs_hash = evaluation_inputs(c, task, {{"judge/t2i/alignment", {1, "ab"}}})[0];
     EXPECT_FALSE(has_evaluation_shard(c, own, task, rejudged));
     EXPECT_FALSE(fs::exists(own / "shard-00000.h5"));
+    EXPECT_FALSE(adopt_evaluation_shard(c, other, own, task, rejudged));
+    EXPECT_FALSE(fs::exists(own / "shard-00000.h5"));
+    EXPECT_TRUE(fs::exists(other / "shard-00000.h5"));
     write(own);
     {  // as versions wrote it that didn't say what it was made from
         const io::hdf5::Handle file(H5Fopen((own / "shard-00000.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
@@ -792,6 +797,41 @@ TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
     }
     EXPECT_EQ(io::read_trajectory(own / "shard-00000.h5").header.inputs_hash, "");
     EXPECT_FALSE(has_evaluation_shard(c, own, task, unit));
+}
+
+TEST_F(Run, FurtherModelsHaveNamesAndADirectoryOfTheirOwn) {
+    const auto world = comm::make_self();
+    Context c = context({});
+    c.world = world.get();
+    const auto candidates = candidates_of(c, {"mine=/a", "v2_b=/b"});
+    ASSERT_EQ(candidates.size(), 4u);  // the base without and with guidance, and these
+    EXPECT_EQ(candidates[3].name, "v2_b");
+    const auto refused = [&](const std::vector<std::string>& models) { return refusal(ErrorKind::usage, [&] { candidates_of(c, models); }); };
+    for (const char* taken : {"base", "base-guided", "student", "mix", "teacher-t2i", "teacher-edit"})
+        EXPECT_THAT(refused({std::string(taken) + "=/a"}), HasSubstr("another model's name already")) << taken;
+    EXPECT_THAT(refused({"mine=/a", "mine=/b"}), HasSubstr("another model's name already"));
+    for (const char* bad : {"../a", "a/b", "..", "table.txt", "a b"})
+        EXPECT_THAT(refused({std::string(bad) + "=/a"}), HasSubstr("letters, digits")) << bad;
+    EXPECT_THAT(refused({"=/a"}), HasSubstr("NAME=DIRECTORY"));
+    EXPECT_EQ(evaluation_directory(c, candidates_of(c, {}), 0), directory_ / "eval");
+    EXPECT_EQ(evaluation_directory(c, candidates_of(c, {}), 6), directory_ / "eval-limit-6");
+    EXPECT_EQ(evaluation_directory(c, candidates, 6), directory_ / "eval-mine-v2_b-limit-6");
+}
+
+TEST(Evaluation, IsTheSameByWhatItWasMadeFrom) {
+    io::Manifest complete, asked;
+    complete.config_hash = asked.config_hash = "c";
+    complete.inputs = asked.inputs = {{"base", {0, "w"}}};
+    asked.facts = {{"limit", 0}};
+    complete.facts = {{"limit", 0}, {"device_memory", {{"planned", 1}, {"peak", 2}}}};
+    EXPECT_TRUE(is_same_evaluation(complete, asked)) << "what it took doesn't matter";
+    asked.facts["limit"] = 6;
+    EXPECT_FALSE(is_same_evaluation(complete, asked));
+    asked.facts["limit"] = 0;
+    asked.inputs["judge/t2i/alignment"] = {1, "t"};
+    EXPECT_FALSE(is_same_evaluation(complete, asked));
+    complete.facts = nlohmann::json::object();
+    EXPECT_FALSE(is_same_evaluation(complete, asked));
 }
 
 TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
