@@ -13,8 +13,8 @@ struct TrajectoryHeader {
     std::string run_id, stage, task, sampler, guidance_train, log_prob, config_hash, model_hash, code_version, created_utc;
     std::int64_t iteration = 0, rank = 0, world_size = 1;
     double eta = 0, guidance_scale = 1;
-    /// Of what pictures and scores were made from beside configuration and model: the scorer's files, the prompts, their pictures. Empty in
-    /// teacher dumps, in indices and in shards of versions before it.
+    /// Of what pictures and scores were made from beside configuration and model: the scorer's files, the prompts, their pictures; of a teacher
+    /// dump, the teacher's weights. Empty in indices and in shards of versions before it.
     std::string inputs_hash{};
 };
 

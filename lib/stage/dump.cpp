@@ -97,6 +97,7 @@ int run_teacher_dump(const Context& c) {
     header.log_prob = flow::name_of(flow::LogProb::mean);
     header.guidance_scale = 1;
     header.guidance_train = flow::name_of(flow::GuidanceTrain::none);
+    header.inputs_hash = teacher_hash;
 
     // This rank's prompts that no earlier run has published.
     std::vector<std::size_t> units;
@@ -105,9 +106,8 @@ int run_teacher_dump(const Context& c) {
         const auto path = directory / GroupRollout::shard_name(unit);
         if (std::filesystem::exists(path)) {
             const auto shard = io::read_trajectory(path, config_hash, io::TrajectoryParts::scores);
-            ATELIER_CHECK_INPUT(shard.header.model_hash == start.hash,
-                                "{} holds another student's trajectories: remove it",
-                                path.string());
+            ATELIER_CHECK_INPUT(shard.header.model_hash == start.hash && shard.header.inputs_hash == teacher_hash,
+                                "{} holds another student's trajectories, or another teacher's velocities: remove it", path.string());
             require_same_prompt(c, drawn[unit], shard.prompts, path);
         } else {
             units.push_back(unit);
