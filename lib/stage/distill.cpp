@@ -197,7 +197,7 @@ int run_distill(const Context& c) {
             return true;
         });
         if (c.world->any(!is_whole)) {
-            snapshots.settle();
+            snapshots.settle(done.to_json());
             if (c.world->is_root()) log_line("stopped by a signal before the round was complete");
             return static_cast<int>(ErrorKind::requeue);
         }

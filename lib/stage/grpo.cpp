@@ -296,7 +296,7 @@ int run_grpo(const Context& c) {
             return update.accumulate(static_cast<std::size_t>(done.updates) % parts, parts, trainer, stats);
         });
         if (c.world->any(!kept)) {  // nothing of a policy is published before all of it is
-            snapshots.settle();
+            snapshots.settle(done.to_json());
             if (c.world->is_root()) log_line("stopped by a signal before the update was complete");
             return static_cast<int>(ErrorKind::requeue);
         }

@@ -43,7 +43,8 @@ Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer, std
       trainer_(trainer),
       every_(every),
       keep_(c.config.integer("checkpoint.keep")),
-      inputs_(std::move(inputs)) {
+      inputs_(std::move(inputs)),
+      newest_(trainer.updates()) {
     if (c.world->is_root() && fs::is_directory(directory_)) io::remove_temporaries(directory_);
     c.world->barrier();
 }

@@ -24,9 +24,8 @@ class Snapshots {
     /// After every update: publishes what has been written meanwhile, and begins to write the present state if it is its turn.
     /// `cursor`: where the stage stands after this update. Collective. Throws Error(io) when a write failed.
     void after_update(const nlohmann::json& cursor);
-    /// Before the stage ends early: waits for what is in writing and publishes it. Collective.
-    void settle() { publish_written(true); }
-    /// The same with the present state, where it isn't the newest one already. Collective.
+    /// Before the stage ends early: waits for what is in writing, and publishes it and the present state, where that isn't the newest one already.
+    /// Collective.
     void settle(const nlohmann::json& cursor);
     /// When the stage's product is published: nothing of this is needed any more. Collective.
     void remove();
@@ -44,7 +43,7 @@ class Snapshots {
     nlohmann::json inputs_;
     std::future<void> written_;
     std::int64_t in_writing_ = 0;  ///< update number; 0: none
-    std::int64_t newest_ = 0;      ///< that is in writing or published; 0: none
+    std::int64_t newest_;          ///< that is in writing or published; at first that from which the stage starts, which is not written again
     nlohmann::json cursor_;
 };
 
