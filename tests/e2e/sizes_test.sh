@@ -146,8 +146,10 @@ awk -v a="$taken" -v b="$counted" 'BEGIN { exit !(a > 0 && a - b < 0.6 && b - a 
 # Mistakes.
 code 2 "$bin/atelier-plan" --config configs/mini.toml --set "task.t2i.sizes=[[100, 128]]"
 says "task.t2i.sizes: pictures of 100 x 128"
-sed -i '1s|"size": \[160, 96\]|"size": [160, 90]|' "$work/edits.jsonl"
 plan mistaken
+sed -i '1s|"size": \[160, 96\]|"size": [160, 90]|' "$work/edits.jsonl"
 code 3 on 1 rollout mistaken --policy edit --iteration 1
+says 'edits.jsonl:1: "size" must be'
+code 3 plan refused
 says 'edits.jsonl:1: "size" must be'
 echo "sizes: all checks passed"

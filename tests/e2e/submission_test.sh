@@ -4,6 +4,7 @@
 #   submission_test.sh BIN_DIR   (from the repository's root)
 set -euo pipefail
 export ATELIER_BIN=$1
+unset ATELIER_CLUSTER_DIR ATELIER_BUILD_DIR
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/bin"
