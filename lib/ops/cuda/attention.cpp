@@ -169,7 +169,8 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
     each_run(s, [&](const Run& run) {
         const DenseAttention shape = dense_shape(s, in, out_stride, run);
         // Statistics are always asked for: without them the library may take another algorithm, and other bits.
-        (is_single_key(shape) ? single_key_attention : dense_attention)(shape, in.q + run.first * in.q_stride, in.k, in.v, to + run.first * out_stride, p.stats);
+        const auto attend = is_single_key(shape) ? single_key_attention : dense_attention;
+        attend(shape, in.q + run.first * in.q_stride, in.k, in.v, to + run.first * out_stride, p.stats);
         if (log_sum_exp != nullptr)
             copy_columns(s.batch * s.heads, run.count, p.stats, run.count, log_sum_exp + run.first, s.queries);
     });

@@ -54,10 +54,12 @@ __global__ void unpack_kernel(KeyRows s, bool adds, const std::uint16_t* dk, con
 }
 
 /// A warp a query head of an entry.
-__global__ void single_key_kernel(DenseAttention s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out, float* stats) {
+__global__ void single_key_kernel(DenseAttention s, const std::uint16_t* q, const std::uint16_t* k, const std::uint16_t* v, std::uint16_t* out,
+                                  float* stats) {
     const std::int64_t unit = static_cast<std::int64_t>(blockIdx.x) * warps + threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
     if (unit >= s.batch * s.heads) return;
-    const std::int64_t entry = unit / s.heads, head = unit % s.heads, key = entry * s.entry_keys * s.kv_stride + head / (s.heads / s.kv_heads) * s.head_dim;
+    const std::int64_t entry = unit / s.heads, head = unit % s.heads, key_head = head / (s.heads / s.kv_heads);
+    const std::int64_t key = entry * s.entry_keys * s.kv_stride + key_head * s.head_dim;
     const std::int64_t query = entry * s.entry_queries * s.q_stride + head * s.head_dim, to = entry * s.entry_queries * s.out_stride + head * s.head_dim;
     float dot = 0;
     for (std::int64_t j = lane; j < s.head_dim; j += warp_size) {
