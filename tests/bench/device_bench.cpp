@@ -1,5 +1,6 @@
 // Times of the device's kernels, of products and of the transformer, as lines "result: NAME = VALUE UNIT". By tests/gpu/run.sh.
-//   device_bench kernels ROWS WIDTH | products | copy MIB | dit LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH forward|train |
+//   device_bench kernels ROWS WIDTH | products SIZE WIDTH ROWS... | copy MIB | plans HEADS HEAD_DIM QUERIES | decode TOKENS_HIGH TOKENS_WIDE [BASE_DIM] |
+//   dit LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH forward|train |
 //   group LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE MEMBERS MICRO_BATCH STEPS TRAINED REFERENCE_SIDE(0: none) ALL_LAYERS
 #include <fmt/format.h>
 
@@ -12,6 +13,7 @@
 #include "core/philox.hpp"
 #include "flow/noise.hpp"
 #include "model/dit/dit.hpp"
+#include "model/vae/vae.hpp"
 #include "ops/backend.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
@@ -35,6 +37,15 @@ double seconds(const std::function<void()>& call, double series) {
     double best = 1e30;
     for (int i = 0; i < 5; ++i) best = std::min(best, timed(calls) / calls);
     return best;
+}
+
+/// Of one call.
+double once(const std::function<void()>& call) {
+    device_memory().synchronise();
+    const auto begin = std::chrono::steady_clock::now();
+    call();
+    device_memory().synchronise();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void result(const std::string& name, double value, const char* unit) {
@@ -84,6 +95,7 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
     const ops::ModulationShape m{1, rows, width, 4 * width, 1e-6f};
     const double one = 4.0 * static_cast<double>(n);
     auto *bits = static_cast<std::uint16_t*>(s.e.raw()), *qkv_bits = static_cast<std::uint16_t*>(s.qkv_bits.raw());
+    auto* other_qkv = static_cast<std::uint16_t*>(s.qkv.raw());
     const ops::Backend& device = ops::backend();
     const auto rotate = [&](ops::OperandOut to) {
         ops::qk_norm_rope(rope, f(s.qkv), f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), to, f(s.row1));
@@ -122,6 +134,15 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
          [&] { ops::swiglu_backward(rows, width, f(s.qkv), f(s.qkv) + width, 3 * width, f(s.a), f(s.qkv_out), f(s.qkv_out) + width); }},
         {"swiglu_backward to bf16", 4 * one,
          [&] { ops::swiglu_backward(rows, width, f(s.qkv), f(s.qkv) + width, 3 * width, f(s.a), qkv_bits, qkv_bits + width); }},
+        {"gate_residual_backward of bf16 to bf16", 2 * one,
+         [&] { ops::gate_residual_backward(m, f(s.scale), qkv_bits, f(s.b), bits, f(s.scale) + width); }},
+        {"swiglu_backward of bf16 to bf16", 2.5 * one,
+         [&] { ops::swiglu_backward(rows, width, qkv_bits, qkv_bits + width, 3 * width, bits, other_qkv, other_qkv + width); }},
+        {"qk_norm_rope_backward of bf16 to bf16", 5.5 * one,
+         [&] {
+             ops::qk_norm_rope_backward(rope, qkv_bits, f(s.scale), f(s.scale) + head_dim, f(s.cosine), f(s.sine), f(s.row1), f(s.qkv_out), other_qkv,
+                                        f(s.scale) + width, f(s.scale) + 2 * width, f(s.room));
+         }},
         {"gelu_tanh", 2 * one, [&] { ops::gelu_tanh(f(s.a), f(s.b), n); }},
         {"rms_norm", 2 * one, [&] { ops::rms_norm({rows, width, 0, 0, 1e-6f, 1}, f(s.a), f(s.scale), f(s.b), f(s.row1)); }},
         {"to_bf16", 1.5 * one, [&] { ops::copy_columns(rows, width, f(s.a), width, bits, width); }},
@@ -134,8 +155,8 @@ void bench_kernels(std::int64_t rows, std::int64_t width) {
     for (const Kernel& k : kernels) result(fmt::format("{} {}x{}", k.name, rows, width), k.bytes / seconds(k.run, 0.02) / 1e9, "GB/s");
 }
 
-void bench_products() {
-    const std::int64_t size = 8192;
+/// A square one of `size`, and a block's with activations of `width` as the transformer has them: all operands and the result in bf16.
+void bench_products(std::int64_t size, std::int64_t width, std::span<const std::int64_t> rows_of) {
     Workspace workspace("products");
     const DeviceScope scope(Device::cuda);
     const auto [a, b, c] = workspace.build([&](Arena& arena) {
@@ -145,10 +166,66 @@ void bench_products() {
     ops::backend().keep_bf16_copy(a.f32(), size * size);
     ops::backend().keep_bf16_copy(b.f32(), size * size);
     const double flop = 2.0 * size * size * size;
-    result("bf16 product 8192^3, operands kept in bf16", flop / seconds([&] { ops::linear(a, b, {}, c); }, 0.05) / 1e12, "TFLOP/s");
+    result(fmt::format("bf16 product {}^3, operands kept in bf16", size), flop / seconds([&] { ops::linear(a, b, {}, c); }, 0.05) / 1e12, "TFLOP/s");
     ops::backend().keep_bf16_copy(a.f32(), 0);
-    result("bf16 product 8192^3, one operand rounded first", flop / seconds([&] { ops::linear(a, b, {}, c); }, 0.05) / 1e12, "TFLOP/s");
+    result(fmt::format("bf16 product {}^3, one operand rounded first", size), flop / seconds([&] { ops::linear(a, b, {}, c); }, 0.05) / 1e12, "TFLOP/s");
     ops::backend().keep_bf16_copy(b.f32(), 0);
+    for (const std::int64_t rows : rows_of)
+        for (const auto& [what, in, out] : {std::tuple{"q, k and v", width, 3 * width}, {"out", width, width}, {"value and gate", width, 6 * width},
+                                            {"down", 3 * width, width}}) {
+            Workspace room("products of a block");
+            const auto rounded = [&](Arena& arena, std::int64_t high, std::int64_t wide) {
+                const Tensor from = numbers(arena, high * wide), bits = arena.take(DType::bf16, {high, wide}, Device::cuda);
+                if (!arena.is_measuring()) ops::copy_columns(high, wide, from.f32(), wide, bits, wide);
+                return bits;
+            };
+            const auto [x, w, y] = room.build([&, in = in, out = out](Arena& arena) {
+                return std::tuple(rounded(arena, rows, in), rounded(arena, out, in), arena.take(DType::bf16, {rows, out}, Device::cuda));
+            });
+            const double time = seconds([&x = x, &w = w, &y = y] { ops::linear(x, w, {}, y); }, 0.05);
+            result(fmt::format("bf16 product of {} rows, {} ({} -> {}), rounded", rows, what, in, out), 2.0 * static_cast<double>(rows * in * out) / time / 1e12,
+                   "TFLOP/s");
+        }
+}
+
+/// The first call with a number of keys makes the library's plan; of five numbers.
+void bench_plans(std::int64_t heads, std::int64_t head_dim, std::int64_t queries) {
+    const std::int64_t width = heads * head_dim, shared = 100, numbers_of_keys = 5;
+    ops::AttentionShape s;
+    s.queries = s.own_keys = queries, s.heads = s.kv_heads = heads, s.head_dim = head_dim;
+    s.q_stride = s.own_stride = 3 * width, s.shared_stride = 2 * width, s.out_stride = width;
+    s.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+    s.shared_keys = shared + numbers_of_keys;
+    const DeviceScope scope(Device::cuda);
+    Workspace room("attention");
+    struct Buffers {
+        Tensor qkv, keys, out, log_sum_exp, d_out, d_qkv, d_keys, workspace;
+    };
+    const Buffers b = room.build([&](Arena& arena) {
+        const auto zeros = [&](std::int64_t n) { return arena.take(DType::bf16, {n}, Device::cuda); };
+        const auto floats = [&](std::int64_t n) { return arena.take_f32({n}, Device::cuda); };
+        return Buffers{zeros(queries * 3 * width), zeros(s.shared_keys * 2 * width), zeros(queries * width), floats(heads * queries), zeros(queries * width),
+                       floats(queries * 3 * width), floats(s.shared_keys * 2 * width), floats(ops::attention_backward_workspace(s))};
+    });
+    const ops::Operand qkv = b.qkv, keys = b.keys;
+    const auto forward = [&] {
+        ops::attention(s, qkv, {keys, keys.from(width)}, {qkv.from(width), qkv.from(2 * width)}, b.out, b.log_sum_exp.f32(), b.workspace);
+    };
+    const auto backward = [&] {
+        ops::attention_backward(s, qkv, {keys, keys.from(width)}, {qkv.from(width), qkv.from(2 * width)}, b.out, b.log_sum_exp.f32(), b.d_out, b.d_qkv.f32(),
+                                {b.d_keys.f32(), b.d_keys.f32() + width}, {b.d_qkv.f32() + width, b.d_qkv.f32() + 2 * width}, b.workspace);
+    };
+    double first[2] = {}, second[2] = {};
+    forward(), backward();  // the library itself starts
+    for (s.shared_keys = shared; s.shared_keys < shared + numbers_of_keys; ++s.shared_keys) {
+        first[0] += once(forward), second[0] += once(forward);
+        first[1] += once(backward), second[1] += once(backward);
+    }
+    for (const int i : {0, 1}) {
+        const std::string name = fmt::format("attention of {} x {} queries{}", heads, queries, i == 0 ? "" : ", gradient");
+        result(name + ", first call with a number of keys", 1e3 * first[i] / static_cast<double>(numbers_of_keys), "ms");
+        result(name + ", second call", 1e3 * second[i] / static_cast<double>(numbers_of_keys), "ms");
+    }
 }
 
 void bench_copy(std::int64_t mib) {
@@ -179,6 +256,55 @@ void fill(std::initializer_list<Tensor> tensors) {
             const std::int64_t n = std::min(some.elements(), t.elements() - at);
             transfer(some.slice(0, n), t.slice(at, at + n));
         }
+}
+
+/// A picture decoded, latents and pixels in host memory. Qwen-Image 2.1's autoencoder, or a narrower one of its kind.
+void bench_decode(dit::Grid grid, std::int64_t base) {
+    vae::Config config;
+    config.decoder_base = base;
+    config.multipliers = {1, 2, 4, 8, 8};
+    config.temporal_down = {false, true, true, true};
+    config.latents_mean.assign(static_cast<std::size_t>(config.z), 0.0f);
+    config.latents_std.assign(static_cast<std::size_t>(config.z), 1.0f);
+    config.base = base * 2 / 3;
+    const vae::Vae model(config, Device::cuda);
+    Workspace room("weights");
+    const nn::ParameterStore weights = room.build([&](Arena& arena) { return nn::ParameterStore(model.table(), arena, Device::cuda); });
+    fill({weights.flat()});
+    vae::Codec codec(model, weights);
+    const std::int64_t height = grid.height * config.factor(), width = grid.width * config.factor();
+    codec.reserve({height, width, 1});
+    std::vector<float> latents(static_cast<std::size_t>(grid.tokens() * config.z), 0.02f);
+    std::vector<float> picture(static_cast<std::size_t>(height * width * config.channels));
+
+    double pixels = static_cast<double>(grid.tokens()), flop = 0;
+    const auto convolution = [&](const vae::ConvRows& rows) {
+        if (rows.weight >= 0) flop += 2 * pixels * static_cast<double>(model.table().spec(rows.weight).shape.elements());
+    };
+    const auto residual = [&](const vae::ResidualRows& r) {
+        for (const vae::ConvRows& rows : {r.conv1, r.conv2, r.shortcut}) convolution(rows);
+    };
+    const vae::HalfRows& decoder = model.decoder;
+    for (const vae::ConvRows& rows : {model.post_quant, decoder.conv_in, decoder.mid.attention.qkv, decoder.mid.attention.proj}) convolution(rows);
+    for (const vae::ResidualRows& r : {decoder.mid.first, decoder.mid.last}) residual(r);
+    flop += 4 * pixels * pixels * static_cast<double>(config.decoder_base * config.multipliers.back());
+    for (const vae::LevelRows& level : decoder.levels) {
+        for (const vae::ResidualRows& r : level.residuals) residual(r);
+        if (!level.resamples) continue;
+        pixels *= 4;
+        convolution(level.resample);
+    }
+    convolution(decoder.conv_out);
+
+    const double time = seconds(
+        [&] {
+            codec.decode(Tensor::of(latents.data(), {1, grid.tokens(), config.z}), grid.height, grid.width,
+                         Tensor::of(picture.data(), {1, height * width, config.channels}));
+        },
+        0.2);
+    const std::string name = fmt::format("a picture of {} x {} decoded, fp32", height, width);
+    result(name, 1e3 * time, "ms");
+    result(name, flop / time / 1e12, "TFLOP/s");
 }
 
 void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, bool trains) {
@@ -239,7 +365,7 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
     pipeline::EncodedPrompt prompt;
     const std::int64_t slots = g.reference_side * g.reference_side / 4;
     prompt.image_slot.resize(static_cast<std::size_t>(128 + slots));
-    std::fill_n(prompt.image_slot.begin() + 1, slots, std::uint8_t{1});
+    std::fill_n(prompt.image_slot.begin() + 64, slots, std::uint8_t{1});  // a template's text stands before a reference
     if (g.reference_side > 0) {
         prompt.references = {{g.reference_side, g.reference_side}};
         prompt.reference_latents.assign(static_cast<std::size_t>(g.reference_side * g.reference_side * config.in_channels), 0.02f);
@@ -258,26 +384,28 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
     HostVectors state({m.tensor(), v.tensor()}, 1 << 24);
     optim::GradientNorm norm(size);
 
-    rl::SamplingSpec spec;
-    spec.target = grid;
-    for (std::int64_t i = 0; i <= g.steps; ++i) spec.schedule.sigmas.push_back(1.0f - static_cast<float>(i) / static_cast<float>(g.steps));
-    spec.schedule.timesteps.assign(static_cast<std::size_t>(g.steps), 0.0f);
-    for (std::int64_t k = 0; k < g.trained; ++k) spec.trained_steps.push_back(static_cast<int>(k));
+    rl::SamplingSpec whole;
+    whole.target = grid;
+    for (std::int64_t i = 0; i <= g.steps; ++i) whole.schedule.sigmas.push_back(1.0f - static_cast<float>(i) / static_cast<float>(g.steps));
+    whole.schedule.timesteps.assign(static_cast<std::size_t>(g.steps), 0.0f);
+    for (std::int64_t k = 0; k < g.trained; ++k) whole.trained_steps.push_back(static_cast<int>(k));
     Workspace room("group");
-    const auto timed = [](const auto& call) {
-        device_memory().synchronise();
-        const auto begin = std::chrono::steady_clock::now();
-        call();
-        device_memory().synchronise();
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    };
     struct Seconds {
         double sampling = 1e30, training = 1e30;
     };
-    /// Groups that make `members` together, each with a prefix of its own; the faster of two runs behind a first one.
-    const auto measure = [&](std::int64_t groups) {
+    enum class Prefix { of_all, of_member, of_pass };
+    /// All members behind one prefix, each behind its own, or one run of it for every step of every member; the faster of two runs behind a first one.
+    const auto measure = [&](Prefix prefix) {
+        const bool shares = prefix == Prefix::of_all, each_step = prefix == Prefix::of_pass;
+        const std::int64_t groups = shares ? 1 : g.members;
+        rl::SamplingSpec spec = whole;
         spec.members = static_cast<int>(g.members / groups);
-        spec.micro_batch = static_cast<int>(std::min(g.micro_batch, g.members / groups));
+        spec.micro_batch = shares ? static_cast<int>(g.micro_batch) : 1;
+        if (each_step) {
+            spec.schedule.sigmas.resize(2);
+            spec.schedule.timesteps.resize(1);
+            spec.trained_steps = {0};
+        }
         std::vector<RandomKey> keys;
         for (int i = 0; i < spec.members; ++i) keys.push_back(flow::sample_noise_key(1, 2, 3, static_cast<std::uint64_t>(i)));
         std::vector<double> advantage(keys.size());
@@ -285,13 +413,13 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
         Seconds best;
         for (int run = 0; run < 3; ++run) {
             rl::GroupTrajectory t;
-            const double sampling = timed([&] {
-                for (std::int64_t i = 0; i < groups; ++i)
+            const double sampling = once([&] {
+                for (std::int64_t i = 0; i < groups * (each_step ? g.steps : 1); ++i)
                     t = room.build([&](Arena& arena) { return rl::GroupPolicy(model, weights, prompt, nullptr, spec, dit::Keep::nothing, arena); })
                             .sample(keys);
             });
-            const double training = timed([&] {
-                for (std::int64_t i = 0; i < groups; ++i)
+            const double training = once([&] {
+                for (std::int64_t i = 0; i < groups * (each_step ? g.trained : 1); ++i)
                     room.build([&](Arena& arena) { return rl::GroupPolicy(model, weights, prompt, nullptr, spec, dit::Keep::inputs, arena); })
                         .train({}, t, advantage, 1.0, gradients);
             });
@@ -299,7 +427,7 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
         }
         return best;
     };
-    const Seconds shared = measure(1);
+    const Seconds shared = measure(Prefix::of_all);
     const auto update = [&] {
         const DeviceScope scope(Device::cuda);
         const double squares = norm.sum_of_squares({gradients.data(), static_cast<std::size_t>(size)});
@@ -311,8 +439,8 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
                               part(weights.flat(), first), part(there[0], 0), part(there[1], 0));
         });
     };
-    timed(update);
-    const double updating = std::min(timed(update), timed(update));
+    once(update);
+    const double updating = std::min(once(update), once(update));
     const std::string name = fmt::format("group of {} at {} x {} tokens{}, {} blocks of width {}", g.members, grid.height, grid.width,
                                          g.reference_side > 0 ? fmt::format(" with a reference of {} x {}", g.reference_side, g.reference_side) : "",
                                          layers, config.width());
@@ -324,9 +452,11 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
                        scale == 1 ? "measured" : fmt::format("scaled to {} blocks", g.all_layers)),
            static_cast<double>(g.members) / (scale * (shared.sampling + shared.training + updating)), "1/s");
     if (g.reference_side > 0) {
-        const Seconds alone = measure(g.members);
-        result(name + ": training with a prefix a member over training with one", alone.training / shared.training, "times");
-        result(name + ": sampling with a prefix a member over sampling with one", alone.sampling / shared.sampling, "times");
+        for (const auto& [prefix, each] : {std::pair{Prefix::of_member, "member"}, {Prefix::of_pass, "member and step"}}) {
+            const Seconds alone = measure(prefix);
+            result(fmt::format("{}: training with a prefix a {} over training with one", name, each), alone.training / shared.training, "times");
+            result(fmt::format("{}: sampling with a prefix a {} over sampling with one", name, each), alone.sampling / shared.sampling, "times");
+        }
     }
     ops::backend().keep_bf16_copy(weights.data(), 0);
 }
@@ -337,10 +467,15 @@ int run(comm::Communicator&, int argc, char** argv) {
         ATELIER_CHECK_USAGE(i < words.size(), "too few arguments");
         return static_cast<std::int64_t>(std::atoll(words[i].c_str()));
     };
-    ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy, dit or group");
+    ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy, plans, decode, dit or group");
     fmt::print("device: {}\n", ops::load_backend().device_name);
     if (words[0] == "kernels") bench_kernels(number(1), number(2));
-    else if (words[0] == "products") bench_products();
+    else if (words[0] == "products") {
+        std::vector<std::int64_t> rows;
+        for (std::size_t i = 3; i < words.size(); ++i) rows.push_back(number(i));
+        bench_products(number(1), number(2), rows);
+    } else if (words[0] == "plans") bench_plans(number(1), number(2), number(3));
+    else if (words[0] == "decode") bench_decode({number(1), number(2)}, words.size() > 3 ? number(3) : 144);
     else if (words[0] == "copy") bench_copy(number(1));
     else if (words[0] == "dit") bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), words.back() == "train");
     else if (words[0] == "group")

@@ -125,10 +125,11 @@ run_steps() {
     # All blocks at once take about 75 GiB of weights, gradients and rounded weights.
     (($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1 || echo 0) > 100000)) && groups+=":32 32 128 32 32 8 8 10 2 0 32"
     local kernels=(32768 4096) trained_sizes="32 32 4:64 64 1" mib=8192
+    local products=(8192 4096 4096 32768) plans=(32 128 4096) decoded=(32 32)
     local side_by_side=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
     if [[ $mode == emulate ]]; then
         replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" kernels=(4 256) mib=1
-        groups="2 2 32 4 4 2 2 3 2 4 32"
+        groups="2 2 32 2 4 2 2 3 2 4 32" products=(16 32 8) plans=(2 16 8) decoded=(1 2 3)
         export GTEST_TOTAL_SHARDS=8 GTEST_SHARD_INDEX=0  # all of them run as ctest's cuda.* on the same backend
     fi
 
@@ -146,13 +147,15 @@ run_steps() {
     check distillation "${loader[@]}" "$bundle/bin/student_group_test"
     wait
     step time-kernels "${loader[@]}" "$bundle/bin/device_bench" kernels "${kernels[@]}"
-    [[ $mode == emulate ]] || step time-products "${loader[@]}" "$bundle/bin/device_bench" products
+    step time-products "${loader[@]}" "$bundle/bin/device_bench" products "${products[@]}"
     step time-copy "${loader[@]}" "$bundle/bin/device_bench" copy "$mib"
+    step time-plans "${loader[@]}" "$bundle/bin/device_bench" plans "${plans[@]}"
+    step time-decode "${loader[@]}" "$bundle/bin/device_bench" decode "${decoded[@]}"
     local size how
     IFS=: read -r -a sizes <<<"$sizes"
     for size in "${sizes[@]}"; do
         # shellcheck disable=SC2086
-        step "time-dit-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" dit "${dit[@]}" $size forward
+        step "time-dit-${size// /x}" sampled "${loader[@]}" "$bundle/bin/device_bench" dit "${dit[@]}" $size forward
     done
     if [[ $mode == device ]]; then
         step diffusers-install install_diffusers
@@ -164,7 +167,7 @@ run_steps() {
     for size in "${sizes[@]}"; do
         # Eight blocks: weights, gradients and their bf16 copies of all 32 do not fit beside activations everywhere.
         # shellcheck disable=SC2086
-        step "time-dit-train-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" dit "${trained[@]}" $size train
+        step "time-dit-train-${size// /x}" sampled "${loader[@]}" "$bundle/bin/device_bench" dit "${trained[@]}" $size train
     done
     IFS=: read -r -a sizes <<<"$groups"
     for size in "${sizes[@]}"; do
@@ -186,6 +189,25 @@ run_steps() {
 # With the library that tells when kernels ran.
 profile() {
     CUDA_INJECTION64_PATH=$bundle/lib/libkernel_times.so timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" && grep -q "^result: gaps" "$out/$name.log"
+}
+
+# With the device's clocks, its power and what holds the clocks back, five times a second: of the half of the samples that take most power.
+sampled() {
+    local sampler='' state=0 samples=$out/$name.samples
+    if command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active --format=csv,noheader,nounits -lms 200 \
+            >"$samples" &
+        sampler=$!
+    fi
+    timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" || state=$?
+    [[ $sampler ]] || return "$state"
+    kill "$sampler" && wait "$sampler" || true
+    sort -t, -k3,3g "$samples" | tail -n $((($(wc -l <"$samples") + 1) / 2)) | awk -F ', *' -v name="$name" '
+        {if (NR == 1 || $1 < low) low = $1; if ($1 > high) high = $1; memory = $2; power += $3; if ($4 > heat) heat = $4; ++count[$5]}
+        END {if (NR == 0) exit; for (bits in count) reasons = reasons sprintf(", %s in %d", bits, count[bits])
+             printf "result: %s: %d samples, clocks %d to %d MHz, memory %d MHz, %.0f W, %d degrees, held back by%s\n",
+                    name, NR, low, high, memory, power / NR, heat, substr(reasons, 2)}'
+    return "$state"
 }
 
 # The wheels of packages that aren't there.
