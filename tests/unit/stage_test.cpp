@@ -424,7 +424,7 @@ TEST_F(Run, WeightsAndSharesNameWhatThereIs) {
     EXPECT_THAT(check(R"(task.t2i.shares=["owned/alignment=1"])"),
                 AllOf(HasSubstr("task.t2i.shares"), HasSubstr("owned/alignment=1"), HasSubstr("general, own")));
     EXPECT_THAT(scored_dimensions(context({}).config, "edit"), ElementsAre("instruction", "identity"));
-    EXPECT_THAT(scored_dimensions(context({"reward.scorer=http", "judge.templates=configs/judge"}).config, "t2i"),
+    EXPECT_THAT(scored_dimensions(context({"reward.scorer=http", "judge.templates=" ATELIER_SOURCE_DIR "/configs/judge"}).config, "t2i"),
                 ElementsAre("alignment", "aesthetics", "portrait"));
 }
 
