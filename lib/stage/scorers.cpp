@@ -132,7 +132,7 @@ std::vector<std::string> scored_dimensions(const config::Config& config, const s
     if (config.text("reward.scorer") == "world")
         dimensions = reward::make_world_scorer()->dimensions(kind);
     else
-        for (const judge::Template& t : judge_templates(config).at(kind)) dimensions.push_back(t.dimension);
+        for (const auto templates = judge_templates(config); const judge::Template& t : templates.at(kind)) dimensions.push_back(t.dimension);
     const bool has_identity = std::ranges::find(dimensions, identity::identity_dimension) != dimensions.end();
     if (kind == "edit" && config.text("reward.identity") != "scorer" && !has_identity)
         dimensions.push_back(identity::identity_dimension);
