@@ -38,7 +38,7 @@ void calibrate(const Context& c, const PoolScores& scores, Curated& out, nlohman
     std::map<std::string, Measured> categories;
     for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
         Measured& category =
-            categories.try_emplace(out.category[unit], rl::SpreadCollector(static_cast<int>(k)), std::vector<std::uint8_t>(k)).first->second;
+            categories.try_emplace(out.category[unit], Measured{rl::SpreadCollector(static_cast<int>(k)), std::vector<std::uint8_t>(k)}).first->second;
         const auto group = scores.of(unit);
         const auto is_there = present(group);
         for (std::size_t i = 0; i < group.size(); ++i) category.seen[i % k] |= is_there[i];
