@@ -24,6 +24,7 @@ std::vector<std::uint8_t> present(std::span<const float> scores) {
 
 /// What calibration goes by, of one category.
 struct Measured {
+    explicit Measured(std::size_t dimensions) : spread(static_cast<int>(dimensions)), seen(dimensions) {}
     rl::SpreadCollector spread;
     std::vector<std::uint8_t> seen;  ///< [K]: whether any sample had the dimension
 };
@@ -37,8 +38,7 @@ void calibrate(const Context& c, const PoolScores& scores, Curated& out, nlohman
     advantage.min_spread = std::max(advantage.min_spread, c.config.number("reward.min_spread"));
     std::map<std::string, Measured> categories;
     for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
-        Measured& category =
-            categories.try_emplace(out.category[unit], Measured{rl::SpreadCollector(static_cast<int>(k)), std::vector<std::uint8_t>(k)}).first->second;
+        Measured& category = categories.try_emplace(out.category[unit], k).first->second;
         const auto group = scores.of(unit);
         const auto is_there = present(group);
         for (std::size_t i = 0; i < group.size(); ++i) category.seen[i % k] |= is_there[i];

@@ -262,18 +262,17 @@ std::optional<io::TrajectoryShard> GroupRollout::published(std::size_t unit, con
     auto shard = io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores);
     const io::TrajectoryHeader& h = shard.header;
     ATELIER_CHECK_INPUT(h.model_hash == model_hash_, "{} holds another model's samples: remove it", path.string());
-    require_same_prompt(context_, prompt, shard.prompts, path);
+    const std::string expected = inputs_hash(scorer_files_, std::span(&prompt, 1));
+    if (h.inputs_hash == expected) return shard;
+    require_same_prompt(context_, prompt, shard.prompts, path);  // names what changed
     if (h.inputs_hash.empty()) {  // an older version's: who scored it is not known
         log_line(fmt::format("{} does not say what it was made from and is made anew", path.string()));
         std::filesystem::remove(path);
         return std::nullopt;
     }
-    const std::string expected = inputs_hash(scorer_files_, std::span(&prompt, 1));
-    ATELIER_CHECK_INPUT(h.inputs_hash == expected,
-                        "{} was scored by another judge, or its prompt's size or pictures were changed since (inputs_hash {} expected, found {}): "
-                        "remove it",
-                        path.string(), expected, h.inputs_hash);
-    return shard;
+    ATELIER_FAIL(ErrorKind::input,
+                 "{} was scored by another judge, or its prompt's size or pictures were changed since (inputs_hash {} expected, found {}): remove it",
+                 path.string(), expected, h.inputs_hash);
 }
 
 GroupRollout::End GroupRollout::run(const PromptSource& prompts,
@@ -296,14 +295,15 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         const std::size_t unit = first + static_cast<std::size_t>(context_.world->rank());
         if (stopped || unit >= prompts.size) continue;
         done = std::min(prompts.size, first + ranks);
-        if (const auto shard = published(unit, prompts.at(unit))) {  // by an earlier run of this stage
+        Prompt prompt = prompts.at(unit);
+        if (const auto shard = published(unit, prompt)) {  // by an earlier run of this stage
             for (const auto& s : shard->shapes)
                 absent_ += std::count(s.status.begin(), s.status.end(),
                                       static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
             progress.start_at(static_cast<std::int64_t>(done) * spec_.members);
             continue;
         }
-        auto drawn = sample(unit, prompts.at(unit));
+        auto drawn = sample(unit, std::move(prompt));
         if (!drawn) {  // the next round's agreement, or that behind the loop, tells the others
             gave_up = true;
             continue;

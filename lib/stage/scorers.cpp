@@ -197,8 +197,7 @@ void check_scorer(const config::Config& config) {
 
 void check_scorer_files(const Context& c) {
     namespace fs = std::filesystem;
-    for (const std::string& task : c.config.tasks())
-        if (fs::exists(c.config.text("task." + task + ".train"))) check_weights(c, task);
+    for (const std::string& task : c.config.tasks()) check_weights(c, task);
     for (const fs::path& file : identity_files(c.config)) ATELIER_CHECK_INPUT(fs::exists(file), "{} is missing, which scores identity", file.string());
     if (c.config.text("reward.scorer") != "judge" || c.config.text("judge.directory").empty()) return;
     const fs::path directory = judge_directory(c);

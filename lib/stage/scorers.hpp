@@ -33,7 +33,7 @@ void check_scorer(const config::Config& config);
 
 /// Before a run is made: the scorer's files are there, and a native judge can be asked: its weights are there, a sample's dimensions fit
 /// `judge.answers`, a question without a prompt about pictures of the configured size fits `judge.context`; weights and shares name what
-/// there is (check_weights) where the prompt file is there. Reads no weight. Throws Error(input) or Error(usage).
+/// there is (check_weights). Reads no weight. Throws Error(input) or Error(usage).
 void check_scorer_files(const Context& context);
 
 /// What a manifest names as the scorer's inputs: the judge's templates and weights, the networks of identity. Read by rank 0; the same on
