@@ -67,11 +67,12 @@ code 0 ranks 1 evaluate changes --limit 1
 code 0 ranks 1 evaluate changes --limit 1
 says "complete already"
 shard=$work/changes/eval-limit-1/base/t2i/shard-00000.h5
-before=$(stat -c %i "$shard")
+inputs_of() { h5dump -N inputs_hash "$1" | grep "(0)" || fail "$1 does not say what it was made from"; }
+before=$(inputs_of "$shard")
 sed -i 's/You are strict and fair/You are strict/' "$work"/changing/*.toml
 code 0 ranks 1 evaluate changes --limit 1
 says "another judge, and is made anew"
-[[ $(stat -c %i "$shard") != "$before" ]] || fail "scores of another judge were taken over"
+[[ $(inputs_of "$shard") != "$before" ]] || fail "scores of another judge were taken over"
 rm "$work/changes/t2i/iter-0001/rollout"/{manifest.json,shard-00003.h5}
 code 3 ranks 2 rollout changes --policy t2i --iteration 1
 says "was scored by another judge"

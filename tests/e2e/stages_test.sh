@@ -105,9 +105,9 @@ few=$work/one-t2i/eval-limit-48
 for _ in $(seq 200); do [[ $(find "$few/base/t2i" -name 'shard-*.h5' 2>/dev/null | wc -l) -lt 3 ]] || break; sleep 0.05; done
 kill -KILL $evaluation 2>/dev/null || true
 wait $evaluation 2>/dev/null || true
-before=$(stat -c %i "$few/base/t2i/shard-00001.h5")
+before=$(stat -c "%i %y" "$few/base/t2i/shard-00001.h5")
 code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
-[[ $(stat -c %i "$few/base/t2i/shard-00001.h5") == "$before" ]] || fail "the evaluation drew pictures again that it had"
+[[ $(stat -c "%i %y" "$few/base/t2i/shard-00001.h5") == "$before" ]] || fail "the evaluation drew pictures again that it had"
 mv "$few/summary.json" "$work/summary.json"
 rm -rf "$few"
 code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
