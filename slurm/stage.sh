@@ -89,10 +89,7 @@ watch_launcher() {
         fi
     done
 }
-"${command[@]}" &
-child=$!
-if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
-asked=
+asked= child=
 # The account is there before what may end this script without another word: the time limit, when stopping takes longer.
 stop() {
     asked=${asked:-$1}
@@ -101,6 +98,10 @@ stop() {
 }
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
+"${command[@]}" &
+child=$!
+[[ -z $asked ]] || kill -USR1 "$child" 2>/dev/null || true  # asked before there was anybody to tell
+if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
 code=
 while [[ -z $code ]]; do
     found=0

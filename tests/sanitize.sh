@@ -9,6 +9,8 @@
 # beside the work, signals, messages between ranks beside collectives. oneDNN's OpenMP is not instrumented: its regions have one thread. Nor is
 # Open MPI: its threads meet over atomics that nobody sees, so what it reads and writes itself is not looked at.
 set -euo pipefail
+# Kernels may put programs and libraries where the sanitizers of these compilers keep their tables: with fixed addresses none does.
+if [[ -z ${ATELIER_FIXED_ADDRESSES:-} ]] && setarch -R true 2>/dev/null; then ATELIER_FIXED_ADDRESSES=1 exec setarch -R "$0" "$@"; fi
 cd "$(dirname "$0")/.."
 kind=${1:-address}
 shift || true

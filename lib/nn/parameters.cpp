@@ -45,13 +45,6 @@ ParameterStore::ParameterStore(const ParameterTable& table, Arena& arena, Device
 ParameterStore ParameterStore::with_lora(const LoraStore* adapter) const {
     ParameterStore store = *this;
     store.lora_ = adapter;
-    store.is_adapted_ = false;
-    return store;
-}
-
-ParameterStore ParameterStore::without_adapter() const {
-    ParameterStore store = with_lora(nullptr);
-    store.is_adapted_ = is_adapted();
     return store;
 }
 

@@ -123,17 +123,12 @@ class ParameterStore {
     const LoraStore* lora() const { return lora_; }
     /// The same numbers with an adapter beside them, or without one.
     ParameterStore with_lora(const LoraStore* adapter) const;
-    /// The same with its adapter turned off, to be compared with what it gives turned on.
-    ParameterStore without_adapter() const;
-    /// Whether there is an adapter, on or off: what it adds is small, so results that it is added to stay fp32.
-    bool is_adapted() const { return is_adapted_ || lora_ != nullptr; }
 
   private:
     const ParameterTable* table_ = nullptr;
     Tensor flat_;
     Residence* residence_ = nullptr;
     const LoraStore* lora_ = nullptr;
-    bool is_adapted_ = false;
 };
 
 /// Bytes of the rounded copy of a table's weights that products take on a device (ops/backend.hpp).

@@ -79,7 +79,8 @@ Pipeline::Pipeline(const fs::path& directory, const fs::path& transformer, const
     schedule_ = flow::read_schedule_config(directory / "scheduler" / "scheduler_config.json");
     const Device device = placement.device;
     if (device == Device::cuda) ops::load_backend().set_product_precision(placement.precision);
-    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, placement.precision);
+    dit_ = std::make_unique<dit::Dit>(dit::load_config(component_of(directory, transformer_directory_) / "config.json"), device, placement.precision,
+                                      placement.takes_adapter || holds_adapter(transformer_directory_));
     vlm_ = std::make_unique<vlm::Vlm>(vlm::load_config(directory / "text_encoder" / "config.json"), device, placement.precision);
     vae_ = std::make_unique<vae::Vae>(vae::load_config(directory / "vae" / "config.json"), device);
     ATELIER_CHECK_INPUT(vlm_->config().text.hidden == dit_->config().context_dim,
@@ -200,6 +201,7 @@ void Pipeline::weights_were_changed() {
 }
 
 void Pipeline::set_adapter(nn::LoraAdapter adapter) {
+    ATELIER_CHECK_USAGE(dit_->result_dtype() == DType::f32, "a model that was opened for no adapter is given one");
     drop_adapter();
     const bool is_there = adapter.store().values().device() == dit_->device();
     adapter_ = std::make_unique<nn::LoraAdapter>(is_there ? std::move(adapter) : adapter.copy_to(dit_->device()));

@@ -54,6 +54,8 @@ struct Placement {
     ops::ProductPrecision precision = ops::ProductPrecision::fp32;
     /// The transformer's weights are trained or merged into: they are a flat vector of fp32 on a device too.
     bool weights_change = false;
+    /// As dit::Dit's; so it is too where the transformer's directory holds an adapter.
+    bool takes_adapter = false;
     /// With a device: the text encoder's weights stay in pinned host memory and come block by block (nn/streamed.hpp).
     bool text_encoder_on_host = false;
 };
@@ -90,7 +92,7 @@ class Pipeline {
     void load_transformer(const std::filesystem::path& directory);
     /// The adapter beside the weights, where they are; null: none.
     const nn::LoraAdapter* adapter() const { return adapter_.get(); }
-    /// Takes it to where the weights are.
+    /// Takes it to where the weights are. Throws Error(usage) where the placement takes none.
     void set_adapter(nn::LoraAdapter adapter);
     /// Null: all weights are in memory.
     nn::ShardedWeights* sharded_weights() const { return sharded_.get(); }

@@ -109,6 +109,7 @@ ops::ProductPrecision Context::product_precision() const {
 pipeline::Placement Context::placement() const {
     pipeline::Placement p(device());
     p.precision = product_precision();
+    p.takes_adapter = lora().rank > 0;
     p.text_encoder_on_host = config.text("compute.text_encoder") == "host";
     return p;
 }
@@ -118,6 +119,11 @@ pipeline::Placement Context::training_placement(comm::Communicator* ranks) const
     p.ranks = ranks;
     p.weights_change = lora().rank == 0;
     return p;
+}
+
+dit::Keep Context::keep(const std::string& recompute) const {
+    if (recompute == "none") return dit::Keep::activations;
+    return recompute == "full" ? dit::Keep::inputs : dit::Keep::branches;
 }
 
 nn::LoraConfig Context::lora(const std::string& keys) const {

@@ -107,6 +107,9 @@ struct Context {
     pipeline::Placement placement() const;
     /// The same where they are trained; `ranks`: that the transformer is cut over (null: it isn't).
     pipeline::Placement training_placement(comm::Communicator* ranks) const;
+    /// What a training pass keeps of its blocks with this value of compute.recompute, and with the configured one.
+    dit::Keep keep(const std::string& recompute) const;
+    dit::Keep keep() const { return keep(config.text("compute.recompute")); }
     /// How policies and students are stored ([checkpoint]).
     nn::StorageFormat storage(const nn::ParameterTable& table) const;
 };

@@ -86,8 +86,8 @@ int run_distill(const Context& c) {
             if (name.starts_with("shard-")) shards.push_back({task, dump / name});
     }
     const StudentStart start = student_start(c, round, reads_weights_and_state);
-    nlohmann::json trained_on{{"student's start", start.hash}};
-    for (const auto& [name, digest] : manifest.inputs) trained_on[name] = digest.hash;
+    nlohmann::json trained_on = input_hashes(manifest);
+    trained_on["student's start"] = start.hash;
     const TrainingRanks training_ranks(c);
     pipeline::Pipeline model(c.model(), start.source, c.training_placement(training_ranks.sharded()));
     load_start(start, model);
@@ -105,13 +105,11 @@ int run_distill(const Context& c) {
                      static_cast<int>(c.config.integer("compute.zero")),
                      c.keeps_state_on_host()},
                     training_ranks.all());
-    const dit::Keep keep =
-        c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations;
 
     const PromptIndex prompts(c, c.config.tasks());
     const auto build = [&](const EncodedPair& pair, const distill::StudentSpec& own, Arena& arena) {
         return distill::StudentStates(model.dit(), model.dit_weights(), pair.conditional, nullptr,
-                                      own, keep, arena);
+                                      own, c.keep(), arena);
     };
     Snapshots snapshots(c, updates, trainer, c.config.integer("checkpoint.every"), trained_on);
     Workspace workspace("trajectories");
@@ -158,7 +156,7 @@ int run_distill(const Context& c) {
                 }
             }
         }
-        workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, {mine.size(), [&](std::size_t i) { return *mine[i]; }}, false, 0), spec, keep,
+        workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, {mine.size(), [&](std::size_t i) { return *mine[i]; }}, false, 0), spec, c.keep(),
                                        trainer.planned(), snapshots.is_on()));
         memory.say(c);
     }

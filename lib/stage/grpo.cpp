@@ -73,13 +73,12 @@ class Update {
           shards_(shards),
           groups_(groups),
           prompts_(prompts),
-          objective_(objective_of(c.config)),
-          keep_(c.config.flag("compute.recompute") ? dit::Keep::inputs : dit::Keep::activations) {
+          objective_(objective_of(c.config)) {
         if (objective_.kl == rl::KlKind::none) return;
         // With its adapter off the policy is the base.
         if (model.adapter() == nullptr)
             reference_ = std::make_unique<Reference>(model, ranks, c.base_transformer());
-        base_weights_ = reference_ ? reference_->weights : model.dit_weights().without_adapter();
+        base_weights_ = reference_ ? reference_->weights : model.dit_weights().with_lora(nullptr);
     }
 
     /// Plans and takes the memory for this rank's groups in `parts` minibatches.
@@ -91,7 +90,7 @@ class Update {
         }
         const PromptSource prompts{units.size(), [&](std::size_t i) { return prompt_of(units[i]); }};
         const auto [training, base] = hold_grpo(
-            memory.plan, memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0), spec_, keep_,
+            memory.plan, memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0), spec_, c_.keep(),
             {base_weights_.has_value(), reference_ ? reference_->arena.bytes() : Bytes(), trainer.planned(), snapshots});
         workspace_.reserve(training);
         base_workspace_.reserve(base);
@@ -167,7 +166,7 @@ class Update {
                                 .velocities(trajectory);
         return workspace_
             .build([&](Arena& arena) {
-                return build(pair, spec, model_.dit_weights(), keep_, arena);
+                return build(pair, spec, model_.dit_weights(), c_.keep(), arena);
             })
             .train(objective_, trajectory, groups_[unit].advantages, weight, gradients,
                    base_velocity);
@@ -183,7 +182,6 @@ class Update {
     rl::ObjectiveConfig objective_;
     std::unique_ptr<Reference> reference_;
     std::optional<nn::ParameterStore> base_weights_;  ///< for KL terms
-    dit::Keep keep_;
     Workspace workspace_{"group"}, base_workspace_{"base policy's group"};
 };
 

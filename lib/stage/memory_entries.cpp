@@ -42,7 +42,7 @@ Bytes cache_bytes(const dit::Dit& dit, const pipeline::EncodedPrompt& p, bool tr
     const dit::Config& c = dit.config();
     std::int64_t tokens = p.tokens;
     for (const dit::Grid& grid : p.references) tokens += grid.tokens() - grid.tokens() / 4;
-    return where(dit, static_cast<std::size_t>(c.layers * tokens * 2 * c.width()) * sizeof(float) * (trains ? 2 : 1));
+    return where(dit, static_cast<std::size_t>(c.layers * tokens * 2 * c.width()) * (size_of(dit.operand_dtype()) + (trains ? sizeof(float) : 0)));
 }
 
 WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep) {

@@ -30,8 +30,8 @@ constexpr std::int64_t usual_tokens = 256, template_tokens = 21, system_tokens =
 
 /// A model's sizes, from its config files alone.
 struct ModelFiles {
-    ModelFiles(const fs::path& model, Device device, ops::ProductPrecision precision)
-        : dit(dit::load_config(model / "transformer" / "config.json"), device, precision),
+    ModelFiles(const fs::path& model, Device device, ops::ProductPrecision precision, bool takes_adapter)
+        : dit(dit::load_config(model / "transformer" / "config.json"), device, precision, takes_adapter),
           vlm(vlm::load_config(model / "text_encoder" / "config.json"), device, precision),
           vae(vae::load_config(model / "vae" / "config.json"), device),
           schedule(flow::read_schedule_config(model / "scheduler" / "scheduler_config.json")) {
@@ -106,7 +106,7 @@ class TaskOutline {
 class Planner {
   public:
     Planner(const Context& c, const MemoryQuestion& q)
-        : c_(c), q_(q), files_(c.model(), c.device(), c.product_precision()), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
+        : c_(c), q_(q), files_(c.model(), c.device(), c.product_precision(), c.placement().takes_adapter), zero_(static_cast<int>(c.config.integer("compute.zero"))) {
         if (c.lora().rank > 0) lora_ = std::make_unique<nn::LoraTable>(files_.dit.table(), c.lora());
         for (const std::string& task : c.config.tasks()) {
             training_[task] = outline_of(task, "train");
@@ -125,7 +125,7 @@ class Planner {
         return plan;
     }
 
-    MemoryPlan grpo(const std::string& task, int micro_batch, bool recomputes) const {
+    MemoryPlan grpo(const std::string& task, int micro_batch, dit::Keep keep) const {
         MemoryPlan plan = program_;
         const ModelOutline model = outline(training_.at(task), true, 0);
         hold_model(plan, model, 0);
@@ -134,7 +134,7 @@ class Planner {
         if (memory.has_kl && !lora_) memory.base_weights = zero_ == 3 ? model.parameters : frozen_transformer();
         memory.trainer = trainer(c_.config.number("grpo.ema") > 0);
         memory.has_snapshots = has_snapshots();
-        hold_grpo(plan, model, spec(task, micro_batch), keep(recomputes), memory);
+        hold_grpo(plan, model, spec(task, micro_batch), keep, memory);
         return plan;
     }
 
@@ -151,11 +151,11 @@ class Planner {
         return plan;
     }
 
-    MemoryPlan distill_stage(int micro_batch, bool recomputes) const {
+    MemoryPlan distill_stage(int micro_batch, dit::Keep keep) const {
         MemoryPlan plan = program_;
         const ModelOutline model = outline(all_training_, true, 0);
         hold_model(plan, model, 0);
-        hold_distill(plan, model, student(micro_batch), keep(recomputes), trainer(false), has_snapshots());
+        hold_distill(plan, model, student(micro_batch), keep, trainer(false), has_snapshots());
         return plan;
     }
 
@@ -202,14 +202,13 @@ class Planner {
         if (lora_)
             text += fmt::format("; trained: an adapter of {}, {:.2f} M ({:.2f} %)", lora_->text(), count(lora_->table()),
                                 100 * count(lora_->table()) / count(files_.dit.table()));
-        text += fmt::format("\n{} rank{}, compute.zero = {}, compute.device = {}, numbers in fp32\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_,
-                            c_.config.text("compute.device"));
+        text += fmt::format("\n{} rank{}, compute.zero = {}, compute.device = {}, products in {}\n", q_.ranks, q_.ranks == 1 ? "" : "s", zero_,
+                            c_.config.text("compute.device"), files_.dit.precision() == ops::ProductPrecision::bf16 ? "bf16" : "fp32");
         if (judges_here() && judge_bytes() == Bytes()) text += "the judge's own memory is not in these figures: it is yet to be trained, from a start that is not named\n";
         return text;
     }
 
   private:
-    static dit::Keep keep(bool recomputes) { return recomputes ? dit::Keep::inputs : dit::Keep::activations; }
     /// Of a rank that samples.
     ScoringMemory scoring() const {
         const bool elsewhere = c_.config.integer("reward.ranks") > 0;
@@ -331,7 +330,13 @@ class Planner {
     mutable std::optional<Bytes> judge_bytes_;
 };
 
-using StagePlan = std::function<MemoryPlan(int micro_batch, bool recomputes)>;
+using StagePlan = std::function<MemoryPlan(int micro_batch)>;
+/// A stage's plan with one value of compute.recompute, or of a stage that doesn't train.
+struct Column {
+    std::string recompute;
+    StagePlan plan;
+};
+constexpr int first_width = 9, other_width = 12;
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
@@ -339,45 +344,46 @@ double gib(std::size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 std::size_t counted(const Bytes& bytes, Device device) { return device == Device::cpu ? bytes.host : bytes.device; }
 
 /// Largest divisor of the group that fits; 0: none.
-int largest_micro_batch(const StagePlan& plan, int members, bool recomputes, Device where, std::size_t device) {
+int largest_micro_batch(const StagePlan& plan, int members, Device where, std::size_t device) {
     for (int m = members; m >= 1; --m)
-        if (members % m == 0 && counted(plan(m, recomputes).total(), where) <= device) return m;
+        if (members % m == 0 && counted(plan(m).total(), where) <= device) return m;
     return 0;
 }
 
-std::string table(const std::string& title, const StagePlan& plan, int members, int micro_batch, bool trains, Device where,
-                  std::size_t device) {
-    const MemoryPlan kept = plan(micro_batch, false), again = trains ? plan(micro_batch, true) : kept;
-    std::string text = fmt::format("\n{}{}\n{:<34} {:>9}{}\n", title, members > 0 ? fmt::format(", micro-batch {} of {}", micro_batch, members) : "", "",
-                                   "GiB", trains ? "  with recompute" : "");
-    const auto print = [&](const std::string& what, std::size_t a, std::size_t b) {
-        text += fmt::format("  {:<32} {:>9.3f}", what, gib(a));
-        if (trains) text += fmt::format(" {:>15.3f}", gib(b));
+/// `members`: what micro-batches divide; 0: the stage has none.
+std::string table(const std::string& title, const std::vector<Column>& columns, int members, int micro_batch, Device where, std::size_t device) {
+    std::string text = fmt::format("\n{}{}\n", title, members > 0 ? fmt::format(", micro-batch {} of {}", micro_batch, members) : "");
+    const auto line = [&](const std::string& what, const auto& cell) {
+        text += fmt::format("  {:<32}", what);
+        for (std::size_t i = 0; i < columns.size(); ++i) text += fmt::format(" {:>{}}", cell(i), i == 0 ? first_width : other_width);
         text += '\n';
     };
-    const auto row = [&](const std::string& what, const Bytes& a, const Bytes& b) {
-        if (counted(a, where) > 0) print(what, counted(a, where), counted(b, where));
+    const bool is_one = columns.size() == 1;
+    line(is_one ? "" : "GiB with compute.recompute =", [&](std::size_t i) { return is_one ? std::string("GiB") : columns[i].recompute; });
+    std::vector<MemoryPlan> plans;
+    for (const Column& column : columns) plans.push_back(column.plan(micro_batch));
+    const auto print = [&](const std::string& what, const auto& bytes_of) {
+        line(what, [&](std::size_t i) { return fmt::format("{:.3f}", gib(bytes_of(plans[i]))); });
     };
-    const auto bytes_of = [](const MemoryPlan::Entries& entries, const std::string& what) {
-        for (const auto& [name, bytes] : entries)
-            if (name == what) return bytes;
-        return Bytes();
+    // Plans of one stage have the same entries.
+    const auto row = [&](const std::string& what, const auto& bytes_of) {
+        if (counted(bytes_of(plans[0]), where) > 0) print(what, [&](const MemoryPlan& plan) { return counted(bytes_of(plan), where); });
     };
-    for (const auto& [what, bytes] : kept.held()) row(what, bytes, bytes_of(again.held(), what));
-    for (std::size_t i = 0; i < kept.phases().size(); ++i)
-        for (const auto& [what, bytes] : kept.phases()[i].second)
-            row(fmt::format("{}: {}", kept.phases()[i].first, what), bytes, bytes_of(again.phases()[i].second, what));
-    row("at once", kept.total(), again.total());
-    if (where != Device::cpu) print("host memory beside it", kept.total().host, again.total().host);
+    for (std::size_t i = 0; i < plans[0].held().size(); ++i) row(plans[0].held()[i].first, [i](const MemoryPlan& plan) { return plan.held().at(i).second; });
+    for (std::size_t i = 0; i < plans[0].phases().size(); ++i) {
+        const auto& [phase, entries] = plans[0].phases()[i];
+        for (std::size_t j = 0; j < entries.size(); ++j)
+            row(fmt::format("{}: {}", phase, entries[j].first), [i, j](const MemoryPlan& plan) { return plan.phases().at(i).second.at(j).second; });
+    }
+    row("at once", [](const MemoryPlan& plan) { return plan.total(); });
+    if (where != Device::cpu) print("host memory beside it", [](const MemoryPlan& plan) { return plan.total().host; });
     if (device == 0) return text;
-    const auto verdict = [&](bool recomputes) {
-        if (members == 0) return std::string(counted(plan(micro_batch, recomputes).total(), where) <= device ? "yes" : "no");
-        const int m = largest_micro_batch(plan, members, recomputes, where, device);
+    line(fmt::format("{} {:.1f} GiB", members == 0 ? "fits in" : "largest micro-batch in", gib(device)), [&](std::size_t i) {
+        if (members == 0) return std::string(counted(plans[i].total(), where) <= device ? "yes" : "no");
+        const int m = largest_micro_batch(columns[i].plan, members, where, device);
         return m == 0 ? std::string("none fits") : fmt::format("{}", m);
-    };
-    text += fmt::format("  {:<32} {:>9}", fmt::format("{} {:.1f} GiB", members == 0 ? "fits in" : "largest micro-batch in", gib(device)), verdict(false));
-    if (trains) text += fmt::format(" {:>15}", verdict(true));
-    return text + '\n';
+    });
+    return text;
 }
 
 }  // namespace
@@ -403,20 +409,27 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     ATELIER_CHECK_USAGE(q.ranks >= 1 && q.prompt_tokens >= 0 && q.references >= 1, "ranks and references count from 1, prompt tokens from 0");
     const Planner planner(c, q);
     std::string text = planner.parameters();
+    const auto one = [](StagePlan plan) { return std::vector<Column>{{"", std::move(plan)}}; };
+    const auto by_recompute = [&](const std::function<MemoryPlan(int micro_batch, dit::Keep keep)>& plan) {
+        std::vector<Column> columns;
+        for (const char* value : {"none", "selective", "full"})
+            columns.push_back({value, [plan, keep = c.keep(value)](int micro_batch) { return plan(micro_batch, keep); }});
+        return columns;
+    };
     if (c.config.flag("pipeline.judge"))
-        text += table("reward-train", [&](int, bool) { return planner.reward_train(); }, 0, 1, false, c.device(), q.device_memory);
+        text += table("reward-train", one([&](int) { return planner.reward_train(); }), 0, 1, c.device(), q.device_memory);
     const int members = static_cast<int>(c.config.integer("rollout.group_size")), micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
     // Members and steps of a trajectory run together once they are there.
     const int states = static_cast<int>(c.config.integer("distill.group_size") * c.config.integer("sampling.steps")), together = std::gcd(states, micro_batch);
     for (const std::string& task : c.config.tasks()) {
-        text += table("curate, rollout " + task, [&](int m, bool) { return planner.rollout(task, m); }, members, micro_batch, false, c.device(), q.device_memory);
-        text += table("grpo " + task, [&](int m, bool again) { return planner.grpo(task, m, again); }, members, micro_batch, true, c.device(), q.device_memory);
-        text += table("teacher-dump " + task, [&](int m, bool) { return planner.dump(task, m); }, states, together, false, c.device(), q.device_memory);
+        text += table("curate, rollout " + task, one([&](int m) { return planner.rollout(task, m); }), members, micro_batch, c.device(), q.device_memory);
+        text += table("grpo " + task, by_recompute([&](int m, dit::Keep keep) { return planner.grpo(task, m, keep); }), members, micro_batch, c.device(), q.device_memory);
+        text += table("teacher-dump " + task, one([&](int m) { return planner.dump(task, m); }), states, together, c.device(), q.device_memory);
     }
-    text += table("distill", [&](int m, bool again) { return planner.distill_stage(m, again); }, states, together, true, c.device(), q.device_memory);
-    text += table("evaluate", [&](int, bool) { return planner.evaluate(); }, 0, 1, false, c.device(), q.device_memory);
+    text += table("distill", by_recompute([&](int m, dit::Keep keep) { return planner.distill_stage(m, keep); }), states, together, c.device(), q.device_memory);
+    text += table("evaluate", one([&](int) { return planner.evaluate(); }), 0, 1, c.device(), q.device_memory);
     if (c.config.integer("reward.ranks") > 0)
-        text += table("a judge of curate, rollout, evaluate", [&](int, bool) { return planner.judge_rank(); }, 0, 1, false,
+        text += table("a judge of curate, rollout, evaluate", one([&](int) { return planner.judge_rank(); }), 0, 1,
                       c.config.text("reward.scorer") == "judge" ? c.judge_device() : Device::cpu, q.device_memory);
     return text;
 }

@@ -104,8 +104,7 @@ int run_reward_train(const Context& c) {
         manifest.inputs["judge/" + t.kind + "/" + t.dimension] = io::digest_file(t.path);
     }
     for (const judge::LabelledSample& s : heldout) templates.at(s);
-    nlohmann::json inputs;
-    for (const auto& [name, digest] : manifest.inputs) inputs[name] = digest.hash;
+    const nlohmann::json inputs = input_hashes(manifest);
 
     const TrainingRanks ranks(c);
     if (c.device() == Device::cuda) ops::backend().set_product_precision(c.product_precision());

@@ -37,7 +37,7 @@ int run_rollout(const Context& c) {
     StageMemory memory;
     const auto policy = c.starting_policy(reads_weights);
     pipeline::Pipeline model(c.model(), policy, c.placement());
-    prepare_adapter(c, model);  // a new one adds nothing, but a device computes an adapted model in other digits
+    prepare_adapter(c, model);  // a new one adds nothing; one that is there must be the configured one
     const rl::SamplingSpec spec = c.sampling(model);
     const auto drawn = draw_iteration(c);
     std::map<std::string, CategoryWeights> weights;

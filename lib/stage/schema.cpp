@@ -640,8 +640,10 @@ const std::vector<config::Key>& schema() {
              .high = 1024,
              .changes_results = false},
             {.name = "compute.recompute",
-             .fallback = false,
-             .meaning = "keep block inputs only and repeat forward passes in the backward pass",
+             .fallback = Text("none"),
+             .meaning = "what a training pass makes again going backward rather than keep it, to the same bits. selective: all but blocks' inputs, "
+                        "attention's output and what both branches add to the residual; full: all but blocks' inputs",
+             .choices = {"none", "selective", "full"},
              .changes_results = false},
             {.name = "slurm.partition",
              .fallback = Text(""),

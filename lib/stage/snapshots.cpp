@@ -37,6 +37,12 @@ std::string first_difference(const nlohmann::json& a, const nlohmann::json& b) {
 
 }  // namespace
 
+nlohmann::json input_hashes(const io::Manifest& manifest) {
+    nlohmann::json hashes = nlohmann::json::object();
+    for (const auto& [name, digest] : manifest.inputs) hashes[name] = digest.hash;
+    return hashes;
+}
+
 Snapshots::Snapshots(const Context& c, fs::path directory, Trainer& trainer, std::int64_t every, nlohmann::json inputs)
     : context_(c),
       directory_(std::move(directory)),

@@ -5,9 +5,13 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "io/manifest.hpp"
 #include "stage/trainer.hpp"
 
 namespace atelier::stage {
+
+/// A manifest's inputs as snapshots compare them: hashes by name.
+nlohmann::json input_hashes(const io::Manifest& manifest);
 
 /// Training states within a stage, so that a killed one goes on from its last one instead of from its beginning ([checkpoint] keep). Written beside the next updates, each rank its shard; published by a rename when all ranks' files are on disk, which the
 /// ranks find out between updates. Directories update-000012/ with the training state's files, the weights in them, and snapshot.json:

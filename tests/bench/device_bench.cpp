@@ -307,7 +307,8 @@ void bench_decode(dit::Grid grid, std::int64_t base) {
     result(name, flop / time / 1e12, "TFLOP/s");
 }
 
-void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, bool trains) {
+void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, dit::Keep keep) {
+    const bool trains = keep != dit::Keep::nothing;
     const dit::Config config = sizes(layers, heads, head_dim);
     const dit::Dit model(config, Device::cuda, ops::ProductPrecision::bf16);
     constexpr std::int64_t text = 128;
@@ -325,7 +326,6 @@ void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, d
         Run run;
         run.weights = nn::ParameterStore(model.table(), arena, Device::cuda);
         if (trains) run.gradients = nn::ParameterStore(model.table(), arena, Device::cuda);
-        const dit::Keep keep = trains ? dit::Keep::inputs : dit::Keep::nothing;
         run.prefix = std::make_unique<dit::PrefixPass>(model, text, text, keep, arena);
         run.target = std::make_unique<dit::TargetPass>(model, batch, tokens, text, keep, arena);
         run.states = arena.take_f32({text, config.context_dim}, Device::cuda);
@@ -347,7 +347,8 @@ void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, d
         },
         0.5);
     const std::string name = fmt::format("dit {} blocks of width {}, {} x {} tokens, {}", layers, width, batch, tokens,
-                                         trains ? "forward + backward (recompute not counted)" : "forward");
+                                         trains ? fmt::format("forward + backward, {} recompute (not counted)", keep == dit::Keep::inputs ? "full" : "selective")
+                                                : std::string("forward"));
     result(name, 1e3 * time, "ms");
     result(name, forward_flop * (trains ? 3 : 1) / time / 1e12, "TFLOP/s");
     ops::backend().keep_bf16_copy(r.weights.data(), 0);
@@ -357,7 +358,7 @@ struct GroupSizes {
     std::int64_t members, micro_batch, steps, trained, reference_side, all_layers;
 };
 
-/// One group's part of a GRPO iteration, without guidance: sampled, trained on some of its steps (block inputs kept, forward passes
+/// One group's part of a GRPO iteration, without guidance: sampled, trained on some of its steps (selective recompute: forward passes
 /// repeated), and an update of all weights with AdamW's memory in host memory. `all_layers`: what times are scaled to.
 void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, const GroupSizes& g) {
     const dit::Config config = sizes(layers, heads, head_dim);
@@ -420,7 +421,7 @@ void bench_group(std::int64_t layers, std::int64_t heads, std::int64_t head_dim,
             });
             const double training = once([&] {
                 for (std::int64_t i = 0; i < groups * (each_step ? g.trained : 1); ++i)
-                    room.build([&](Arena& arena) { return rl::GroupPolicy(model, weights, prompt, nullptr, spec, dit::Keep::inputs, arena); })
+                    room.build([&](Arena& arena) { return rl::GroupPolicy(model, weights, prompt, nullptr, spec, dit::Keep::branches, arena); })
                         .train({}, t, advantage, 1.0, gradients);
             });
             if (run > 0) best = {std::min(best.sampling, sampling), std::min(best.training, training)};
@@ -477,7 +478,11 @@ int run(comm::Communicator&, int argc, char** argv) {
     } else if (words[0] == "plans") bench_plans(number(1), number(2), number(3));
     else if (words[0] == "decode") bench_decode({number(1), number(2)}, words.size() > 3 ? number(3) : 144);
     else if (words[0] == "copy") bench_copy(number(1));
-    else if (words[0] == "dit") bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), words.back() == "train");
+    else if (words[0] == "dit") {
+        const bool trains = words.back() == "train";
+        for (const dit::Keep keep : trains ? std::vector{dit::Keep::branches, dit::Keep::inputs} : std::vector{dit::Keep::nothing})
+            bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), keep);
+    }
     else if (words[0] == "group")
         bench_group(number(1), number(2), number(3), {number(4), number(5)}, {number(6), number(7), number(8), number(9), number(10), number(11)});
     else ATELIER_FAIL(ErrorKind::usage, "nothing to time is called {}", words[0]);

@@ -66,7 +66,7 @@ plan() {
         --set steps.count=1 --set curate.enabled=false --set rollout.prompts_per_iteration=1 --set rollout.group_size=2 --set rollout.micro_batch=1 \
         --set reward.scorer=http --set judge.url="$(<"$work/url")" --set judge.model=judge --set judge.templates=configs/judge \
         --set reward.min_spread=0 --set reward.gate=0 --set grpo.iterations=1 --set grpo.minibatches=1 --set distill.rounds=1 --set distill.prompts=1 \
-        --set distill.group_size=1 --set distill.batch=2 --set distill.epochs=1 --set distill.start=base --set compute.recompute=true \
+        --set distill.group_size=1 --set distill.batch=2 --set distill.epochs=1 --set distill.start=base --set compute.recompute=full \
         --set "task.t2i.train=$work/prompts/t2i.jsonl" --set "task.t2i.heldout=$work/prompts/t2i.jsonl" \
         --set "task.edit.train=$work/prompts/edit.jsonl" --set "task.edit.heldout=$work/prompts/edit.jsonl" --set pipeline.mix=false "${@:2}" >/dev/null
 }

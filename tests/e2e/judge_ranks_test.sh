@@ -109,7 +109,7 @@ slow=(--set reward.ranks=1 --set reward.test_delay=0.3 --set reward.workers=1 --
 rank_of() {  # RUN RANK: its process
     local process
     for process in $(pgrep -f "atelier-rollout --run $work/$1 "); do
-        if tr '\0' '\n' <"/proc/$process/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$2"; then echo "$process"; fi
+        if grep -qzx "OMPI_COMM_WORLD_RANK=$2" "/proc/$process/environ" 2>/dev/null; then echo "$process"; fi
     done
 }
 for what in "USR1 2" "TERM 0" "KILL 2"; do

@@ -43,7 +43,7 @@ for task in t2i edit; do
     plan ranks-$task "${http[@]}" --set judge.url="$good"
     code 0 ranks 3 rollout ranks-$task --policy $task --iteration 1
     same_scores good-$task ranks-$task $task
-    plan bad-$task "${http[@]}" --set judge.url="$bad" --set judge.deadline=1
+    plan bad-$task "${http[@]}" --set judge.url="$bad" --set judge.deadline=3
     code 0 ranks 2 rollout bad-$task --policy $task --iteration 1
     same_scores good-$task bad-$task $task
     h5dump -d /shape-8x8/status "$work/bad-$task/$task/iter-0001/rollout/shard-00000.h5" >"$work/status.txt"
@@ -72,7 +72,8 @@ before=$(inputs_of "$shard")
 sed -i 's/You are strict and fair/You are strict/' "$work"/changing/*.toml
 code 0 ranks 1 evaluate changes --limit 1
 says "another judge, and is made anew"
-[[ $(inputs_of "$shard") != "$before" ]] || fail "scores of another judge were taken over"
+after=$(inputs_of "$shard")
+[[ $after != "$before" ]] || fail "scores of another judge were taken over"
 rm "$work/changes/t2i/iter-0001/rollout"/{manifest.json,shard-00003.h5}
 code 3 ranks 2 rollout changes --policy t2i --iteration 1
 says "was scored by another judge"

@@ -47,7 +47,7 @@ mkdir -p "$work/run/logs"
 log=$work/run/logs/rollout-t2i-0001.log
 sed -i "s|^launcher\t.*|launcher\t$work/bin/srun|" "$work/run/slurm.tsv"
 export PATH="$work/bin:$PATH" SLURM_JOB_ID=7
-timeout 5 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$log" 2>&1 || true
+timeout 20 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$log" 2>&1 || true
 cp "$log" "$work/log"
 [[ $(cat "$work/bin/asked" 2>/dev/null) == "requeue 7" ]] || fail "a rank that Slurm could not start: the job was not put back"
 [[ ! -e $work/run/failed/rollout-t2i-0001.txt ]] || fail "and counted as failed"

@@ -14,6 +14,7 @@ plan() {
 }
 shapes() { h5ls "$1" | awk '$1 ~ /^shape-/ { print $1 }'; }
 same_shards() {  # DIRECTORY DIRECTORY
+    local compared=0
     (($(ls "$1"/shard-*.h5 | wc -l) == $(ls "$2"/shard-*.h5 | wc -l))) || fail "$1 and $2 hold different shards"
     for shard in "$1"/shard-*.h5; do
         other=$2/$(basename "$shard")
@@ -21,12 +22,14 @@ same_shards() {  # DIRECTORY DIRECTORY
         for shape in $(shapes "$shard"); do
             for name in $(h5ls "$shard/$shape" | awk '$2 == "Dataset" { print $1 }'); do
                 h5diff -q "$shard" "$other" "/$shape/$name" || fail "$name of $shard differs from $other"
+                compared=$((compared + 1))
             done
             for dimension in $(h5ls "$shard/$shape/reward" 2>/dev/null | cut -d' ' -f1); do
                 for name in score present reason; do h5diff -q "$shard" "$other" "/$shape/reward/$dimension/$name" || fail "$dimension of $shard"; done
             done
         done
     done
+    ((compared > 10)) || fail "only $compared datasets of $1 were compared"
 }
 
 # Edits whose pictures have several sizes: targets follow them; one says its own size, one has two references.
@@ -85,12 +88,13 @@ else
 fi
 
 # Killed in the middle and run again.
-plan killed
+plan killed --set reward.test_delay=0.02
 "$bin/atelier-rollout" --run "$work/killed" --policy t2i --iteration 1 >/dev/null 2>&1 &
 pid=$!
 for _ in $(seq 500); do [[ -e $work/killed/t2i/iter-0001/rollout/shard-00002.h5 ]] && break; sleep 0.01; done
 kill -KILL $pid 2>/dev/null || true
 wait $pid 2>/dev/null || true
+[[ ! -e $work/killed/t2i/iter-0001/rollout/manifest.json ]] || fail "the rollout was over before the kill"
 code 0 on 1 rollout killed --policy t2i --iteration 1
 same_shards "$work/t2i-1/t2i/iter-0001/rollout" "$work/killed/t2i/iter-0001/rollout"
 [[ -z $(find "$work/killed" -name '.tmp-*') ]] || fail "temporaries were left"

@@ -23,12 +23,13 @@ fail() {
     exit 1
 }
 drain() {
-    for _ in $(seq 1200); do
-        [[ -n $(squeue -h) ]] || return 0
+    local left end=$((SECONDS + 600))
+    while ((SECONDS < end)); do
+        if left=$(squeue -h) && [[ -z $left ]]; then return 0; fi
         sleep 0.1
     done
     squeue >&2
-    fail "jobs are left after two minutes"
+    fail "jobs are left after ten minutes"
 }
 # A delay for each score, so that a stage lasts long enough to be met while it runs.
 submit() {
@@ -55,7 +56,8 @@ submit disturbed >/dev/null
 disturbed=0
 for kind in curate rollout grpo teacher-dump distill evaluate; do
     how=$([[ $kind =~ ^(curate|grpo|distill)$ ]] && echo kill || echo requeue)
-    for attempt in $(seq 600); do
+    end=$((SECONDS + 300))
+    while ((SECONDS < end)); do
         if [[ $how == kill ]]; then
             pid=$(pgrep -f "^$ATELIER_BIN/atelier-$kind --run $work/disturbed" | head -1 || true)
             if [[ -n $pid ]] && kill -KILL "$pid" 2>/dev/null; then disturbed=$((disturbed + 1)); break; fi
@@ -66,7 +68,7 @@ for kind in curate rollout grpo teacher-dump distill evaluate; do
                 break
             fi
         fi
-        [[ -n $(squeue -h) ]] || break
+        if left=$(squeue -h) && [[ -z $left ]]; then break; fi
         sleep 0.02
     done
     if [[ $how == kill ]]; then  # the job has failed, its dependents are cancelled: say so, and go on

@@ -13,10 +13,12 @@ plan() {
 stage() { "$bin/atelier-$1" --run "$work/$2" --policy "$3" --iteration "$4"; }
 ranks() { "$mpiexec" --oversubscribe --bind-to none -n "$1" "$bin/atelier-$2" --run "$work/$3" --policy "$4" --iteration "$5"; }
 same_shards() {  # RUN RUN TASK ITERATION: all datasets of all shards
+    local compared=0
     for shard in "$work/$1/$3/iter-$4/rollout"/shard-*.h5; do
         other=$work/$2/$3/iter-$4/rollout/$(basename "$shard")
         for name in $(h5ls "$shard/shape-8x8" | awk '$2 == "Dataset" { print $1 }'); do
             h5diff -q "$shard" "$other" "/shape-8x8/$name" || fail "$name of $shard differs from $other"
+            compared=$((compared + 1))
         done
         for dimension in $(h5ls "$shard/shape-8x8/reward" | cut -d' ' -f1); do
             # How long a measurement took may differ; what it said may not.
@@ -25,6 +27,7 @@ same_shards() {  # RUN RUN TASK ITERATION: all datasets of all shards
             done
         done
     done
+    ((compared > 10)) || fail "only $compared datasets of $1 were compared"
 }
 
 for task in t2i edit; do
@@ -80,9 +83,10 @@ grep -q "shard-00002.h5 does not match its manifest" "$work/out" || fail "the da
 
 # Another job holds the stage.
 plan busy && mkdir -p "$work/busy/t2i/iter-0001/rollout"
-flock "$work/busy/t2i/iter-0001/rollout/.lock" sleep 20 &
+lock=$work/busy/t2i/iter-0001/rollout/.lock
+(exec 9>"$lock" && flock 9 && exec sleep 600) &
 holder=$!
-sleep 0.3
+until ! flock -n "$lock" true; do sleep 0.05; done
 code 7 stage rollout busy t2i 1
 code 7 ranks 2 rollout busy t2i 1
 kill $holder
@@ -102,9 +106,10 @@ done
 # A killed evaluation goes on where it was, with the same result.
 few=$work/one-t2i/eval-limit-48
 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48 >/dev/null 2>&1 & evaluation=$!
-for _ in $(seq 200); do [[ $(find "$few/base/t2i" -name 'shard-*.h5' 2>/dev/null | wc -l) -lt 3 ]] || break; sleep 0.05; done
+for _ in $(seq 2000); do [[ $(find "$few/base/t2i" -name 'shard-*.h5' 2>/dev/null | wc -l) -lt 3 ]] || break; sleep 0.02; done
 kill -KILL $evaluation 2>/dev/null || true
 wait $evaluation 2>/dev/null || true
+[[ -e $few/base/t2i/shard-00001.h5 && ! -e $few/summary.json ]] || fail "the evaluation was not killed in its middle"
 before=$(stat -c "%i %y" "$few/base/t2i/shard-00001.h5")
 code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 48
 [[ $(stat -c "%i %y" "$few/base/t2i/shard-00001.h5") == "$before" ]] || fail "the evaluation drew pictures again that it had"
@@ -159,7 +164,9 @@ plan options --set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --
 code 0 stage rollout options t2i 1
 code 0 stage grpo options t2i 1
 [[ -e $work/options/t2i/iter-0001/policy/ema/diffusion_pytorch_model.safetensors ]] || fail "no moving average"
-[[ -z $(h5ls "$work/options/t2i/iter-0001/rollout/shard-00000.h5/shape-8x8" | grep '^x .*{4, 2') ]] || fail "states were kept"
+states() { h5ls "$1/shape-8x8" | grep -c '^x .*{4, 2' || true; }
+[[ $(states "$work/one-t2i/t2i/iter-0001/rollout/shard-00000.h5") == 1 ]] || fail "states that are kept do not look as expected"
+[[ $(states "$work/options/t2i/iter-0001/rollout/shard-00000.h5") == 0 ]] || fail "states were kept"
 code 0 "$bin/atelier-inspect" --verify "$work/options"
 mv "$work/options/t2i/iter-0001/policy" "$work/options-policy"
 code 3 stage grpo options t2i 1
@@ -188,7 +195,7 @@ grep -q "holds -*nan at element" "$work/out" || { cat "$work/out" >&2; fail "wei
 truncate -s -100 "$weights"
 code 3 ranks 2 rollout broken t2i 1
 grep -q "diffusion_pytorch_model.safetensors" "$work/out" || fail "the truncated checkpoint was not named"
-code 4 plan ../../../proc/atelier-run
+code 4 "$bin/atelier-plan" --config configs/mini.toml --run /proc/atelier-run
 
 # A full disk: what was published stays whole, and the stage goes on when there is room.
 if mkdir "$work/small" && mount -t tmpfs -o size=1500k none "$work/small" 2>/dev/null; then
@@ -215,6 +222,7 @@ begin=$SECONDS
 kill -KILL "$(pgrep -f "^$bin/atelier-rollout --run $work/dies" | tail -1)"
 wait $pid && fail "a dead rank went unnoticed"
 ((SECONDS - begin < 10)) || fail "the other rank lived on for $((SECONDS - begin)) s"
+for _ in $(seq 100); do pgrep -f "^$bin/atelier-rollout --run $work/dies" >/dev/null || break; sleep 0.05; done
 [[ -z $(pgrep -f "^$bin/atelier-rollout --run $work/dies") ]] || fail "a rank is left"
 code 0 ranks 2 rollout dies t2i 1
 code 0 "$bin/atelier-inspect" --verify "$work/dies"

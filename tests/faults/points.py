@@ -147,6 +147,9 @@ def main():
         for (fault, stage, outcome), n in sorted(table.items()):
             print(f"| {fault} | {stage} | {outcome} | {n} |")
     shutil.rmtree(work)
+    if all(outcome == "not reached" for _, _, outcome in table):
+        print("FAILED: no point was reached", file=sys.stderr)
+        return 1
     print("struck stages: all as undisturbed")
     return 0
 

@@ -5,9 +5,11 @@
 # a minute of one core (Xeon with AVX-512).
 # Starts from tests/fuzz/corpus; what it finds new goes to ATELIER_FUZZ_CORPUS (default BUILD/fuzz-corpus) and stays there. A crash, a
 # hang (10 s), a leak or an allocation far beyond the input ends the target and leaves the input in BUILD/fuzz-found; the script then
-# fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time); with one, addresses are the same every time too:
+# fails. ATELIER_FUZZ_SEED: of the changes that are tried (default 0: new ones each time). Addresses are the same every time:
 # libFuzzer tries numbers that were compared. ATELIER_ASAN_BUILD_DIR: where to build (default build-asan, shared with tests/sanitize.sh).
 set -euo pipefail
+# Kernels may put programs and libraries where the sanitizers of these compilers keep their tables: with fixed addresses none does.
+if [[ -z ${ATELIER_FIXED_ADDRESSES:-} ]] && setarch -R true 2>/dev/null; then ATELIER_FIXED_ADDRESSES=1 exec setarch -R "$0" "$@"; fi
 cd "$(dirname "$0")/../.."
 amount=${1:-60s}
 [[ $amount =~ ^([0-9]+s?|minute)$ ]] || { echo "fuzz/run.sh: seconds (60s), inputs (5000) or minute, found '$amount'" >&2; exit 2; }
@@ -18,8 +20,7 @@ targets=("$@")
 sanitized_build "${targets[@]/#/fuzz-}"
 corpus=${ATELIER_FUZZ_CORPUS:-$build/fuzz-corpus}
 mkdir -p "$build/fuzz-found" "$build/fuzz-logs"
-seed=${ATELIER_FUZZ_SEED:-0} fixed=
-if [[ $seed != 0 ]] && setarch -R true 2>/dev/null; then fixed="setarch -R"; fi
+seed=${ATELIER_FUZZ_SEED:-0}
 
 fuzz_one() {
     local target=$1 most=4096 memory=64 minute=100000 limit=-runs=$amount
@@ -41,7 +42,7 @@ fuzz_one() {
     esac
     mkdir -p "$corpus/$target"
     # shellcheck disable=SC2086
-    if $fixed "$build/bin/fuzz-$target" -seed="$seed" "$limit" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
+    if "$build/bin/fuzz-$target" -seed="$seed" "$limit" -timeout=10 -max_len=$most -malloc_limit_mb=$memory -rss_limit_mb=2048 \
         -print_final_stats=1 -artifact_prefix="$build/fuzz-found/$target-" "$corpus/$target" "tests/fuzz/corpus/$target" \
         >"$build/fuzz-logs/$target.txt" 2>&1; then
         awk -v t="$target" '/number_of_executed_units/ {n = $2} /peak_rss_mb/ {m = $2} /cov: / {for (i = 1; i < NF; ++i) if ($i == "cov:") c = $(i + 1)}
@@ -53,5 +54,5 @@ fuzz_one() {
     fi
 }
 export -f fuzz_one
-export amount build corpus seed fixed
+export amount build corpus seed
 printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'fuzz_one {}'

@@ -100,6 +100,7 @@ class Learner {
 class JudgeTraining : public ::testing::Test {
   protected:
     JudgeTraining() : folder_(fs::temp_directory_path() / fmt::format("judge-training-{}", ::getpid())) {
+        fs::remove_all(folder_);  // an earlier process's of the same number
         fs::create_directories(folder_);
         const fs::path base = fs::path(ATELIER_SOURCE_DIR) / "assets/mini/base";
         for (const char* part : {"text_encoder", "processor"})

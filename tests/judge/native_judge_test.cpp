@@ -28,6 +28,7 @@ namespace fs = std::filesystem;
 class NativeJudgeTest : public ::testing::Test {
   protected:
     NativeJudgeTest() : folder_(fs::temp_directory_path() / fmt::format("native-judge-{}", ::getpid())) {
+        fs::remove_all(folder_);  // an earlier process's of the same number
         fs::create_directories(folder_);
         const fs::path base = fs::path(ATELIER_SOURCE_DIR) / "assets/mini/base";
         for (const char* part : {"text_encoder", "processor"})

@@ -362,10 +362,12 @@ TEST(dit_oracle, BitsDoNotDependOnKeepingOrThreads) {
         for (int n : {1, 2, 3}) {
             set_threads(n);
             EXPECT_EQ(run(model, in, Keep::nothing, loss_weight).output, full.output);
-            const Result again = run(model, in, Keep::inputs, loss_weight);
-            EXPECT_EQ(again.target, full.target);
-            EXPECT_EQ(again.d_latents, full.d_latents);
-            EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.host_gradients.data()));
+            for (const Keep keep : {Keep::branches, Keep::inputs}) {
+                const Result again = run(model, in, keep, loss_weight);
+                EXPECT_EQ(again.target, full.target);
+                EXPECT_EQ(again.d_latents, full.d_latents);
+                EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.host_gradients.data()));
+            }
         }
         set_threads(1);
     }
@@ -394,16 +396,22 @@ TEST(dit_oracle, ProductsInBf16) {
         if (on_device) ops::backend().set_product_precision(ops::ProductPrecision::bf16);
         const Result r = run(model, in, Keep::activations, in.file.floats("loss_weight"));
         const std::vector<float> gradients(model.host_gradients.data(), model.host_gradients.data() + model.dit.table().flat_size());
-        const Result again = run(model, in, Keep::inputs, in.file.floats("loss_weight"));
+        std::vector<std::pair<Result, std::vector<float>>> others;
+        for (const Keep keep : {Keep::branches, Keep::inputs}) {
+            Result again = run(model, in, keep, in.file.floats("loss_weight"));
+            others.emplace_back(std::move(again), std::vector<float>(model.host_gradients.data(), model.host_gradients.data() + gradients.size()));
+        }
         if (on_device) ops::backend().set_product_precision(ops::ProductPrecision::fp32);
+        for (const auto& [again, its_gradients] : others) {
+            EXPECT_EQ(again.output, r.output);
+            EXPECT_EQ(again.d_latents, r.d_latents);
+            EXPECT_EQ(its_gradients, gradients) << "gradients of what was kept and of what was repeated";
+        }
         const double bound = 0x1p-8 * std::sqrt(12.0 * static_cast<double>(model.dit.config().layers));
         EXPECT_LT(rms_error(r.output, expected.floats("output")), bound);
         EXPECT_GT(rms_error(r.output, expected.floats("output")), 0x1p-12) << "products were not in bf16";
         EXPECT_LT(rms_error(r.d_latents, expected.floats("grad.hidden_states")), 2 * bound);
         EXPECT_LT(rms_error(r.d_states, expected.floats("grad.encoder_hidden_states")), 2 * bound);
-        EXPECT_EQ(again.output, r.output);
-        EXPECT_EQ(again.d_latents, r.d_latents);
-        EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), model.host_gradients.data())) << "gradients of what was kept and of what was repeated";
         for (const nn::ParameterSpec& spec : model.dit.table().specs()) {
             const float* found = model.host_gradients.at(spec.name).f32();
             EXPECT_LT(rms_error({found, found + spec.shape.elements()}, expected.floats("grad." + spec.name)), 2 * bound) << spec.name;

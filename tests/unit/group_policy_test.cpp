@@ -36,16 +36,17 @@ struct Store {
     nn::ParameterStore values;
 };
 
-pipeline::Placement placement(ops::ProductPrecision precision) {
+pipeline::Placement placement(ops::ProductPrecision precision, bool takes_adapter) {
     pipeline::Placement p(testing::test_device());
     p.precision = precision;
+    p.takes_adapter = takes_adapter;
     p.weights_change = true;
     return p;
 }
 
 struct Fixture {
-    explicit Fixture(ops::ProductPrecision precision = ops::ProductPrecision::fp32)
-        : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, placement(precision)) {
+    explicit Fixture(ops::ProductPrecision precision = ops::ProductPrecision::fp32, bool takes_adapter = false)
+        : model(testing::oracle_folder() / "pipeline" / "pipeline", {}, placement(precision, takes_adapter)) {
         spec.target = {4, 4};
         spec.schedule = model.schedule(6, spec.target.tokens());
         spec.trained_steps = {0, 2, 3};
@@ -90,7 +91,7 @@ TEST_P(Replay, GivesTheStoredLogProbabilityBitForBit) {
     const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
     for (float v : t.log_prob) EXPECT_TRUE(std::isfinite(v));
     for (int n : {1, 2})
-        for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::inputs}) {
+        for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
             set_threads(n);
             EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob);
             const auto again = f.with_policy(keep, [&](GroupPolicy& p) { return p.sample(f.keys); });
@@ -166,7 +167,7 @@ TEST(GroupPolicy, ReplayWithOperandsInBf16) {
         const GroupTrajectory t = sample(f);
         EXPECT_NE(t.latents, exact) << "products were not in bf16";
         for (int n : {1, 2})
-            for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::inputs}) {
+            for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
                 set_threads(n);
                 EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << edit;
             }
@@ -187,7 +188,7 @@ TEST(GroupPolicy, EverySizeReplaysByItsOwnSchedule) {
         first_steps.insert(f.spec.schedule.sigmas[1]);
         const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
         EXPECT_EQ(t.latents.size(), static_cast<std::size_t>(f.spec.members * target.tokens() * f.model.dit().config().out_channels));
-        for (const dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::inputs})
+        for (const dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs})
             EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << target.height << "x" << target.width;
     }
     EXPECT_EQ(first_steps.size(), f.model.schedule_config().use_dynamic_shifting ? 3u : 1u) << "the shift follows the number of tokens";
@@ -277,6 +278,45 @@ TEST(GroupPolicy, GradientWithGaussianKl) { check_objective({1e9, false, KlKind:
 TEST(GroupPolicy, GradientWithVelocityKl) { check_objective({1e9, false, KlKind::velocity, 0.5}); }
 
 TEST(GroupPolicy, GradientWithTheNormalisedRatio) { check_objective({1e9, true}); }
+
+/// What is not kept is made again to the same bits: in fp32 and with operands in bf16, both branches of guidance, with references, beside an adapter.
+TEST(GroupPolicy, GradientsDoNotDependOnWhatIsKept) {
+    for (const auto precision : {ops::ProductPrecision::fp32, ops::ProductPrecision::bf16})
+        for (const bool is_adapted : {false, true}) {
+            SCOPED_TRACE(fmt::format("{}, {}", precision == ops::ProductPrecision::fp32 ? "fp32" : "bf16", is_adapted ? "adapter" : "all weights"));
+            Fixture f(precision, is_adapted);
+            f.edit_prompt();
+            f.spec.guidance_train = flow::GuidanceTrain::guided;
+            f.spec.trained_steps = {2};
+            f.spec.members = 2;
+            f.keys.resize(2);
+            const nn::LoraTable lora(f.model.dit().table(), {4, 8, {"transformer_blocks.*"}});
+            if (is_adapted) {
+                nn::LoraAdapter adapter(f.model.dit().table(), {4, 8, {"transformer_blocks.*"}});
+                nn::initialise(adapter.store(), 5);
+                const Tensor values = adapter.store().values().flat();
+                for (std::int64_t i = 0; i < values.elements(); ++i) values.f32()[i] += 0.01f * static_cast<float>(i % 7);
+                f.model.set_adapter(std::move(adapter));
+            }
+            const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+            const std::vector<double> advantage{1.0, -0.5};
+            std::vector<float> expected;
+            for (const dit::Keep keep : {dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+                Workspace workspace("gradients");
+                std::unique_ptr<nn::LoraStore> of_adapter;
+                const Store of_all(f.model);
+                if (is_adapted) of_adapter = std::make_unique<nn::LoraStore>(workspace.build([&](Arena& arena) { return nn::LoraStore(lora, arena, f.model.dit().device()); }));
+                f.with_policy(keep, [&](GroupPolicy& p) {
+                    return p.train({}, t, advantage, 1.0, is_adapted ? nn::ParameterStore(f.model.dit().table(), *of_adapter) : of_all.values);
+                });
+                const std::vector<float> found = read(is_adapted ? of_adapter->values().flat() : of_all.values.flat());
+                if (expected.empty()) expected = found;
+                EXPECT_EQ(found, expected) << static_cast<int>(keep);
+            }
+            EXPECT_TRUE(std::any_of(expected.begin(), expected.end(), [](float g) { return g != 0; }));
+        }
+    if (testing::test_device() != Device::cpu) ops::backend().set_product_precision(ops::ProductPrecision::fp32);
+}
 
 TEST(GroupPolicy, MembersMayShareTheirFirstNoise) {
     Fixture f;

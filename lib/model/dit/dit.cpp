@@ -6,8 +6,8 @@
 
 namespace atelier::dit {
 
-Dit::Dit(const Config& config, Device device, ops::ProductPrecision precision)
-    : config_(config), device_(device), precision_(precision) {
+Dit::Dit(const Config& config, Device device, ops::ProductPrecision precision, bool takes_adapter)
+    : config_(config), device_(device), precision_(precision), takes_adapter_(takes_adapter) {
     const std::int64_t w = config.width(), m = config.mlp_width();
     int layer = -1;
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {

@@ -15,11 +15,12 @@
 
 namespace atelier::dit {
 
-/// What a pass keeps of its blocks.
+/// What a pass keeps of its blocks. The backward pass makes the rest again, to the same bits.
 enum class Keep : std::uint8_t {
     nothing,      ///< inference
     activations,  ///< everything the backward pass needs
-    inputs,       ///< block inputs only; the backward pass runs each block's forward again
+    branches,     ///< inputs, attention's output, and what attention and MLP add to the residual
+    inputs,       ///< block inputs only
 };
 
 /// Of the sinusoidal timestep embedding: fixed in the class.
@@ -35,8 +36,10 @@ struct BlockParameters {
 class Dit {
   public:
     /// `device`: where its passes run; their weights and gradients must be there. `precision`: of operands of matrix products, attention's
-    /// included, where passes run on the CPU; weights must hold bf16 numbers then (nn::round_to).
-    explicit Dit(const Config& config, Device device = Device::cpu, ops::ProductPrecision precision = ops::ProductPrecision::fp32);
+    /// included, where passes run on the CPU; weights must hold bf16 numbers then (nn::round_to). `takes_adapter`: an adapter may lie beside
+    /// the weights. What it adds is small, so that results that it is added to stay fp32, with it and, for comparisons, without it.
+    explicit Dit(const Config& config, Device device = Device::cpu, ops::ProductPrecision precision = ops::ProductPrecision::fp32,
+                 bool takes_adapter = false);
     const Config& config() const { return config_; }
     Device device() const { return device_; }
     ops::ProductPrecision precision() const { return precision_; }
@@ -47,6 +50,8 @@ class Dit {
         const bool fits = config_.width() % 8 == 0 && config_.mlp_width() % 8 == 0;  // rows at multiples of 16 bytes
         return fits && nn::keeps_bf16(device_, precision_) ? DType::bf16 : DType::f32;
     }
+    /// Of products' results that other operations alone read.
+    DType result_dtype() const { return takes_adapter_ ? DType::f32 : operand_dtype(); }
     const nn::ParameterTable& table() const { return table_; }
     const std::vector<BlockParameters>& blocks() const { return blocks_; }
 
@@ -57,6 +62,7 @@ class Dit {
     Config config_;
     Device device_;
     ops::ProductPrecision precision_;
+    bool takes_adapter_;
     nn::ParameterTable table_;
     std::vector<BlockParameters> blocks_;
 };
@@ -77,8 +83,8 @@ struct ModulationBuffers {
     void plan(const Dit& dit, std::int64_t groups, bool training, Arena& arena);
 };
 
-/// Activations of one block; y1, qkv, attended, y2 and act are Dit::operand_dtype(), and so, in memory for fp32, are the products' results
-/// qkv_in, branch1, value_gate and branch2, but for weights with an adapter.
+/// Activations of one block; y1, qkv, attended, y2 and act are Dit::operand_dtype(), the products' results qkv_in, branch1, value_gate and
+/// branch2 Dit::result_dtype().
 struct BlockActivations {
     Tensor y1, mean1, inv1, qkv_in, qkv, inverse_rms, attended, log_sum_exp, branch1, middle, y2, mean2, inv2, value_gate,
         act, branch2;
@@ -87,11 +93,11 @@ struct BlockActivations {
 struct StreamBuffers {
     std::int64_t max_rows = 0, groups = 0;
     std::vector<Tensor> inputs;               ///< of each block and of the final norm: [R, W]
-    std::vector<BlockActivations> blocks;     ///< one per layer, or one for all
+    std::vector<BlockActivations> blocks;     ///< one per layer, which may share what isn't kept, or one for all
     Tensor d_x, d_y, d_qkv, d_act, rope_workspace, attention_workspace;
     Tensor d_branch, d_value_gate;            ///< of Dit::operand_dtype()
     Keep keep = Keep::nothing;
-    const BlockActivations& of(std::int64_t layer) const { return blocks[static_cast<std::size_t>(keep == Keep::activations ? layer : 0)]; }
+    const BlockActivations& of(std::int64_t layer) const { return blocks[static_cast<std::size_t>(blocks.size() == 1 ? 0 : layer)]; }
     void plan(const Dit& dit, std::int64_t groups, std::int64_t max_rows, std::int64_t max_keys, Keep keep,
               bool final_norm, Arena& arena);
 };
@@ -175,7 +181,6 @@ class TargetPass {
     struct Recorded {
         struct Work {
             const void *weights = nullptr, *adapter = nullptr;
-            bool is_adapted = false;
             std::uint64_t prefix = 0;
             const void *in = nullptr, *out = nullptr;
             bool operator==(const Work&) const = default;

@@ -139,7 +139,8 @@ void PrefixPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         const bool last = i + 1 == c.layers;
         weights.acquire(i);
         gradients.acquire(i);
-        if (stream_.keep == Keep::inputs) block_forward(dit_, weights, {i}, s, modulation_, x, {}, a, stream_.attention_workspace, last, {});
+        if (stream_.keep != Keep::activations)
+            block_forward(dit_, weights, {.layer = i, .kept = stream_.keep}, s, modulation_, x, {}, a, stream_.attention_workspace, last, {});
         block_backward(dit_, weights, gradients, i, s, modulation_, x, {}, {}, key_gradients(i), a, stream_, last);
         gradients.release(i);
         weights.release(i);

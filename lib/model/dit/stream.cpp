@@ -16,36 +16,39 @@
 namespace atelier::dit {
 namespace {
 
-BlockActivations plan_block(const Dit& dit, std::int64_t rows, Arena& arena) {
+/// `beside`: another layer's, whose memory serves for all that isn't kept; null: none's.
+BlockActivations plan_block(const Dit& dit, std::int64_t rows, const BlockActivations* beside, Arena& arena) {
     const Config& c = dit.config();
     const Device there = dit.device();
     const std::int64_t w = c.width(), m = c.mlp_width();
     BlockActivations a;
-    for (Tensor* t : {&a.branch1, &a.middle, &a.branch2}) *t = arena.take_f32({rows, w}, there);
-    for (Tensor* t : {&a.y1, &a.attended, &a.y2}) *t = arena.take(dit.operand_dtype(), {rows, w}, there);
-    for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows}, there);
-    a.qkv_in = arena.take_f32({rows, 3 * w}, there);
-    a.qkv = arena.take(dit.operand_dtype(), {rows, 3 * w}, there);
-    a.inverse_rms = arena.take_f32({rows, 2 * c.heads}, there);
+    if (beside != nullptr) {
+        a = *beside;
+    } else {
+        a.middle = arena.take_f32({rows, w}, there);
+        for (Tensor* t : {&a.y1, &a.y2}) *t = arena.take(dit.operand_dtype(), {rows, w}, there);
+        for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows}, there);
+        a.qkv_in = arena.take(dit.result_dtype(), {rows, 3 * w}, there);
+        a.qkv = arena.take(dit.operand_dtype(), {rows, 3 * w}, there);
+        a.inverse_rms = arena.take_f32({rows, 2 * c.heads}, there);
+        a.value_gate = arena.take(dit.result_dtype(), {rows, 2 * m}, there);
+        a.act = arena.take(dit.operand_dtype(), {rows, m}, there);
+    }
+    a.attended = arena.take(dit.operand_dtype(), {rows, w}, there);
     a.log_sum_exp = arena.take_f32({rows, c.heads}, there);
-    a.value_gate = arena.take_f32({rows, 2 * m}, there);
-    a.act = arena.take(dit.operand_dtype(), {rows, m}, there);
+    for (Tensor* t : {&a.branch1, &a.branch2}) *t = arena.take(dit.result_dtype(), {rows, w}, there);
     return a;
 }
-
-/// What products' results are stored as where other operations alone read them: as operands are, but in fp32 where an adapter adds its share.
-DType result_dtype(const Dit& dit, const nn::ParameterStore& weights) { return weights.is_adapted() ? DType::f32 : dit.operand_dtype(); }
 
 /// The memory of fp32 numbers for as many of another type.
 Tensor as(DType dtype, const Tensor& t) { return Tensor(t.raw(), dtype, t.shape(), t.device()); }
 
 /// The first R rows of every buffer.
-BlockActivations head(const BlockActivations& a, std::int64_t rows, DType results) {
+BlockActivations head(const BlockActivations& a, std::int64_t rows) {
     BlockActivations h = a;
     for (Tensor* t : {&h.y1, &h.attended, &h.branch1, &h.middle, &h.y2, &h.branch2, &h.mean1, &h.inv1, &h.mean2, &h.inv2,
                       &h.qkv_in, &h.qkv, &h.inverse_rms, &h.log_sum_exp, &h.value_gate, &h.act})
         *t = t->slice(0, rows);
-    for (Tensor* t : {&h.qkv_in, &h.branch1, &h.value_gate, &h.branch2}) *t = as(results, *t);
     return h;
 }
 
@@ -135,7 +138,9 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     // Inference needs two: a block's input and its output.
     const std::int64_t states = keep == Keep::nothing ? 2 : c.layers + (final_norm ? 1 : 0);
     for (std::int64_t i = 0; i < std::max<std::int64_t>(states, 2); ++i) inputs.push_back(arena.take_f32({rows, w}, there));
-    for (std::int64_t i = 0; i < (keep == Keep::activations ? c.layers : 1); ++i) blocks.push_back(plan_block(dit, rows, arena));
+    const bool has_each = keep == Keep::activations || keep == Keep::branches;
+    for (std::int64_t i = 0; i < (has_each ? c.layers : 1); ++i)
+        blocks.push_back(plan_block(dit, rows, keep == Keep::branches && i > 0 ? &blocks[0] : nullptr, arena));
     const PromptRange longest{0, max_keys - rows / groups};
     StreamShape most;
     most.groups = groups;
@@ -151,7 +156,7 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     d_qkv = arena.take_f32({rows, 3 * w}, there);
     d_branch = dit.operand_dtype() == DType::f32 ? d_y : arena.take(dit.operand_dtype(), {rows, w}, there);
     d_value_gate = arena.take(dit.operand_dtype(), {rows, 2 * m}, there);
-    d_act = arena.take_f32({rows, m}, there);
+    d_act = arena.take(dit.result_dtype(), {rows, m}, there);
     rope_workspace = arena.take_f32({ops::qk_norm_rope_workspace({rows, c.heads, c.head_dim, rows, c.eps})}, there);
 }
 
@@ -161,10 +166,10 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, const Bloc
     const Config& c = dit.config();
     const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(place.layer)];
     const std::int64_t w = c.width(), mlp = c.mlp_width(), rows = s.groups * s.rows;
-    const DType results = result_dtype(dit, weights);
-    const BlockActivations a = head(all, rows, results);
+    const BlockActivations a = head(all, rows);
     const ops::ModulationShape mod = modulation_shape(c, s);
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
+    const bool has_branches = place.kept == Keep::branches;
 
     if (!place.is_normed) ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1, a.mean1.f32(), a.inv1.f32());
     nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
@@ -173,16 +178,16 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, const Bloc
         ops::qk_norm_rope(t.rope, ops::Operand(a.qkv_in).from(t.first * 3 * w), weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
                           a.inverse_rms.f32() + t.first * 2 * c.heads);
         round_operand(t.rows, 3 * w, qkv);
-        if (keys_only) return;
+        if (keys_only || has_branches) return;
         ops::attention(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)}, ops::OperandOut(a.attended).from(t.first * w),
                        a.log_sum_exp.f32() + t.first * c.heads, attention_workspace);
     });
     if (keys_only) return;
-    nn::project(weights, p.out, a.attended, a.branch1);
+    if (!has_branches) nn::project(weights, p.out, a.attended, a.branch1);
     ops::gate_residual_norm_modulate(mod, x.f32(), gate1, a.branch1, a.middle.f32(), scale2, a.y2, a.mean2.f32(), a.inv2.f32());
     nn::project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
     ops::swiglu(rows, mlp, ops::Operand(a.value_gate).from(mlp), a.value_gate, 2 * mlp, a.act);
-    nn::project(weights, p.mlp_out, a.act, a.branch2);
+    if (!has_branches) nn::project(weights, p.mlp_out, a.act, a.branch2);
     if (y.empty()) return;
     if (place.next == nullptr) return ops::gate_residual(mod, a.middle.f32(), gate2, a.branch2, y.f32());
     const BlockActivations& n = *place.next;  // every block's modulation is the same
@@ -196,14 +201,14 @@ void block_backward(const Dit& dit, const nn::ParameterStore& weights, const nn:
     const Config& c = dit.config();
     const BlockParameters& p = dit.blocks()[static_cast<std::size_t>(layer)];
     const std::int64_t w = c.width(), mlp = c.mlp_width(), rows = s.groups * s.rows;
-    const DType results = result_dtype(dit, weights);
-    const BlockActivations a = head(all, rows, results);
+    const BlockActivations a = head(all, rows);
     const ops::ModulationShape mod = modulation_shape(c, s);
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
     float *d_scale1 = m.d_blocks.f32(), *d_gate1 = d_scale1 + w, *d_scale2 = d_gate1 + w, *d_gate2 = d_scale2 + w;
+    const DType results = dit.result_dtype();
     const Tensor d_x = buffers.d_x.slice(0, rows), d_y = as(results, buffers.d_y.slice(0, rows)), d_qkv = buffers.d_qkv.slice(0, rows);
     const Tensor d_branch = buffers.d_branch.slice(0, rows), d_vg = buffers.d_value_gate.slice(0, rows);
-    const Tensor d_act = as(results, buffers.d_act.slice(0, rows));
+    const Tensor d_act = buffers.d_act.slice(0, rows);
     float* dqkv = d_qkv.f32();
 
     if (keys_only) {

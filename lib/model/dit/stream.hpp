@@ -32,6 +32,7 @@ struct BlockPlace {
     std::int64_t layer = 0;
     bool is_normed = false;                   ///< the block before made this one's first norm
     const BlockActivations* next = nullptr;   ///< of the block whose first norm is made here; null: none's is
+    Keep kept = Keep::inputs;                 ///< of an earlier forward pass of the same input: what of its activations is there
 };
 
 /// The block's forward: x [R, W] -> y [R, W] (another buffer; empty: the activations alone are wanted), activations into `a`. With `keys_only`

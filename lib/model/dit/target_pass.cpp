@@ -61,7 +61,7 @@ void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& pr
 }
 
 ops::Repeated& TargetPass::recorded(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& in, const Tensor& out) {
-    const Recorded::Work work{weights.place(), weights.lora(), weights.is_adapted(), prefix.run_number(), in.raw(), out.raw()};
+    const Recorded::Work work{weights.place(), weights.lora(), prefix.run_number(), in.raw(), out.raw()};
     for (Recorded& r : recorded_)
         if (r.work == work) return r.graph;
     // Two branches of guidance take turns: the one used longer ago goes.
@@ -113,8 +113,8 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
         const BlockActivations& a = stream_.of(i);
         weights.acquire(i);
         gradients.acquire(i);
-        if (stream_.keep == Keep::inputs)
-            block_forward(dit_, weights, {i}, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false, {});
+        if (stream_.keep != Keep::activations)
+            block_forward(dit_, weights, {.layer = i, .kept = stream_.keep}, s, modulation_, x, prefix.keys(i), a, stream_.attention_workspace, false, {});
         block_backward(dit_, weights, gradients, i, s, modulation_, x, prefix.keys(i), prefix.key_gradients(i), {}, a, stream_,
                        false);
         gradients.release(i);
