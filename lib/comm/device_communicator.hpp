@@ -10,7 +10,7 @@
 namespace atelier::comm {
 
 /// Collectives of the same ranks on device memory. They are queued on a stream of their own, in the order of the calls, and run beside
-/// the computation; `after_compute` and `before_compute` order the two. Every rank makes the same calls in the same order.
+/// the computation; `after_compute`, `sum_before_compute` and `gather_before_compute` order the two. Every rank makes the same calls in the same order.
 ///
 /// Sums are made in rank order, as Communicator's.
 ///
@@ -33,8 +33,10 @@ class DeviceCommunicator {
     virtual void all_gather(const void* mine, void* all, std::size_t bytes) = 0;
     /// Collectives from here on see what was computed before.
     virtual void after_compute() = 0;
-    /// Computation from here on sees the collectives so far.
-    virtual void before_compute() = 0;
+    /// Computation from here on sees the last sum (of either kind), or the last gather, and what was queued before it; what was queued after it
+    /// may go on beside the computation.
+    virtual void sum_before_compute() = 0;
+    virtual void gather_before_compute() = 0;
     /// Bytes of device memory that it holds.
     virtual std::size_t bytes() const = 0;
 };

@@ -34,7 +34,7 @@ class OnDevice final : public Communicator {
         }
     }
     void finish_gather() override {
-        if (device_ != nullptr) device_->before_compute();
+        if (device_ != nullptr) device_->gather_before_compute();
     }
     void sum_shares(std::span<const float> all, std::span<float> mine) override {
         if (device_ == nullptr) return device_memory().within(mine.data(), all.data(), all.size_bytes());
@@ -46,7 +46,7 @@ class OnDevice final : public Communicator {
         device_->reduce_scatter(all.data(), mine.data(), static_cast<std::int64_t>(mine.size()));
     }
     void finish_sum_shares() override {
-        if (device_ != nullptr) device_->before_compute();
+        if (device_ != nullptr) device_->sum_before_compute();
     }
     double max(double value) override { return world_.max(value); }
     std::vector<std::vector<std::byte>> gather(std::span<const std::byte> bytes) override { return world_.gather(bytes); }
@@ -58,12 +58,12 @@ class OnDevice final : public Communicator {
     }
 
   private:
-    /// A collective between what was computed before and what is computed after it.
-    template <typename Collective>
-    void in_order(Collective collective) {
+    /// A sum between what was computed before and what is computed after it.
+    template <typename Sum>
+    void in_order(Sum sum) {
         device_->after_compute();
-        collective();
-        device_->before_compute();
+        sum();
+        device_->sum_before_compute();
     }
     Communicator& world_;
     std::unique_ptr<DeviceCommunicator> device_;  ///< null: one rank

@@ -1,5 +1,7 @@
 // Run by ctest on 1, 2 and 3 ranks: collectives of the device communicator against what every rank can compute itself, on memory that
 // the test's transport can reach; and how a rank ends that the others leave alone, by tests/emulator/nccl_stand_ins.cpp.
+#include <dlfcn.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -31,6 +33,21 @@ std::vector<float> mine(int rank, std::int64_t n) {
     return v;
 }
 
+/// The computation that waits for a gather does not wait for a sum that was queued after it, nor the other way round.
+void check_waiting(comm::DeviceCommunicator& device, int size) {
+    void* const library = dlopen(std::getenv("ATELIER_NCCL_BACKEND"), RTLD_NOW | RTLD_NOLOAD);
+    const auto count = [&](const char* name) { return reinterpret_cast<int (*)()>(dlsym(library, name))(); };
+    std::vector<float> all(static_cast<std::size_t>(size)), mine(1);
+    device.all_gather(mine.data(), all.data(), sizeof(float));
+    const int gathered = count("stand_in_queued");
+    device.reduce_scatter(all.data(), mine.data(), 1);
+    const int summed = count("stand_in_queued");
+    device.gather_before_compute();
+    ATELIER_CHECK(summed > gathered && count("stand_in_waited_for") == gathered, "a gather is waited for with what comes after it");
+    device.sum_before_compute();
+    ATELIER_CHECK(count("stand_in_waited_for") == summed, "a sum is waited for before it is there");
+}
+
 int check_sums(comm::Communicator& world) {
     const auto device = comm::make_device_communicator(world, nullptr);
     const int size = world.size();
@@ -39,7 +56,7 @@ int check_sums(comm::Communicator& world) {
         std::vector<float> v = mine(world.rank(), n);
         device->after_compute();
         device->sum(v.data(), n);
-        device->before_compute();
+        device->sum_before_compute();
         for (std::int64_t i = 0; i < n; ++i)
             ATELIER_CHECK(v[static_cast<std::size_t>(i)] == expected_sum(size, i), "sum {} of {}", i, n);
     }
@@ -51,6 +68,7 @@ int check_sums(comm::Communicator& world) {
         for (std::int64_t i = 0; i < share * size; ++i)
             ATELIER_CHECK(all[static_cast<std::size_t>(i)] == expected_sum(size, i), "number {} of {} x {}", i, size, share);
     }
+    check_waiting(*device, size);
     return 0;
 }
 

@@ -55,24 +55,34 @@ bool queue_for_ever() {
 
 ncclResult_t of(int status) { return status == MPI_SUCCESS ? begin() : ncclRemoteError; }
 
+int queued = 0;      ///< collectives
+int waited_for = 0;  ///< how many of them the event is behind that the computation waited for last
+
 struct Event {
     bool never_comes = false;
+    int behind = 0;  ///< collectives
 };
 
 }  // namespace
 
 extern "C" {
 
+/// For tests: collectives queued so far, and how many of them the computation waited for last.
+int stand_in_queued() { return queued; }
+int stand_in_waited_for() { return waited_for; }
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = reinterpret_cast<cudaStream_t>(&own_stream), cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    if (stream == nullptr && reinterpret_cast<Event*>(event)->never_comes) emulator::stall();
+    const Event& waited = *reinterpret_cast<Event*>(event);
+    if (stream == nullptr && waited.never_comes) emulator::stall();
+    if (stream == nullptr) waited_for = waited.behind;
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = reinterpret_cast<cudaEvent_t>(new Event), cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete reinterpret_cast<Event*>(event), cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    reinterpret_cast<Event*>(event)->never_comes = stream != nullptr && never_ends;
+    *reinterpret_cast<Event*>(event) = {stream != nullptr && never_ends, queued};
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void** memory, size_t bytes) { return *memory = std::malloc(bytes), cudaSuccess; }
@@ -114,12 +124,14 @@ ncclResult_t ncclRecv(void* data, size_t count, ncclDataType_t, int peer, ncclCo
                                                                                                                                    : ncclRemoteError;
 }
 ncclResult_t ncclGroupEnd() {
+    ++queued;
     const emulator::Access access;
     const int status = MPI_Waitall(static_cast<int>(under_way.size()), under_way.data(), MPI_STATUSES_IGNORE);
     under_way.clear();
     return of(status);
 }
 ncclResult_t ncclAllGather(const void* mine, void* all, size_t count, ncclDataType_t, ncclComm_t, cudaStream_t) {
+    ++queued;
     if (queue_for_ever()) return begin();
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);

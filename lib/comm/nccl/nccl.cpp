@@ -40,7 +40,7 @@ class Nccl final : public DeviceCommunicator {
         if (world.is_root()) settle(ncclGetUniqueId(&id), "ncclGetUniqueId");
         world.broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
         check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
-        for (cudaEvent_t* event : {&computed_, &communicated_})
+        for (cudaEvent_t* event : {&computed_, &summed_, &gathered_})
             check_cuda(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");
         check_cuda(cudaMalloc(reinterpret_cast<void**>(&room_), bytes()), "room for sums");
         ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -56,7 +56,7 @@ class Nccl final : public DeviceCommunicator {
         if (std::uncaught_exceptions() > 0) return;
         if (communicator_ != nullptr) close();
         cudaFree(room_);
-        for (cudaEvent_t event : {computed_, communicated_}) cudaEventDestroy(event);
+        for (cudaEvent_t event : {computed_, summed_, gathered_}) cudaEventDestroy(event);
         cudaStreamDestroy(stream_);
     }
     Nccl(const Nccl&) = delete;
@@ -70,27 +70,32 @@ class Nccl final : public DeviceCommunicator {
             gather(mine, values + at, static_cast<std::size_t>(share) * sizeof(float));
             at += share * size_;
         }
-        if (at == n) return;
-        // The last few, fewer than ranks, are added by each rank.
-        gather(values + at, room_, static_cast<std::size_t>(n - at) * sizeof(float));
-        check_cuda(ordered_sum(size_, n - at, room_, values + at, stream_), "a sum");
+        if (at < n) {  // the last few, fewer than ranks, are added by each rank
+            gather(values + at, room_, static_cast<std::size_t>(n - at) * sizeof(float));
+            check_cuda(ordered_sum(size_, n - at, room_, values + at, stream_), "a sum");
+        }
+        record(summed_);
     }
     void reduce_scatter(const float* values, float* mine, std::int64_t share) override {
         for (std::int64_t at = 0; at < share; at += block_share_)
             exchange(values + at, share, mine + at, std::min(block_share_, share - at));
+        record(summed_);
     }
-    void all_gather(const void* mine, void* all, std::size_t count) override { gather(mine, all, count); }
+    void all_gather(const void* mine, void* all, std::size_t count) override {
+        gather(mine, all, count);
+        record(gathered_);
+    }
     void after_compute() override {
         check_cuda(cudaEventRecord(computed_, compute_), "recording an event");
         check_cuda(cudaStreamWaitEvent(stream_, computed_, 0), "waiting for the computation");
     }
-    void before_compute() override {
-        check_cuda(cudaEventRecord(communicated_, stream_), "recording an event");
-        check_cuda(cudaStreamWaitEvent(compute_, communicated_, 0), "waiting for collectives");
-    }
+    void sum_before_compute() override { check_cuda(cudaStreamWaitEvent(compute_, summed_, 0), "waiting for a sum"); }
+    void gather_before_compute() override { check_cuda(cudaStreamWaitEvent(compute_, gathered_, 0), "waiting for a gather"); }
     std::size_t bytes() const override { return static_cast<std::size_t>(block_share_ * size_) * sizeof(float); }
 
   private:
+    void record(cudaEvent_t event) { check_cuda(cudaEventRecord(event, stream_), "recording an event"); }
+
     /// Part r of the numbers, `stride` apart, goes to rank r; what came from ranks 0, 1, … is added into mine [count].
     void exchange(const float* values, std::int64_t stride, float* mine, std::int64_t count) {
         issue("an exchange", [&] {
@@ -183,7 +188,7 @@ class Nccl final : public DeviceCommunicator {
     }
     Communicator& world_;
     cudaStream_t compute_, stream_ = nullptr;
-    cudaEvent_t computed_ = nullptr, communicated_ = nullptr;
+    cudaEvent_t computed_ = nullptr, summed_ = nullptr, gathered_ = nullptr;  ///< the last of each
     std::mutex mutex_;                   ///< NCCL takes calls on a communicator from one thread at a time
     ncclComm_t communicator_ = nullptr;  ///< null: aborted
     int rank_, size_;
