@@ -9,6 +9,7 @@
 #include "nn/lora_file.hpp"
 #include "ops/backend.hpp"
 #include "rl/ema.hpp"
+#include "stage/shard_writer.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -245,8 +246,14 @@ void Trainer::save(const std::filesystem::path& config_source, const std::filesy
     else
         save_all(trained_);
     if (settings_.ema > 0) save_average(config_source, directory, manifest);
-    if (settings_.zero > 0 || world_.is_root()) state_.save(directory, partition_, shard_, c);
-    for (int rank = 0; rank < partition_.ranks(); ++rank) manifest.outputs[TrainingState::name_of_shard(rank, partition_.ranks())] = {};
+    // Each rank's own file is in its own memory still: it digests it, and puts it on disk.
+    std::map<std::string, io::FileDigest> mine;
+    if (settings_.zero > 0 || world_.is_root()) {
+        const std::string name = state_.save(directory, partition_, shard_, c);
+        mine[name] = io::digest_file(directory / name);
+        io::flush_file(directory / name);
+    }
+    for (const auto& [name, digest] : gather_digests(world_, mine)) manifest.outputs[name] = digest;
 }
 
 void Trainer::save_average(const std::filesystem::path& config_source, const std::filesystem::path& directory, io::Manifest& manifest) const {

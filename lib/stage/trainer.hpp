@@ -83,7 +83,7 @@ class Trainer {
     std::int64_t updates() const { return state_.update; }
 
     /// Writes a transformer's weights, the moving average's (ema/) and the state to a directory, each rank its part. On rank 0 names all
-    /// files in the manifest. Collective.
+    /// files in the manifest, with the digests of the states'. Collective.
     void save(const std::filesystem::path& config_source, const std::filesystem::path& directory, const Context& context,
               io::Manifest& manifest) const;
 

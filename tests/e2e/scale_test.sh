@@ -94,7 +94,8 @@ for zero in 0 3; do
     code 0 iteration 2 rollout killed-$zero 1
     updates=$work/killed-$zero/t2i/iter-0001/updates
     stopped KILL "${updates%/updates}" "$(policy killed-$zero 1)" 2 grpo killed-$zero --policy t2i --iteration 1
-    (($(ls -d "$updates"/update-* | wc -l) <= 3)) ||  # the oldest goes when the newest is there fail "more than checkpoint.keep states are kept"
+    # The oldest goes when the newest is there.
+    (($(ls -d "$updates"/update-* | wc -l) <= 3)) || fail "more than checkpoint.keep states are kept"
     code 0 iteration 2 grpo killed-$zero 1
     says "goes on from .*update-"
     same "$(policy undisturbed-$zero 1)" "$(policy killed-$zero 1)" "compute.zero=$zero: another policy after a kill"
