@@ -594,13 +594,23 @@ File::Dataset File::dataset(const std::string& name) const {
 
 std::vector<std::int64_t> File::extents(const std::string& name) const { return dataset(name).extents; }
 
+std::vector<std::int64_t> File::extents(const std::string& name, std::initializer_list<std::int64_t> expected) const {
+    const Dataset d = dataset(name);
+    check_extents(d, {expected.begin(), expected.size()});
+    return d.extents;
+}
+
 File::Dataset File::dataset(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const {
     Dataset d = dataset(name);
-    const auto& found = d.extents;
     const Handle type(H5Dget_type(d.set.id()), H5Tclose);
     ATELIER_CHECK_INPUT(H5Tequal(type.id(), type_of(dtype)) > 0, "{}: dataset {} does not hold {}", path_.string(), name,
                         name_of(dtype));
-    if (expected.empty()) return d;
+    if (!expected.empty()) check_extents(d, expected);
+    return d;
+}
+
+void File::check_extents(const Dataset& set, std::span<const std::int64_t> expected) const {
+    const auto& found = set.extents;
     bool fits = expected.size() == found.size();
     std::string wanted, seen;
     for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -608,8 +618,7 @@ File::Dataset File::dataset(const std::string& name, DType dtype, std::span<cons
         wanted += fmt::format("{}{}", i == 0 ? "" : ", ", expected[i] < 0 ? std::string("any") : std::to_string(expected[i]));
     }
     for (std::size_t i = 0; i < found.size(); ++i) seen += fmt::format("{}{}", i == 0 ? "" : ", ", found[i]);
-    ATELIER_CHECK_INPUT(fits, "{}: dataset {} must have shape [{}], found [{}]", path_.string(), name, wanted, seen);
-    return d;
+    ATELIER_CHECK_INPUT(fits, "{}: dataset {} must have shape [{}], found [{}]", path_.string(), set.name, wanted, seen);
 }
 
 void File::read_raw(const Dataset& from, DType dtype, std::int64_t first, std::int64_t count, void* out) const {

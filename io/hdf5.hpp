@@ -91,8 +91,9 @@ class File {
     void write_virtual(const std::string& name, std::span<const std::string> files);
     /// A link to an object of another file (a name relative to this file's directory).
     void write_link(const std::string& name, const std::string& file, const std::string& target);
-    /// Extents of a dataset. Throws Error(input) if there is none.
+    /// Extents of a dataset. Throws Error(input) if there is none, or if they are not the `expected` ones (-1: any extent).
     std::vector<std::int64_t> extents(const std::string& name) const;
+    std::vector<std::int64_t> extents(const std::string& name, std::initializer_list<std::int64_t> expected) const;
     /// Reads a whole dataset of `expected` shape (-1: any extent) and dtype. Throws Error(input) naming the dataset, the
     /// expected and the found; checksums are verified.
     template <typename T>
@@ -118,6 +119,7 @@ class File {
     Dataset dataset(const std::string& name) const;
     /// The same, of a dtype and shape.
     Dataset dataset(const std::string& name, DType dtype, std::span<const std::int64_t> expected) const;
+    void check_extents(const Dataset& set, std::span<const std::int64_t> expected) const;
     void read_raw(const Dataset& from, DType dtype, std::int64_t first, std::int64_t count, void* out) const;
     /// Where the rows of a virtual dataset lie. Empty for a dataset that is stored here.
     struct Part {

@@ -147,8 +147,9 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
     s.log_prob = file.read<float>(g + "log_prob", {n, s.trained});
     if (file.exists(g + "log_prob_guided")) s.log_prob_guided = file.read<float>(g + "log_prob_guided", {n, s.trained});
     if (parts == TrajectoryParts::all) s.picture = file.read<std::uint8_t>(g + "picture", {n, -1, -1, 4});
-    s.picture_height = file.extents(g + "picture")[1];
-    s.picture_width = file.extents(g + "picture")[2];
+    const auto picture = file.extents(g + "picture", {n, -1, -1, 4});
+    s.picture_height = picture[1];
+    s.picture_width = picture[2];
     s.status = file.read<std::uint8_t>(g + "status", {n});
     s.reward = read_columns(file, g + "reward", n);
     s.truth = read_columns(file, g + "truth", n);

@@ -1,5 +1,6 @@
 // Our HDF5 files with objects replaced: other types and shapes, sizes that no file has, groups, links and storage that lead
-// elsewhere, compressed nothing, values that name what isn't there. The bytes are a program: which file, then four bytes a change.
+// elsewhere, compressed nothing, values that name what isn't there. The bytes are a program: which file and which parts of it are read, then
+// four bytes a change.
 // (HDF5's own parser on damaged bytes is the library's affair: stages check a file's hash before they open it.)
 #include <hdf5.h>
 
@@ -83,19 +84,23 @@ void write_good_state(const fs::path& path) {
 struct Kind {
     std::string file;
     void (*write)(const fs::path&);
-    void (*read)(const fs::path&);
+    void (*read)(const fs::path&, int parts);
 };
 const std::array<Kind, 4> kinds{{
     {"shard.h5", write_good_trajectory,
-     [](const fs::path& p) {
-         const auto shard = io::read_trajectory(p);
-         for (const auto& s : shard.shapes)
-             if (s.x.size() != static_cast<std::size_t>(s.samples() * s.trained * s.tokens() * s.channels)) std::abort();
+     [](const fs::path& p, int parts) {
+         constexpr std::array<io::TrajectoryParts, 4> kept{io::TrajectoryParts::all, io::TrajectoryParts::training, io::TrajectoryParts::scores,
+                                                           io::TrajectoryParts::all};
+         const auto shard = io::read_trajectory(p, {}, kept[static_cast<std::size_t>(parts)]);
+         for (const auto& s : shard.shapes) {
+             const auto states = kept[static_cast<std::size_t>(parts)] == io::TrajectoryParts::scores ? 0 : s.samples() * s.trained * s.tokens() * s.channels;
+             if (s.x.size() != static_cast<std::size_t>(states)) std::abort();
+         }
      }},
-    {"labels.h5", write_good_labels, [](const fs::path& p) { (void)judge::read_labels(p); }},
-    {"prompts.h5", write_good_prompts, [](const fs::path& p) { (void)stage::read_curated(p).kept_numbers(); }},
+    {"labels.h5", write_good_labels, [](const fs::path& p, int) { (void)judge::read_labels(p); }},
+    {"prompts.h5", write_good_prompts, [](const fs::path& p, int) { (void)stage::read_curated(p).kept_numbers(); }},
     {"training.h5", write_good_state,
-     [](const fs::path& p) {
+     [](const fs::path& p, int) {
          const nn::Partition whole(model(), 1);
          (void)stage::TrainingState::load(p.parent_path(), whole, 0);
      }},
@@ -208,13 +213,14 @@ void run_one(std::span<const std::uint8_t> bytes) {
     }();
     if (bytes.empty() || bytes.size() > 1 + 4 * 16) return;
     const std::size_t which = bytes[0] % kinds.size();
+    const int parts = bytes[0] / 16 % 4;
     const fs::path path = scratch() / kinds[which].file;
     fs::copy_file(scratch() / ("good-" + kinds[which].file), path, fs::copy_options::overwrite_existing);
     {
         const Handle file(H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
         for (std::size_t at = 1; at + 4 <= bytes.size(); at += 4) change(file.id(), names[which], bytes.subspan(at).first<4>());
     }
-    read_or_refuse([&] { kinds[which].read(path); });
+    read_or_refuse([&] { kinds[which].read(path, parts); });
 }
 
 }  // namespace atelier::fuzz

@@ -601,6 +601,27 @@ TEST_F(Files, PartsOfAShard) {
     EXPECT_TRUE(training.picture.empty());
 }
 
+TEST_F(Files, APictureOfAnotherShapeIsRefusedWhateverIsRead) {
+    const auto path = directory_ / "shard.h5";
+    const std::vector<std::pair<std::vector<hsize_t>, std::string>> shapes{
+        {{4}, "[4]"}, {{4, 2, 2}, "[4, 2, 2]"}, {{4, 2, 2, 3}, "[4, 2, 2, 3]"}, {{3, 2, 2, 4}, "[3, 2, 2, 4]"}, {{4, 1, 1, 1, 1, 1, 4}, "[4, 1, 1, 1, 1, 1, 4]"}};
+    for (const auto& [dims, text] : shapes) {
+        write_trajectory(path, make_shard(4));
+        {
+            const hdf5::Handle file(H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
+            const hdf5::Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose);
+            const char* name = "/shape-2x3/picture";
+            H5Ldelete(file.id(), name, H5P_DEFAULT);
+            const hdf5::Handle set(H5Dcreate2(file.id(), name, H5T_STD_U8LE, space.id(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Dclose);
+            const std::vector<std::uint8_t> bytes(64);
+            ASSERT_GE(H5Dwrite(set.id(), H5T_STD_U8LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()), 0);
+        }
+        for (const auto parts : {TrajectoryParts::all, TrajectoryParts::training, TrajectoryParts::scores})
+            EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(path, "", parts); }),
+                        HasSubstr("dataset /shape-2x3/picture must have shape [4, any, any, 4], found " + text));
+    }
+}
+
 TEST_F(Files, AnAttributeIsOneValue) {
     const fs::path path = directory_ / "many.h5";
     hdf5::File::create(path).close();
