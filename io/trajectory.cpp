@@ -113,6 +113,8 @@ TrajectoryPrompts read_prompts(const File& file) {
     return p;
 }
 
+bool has_states(TrajectoryParts parts) { return parts == TrajectoryParts::all || parts == TrajectoryParts::training; }
+
 TrajectorySamples read_samples(const File& file, const std::string& group, std::size_t prompts, TrajectoryParts parts) {
     TrajectorySamples s;
     const std::string text = group.substr(std::string("shape-").size());
@@ -130,7 +132,8 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
     const auto latents = file.extents(g + "latents");
     ATELIER_CHECK_INPUT(latents.size() == 3, "{}: dataset {}latents must have 3 axes, found {}", file.path().string(), g, latents.size());
     s.channels = latents[2];
-    if (parts == TrajectoryParts::all) s.latents = file.read<float>(g + "latents", {n, l, s.channels});
+    const bool has_pictures = parts == TrajectoryParts::all || parts == TrajectoryParts::summary;
+    if (has_pictures) s.latents = file.read<float>(g + "latents", {n, l, s.channels});
     s.is_sde = file.read<std::uint8_t>(g + "is_sde", {n, -1});
     s.steps = file.extents(g + "is_sde")[1];
     s.trained_step = file.read<std::uint32_t>(g + "trained_step", {n, -1});
@@ -139,14 +142,14 @@ TrajectorySamples read_samples(const File& file, const std::string& group, std::
     s.member = file.read<std::uint32_t>(g + "member", {n});
     s.noise_key = file.read<std::uint64_t>(g + "noise_key", {n, 2});
     s.sigma = file.read<float>(g + "sigma", {n, s.steps + 1});
-    if (parts != TrajectoryParts::scores) {
+    if (has_states(parts)) {
         s.x = file.read<float>(g + "x", {n, s.trained, l, s.channels});
         s.x_next = file.read<float>(g + "x_next", {n, s.trained, l, s.channels});
         if (file.exists(g + "teacher_velocity")) s.teacher_velocity = file.read<float>(g + "teacher_velocity", {n, s.trained, l, s.channels});
     }
     s.log_prob = file.read<float>(g + "log_prob", {n, s.trained});
     if (file.exists(g + "log_prob_guided")) s.log_prob_guided = file.read<float>(g + "log_prob_guided", {n, s.trained});
-    if (parts == TrajectoryParts::all) s.picture = file.read<std::uint8_t>(g + "picture", {n, -1, -1, 4});
+    if (has_pictures) s.picture = file.read<std::uint8_t>(g + "picture", {n, -1, -1, 4});
     const auto picture = file.extents(g + "picture", {n, -1, -1, 4});
     s.picture_height = picture[1];
     s.picture_width = picture[2];
@@ -193,7 +196,7 @@ void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& 
 }
 
 TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash, TrajectoryParts parts) {
-    if (parts != TrajectoryParts::scores) read_ahead(path);
+    if (has_states(parts)) read_ahead(path);  // they are most of it
     const File file = File::open(path);
     const std::string schema = file.text_attribute("/", "schema");
     const std::int64_t version = file.integer_attribute("/", "schema_version");

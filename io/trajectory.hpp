@@ -85,6 +85,7 @@ void write_trajectory(const std::filesystem::path& path, const TrajectoryShard& 
 enum class TrajectoryParts {
     all,
     training,  ///< without final latents and pictures
+    summary,   ///< without states and teachers' velocities
     scores,    ///< keys, log-probabilities and rewards: no states, velocities, latents, pictures
 };
 

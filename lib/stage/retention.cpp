@@ -23,7 +23,7 @@ void retain(const Context& c, const std::filesystem::path& directory) {
         manifest.outputs.clear();
         if (keep == "summary") {
             for (const std::string& name : shards) {
-                auto shard = io::read_trajectory(directory / name);
+                auto shard = io::read_trajectory(directory / name, {}, io::TrajectoryParts::summary);
                 for (io::TrajectorySamples& s : shard.shapes) io::drop_states(s);
                 io::write_trajectory(temporary / name, shard);
                 manifest.outputs[name] = {};

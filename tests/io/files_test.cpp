@@ -599,6 +599,11 @@ TEST_F(Files, PartsOfAShard) {
     EXPECT_EQ(scores.log_prob, shard.shapes[0].log_prob);
     EXPECT_EQ(training.teacher_velocity, shard.shapes[0].teacher_velocity);
     EXPECT_TRUE(training.picture.empty());
+    const auto summary = read_trajectory(path, "", TrajectoryParts::summary).shapes.at(0);
+    EXPECT_TRUE(summary.x.empty() && summary.x_next.empty() && summary.teacher_velocity.empty());
+    EXPECT_EQ(summary.log_prob, shard.shapes[0].log_prob);
+    EXPECT_EQ(summary.latents, shard.shapes[0].latents);
+    EXPECT_EQ(summary.picture, shard.shapes[0].picture);
 }
 
 TEST_F(Files, APictureOfAnotherShapeIsRefusedWhateverIsRead) {
@@ -616,7 +621,7 @@ TEST_F(Files, APictureOfAnotherShapeIsRefusedWhateverIsRead) {
             const std::vector<std::uint8_t> bytes(64);
             ASSERT_GE(H5Dwrite(set.id(), H5T_STD_U8LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()), 0);
         }
-        for (const auto parts : {TrajectoryParts::all, TrajectoryParts::training, TrajectoryParts::scores})
+        for (const auto parts : {TrajectoryParts::all, TrajectoryParts::training, TrajectoryParts::summary, TrajectoryParts::scores})
             EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(path, "", parts); }),
                         HasSubstr("dataset /shape-2x3/picture must have shape [4, any, any, 4], found " + text));
     }

@@ -11,6 +11,9 @@
 
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
+#include "io/manifest.hpp"
+#include "io/trajectory.hpp"
+#include "io/trajectory_index.hpp"
 #include "ops/cuda/open_device.hpp"
 #include "stage/curate.hpp"
 #include "stage/dag.hpp"
@@ -18,6 +21,7 @@
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
 #include "stage/rerun.hpp"
+#include "stage/retention.hpp"
 #include "stage/schema.hpp"
 #include "stage/scorers.hpp"
 #include "stage/scoring.hpp"
@@ -291,6 +295,45 @@ TEST_F(Run, AShardThatCannotBeWrittenIsSaidAndEndsTheWriting) {
     EXPECT_THROW(writer.finish(), Error) << "it stays failed";
     EXPECT_TRUE(writer.digests().empty());
     EXPECT_TRUE(fs::is_empty(directory_));
+}
+
+TEST_F(Run, ASummaryIsKeptOfShardsWhoseStatesAreNotRead) {
+    io::TrajectoryShard shard;
+    shard.prompts.id = {"a"};
+    for (auto* column : {&shard.prompts.text, &shard.prompts.negative, &shard.prompts.category, &shard.prompts.task}) *column = {"x"};
+    shard.prompts.attributes = {"{}"};
+    io::TrajectorySamples s;
+    s.height = 1, s.width = 2, s.channels = 3, s.steps = 2, s.trained = 1, s.picture_height = 2, s.picture_width = 2;
+    s.sample_id = {1, 2}, s.prompt = {0, 0}, s.member = {0, 1}, s.noise_key = {1, 2, 3, 4};
+    s.sigma = {1, 0.5, 0, 1, 0.5, 0}, s.is_sde = {1, 0, 1, 0}, s.trained_step = {0, 0};
+    s.x.assign(12, 1), s.x_next.assign(12, 2), s.teacher_velocity.assign(12, 5), s.log_prob = {-1, -2}, s.log_prob_guided = {-3, -4};
+    s.latents.assign(12, 3), s.picture.assign(32, 4);
+    s.reward["alignment"] = {{1, 2}, {0.5, 0.5}, {1, 1}, {"because", "therefore"}};
+    s.total = {1, 2}, s.advantage = {-1, 1}, s.status = {0, 0};
+    shard.shapes = {s};
+    const fs::path rollout = directory_ / "rollout", path = rollout / "shard-00000.h5", expected = directory_ / "expected.h5";
+    fs::create_directories(rollout);
+    io::write_trajectory(path, shard);
+    io::drop_states(shard.shapes[0]);
+    io::write_trajectory(expected, shard);
+    io::Manifest manifest;
+    manifest.outputs[path.filename().string()] = {};
+    for (const std::string& name : io::publish_trajectory_index(rollout, std::vector{path.filename().string()})) manifest.outputs[name] = {};
+    io::publish_manifest(rollout, manifest);
+    {
+        const io::hdf5::Handle file(H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose);
+        for (const char* name : {"/shape-1x2/x", "/shape-1x2/x_next"}) ASSERT_GE(H5Ldelete(file.id(), name, H5P_DEFAULT), 0);
+    }
+    EXPECT_THROW(io::read_trajectory(path), Error);
+    retain(context({"storage.keep=all"}), rollout);
+    EXPECT_FALSE(gave_up_trajectories(rollout));
+    retain(context({"storage.keep=summary"}), rollout);
+    EXPECT_TRUE(gave_up_trajectories(rollout));
+    EXPECT_EQ(io::digest_file(path), io::digest_file(expected));
+    EXPECT_TRUE(io::is_complete(rollout));
+    EXPECT_EQ(io::read_trajectory(rollout / io::trajectory_index_name, {}, io::TrajectoryParts::summary).shapes.at(0).picture, s.picture);
+    retain(context({"storage.keep=nothing"}), rollout);
+    EXPECT_FALSE(fs::exists(path));
 }
 
 TEST_F(Run, TrainingStateWithAHoleIsRefused) {
