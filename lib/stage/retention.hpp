@@ -7,7 +7,7 @@
 namespace atelier::stage {
 
 /// Applies storage.keep to a directory of shards whose result is published: `all` leaves it;
-/// `summary` publishes it anew without states and final latents; `nothing` leaves the manifest
+/// `summary` publishes it anew without states, log-probabilities and velocities; `nothing` leaves the manifest
 /// alone, without outputs. The manifest stays true at every moment.
 void retain(const Context& context, const std::filesystem::path& directory);
 
