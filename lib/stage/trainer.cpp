@@ -180,8 +180,11 @@ double Trainer::gradient_norm() {
     if (settings_.zero > 0) world_.sum(std::span(&sum, 1));
     if (!std::isfinite(sum)) {
         const Numbers host(own_gradient_, Device::cpu);
-        ATELIER_FAIL(ErrorKind::numeric, "the gradient of update {} is not finite (number {} of this rank's shard)", state_.update + 1,
-                     optim::first_non_finite(host.span()));
+        const std::int64_t at = optim::first_non_finite(host.span());
+        std::string place = "in another rank's shard";
+        for (const auto& p : pieces_)
+            if (at >= p.local && at < p.local + p.count) place = fmt::format("element {} of {}", p.first + at - p.local, partition_.table().spec(p.row).name);
+        ATELIER_FAIL(ErrorKind::numeric, "the gradient of update {} is not finite ({})", state_.update + 1, place);
     }
     return std::sqrt(sum);
 }

@@ -26,6 +26,7 @@
 #include "stage/scorers.hpp"
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
+#include "stage/trainer.hpp"
 #include "stage/training_state.hpp"
 #include "stage/truth_gap.hpp"
 
@@ -295,6 +296,55 @@ TEST_F(Run, AShardThatCannotBeWrittenIsSaidAndEndsTheWriting) {
     EXPECT_THROW(writer.finish(), Error) << "it stays failed";
     EXPECT_TRUE(writer.digests().empty());
     EXPECT_TRUE(fs::is_empty(directory_));
+}
+
+/// The first of two ranks, of which the other's gradients are zeros, or not finite.
+class FirstOfTwo final : public comm::Communicator {
+  public:
+    bool other_is_finite = true;
+    int rank() const override { return 0; }
+    int size() const override { return 2; }
+    void barrier() override {}
+    void broadcast(std::span<std::byte>, int) override {}
+    void sum(std::span<float>) override {}
+    void sum(std::span<double> values) override {
+        if (!other_is_finite) values[0] = NAN;
+    }
+    void gather_shares(std::span<const std::byte>, std::span<std::byte>) override {}
+    void start_gather_shares(std::span<const std::byte>, std::span<std::byte>) override {}
+    void finish_gather() override {}
+    void sum_shares(std::span<const float> all, std::span<float> mine) override { std::copy_n(all.begin(), mine.size(), mine.begin()); }
+    double max(double value) override { return value; }
+    std::vector<std::vector<std::byte>> gather(std::span<const std::byte>) override { return {}; }
+    std::unique_ptr<comm::Communicator> split(int) override { return nullptr; }
+    std::unique_ptr<comm::Mailbox> mailbox() override { return nullptr; }
+    void abort(int) override { std::abort(); }
+};
+
+TEST(Trainer, AGradientThatIsNotFiniteIsNamed) {
+    const nn::ParameterTable table = blocks_table();
+    const Numbers weights(table.flat_size());
+    FirstOfTwo world;
+    for (const int zero : {0, 1}) {
+        Trainer trainer({nn::ParameterStore(table, weights.tensor()), nullptr, {}}, {}, {{}, 1, 0, {}, zero}, world);
+        const auto why = [&] {
+            try {
+                trainer.step(1e-3);
+            } catch (const Error& e) {
+                EXPECT_EQ(e.kind(), ErrorKind::numeric);
+                return e.message();
+            }
+            return std::string("(no error)");
+        };
+        for (const auto& [name, element] : {std::pair("stem", 3), std::pair("block.1", 5), std::pair("head", 0)}) {
+            trainer.zero_gradients();
+            trainer.gradients()[table.find(name)].f32()[element] = INFINITY;
+            EXPECT_EQ(why(), fmt::format("the gradient of update 1 is not finite (element {} of {})", element, name));
+        }
+        trainer.zero_gradients();
+        world.other_is_finite = zero == 0;
+        EXPECT_EQ(why(), zero == 0 ? "(no error)" : "the gradient of update 1 is not finite (in another rank's shard)");
+    }
 }
 
 TEST_F(Run, ASummaryIsKeptOfShardsWhoseStatesAreNotRead) {
