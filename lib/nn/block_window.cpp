@@ -61,6 +61,7 @@ void BlockWindow::acquire(int block) {
         start(partition_->of_block(block), slot->memory);
         finish();
     }
+    if (block == previous_) return;  // again: that says no direction, and what comes next came with the first time
     const int next = expected_after(block);
     previous_ = block;
     if (next < 0 || find(next) != nullptr) return;

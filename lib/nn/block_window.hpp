@@ -9,7 +9,7 @@
 namespace atelier::nn {
 
 /// Weights of which two blocks are in memory at a time: a block comes when it is acquired, and the next one, in the direction that the
-/// last two went, ahead of use. Rows of no block are there all the time. Where it rounds, blocks come in bf16, and of theirs what is no product's
+/// last two different ones went, ahead of use. Rows of no block are there all the time. Where it rounds, blocks come in bf16, and of theirs what is no product's
 /// operand is there all the time too, in fp32.
 class BlockWindow : public Residence {
   public:

@@ -69,6 +69,52 @@ void check_weights(comm::Communicator& world, const nn::Partition& partition) {
     store.release(3);
 }
 
+/// Says which blocks are brought; their numbers are nobody's.
+class CountedWindow final : public nn::BlockWindow {
+  public:
+    CountedWindow(const nn::Partition& partition, AfterLast after_last, Arena& arena)
+        : BlockWindow(partition, partition.table().blocks(), after_last, arena, Device::cpu, DType::f32) {}
+    Device device() const override { return Device::cpu; }
+    /// What is brought for such a sequence.
+    std::vector<int> brought(const std::vector<int>& acquired, int times) {
+        forget();
+        brought_.clear();
+        for (const int block : acquired)
+            for (int i = 0; i < times; ++i) {
+                acquire(block);
+                release(block);
+            }
+        return brought_;
+    }
+
+  private:
+    void start(const nn::Partition::Segment& segment, const Tensor&) override { brought_.push_back(segment.block); }
+    void finish() override {}
+    std::vector<int> brought_;
+};
+
+void check_window(const nn::Partition& partition) {
+    using AfterLast = nn::BlockWindow::AfterLast;
+    const auto check = [&](AfterLast after_last, const std::vector<int>& acquired, const std::vector<int>& expected) {
+        std::unique_ptr<CountedWindow> window;
+        const Arena arena = Arena::of("window", [&](Arena& taken) {
+            window.reset();
+            window = std::make_unique<CountedWindow>(partition, after_last, taken);
+        });
+        // As often as a block has rows: it is acquired for each of them where weights are saved.
+        for (const int times : {1, 2, 3}) {
+            const std::vector<int> found = window->brought(acquired, times);
+            ATELIER_CHECK(found == expected, "blocks {} acquired {} times each: {} brought, found {}", fmt::join(acquired, " "), times,
+                          fmt::join(expected, " "), fmt::join(found, " "));
+        }
+    };
+    // Forward; forward and backward, of which the last blocks are there when the direction turns; the same again.
+    check(AfterLast::before, {0, 1, 2, 3, 4}, {0, 1, 2, 3, 4});
+    check(AfterLast::before, {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}, {0, 1, 2, 3, 4, 2, 1, 0});
+    check(AfterLast::before, {0, 1, 2, 3, 4, 4, 3, 2, 1, 0, 0, 1, 2, 3, 4}, {0, 1, 2, 3, 4, 2, 1, 0, 2, 3, 4});
+    check(AfterLast::first, {0, 1, 2, 3, 4, 0, 1, 2}, {0, 1, 2, 3, 4, 0, 1, 2, 3});
+}
+
 /// Rows of every kind: operands of products in blocks and outside, one that is looked up as well, one whose rows don't begin at multiples of 16
 /// bytes, vectors.
 nn::ParameterTable device_table() {
@@ -224,6 +270,7 @@ int main(int argc, char** argv) {
         const nn::ParameterTable t = table();
         for (const int ranks : {1, 2, 3, 7, 64}) check_partition(nn::Partition(t, ranks));
         const nn::Partition partition(t, world.size());
+        check_window(partition);
         check_weights(world, partition);
         check_gradients(world, partition);
         return 0;
