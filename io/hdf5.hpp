@@ -100,7 +100,15 @@ class File {
     std::vector<T> read(const std::string& name, std::initializer_list<std::int64_t> expected) const;
     /// Rows [first, first + count) of the first axis.
     template <typename T>
-    std::vector<T> read_rows(const std::string& name, std::int64_t first, std::int64_t count) const;
+    std::vector<T> read_rows(const std::string& name, std::int64_t first, std::int64_t count) const {
+        return rows<T>(name).read(first, count);
+    }
+    /// The same of many pieces: the dataset is opened and checked once, for which HDF5 looks at each of its chunks. The file must stay open
+    /// and where it is.
+    template <typename T>
+    class Rows;
+    template <typename T>
+    Rows<T> rows(const std::string& name) const;
     std::vector<std::string> read_strings(const std::string& name) const;
 
     const std::filesystem::path& path() const { return path_; }
@@ -160,16 +168,32 @@ std::vector<T> File::read(const std::string& name, std::initializer_list<std::in
 }
 
 template <typename T>
-std::vector<T> File::read_rows(const std::string& name, std::int64_t first, std::int64_t count) const {
-    const Dataset from = dataset(name, DTypeOf<T>::value, {});
-    const auto& found = from.extents;
+class File::Rows {
+  public:
+    std::vector<T> read(std::int64_t first, std::int64_t count) const;
+
+  private:
+    friend class File;
+    Rows(const File& file, Dataset from) : file_(&file), from_(std::move(from)) {}
+    const File* file_;
+    Dataset from_;
+};
+
+template <typename T>
+File::Rows<T> File::rows(const std::string& name) const {
+    return {*this, dataset(name, DTypeOf<T>::value, {})};
+}
+
+template <typename T>
+std::vector<T> File::Rows<T>::read(std::int64_t first, std::int64_t count) const {
+    const auto& found = from_.extents;
     ATELIER_CHECK_INPUT(!found.empty() && first >= 0 && first <= found[0] && count >= 0 && count <= found[0] - first,
-                        "{}: rows [{}, {}) of {} with {} rows", path_.string(), first, first + count, name,
+                        "{}: rows [{}, {}) of {} with {} rows", file_->path().string(), first, first + count, from_.name,
                         found.empty() ? 0 : found[0]);
     std::int64_t per_row = 1;
     for (std::size_t i = 1; i < found.size(); ++i) per_row *= found[i];
     std::vector<T> out(static_cast<std::size_t>(count * per_row));
-    if (!out.empty()) read_raw(from, DTypeOf<T>::value, first, count, out.data());
+    if (!out.empty()) file_->read_raw(from_, DTypeOf<T>::value, first, count, out.data());
     return out;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <optional>
 
 #include "io/hdf5.hpp"
 
@@ -52,14 +53,16 @@ Stored open_stored(const fs::path& path, std::int64_t flat_size) {
 /// Fills a shard's vector from all files; what no file holds, or two hold, is an error.
 void gather(const std::vector<Stored>& files, const std::string& name, const std::vector<Run>& wanted, const Tensor& shard,
             const fs::path& policy) {
+    std::vector<std::optional<io::hdf5::File::Rows<float>>> numbers(files.size());  // of files that hold what is wanted
     for (const Run& w : wanted) {
         std::vector<std::pair<std::int64_t, std::int64_t>> found;
-        for (const Stored& s : files)
-            for (const Run& r : s.runs) {
+        for (std::size_t file = 0; file < files.size(); ++file)
+            for (const Run& r : files[file].runs) {
                 const std::int64_t from = std::max(w.global, r.global), to = std::min(w.global + w.count, r.global + r.count);
                 if (from >= to) continue;
+                if (!numbers[file]) numbers[file] = files[file].file.rows<float>("/" + name);
                 for (std::int64_t at = from; at < to; at += piece_numbers) {
-                    const auto part = s.file.read_rows<float>("/" + name, r.local + (at - r.global), std::min(piece_numbers, to - at));
+                    const auto part = numbers[file]->read(r.local + (at - r.global), std::min(piece_numbers, to - at));
                     const auto count = static_cast<std::int64_t>(part.size()), to_place = w.local + (at - w.global);
                     transfer(Tensor::of(part.data(), {count}), shard.slice(to_place, to_place + count));
                 }
