@@ -462,15 +462,16 @@ bool write_chunks(hid_t set, const Chunks& c, std::int64_t first, std::int64_t c
 /// Reads rows by whole chunks past HDF5's filters, and checks their sums. False: this dataset is to be read by HDF5's own means, which also
 /// says whether it is damaged.
 bool read_chunks(hid_t set, const Chunks& c, std::int64_t first, std::int64_t count, std::byte* out) {
-    if (first % c.rows != 0) return false;
     std::vector<std::byte> staged;
     std::array<hsize_t, H5S_MAX_RANK> offset{};
-    for (std::int64_t row = first; row < first + count; row += c.rows) {
+    std::int64_t skipped = first % c.rows;  // of the first chunk
+    for (std::int64_t row = first - skipped; row < first + count; row += c.rows, skipped = 0) {
         offset[0] = static_cast<hsize_t>(row);
         hsize_t stored = 0;
         if (H5Dget_chunk_storage_size(set, offset.data(), &stored) < 0 || stored != c.bytes + 4) return false;
-        // Into its place, where the checksum behind it falls on what the next chunk brings; the last one's place is not large enough.
-        const bool fits = (first + count - row - c.rows) * static_cast<std::int64_t>(c.row_bytes()) >= 4;
+        // Into its place, where the checksum behind it falls on what the next chunk brings; the last one's place is not large enough, nor
+        // that of a first one of which rows are skipped.
+        const bool fits = skipped == 0 && (first + count - row - c.rows) * static_cast<std::int64_t>(c.row_bytes()) >= 4;
         if (!fits) staged.resize(c.bytes + 4);
         std::byte* to = fits ? out : staged.data();
         std::uint32_t mask = 0;
@@ -478,8 +479,8 @@ bool read_chunks(hid_t set, const Chunks& c, std::int64_t first, std::int64_t co
         Fletcher32 sum;
         sum.update(to, c.bytes);
         if (std::memcmp(sum.stored().data(), to + c.bytes, 4) != 0) return false;
-        const std::size_t filled = static_cast<std::size_t>(std::min(c.rows, first + count - row)) * c.row_bytes();
-        if (!fits) std::memcpy(out, to, filled);
+        const std::size_t filled = static_cast<std::size_t>(std::min(c.rows, first + count - row) - skipped) * c.row_bytes();
+        if (!fits) std::memcpy(out, to + static_cast<std::size_t>(skipped) * c.row_bytes(), filled);
         out += filled;
     }
     return true;

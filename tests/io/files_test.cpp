@@ -545,7 +545,7 @@ TEST_F(Files, ChecksumsAreHdf5sOwn) {
                 EXPECT_EQ(parts.value(), whole.value()) << size << " " << kind << " " << piece;
             }
         }
-    // HDF5's own filter accepts them: rows that begin within a chunk are read through it.
+    // HDF5's own filter accepts them.
     std::vector<float> values(1'000'003);
     fill_normal(random_key(2, RandomUse::test), values);
     {
@@ -553,9 +553,64 @@ TEST_F(Files, ChecksumsAreHdf5sOwn) {
         file.write("/x", Tensor::of(values.data(), {1'000'003}));
         file.close();
     }
-    const auto file = hdf5::File::open(directory_ / "sums.h5");
-    EXPECT_EQ(file.read_rows<float>("/x", 1, 1'000'002), std::vector<float>(values.begin() + 1, values.end()));
-    EXPECT_EQ(file.read<float>("/x", {-1}), values);
+    {
+        const hdf5::Handle file(H5Fopen((directory_ / "sums.h5").c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose), set(H5Dopen2(file.id(), "/x", H5P_DEFAULT), H5Dclose);
+        std::vector<float> found(values.size());
+        ASSERT_GE(H5Dread(set.id(), H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, found.data()), 0);
+        EXPECT_EQ(found, values);
+    }
+    EXPECT_EQ(hdf5::File::open(directory_ / "sums.h5").read<float>("/x", {-1}), values);
+}
+
+TEST_F(Files, RowsThatBeginAndEndWithinChunks) {
+    // Chunks of many rows, of a few, of one; the last one may not be full.
+    for (const std::int64_t per_row : {1, 3, 40'001, 300'000}) {
+        const auto path = directory_ / "rows.h5";
+        const std::int64_t chunk = std::max<std::int64_t>((1 << 20) / (per_row * 4), 1);
+        for (const std::int64_t rows : {2 * chunk, 2 * chunk + 1, chunk + chunk / 2 + 1}) {
+            std::vector<float> values(static_cast<std::size_t>(rows * per_row));
+            for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+            auto made = hdf5::File::create(path);
+            made.write("/x", Tensor::of(values.data(), {rows, per_row}));
+            made.close();
+            ASSERT_EQ(hdf5::File::chunk_rows(DType::f32, {rows, per_row}), chunk);
+            const auto file = hdf5::File::open(path);
+            const auto all = file.rows<float>("/x");
+            for (const std::int64_t first : {std::int64_t{0}, std::int64_t{1}, chunk - 1, chunk + 1})
+                for (const std::int64_t end : {first, first + 1, chunk, chunk + 1, 2 * chunk - 1, 2 * chunk, rows - 1, rows}) {
+                    if (first > end || end > rows) continue;
+                    const std::vector<float> expected(values.begin() + first * per_row, values.begin() + end * per_row);
+                    EXPECT_TRUE(all.read(first, end - first) == expected) << per_row << " " << rows << ": " << first << " to " << end;
+                }
+            EXPECT_THAT(refusal(ErrorKind::input, [&] { (void)all.read(rows - 1, 2); }), HasSubstr(fmt::format("of /x with {} rows", rows)));
+        }
+    }
+}
+
+TEST_F(Files, ChecksumsOfChunksThatAreReadInPartAreCompared) {
+    const auto path = directory_ / "rows.h5";
+    const std::int64_t chunk = (1 << 20) / 4, rows = 3 * chunk;
+    std::vector<float> values(static_cast<std::size_t>(rows));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+    auto made = hdf5::File::create(path);
+    made.write("/x", Tensor::of(values.data(), {rows}));
+    made.close();
+    // A flipped bit in one number: every read that touches its chunk sees it, whichever of the chunk's rows are asked for.
+    const std::int64_t damaged = chunk + 7;
+    std::string bytes = text_of(path);
+    const std::string number(reinterpret_cast<const char*>(values.data() + damaged), 8);
+    const std::size_t at = bytes.find(number);
+    ASSERT_NE(at, std::string::npos);
+    bytes[at] = static_cast<char>(bytes[at] ^ 1);
+    std::ofstream(path, std::ios::binary) << bytes;
+    const auto file = hdf5::File::open(path);
+    const std::vector<std::pair<std::int64_t, std::int64_t>> touching{{0, chunk + 1}, {chunk - 1, chunk + 1}, {chunk + 100, chunk + 200}, {chunk + 100, rows}, {1, rows}};
+    for (const auto& range : touching)
+        EXPECT_THAT(refusal(ErrorKind::input, [&] { (void)file.read_rows<float>("/x", range.first, range.second - range.first); }),
+                    HasSubstr("its checksum does not fit"))
+            << range.first << " to " << range.second;
+    EXPECT_EQ(file.read_rows<float>("/x", 1, chunk - 1), std::vector<float>(values.begin() + 1, values.begin() + chunk));
+    EXPECT_EQ(file.read_rows<float>("/x", 2 * chunk + 1, chunk - 1), std::vector<float>(values.begin() + 2 * chunk + 1, values.end()));
 }
 
 TEST_F(Files, AFileThatIsNotClosedLeavesNothing) {
