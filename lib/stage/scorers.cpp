@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
+#include <set>
 
 #include "identity/identity_scorer.hpp"
 #include "judge/http_judge.hpp"
-#include "stage/gather.hpp"
 #include "stage/scoring.hpp"
+#include "stage/shard_writer.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -218,30 +219,45 @@ void check_scorer_files(const Context& c) {
 
 namespace {
 
-std::map<std::string, io::FileDigest> read_scorer_inputs(const Context& c) {
-    std::map<std::string, io::FileDigest> inputs;
-    for (const std::filesystem::path& file : identity_files(c.config))
-        inputs["identity/" + file.filename().string()] = io::digest_file(file);
-    if (c.config.text("reward.scorer") == "world") return inputs;
+/// A file that verdicts are made from.
+struct ScorerFile {
+    std::filesystem::path path;
+    bool may_be_published = false;  ///< a manifest beside it may say its digest
+};
+
+/// What a native judge reads of its directory, by name. Empty: there are no weights yet.
+std::set<std::string> judge_files(const std::filesystem::path& directory) {
+    std::set<std::string> names;
+    if (weights_in(directory).empty()) return names;
+    const io::Safetensors weights = vlm::open_weights(directory);
+    for (const auto& [name, tensor] : weights.tensors()) names.insert(tensor.file->path().lexically_relative(directory).string());
+    names.insert(weights.path().lexically_relative(directory).string());  // the index, where there is one
+    for (const char* name : {"config.json", "tokenizer.json", "processor_config.json", "preprocessor_config.json"})
+        if (std::filesystem::exists(directory / name)) names.insert(name);
+    return names;
+}
+
+std::map<std::string, ScorerFile> scorer_files(const Context& c) {
+    std::map<std::string, ScorerFile> files;
+    for (const std::filesystem::path& file : identity_files(c.config)) files["identity/" + file.filename().string()] = {file};
+    if (c.config.text("reward.scorer") == "world") return files;
     for (const auto& [kind, templates] : judge_templates(c.config))
-        for (const judge::Template& t : templates)
-            inputs["judge/" + kind + "/" + t.dimension] = io::digest_file(t.path);
+        for (const judge::Template& t : templates) files["judge/" + kind + "/" + t.dimension] = {t.path};
     if (c.config.text("reward.scorer") == "judge")
-        for (const auto directory = judge_directory(c); const char* name : weights_in(directory))
-            inputs[std::string("judge/") + name] = stated_digest(directory, name);
-    return inputs;
+        for (const auto directory = judge_directory(c); const std::string& name : judge_files(directory)) files["judge/" + name] = {directory / name, true};
+    return files;
 }
 
 }  // namespace
 
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& c) {
-    nlohmann::json read = nlohmann::json::object();
-    if (c.world->is_root())
-        for (const auto& [name, digest] : read_scorer_inputs(c)) read[name] = {digest.size, digest.hash};
-    const nlohmann::json of_root = gather_json(*c.world, read).front();
-    std::map<std::string, io::FileDigest> inputs;
-    for (const auto& [name, digest] : of_root.items()) inputs[name] = {digest.at(0).get<std::uint64_t>(), digest.at(1).get<std::string>()};
-    return inputs;
+    std::map<std::string, io::FileDigest> mine;
+    std::size_t turn = 0;
+    for (const auto& [name, file] : scorer_files(c)) {
+        if (!c.is_mine(turn++)) continue;
+        mine[name] = file.may_be_published ? stated_digest(file.path.parent_path(), file.path.filename().string()) : io::digest_file(file.path);
+    }
+    return gather_digests(*c.world, mine);
 }
 
 std::string inputs_hash(const std::map<std::string, io::FileDigest>& scorer, std::span<const Prompt> prompts) {

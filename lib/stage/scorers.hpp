@@ -36,8 +36,9 @@ void check_scorer(const config::Config& config);
 /// there is (check_weights). Reads no weight. Throws Error(input) or Error(usage).
 void check_scorer_files(const Context& context);
 
-/// What a manifest names as the scorer's inputs: the judge's templates and weights, the networks of identity. Read by rank 0; the same on
-/// every rank. Collective.
+/// What a manifest names as the scorer's inputs: the judge's templates, every file of its weights, its configuration, tokenizer and
+/// processor, the networks of identity. Each file is read by one rank, and not at all where stated_digest() knows it; the same on every
+/// rank. Collective.
 std::map<std::string, io::FileDigest> scorer_inputs(const Context& context);
 
 /// Hash of what prompts' pictures and scores are made from beside configuration and weights: the scorer's inputs; of each prompt id, task,

@@ -154,5 +154,7 @@ for task in t2i edit; do
     code 0 ranks 3 rollout own-ranks-$task --policy $task --iteration 1
     same_scores own-$task own-ranks-$task $task
 done
-grep -q "judge/model.safetensors" "$work/own-t2i/t2i/iter-0001/rollout/manifest.json" || fail "the judge's weights are not in the manifest"
+for file in model.safetensors config.json tokenizer.json processor_config.json; do
+    grep -q "judge/$file" "$work/own-t2i/t2i/iter-0001/rollout/manifest.json" || fail "the judge's $file is not in the manifest"
+done
 echo "judge: all checks passed"

@@ -857,6 +857,40 @@ TEST_F(Run, InputsOfAShardAreThePromptsTheirPicturesAndTheScorersFiles) {
     EXPECT_THROW(is_new(p, scorer), Error);
 }
 
+TEST_F(Run, TheScorersFilesAreAllThatAJudgeIsReadFrom) {
+    const auto world = comm::make_self();
+    const fs::path judge = directory_ / "judge";
+    fs::create_directories(judge);
+    const std::vector<float> numbers{1, 2, 3};
+    const Tensor values = Tensor::of(numbers.data(), {3});
+    const auto written = io::write_sharded(judge, "model", {{.name = "first", .values = values}, {.name = "second", .values = values}}, 16);
+    ASSERT_EQ(written.size(), 3u) << "two shards and their index";
+    for (const char* name : {"config.json", "tokenizer.json", "preprocessor_config.json", "generation_config.json"}) std::ofstream(judge / name) << "{ }";
+    Context c = context({"reward.scorer=judge", "judge.directory=" + judge.string(),
+                         "judge.templates=" + (fs::path(ATELIER_SOURCE_DIR) / "configs/judge").string()});
+    c.world = world.get();
+    const auto before = scorer_inputs(c);
+    EXPECT_TRUE(before.contains("judge/t2i/alignment"));
+    EXPECT_FALSE(before.contains("judge/generation_config.json"));
+    std::vector<std::string> read = written;
+    read.insert(read.end(), {"config.json", "tokenizer.json", "preprocessor_config.json"});
+    for (const std::string& name : read) {
+        ASSERT_TRUE(before.contains("judge/" + name)) << name;
+        EXPECT_EQ(before.at("judge/" + name), io::digest_file(judge / name));
+    }
+    const fs::path shard = judge / written[0];
+    ASSERT_TRUE(shard.string().ends_with(".safetensors"));
+    std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(fs::file_size(shard)) - 1);
+    file.put('\x41');  // the sign and exponent of the last number, a 3
+    file.close();
+    const auto after = scorer_inputs(c);
+    EXPECT_NE(after, before) << "another number in a shard, the index as before";
+    EXPECT_NE(inputs_hash(after, {}), inputs_hash(before, {}));
+    fs::remove(judge / "model.safetensors.index.json");
+    EXPECT_FALSE(scorer_inputs(c).contains("judge/config.json")) << "without weights there is no judge yet";
+}
+
 TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
     const auto world = comm::make_self();
     Context c = context({});
