@@ -35,11 +35,6 @@ std::string text_of(const Json& object, const char* key) {
     return value != nullptr && value->is_string() ? value->get<std::string>() : std::string();
 }
 
-/// Whether a reason says anything: a letter of any alphabet.
-bool says_something(std::string_view text) {
-    return std::any_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80 || std::isalpha(static_cast<unsigned char>(c)) != 0; });
-}
-
 /// A token as it stands in the text: its bytes where they are given, since a character may be cut over several tokens.
 std::string spelling_of(const Json& token) {
     const Json* bytes = member(token, "bytes");
@@ -99,6 +94,10 @@ std::string_view trimmed(std::string_view text, std::string_view what) {
     const auto begin = text.find_first_not_of(what);
     if (begin == std::string_view::npos) return {};
     return text.substr(begin, text.find_last_not_of(what) - begin + 1);
+}
+
+bool says_something(std::string_view text) {
+    return std::any_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80 || std::isalpha(static_cast<unsigned char>(c)) != 0; });
 }
 
 std::string excerpt(std::string_view text, std::size_t most) {

@@ -23,6 +23,9 @@ inline constexpr std::string_view blanks = " \t\r\n";
 /// A text without any of these characters at its ends.
 std::string_view trimmed(std::string_view text, std::string_view what = blanks);
 
+/// Whether a reason says anything: a letter of any alphabet.
+bool says_something(std::string_view text);
+
 /// What a judge wrote, taken apart.
 struct Answer {
     std::string reason;

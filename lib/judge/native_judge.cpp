@@ -416,14 +416,14 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
     const auto marker = line.reason.rfind(score_marker);
     verdict.reason = std::string(trimmed(std::string_view(line.reason).substr(0, marker)));
     std::replace(verdict.reason.begin(), verdict.reason.end(), '\0', ' ');
-    const bool is_empty = verdict.reason.empty();
+    const bool has_reason = says_something(verdict.reason);  // what is appended is not the judge's
     if (line.is_cut) verdict.reason += std::string(" ") + cut_mark;
     if (applies) {
         const vlm::ScoreReading read = vlm::read_score(logits, tokens.candidates);
         verdict.score = read.expected_score;
         if (read.probability_of_candidates < least_score_mass) verdict.reason += std::string(" ") + unlikely_mark;
     }
-    if (is_empty)
+    if (!has_reason)
         finish(line, nullptr, text.dimension + ": the judge gave no reason");
     else if (!std::isfinite(verdict.score))
         finish(line, nullptr, text.dimension + ": the judge's score is no number");

@@ -79,6 +79,11 @@ TEST(Answer, WhatIsNone) {
     EXPECT_FALSE(parse_answer(make_template(true), "No face.\nScore: none").applies);
 }
 
+TEST(Answer, AReasonHasALetterOfAnyAlphabet) {
+    for (const char* text : {"Lovely.", "- a", "\xc3\xa9", "\xe7\x8c\xab", "3 b"}) EXPECT_TRUE(says_something(text)) << text;
+    for (const char* text : {"", " \n", ".", "1.", "**", "4/5 ..."}) EXPECT_FALSE(says_something(text)) << text;
+}
+
 TEST(Completion, TheScoreIsTheExpectation) {
     const std::vector<double> p{0.02, 0.08, 0.1, 0.5, 0.25};
     const auto verdict = read_completion(make_template(), completion("Two cats.\nScore: 4", p));
