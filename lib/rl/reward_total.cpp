@@ -7,16 +7,16 @@
 
 namespace atelier::rl {
 
-int gate_tiers(const TierGate& gate, std::span<const int> tiers,
+int gate_tiers(const TierGate& gate, std::span<const std::int64_t> tiers,
                std::span<const std::uint8_t> present, std::span<float> scores) {
-    ATELIER_CHECK(present.size() == scores.size(), "{} presence flags for {} scores",
-                  present.size(), scores.size());
+    ATELIER_CHECK(present.size() == scores.size() && tiers.size() == scores.size(),
+                  "{} presence flags and {} tiers for {} scores", present.size(), tiers.size(),
+                  scores.size());
+    ATELIER_CHECK(std::is_sorted(tiers.begin(), tiers.end()), "tiers do not stand lowest first");
     int lowered = 0;
-    std::optional<double> cap;
-    for (const int tier : tiers) {
-        ATELIER_CHECK(tier >= 0 && static_cast<std::size_t>(tier) < scores.size(),
-                      "tier {} of {} dimensions", tier, scores.size());
-        const auto k = static_cast<std::size_t>(tier);
+    std::optional<double> cap, next;  // of this tier, and of those above it
+    for (std::size_t k = 0; k < scores.size(); ++k) {
+        if (k > 0 && tiers[k] > tiers[k - 1]) cap = next;
         if (!present[k]) continue;
         ATELIER_CHECK_KIND(
             ErrorKind::numeric, std::isfinite(scores[k]),
@@ -27,7 +27,7 @@ int gate_tiers(const TierGate& gate, std::span<const int> tiers,
             scores[k] = static_cast<float>(*cap);
             ++lowered;
         }
-        if (own < gate.gate) cap = std::min(cap.value_or(own), gate.cap.value_or(own));
+        if (own < gate.gate) next = std::min(next.value_or(own), gate.cap.value_or(own));
     }
     return lowered;
 }

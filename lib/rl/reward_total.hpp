@@ -13,10 +13,10 @@ struct TierGate {
         cap;  ///< what the tiers above are capped at; none: the failing tier's own score
 };
 
-/// Caps `scores` [K] of one sample in place. `tiers`: indices into scores, lowest tier first;
-/// dimensions not named are left alone. An absent tier neither fails nor is touched. Returns how
+/// Caps `scores` [K] of one sample in place. `tiers`: of each dimension, lowest first; dimensions of
+/// one tier do not cap each other. An absent score neither fails nor is touched. Returns how
 /// many scores were lowered. Throws Error(numeric) for a present score that is not finite.
-int gate_tiers(const TierGate& gate, std::span<const int> tiers,
+int gate_tiers(const TierGate& gate, std::span<const std::int64_t> tiers,
                std::span<const std::uint8_t> present, std::span<float> scores);
 
 /// sum w_k R_k / sum w_k over the dimensions present in one sample; none if no weighted dimension

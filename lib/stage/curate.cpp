@@ -74,12 +74,12 @@ void calibrate(const Context& c, const PoolScores& scores, Curated& out, nlohman
 }
 
 PoolScores read_scores(const Context& c, const std::filesystem::path& directory, std::size_t groups, int members,
-                   const std::vector<std::string>& dimensions) {
+                   const std::vector<std::string>& dimensions, const Tiers& tiers) {
     PoolScores scores{static_cast<std::size_t>(members), dimensions, {}};
     const double gate = c.kind(c.policy) == "t2i" ? c.config.number("reward.gate") : 0.0;
     for (std::size_t unit = 0; unit < groups; ++unit) {
         const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(), io::TrajectoryParts::scores);
-        scores.add(gated_scores(shard.shapes.at(0), dimensions, gate));
+        scores.add(gated_scores(shard.shapes.at(0), dimensions, gate, tiers));
     }
     return scores;
 }
@@ -183,7 +183,9 @@ int run_curate(const Context& given) {
     if (c.world->is_root()) {
         io::remove_temporaries(c.run.curated(c.policy).parent_path(),
                                c.run.curated(c.policy).filename().string());
-        const Decided decided = publish_curated(c, prompts, read_scores(c, directory, prompts.size(), spec.members, rollout.dimensions(c.kind(c.policy))));
+        const std::string& kind = c.kind(c.policy);
+        const PoolScores scores = read_scores(c, directory, prompts.size(), spec.members, rollout.dimensions(kind), rollout.tiers(kind));
+        const Decided decided = publish_curated(c, prompts, scores);
         manifest.outputs = rollout.take_digests();
         for (std::size_t unit = 0; unit < prompts.size(); ++unit) manifest.outputs.try_emplace(GroupRollout::shard_name(unit));
         manifest.inputs["pool"] = {0, decided.pool_hash};

@@ -251,7 +251,7 @@ void GroupRollout::write(Pending group, const std::map<std::string, CategoryWeig
         if (const auto found = task->second.find(prompt.category); found != task->second.end())
             named = found->second;
     const double gate = kind == "t2i" ? context_.config.number("reward.gate") : 0.0;
-    set_advantages(gated_scores(s, scoring_.dimensions(kind), gate), named,
+    set_advantages(gated_scores(s, scoring_.dimensions(kind), gate, scoring_.tiers(kind)), named,
                    context_.config.number("reward.min_spread"), s);
     writer_.put(directory_ / shard_name(group.unit), std::move(group.shard));
 }

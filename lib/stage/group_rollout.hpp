@@ -41,6 +41,8 @@ class GroupRollout {
     const std::vector<std::string>& dimensions(const std::string& kind) const {
         return scoring_.dimensions(kind);
     }
+    /// Their tiers.
+    const Tiers& tiers(const std::string& kind) const { return scoring_.tiers(kind); }
     static std::string shard_name(std::size_t unit);
     const std::string& model_hash() const { return model_hash_; }
     /// What the manifest names as the scorer's inputs.

@@ -140,6 +140,19 @@ std::vector<std::string> scored_dimensions(const config::Config& config, const s
     return dimensions;
 }
 
+std::map<std::string, std::int64_t> dimension_tiers(const config::Config& config, const std::string& kind) {
+    std::map<std::string, std::int64_t> tiers;
+    std::int64_t next = 0;
+    if (config.text("reward.scorer") != "world")
+        for (const auto templates = judge_templates(config); const judge::Template& t : templates.at(kind)) {
+            tiers[t.dimension] = t.tier;
+            next = std::max(next, t.tier + 1);
+        }
+    for (const std::string& dimension : scored_dimensions(config, kind))
+        if (tiers.try_emplace(dimension, next).second) ++next;
+    return tiers;
+}
+
 std::unique_ptr<reward::Scorer> make_scorer(const Context& c) {
     check_scorer(c.config);
     std::unique_ptr<reward::Scorer> scorer = with_identity(c.config, make_named(c));

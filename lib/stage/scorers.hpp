@@ -23,6 +23,9 @@ std::map<std::string, std::vector<judge::Template>> judge_templates(const config
 /// Error(input) for the judge's templates.
 std::vector<std::string> scored_dimensions(const config::Config& config, const std::string& kind);
 
+/// The tier of each of them, by name: its template's; a measure has one of its own, above those before it. Throws as scored_dimensions().
+std::map<std::string, std::int64_t> dimension_tiers(const config::Config& config, const std::string& kind);
+
 /// The scorer that [reward] truth names; null: none.
 std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
 

@@ -42,6 +42,7 @@ reward::PoolConfig pool_config(const config::Config& config) {
 }
 
 Scoring::Scoring(const Context& c) : context_(c), truth_(make_truth(c.config)), judging_(c.judges) {
+    for (const std::string& task : c.config.tasks()) tiers_[c.kind(task)] = dimension_tiers(c.config, c.kind(task));
     if (c.judges != nullptr) {
         c.judges->open();
         return;
@@ -130,10 +131,10 @@ int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::Traj
     return absent;
 }
 
-GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::string>& tiers,
-                         double gate) {
+GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::string>& dimensions,
+                         double gate, const Tiers& tiers) {
     GroupScores group;
-    for (const std::string& name : tiers) {
+    for (const std::string& name : dimensions) {
         const auto column = s.reward.find(name);
         if (column != s.reward.end() && std::count(column->second.present.begin(),
                                                    column->second.present.end(), 0) < s.samples())
@@ -150,10 +151,10 @@ GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::
         }
     }
     if (gate <= 0) return group;
-    std::vector<int> order(k);
-    for (std::size_t d = 0; d < k; ++d) order[d] = static_cast<int>(d);
+    std::vector<std::int64_t> own(k);
+    for (std::size_t d = 0; d < k; ++d) own[d] = tiers.at(group.dimensions[d]);
     for (std::size_t m = 0; m < n; ++m)
-        rl::gate_tiers({gate, std::nullopt}, order, std::span(group.present).subspan(m * k, k),
+        rl::gate_tiers({gate, std::nullopt}, own, std::span(group.present).subspan(m * k, k),
                        std::span(group.scores).subspan(m * k, k));
     return group;
 }

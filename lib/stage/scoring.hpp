@@ -13,6 +13,9 @@
 
 namespace atelier::stage {
 
+/// Tiers of a kind's dimensions, by name.
+using Tiers = std::map<std::string, std::int64_t>;
+
 /// How a rank's pool of scoring threads is set up.
 reward::PoolConfig pool_config(const config::Config& config);
 
@@ -33,6 +36,8 @@ class Scoring {
     void add_truth(const std::vector<const Prompt*>& prompts, io::TrajectorySamples& samples) const;
     /// Every dimension of a kind, lowest tier first.
     const std::vector<std::string>& dimensions(const std::string& kind) const;
+    /// Their tiers.
+    const Tiers& tiers(const std::string& kind) const { return tiers_.at(kind); }
 
   private:
     const Context& context_;
@@ -40,6 +45,7 @@ class Scoring {
     std::unique_ptr<reward::Scorer> truth_;   ///< null: none
     std::unique_ptr<reward::Pool> pool_;      ///< null: on the judges
     reward::Judging* judging_;
+    std::map<std::string, Tiers> tiers_;  ///< by kind
 };
 
 /// Writes outcomes into the samples' reward columns; samples that could not be scored get status
@@ -55,9 +61,9 @@ struct GroupScores {
     std::vector<float> scores;            ///< [members, K]
     std::vector<std::uint8_t> present;    ///< [members, K]
 };
-/// `tiers`: all dimensions of the kind, lowest tier first; `gate` 0: no gating.
+/// `dimensions`: all of the kind, lowest tier first; `tiers`: theirs; `gate` 0: no gating, and no tier is asked for.
 GroupScores gated_scores(const io::TrajectorySamples& samples,
-                         const std::vector<std::string>& tiers, double gate);
+                         const std::vector<std::string>& dimensions, double gate, const Tiers& tiers = {});
 
 /// Totals and advantages of a group from its scores and its category's weights (dimensions without
 /// a weight weigh 1). A dimension whose scores range over less than `min_spread` keeps its place in

@@ -120,7 +120,7 @@ TEST(Advantage, BadNumbersAreRejected) {
 }
 
 TEST(Tiers, AFailedTierCapsThoseAbove) {
-    const std::vector<int> tiers{0, 1, 2};
+    const std::vector<std::int64_t> tiers{0, 1, 2};
     std::vector<float> scores{2, 5, 1.5f};
     EXPECT_EQ(gate_tiers({3.0, {}}, tiers, std::vector<std::uint8_t>{1, 1, 1}, scores), 1);
     EXPECT_THAT(scores, ElementsAre(2.0f, 2.0f, 1.5f));
@@ -135,6 +135,22 @@ TEST(Tiers, AFailedTierCapsThoseAbove) {
     EXPECT_EQ(scores[2], 2.5f);
     scores = {2, absent, 4};
     EXPECT_THROW(gate_tiers({}, tiers, std::vector<std::uint8_t>{1, 1, 1}, scores), Error);
+}
+
+TEST(Tiers, DimensionsOfOneTierDoNotCapEachOther) {
+    const std::vector<std::int64_t> tiers{0, 1, 1, 4};
+    const std::vector<std::uint8_t> all{1, 1, 1, 1};
+    std::vector<float> scores{4, 2, 5, 4.5f};
+    EXPECT_EQ(gate_tiers({3.0, {}}, tiers, all, scores), 1);
+    EXPECT_THAT(scores, ElementsAre(4.0f, 2.0f, 5.0f, 2.0f));
+    scores = {2.5f, 2, 1.5f, 4.5f};
+    EXPECT_EQ(gate_tiers({3.0, {}}, tiers, all, scores), 1);
+    EXPECT_THAT(scores, ElementsAre(2.5f, 2.0f, 1.5f, 1.5f)) << "the lowest of those that fail caps those above";
+    scores = {4, absent, 2, 4.5f};
+    EXPECT_EQ(gate_tiers({3.0, {}}, tiers, std::vector<std::uint8_t>{1, 0, 1, 1}, scores), 1);
+    EXPECT_EQ(scores[3], 2.0f);
+    scores = {1, 1, 1, 1};
+    EXPECT_THROW(gate_tiers({}, std::vector<std::int64_t>{0, 2, 1, 3}, all, scores), Error);
 }
 
 TEST(Total, IsTheMeanOverPresentDimensions) {

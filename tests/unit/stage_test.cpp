@@ -9,6 +9,7 @@
 #include <functional>
 #include <set>
 
+#include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
 #include "io/manifest.hpp"
@@ -68,11 +69,20 @@ const float absent = std::nanf("");
 TEST(Scores, TiersAreGatedAndAbsentDimensionsLeftOut) {
     const auto s =
         group({{"alignment", {2, 4}}, {"aesthetics", {5, 5}}, {"portrait", {absent, absent}}});
-    const auto open = gated_scores(s, tiers, 0), gated = gated_scores(s, tiers, 3);
+    const auto open = gated_scores(s, tiers, 0), gated = gated_scores(s, tiers, 3, {{"alignment", 0}, {"aesthetics", 1}, {"portrait", 2}});
     EXPECT_THAT(open.dimensions, ElementsAre("alignment", "aesthetics"));
     EXPECT_THAT(open.scores, ElementsAre(2, 5, 4, 5));
     EXPECT_THAT(gated.scores, ElementsAre(2, 2, 4, 5))
         << "a picture that shows something else earns nothing by being pretty";
+}
+
+TEST(Scores, DimensionsOfOneTierDoNotGateEachOther) {
+    const std::vector<std::string> names{"alignment", "aesthetics", "light", "portrait"};
+    const auto s = group({{"alignment", {4, 4}}, {"aesthetics", {2, 4}}, {"light", {5, 1}}, {"portrait", {5, 5}}});
+    EXPECT_THAT(gated_scores(s, names, 3, {{"alignment", 0}, {"aesthetics", 1}, {"light", 1}, {"portrait", 2}}).scores,
+                ElementsAre(4, 2, 5, 2, 4, 4, 1, 1));
+    EXPECT_THAT(gated_scores(s, names, 3, {{"alignment", 0}, {"aesthetics", 1}, {"light", 2}, {"portrait", 3}}).scores,
+                ElementsAre(4, 2, 2, 2, 4, 4, 1, 1));
 }
 
 TEST(TruthGap, IsTakenWhereBothHaveAScore) {
@@ -889,6 +899,24 @@ TEST_F(Run, TheScorersFilesAreAllThatAJudgeIsReadFrom) {
     EXPECT_NE(inputs_hash(after, {}), inputs_hash(before, {}));
     fs::remove(judge / "model.safetensors.index.json");
     EXPECT_FALSE(scorer_inputs(c).contains("judge/config.json")) << "without weights there is no judge yet";
+}
+
+TEST_F(Run, TiersAreTheTemplatesAndEachMeasuresOwn) {
+    EXPECT_EQ(dimension_tiers(context({}).config, "t2i"), (Tiers{{"alignment", 0}, {"aesthetics", 1}, {"portrait", 2}}));
+    const fs::path asked = directory_ / "judge";
+    fs::copy(fs::path(ATELIER_SOURCE_DIR) / "configs/judge", asked);
+    std::string portrait = io::read_text(asked / "t2i-portrait.toml");
+    const auto at = portrait.find("tier = 2");
+    ASSERT_NE(at, std::string::npos);
+    std::ofstream(asked / "t2i-portrait.toml") << portrait.replace(at, 8, "tier = 1");
+    const auto judged = [&](const std::string& kind, const std::vector<std::string>& more = {}) {
+        std::vector<std::string> set{"reward.scorer=judge", "judge.templates=" + asked.string()};
+        set.insert(set.end(), more.begin(), more.end());
+        return dimension_tiers(context(set).config, kind);
+    };
+    EXPECT_EQ(judged("t2i"), (Tiers{{"alignment", 0}, {"aesthetics", 1}, {"portrait", 1}}));
+    EXPECT_EQ(judged("edit"), (Tiers{{"instruction", 0}, {"identity", 1}}));
+    EXPECT_EQ(judged("edit", {"reward.identity=small", "identity.network=x"}), (Tiers{{"instruction", 0}, {"identity", 1}}));
 }
 
 TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
