@@ -56,6 +56,17 @@ void check_name(const Context& c, const std::vector<Candidate>& list, const std:
                         fmt::join(std::set(taken.begin(), taken.end()), ", "));
 }
 
+/// Of this rank's share.
+void remove_shards_without_scores(const Context& c, const std::filesystem::path& directory, const std::vector<Candidate>& candidates,
+                                  const std::map<std::string, EvaluatedTask>& tasks) {
+    for (const Candidate& candidate : candidates)
+        for (const auto& [name, task] : tasks)
+            for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) {
+                const auto shard = directory / candidate.name / name / GroupRollout::shard_name(unit);
+                if (c.is_mine(unit) && std::filesystem::exists(shard) && pictures_without_score(shard) > 0) std::filesystem::remove(shard);
+            }
+}
+
 }  // namespace
 
 std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
@@ -115,6 +126,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::map<std::string, EvaluatedTask> tasks;
     std::map<std::string, std::vector<std::string>> inputs;  // of each task's shards
     std::int64_t total = 0;
+    double pictures = 0;  // of all candidates
     for (const std::string& name : c.config.tasks()) {
         EvaluatedTask& task = tasks[name];
         task.prompts = read_prompts(c.config.text("task." + name + ".heldout"), name, c.kind(name));
@@ -122,6 +134,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
             task.prompts.resize(static_cast<std::size_t>(limit));
         task.pictures = static_cast<std::size_t>(c.config.integer("evaluate.samples"));
         total += static_cast<std::int64_t>(evaluation_shard_count(task) * candidates.size());
+        pictures += static_cast<double>(task.prompts.size() * task.pictures * candidates.size());
         inputs[name] = evaluation_inputs(c, task, manifest.inputs);
     }
     for (const auto& [name, shards] : inputs) {
@@ -156,8 +169,22 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::int64_t done = 0;
     std::optional<EvaluationShard> scored;  // while the next is drawn
     Timeline timeline;
+    std::int64_t absent = 0;  // of this rank's pictures
     const auto publish_last = [&] {
-        if (scored) timeline.measure("publish", done, [&] { publish_evaluation_shard(std::exchange(scored, std::nullopt).value()); });
+        if (scored) timeline.measure("publish", done, [&] { absent += publish_evaluation_shard(std::exchange(scored, std::nullopt).value()); });
+    };
+    const auto require_scores = [&] {
+        const double most = c.config.number("reward.max_absent");
+        double sum = static_cast<double>(absent);
+        c.world->sum(std::span(&sum, 1));
+        if (sum / pictures <= most) return;
+        publish_last();
+        remove_shards_without_scores(c, directory, candidates, tasks);
+        c.world->barrier();
+        ATELIER_FAIL(ErrorKind::reward,
+                     "{} of {} held-out pictures could not be scored, more than reward.max_absent = {} allows; their shards were removed and a rerun asks "
+                     "again",
+                     sum, pictures, most);
     };
     for (std::size_t i = 0; i < candidates.size(); ++i) {
         const Candidate& candidate = candidates[i];
@@ -186,13 +213,16 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                                              done, total));
                     return static_cast<int>(ErrorKind::requeue);
                 }
+                require_scores();
                 const std::size_t number = first + static_cast<std::size_t>(c.world->rank());
                 const auto is_there = [&, &task = task](const EvaluationUnit& unit) {
                     return has_evaluation_shard(c, shards, task, unit) ||
                            (directory != c.run.evaluation() && adopt_evaluation_shard(c, c.run.evaluation() / place, shards, task, unit));
                 };
                 const EvaluationUnit unit{number, candidate.name, candidate.guided, hashes[i], number < count ? inputs.at(name)[number] : ""};
-                if (number < count && !is_there(unit)) {
+                if (number < count && is_there(unit)) {
+                    absent += pictures_without_score(shards / GroupRollout::shard_name(number));
+                } else if (number < count) {
                     auto drawn = timeline.measure("sampling", done, [&, &task = task] {
                         return draw_evaluation_shard(c, *model, spec, task, unit, shards, scoring, workspace);
                     });
@@ -209,6 +239,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         const DeviceTurn turn(c.device());
         model.reset();
     }
+    require_scores();
     timeline.publish(*c.world, directory);
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;

@@ -27,7 +27,8 @@ bool is_same_evaluation(const io::Manifest& complete, const io::Manifest& asked)
 /// own), summary.json (means with 95 % bootstrap intervals over prompts by dimension and category;
 /// Elo from pairwise outcomes by total score), contact-<task>.png (same prompts and seeds, one
 /// column a model), manifest; rank 0 prints the table. `limit`: at most so many prompts of a task;
-/// 0: all. An evaluation of the same models is left alone. Returns the exit code.
+/// 0: all. An evaluation of the same models is left alone. Returns the exit code. Throws Error(reward) on every rank as soon as more of all
+/// candidates' pictures than reward.max_absent allows could not be scored; the shards that lack scores are removed, so that a rerun asks again.
 int run_evaluate(const Context& context, const std::vector<Candidate>& candidates,
                  std::int64_t limit);
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/device_turn.hpp"
+#include "core/progress.hpp"
 #include "flow/noise.hpp"
 #include "io/publish.hpp"
 #include "pipeline/generate.hpp"
@@ -136,6 +137,10 @@ bool adopt_evaluation_shard(const Context& c, const std::filesystem::path& from,
     std::error_code error;
     std::filesystem::create_hard_link(from / name, directory / name, error);
     if (error || !has_evaluation_shard(c, directory, task, unit)) return false;
+    if (pictures_without_score(directory / name) > 0) {
+        std::filesystem::remove(directory / name);
+        return false;
+    }
     io::flush_file(directory);  // the name must be there before a manifest counts on it
     return true;
 }
@@ -178,13 +183,19 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
     return drawn;
 }
 
-void publish_evaluation_shard(EvaluationShard drawn) {
+std::int64_t pictures_without_score(const std::filesystem::path& shard) {
+    std::int64_t absent = 0;
+    for (const io::TrajectorySamples& s : io::read_trajectory(shard, {}, io::TrajectoryParts::scores).shapes)
+        absent += std::ranges::count(s.status, static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
+    return absent;
+}
+
+std::int64_t publish_evaluation_shard(EvaluationShard drawn) {
+    std::int64_t absent = 0, pictures = 0;
     for (std::size_t k = 0; k < drawn.shard.shapes.size(); ++k) {
         io::TrajectorySamples& s = drawn.shard.shapes[k];
-        const int failed = store_outcomes(drawn.outcomes[k], s);
-        ATELIER_CHECK_KIND(ErrorKind::reward, failed == 0,
-                           "{} of {} held-out pictures of {} could not be scored", failed, s.samples(),
-                           drawn.candidate);
+        absent += store_outcomes(drawn.outcomes[k], s);
+        pictures += s.samples();
         for (std::int64_t i = 0; i < s.samples(); ++i) {
             double sum = 0, n = 0;
             for (const auto& [name, column] : s.reward)
@@ -198,6 +209,9 @@ void publish_evaluation_shard(EvaluationShard drawn) {
     io::publish_file(drawn.path, [&](const std::filesystem::path& temporary) {
         io::write_trajectory(temporary, drawn.shard);
     });
+    if (absent > 0)
+        log_line(fmt::format("{} of {} held-out pictures of {} in {} could not be scored", absent, pictures, drawn.candidate, drawn.path.string()));
+    return absent;
 }
 
 std::vector<EvaluatedSample> read_evaluation(const Context& c,

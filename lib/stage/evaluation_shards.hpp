@@ -38,7 +38,7 @@ struct EvaluationUnit {
 /// their pictures and sizes, and judge. What else stands under its name is removed.
 bool has_evaluation_shard(const Context& context, const std::filesystem::path& directory, const EvaluatedTask& task, const EvaluationUnit& unit);
 /// The same shard of another evaluation's directory, where it is there, gets a second name in this one. Whether it did: a file system without
-/// hard links gives none, and the shard is to be made.
+/// hard links gives none, and the shard is to be made, as one that lacks scores is.
 bool adopt_evaluation_shard(const Context& context, const std::filesystem::path& from, const std::filesystem::path& directory,
                             const EvaluatedTask& task, const EvaluationUnit& unit);
 
@@ -55,8 +55,10 @@ EvaluationShard draw_evaluation_shard(const Context& context, pipeline::Pipeline
                                       const rl::SamplingSpec& spec, const EvaluatedTask& task,
                                       const EvaluationUnit& unit, const std::filesystem::path& directory,
                                       Scoring& scoring, Workspace& workspace);
-/// Waits for its scores and publishes it. Throws Error(reward) when a picture could not be scored.
-void publish_evaluation_shard(EvaluationShard shard);
+/// Waits for its scores and publishes it. How many of its pictures could not be scored: they have status reward_absent, and the reason.
+std::int64_t publish_evaluation_shard(EvaluationShard shard);
+/// The same of a shard that is published.
+std::int64_t pictures_without_score(const std::filesystem::path& shard);
 
 /// All samples of one model and task in prompt order; pictures of the prompts `shown` alone.
 std::vector<EvaluatedSample> read_evaluation(const Context& context,

@@ -149,6 +149,26 @@ code 0 stage rollout absent t2i 1
 h5dump -d /shape-8x8/status "$work/absent/t2i/iter-0001/rollout/trajectories.h5" >"$work/status.txt"
 grep -q '[ (]1[,\n]' "$work/status.txt" || fail "no sample is marked as without score"
 code 0 stage grpo absent t2i 1
+lacks_scores() { h5dump -d /shape-8x8/status "$1" | grep '^ *(' | sed 's/.*://' | grep 1 >/dev/null; }
+# An evaluation leaves them out and says how many of which model.
+code 0 "$bin/atelier-evaluate" --run "$work/absent" --limit 20
+says "pictures of base for t2i have no score and are left out"
+code 0 "$bin/atelier-evaluate" --run "$work/absent" --limit 20
+says "complete already"
+# They are not taken over from the pipeline's evaluation: another asks again.
+mv "$work/absent/eval-limit-20" "$work/absent/eval"
+code 0 "$bin/atelier-evaluate" --run "$work/absent" --limit 20
+again=0
+for shard in "$work/absent/eval/base/t2i"/shard-*.h5; do
+    other=$work/absent/eval-limit-20/base/t2i/$(basename "$shard")
+    if lacks_scores "$shard"; then
+        again=$((again + 1))
+        [[ $(stat -c %i "$shard") != "$(stat -c %i "$other")" ]] || fail "$shard lacks scores and was taken over"
+    else
+        [[ $(stat -c %i "$shard") == "$(stat -c %i "$other")" ]] || fail "$shard was not taken over"
+    fi
+done
+((again > 0)) || fail "no shard lacks scores"
 # Prompts that changed between the rollout and its update.
 mv "$work/absent/t2i/iter-0001/policy" "$work/absent-policy"
 sed -i 's/"text": *"/&now /' "$work/prompts.jsonl"
@@ -158,6 +178,13 @@ cp assets/mini/prompts/t2i-train.jsonl "$work/prompts.jsonl"
 plan failing --set reward.test_failures=0.9 --set reward.retries=0
 code 6 stage rollout failing t2i 1
 code 6 ranks 2 rollout failing t2i 1
+code 6 "$bin/atelier-evaluate" --run "$work/failing" --limit 20
+says "held-out pictures could not be scored, more than reward.max_absent = 0.1 allows"
+code 6 "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-evaluate" --run "$work/failing" --limit 20
+for shard in $(find "$work/failing/eval-limit-20" -name "shard-*.h5"); do
+    lacks_scores "$shard" && fail "$shard lacks scores and is left"
+done
+[[ ! -e $work/failing/eval-limit-20/summary.json ]] || fail "an evaluation that failed has a summary"
 
 # Objectives with a distance to the base, a moving average, GRPO-Guard's ratio; what is kept of a rollout.
 plan options --set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --set grpo.ratio_norm=true --set sampling.guidance_train=guided --set storage.keep=summary
