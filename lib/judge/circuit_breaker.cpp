@@ -13,10 +13,16 @@ auto seconds(double s) {
 CircuitBreaker::Advice CircuitBreaker::advise(Clock::time_point now) {
     const std::lock_guard lock(mutex_);
     if (!open_) return Advice::ask;
-    if (now - opened_ >= seconds(config_.outage_seconds)) return Advice::give_up;
-    if (trial_ || now < next_trial_) return Advice::wait;
+    if (trial_ || now < next_trial_) return has_lasted(now) ? Advice::give_up : Advice::wait;
     trial_ = true;
     return Advice::ask;
+}
+
+bool CircuitBreaker::has_lasted(Clock::time_point now) const { return open_ && now - opened_ >= seconds(config_.outage_seconds); }
+
+bool CircuitBreaker::gives_up(Clock::time_point now) const {
+    const std::lock_guard lock(mutex_);
+    return has_lasted(now);
 }
 
 void CircuitBreaker::succeeded() {

@@ -183,7 +183,7 @@ std::uint64_t HttpJudge::draw(RandomUse use, const Question& q, int attempt) con
 }
 
 reward::Verdict HttpJudge::ask(const Question& q) const {
-    // Trials of a server that is out of order cost no attempt: the outage's own limit ends them.
+    // Trials of a server that is out of order cost no attempt until the outage has lasted too long.
     std::string why;
     for (int attempt = 0, trials = 0;; ++attempt) {
         nlohmann::json body = q.body;
@@ -191,8 +191,9 @@ reward::Verdict HttpJudge::ask(const Question& q) const {
         wait_for_the_server(why);
         const HttpResponse response = client_.post(url_, body.dump()).get();
         if (response.status == 0 || response.status >= 500) {
-            breaker_.failed(Clock::now());
-            if (breaker_.is_open()) ++trials;
+            const auto now = Clock::now();
+            breaker_.failed(now);
+            if (breaker_.is_open() && !breaker_.gives_up(now)) ++trials;
         } else {
             breaker_.succeeded();
         }

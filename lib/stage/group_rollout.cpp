@@ -287,13 +287,22 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         pending.pop_front();
         publish(std::move(group), weights);
     };
-    bool stopped = false, gave_up = false;
+    const std::size_t samples = prompts.size * static_cast<std::size_t>(spec_.members);
+    std::int64_t all_absent = 0;  // of all ranks, when they last agreed
+    const auto too_many_absent = [&] {
+        double sum = static_cast<double>(absent_);
+        context_.world->sum(std::span(&sum, 1));
+        all_absent = static_cast<std::int64_t>(sum);
+        return sum / static_cast<double>(samples) > context_.config.number("reward.max_absent");
+    };
+    bool stopped = false, gave_up = false, fails = false;
     std::size_t done = 0;
     // Every rank goes through the same number of rounds, so that all of them can agree to stop.
-    for (std::size_t first = 0; first < prompts.size && !stopped; first += ranks) {
+    for (std::size_t first = 0; first < prompts.size && !stopped && !fails; first += ranks) {
         stopped = stop_was_asked(*context_.world);
+        fails = too_many_absent();  // what comes cannot mend it
         const std::size_t unit = first + static_cast<std::size_t>(context_.world->rank());
-        if (stopped || unit >= prompts.size) continue;
+        if (stopped || fails || unit >= prompts.size) continue;
         done = std::min(prompts.size, first + ranks);
         Prompt prompt = prompts.at(unit);
         if (const auto shard = published(unit, prompt)) {  // by an earlier run of this stage
@@ -323,14 +332,11 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
             log_line(fmt::format("stopped by a signal at group {} of {}", done, prompts.size));
         return End::stopped;
     }
-    double sum = static_cast<double>(absent_);
-    context_.world->sum(std::span(&sum, 1));
-    absent_ = static_cast<std::int64_t>(sum);
-    const double share =
-        sum / static_cast<double>(prompts.size * static_cast<std::size_t>(spec_.members));
-    if (share > context_.config.number("reward.max_absent")) {
+    fails = too_many_absent();
+    absent_ = all_absent;
+    if (fails) {
         for (std::size_t unit = 0; unit < prompts.size; ++unit)
-            if (context_.is_mine(unit) &&
+            if (context_.is_mine(unit) && std::filesystem::exists(directory_ / shard_name(unit)) &&
                 lacks_scores(io::read_trajectory(directory_ / shard_name(unit), {},
                                                  io::TrajectoryParts::scores)
                                  .shapes.at(0)))
@@ -339,8 +345,7 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         ATELIER_FAIL(ErrorKind::reward,
                      "{} of {} samples could not be scored, more than reward.max_absent = {} "
                      "allows; their groups were removed and a rerun asks again",
-                     absent_, prompts.size * static_cast<std::size_t>(spec_.members),
-                     context_.config.number("reward.max_absent"));
+                     absent_, samples, context_.config.number("reward.max_absent"));
     }
     return End::finished;
 }

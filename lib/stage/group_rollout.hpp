@@ -32,8 +32,8 @@ class GroupRollout {
     /// One group for each prompt, in the order given; this rank's share of them. `weights`: by
     /// task. A shard that is there already is checked and left: one of another model, prompt, judge or of other pictures is an Error(input), one
     /// of a version that didn't say is made anew. Stopped by a signal, it publishes
-    /// the groups that are drawn first. Throws Error(reward) on every rank when too many samples could not
-    /// be scored; the shards that lack scores are removed, so that a rerun asks again.
+    /// the groups that are drawn first. Throws Error(reward) on every rank as soon as more samples than reward.max_absent allows could not
+    /// be scored, without drawing the rest; the shards that lack scores are removed, so that a rerun asks again.
     End run(const PromptSource& prompts,
             const std::map<std::string, CategoryWeights>& weights);
 

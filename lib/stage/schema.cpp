@@ -339,7 +339,8 @@ const std::vector<config::Key>& schema() {
              .changes_results = false},
             {.name = "judge.outage",
              .fallback = 300.0,
-             .meaning = "questions fail at once when the server has been out of order for so long",
+             .meaning = "when the server has been out of order for so long all questions but a trial "
+                        "every judge.breaker_pause fail at once",
              .unit = "seconds",
              .low = 0,
              .changes_results = false},

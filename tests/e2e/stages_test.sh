@@ -185,6 +185,14 @@ for shard in $(find "$work/failing/eval-limit-20" -name "shard-*.h5"); do
     lacks_scores "$shard" && fail "$shard lacks scores and is left"
 done
 [[ ! -e $work/failing/eval-limit-20/summary.json ]] || fail "an evaluation that failed has a summary"
+# What cannot be mended any more is not drawn to its end, on any number of ranks.
+for n in 1 2; do
+    plan hopeless-$n --set reward.test_failures=1 --set reward.retries=0 --set reward.workers=1 --set reward.queue=1 --set rollout.prompts_per_iteration=40
+    code 6 ranks $n rollout hopeless-$n t2i 1
+    says " of 160 samples could not be scored, more than reward.max_absent"
+    ! grep -q "160 of 160" "$work/out" || fail "a rollout without a score went on to its end"
+    ! compgen -G "$work/hopeless-$n/t2i/iter-0001/rollout/shard-*.h5" >/dev/null || fail "a shard without scores is left"
+done
 
 # Objectives with a distance to the base, a moving average, GRPO-Guard's ratio; what is kept of a rollout.
 plan options --set grpo.kl=gaussian --set grpo.kl_beta=0.1 --set grpo.ema=0.9 --set grpo.ratio_norm=true --set sampling.guidance_train=guided --set storage.keep=summary

@@ -42,14 +42,27 @@ TEST(CircuitBreaker, OneTrialAtATime) {
     for (int i = 0; i < 3; ++i) EXPECT_EQ(breaker.advise(at(12)), Advice::ask);
 }
 
-TEST(CircuitBreaker, GivesUpAfterALongOutage) {
+TEST(CircuitBreaker, GivesUpAfterALongOutageButForATrialAPause) {
     CircuitBreaker breaker({1, 5, 20});
+    EXPECT_FALSE(breaker.gives_up(at(100))) << "nothing has failed";
     breaker.failed(at(0));
     for (const double t : {5.0, 10.0, 15.0}) {
         EXPECT_EQ(breaker.advise(at(t)), Advice::ask);
         breaker.failed(at(t));
     }
-    EXPECT_EQ(breaker.advise(at(20)), Advice::give_up);
+    EXPECT_EQ(breaker.advise(at(19)), Advice::wait);
+    EXPECT_FALSE(breaker.gives_up(at(19)));
+    EXPECT_TRUE(breaker.gives_up(at(20)));
+    EXPECT_EQ(breaker.advise(at(20)), Advice::ask) << "a trial";
+    EXPECT_EQ(breaker.advise(at(20)), Advice::give_up) << "all others";
+    breaker.failed(at(21));
+    EXPECT_EQ(breaker.advise(at(25)), Advice::give_up);
+    EXPECT_EQ(breaker.advise(at(26)), Advice::ask);
+    breaker.succeeded();
+    EXPECT_FALSE(breaker.gives_up(at(26)));
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(breaker.advise(at(26)), Advice::ask) << "it came back";
+    breaker.failed(at(30));
+    EXPECT_EQ(breaker.advise(at(31)), Advice::wait) << "another outage has a time of its own";
 }
 
 }  // namespace
