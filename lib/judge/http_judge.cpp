@@ -17,6 +17,9 @@ namespace {
 
 using Clock = CircuitBreaker::Clock;
 
+/// Characters. A shorter key may be a word of an answer, such as the "none" of a score.
+constexpr std::size_t least_key = 8;
+
 std::string base64(const std::vector<std::uint8_t>& bytes) {
     constexpr char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     std::string text;
@@ -52,6 +55,11 @@ class HttpJudge final : public reward::Scorer {
         ATELIER_CHECK_USAGE(config.url.find('@') == std::string::npos,
                             "judge.url holds a user or password: secrets come from the environment "
                             "only (judge.key_variable)");
+        ATELIER_CHECK_USAGE(config.http.key.empty() || config.http.key.size() >= least_key,
+                            "judge.key_variable: the key has fewer than {} characters; taken out of "
+                            "answers it would take scores with it. Where the server asks for no key, "
+                            "leave judge.key_variable empty",
+                            least_key);
         url_ = config.url.substr(0, config.url.find_last_not_of('/') + 1) + "/chat/completions";
         for (const auto& [kind, list] : templates_)
             for (const Template& t : list) dimensions_[kind].push_back(t.dimension);

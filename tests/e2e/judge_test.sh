@@ -89,6 +89,8 @@ code 2 "$bin/atelier-plan" --config configs/mini.toml --run "$work/secret" --set
 plan refused "${http[@]}" --set judge.url="$good"
 code 2 env -u ATELIER_TEST_KEY "$bin/atelier-rollout" --run "$work/refused" --policy t2i --iteration 1
 grep -q "the environment has no ATELIER_TEST_KEY" "$work/out" || fail "the missing variable was not named"
+code 2 env ATELIER_TEST_KEY=none "$bin/atelier-rollout" --run "$work/refused" --policy t2i --iteration 1
+says "the key has fewer than 8 characters"
 code 6 env ATELIER_TEST_KEY=sk-wrong-key-77 "$bin/atelier-rollout" --run "$work/refused" --policy t2i --iteration 1
 grep -q "HTTP 401: wrong key: Bearer \[key\]" "$work/out" || { cat "$work/out" >&2; fail "the refusal was not named"; }
 code 0 "$bin/atelier-rollout" --run "$work/refused" --policy t2i --iteration 1

@@ -354,6 +354,29 @@ TEST(HttpJudge, TheKeyStandsNowhere) {
                 ::testing::StartsWith("Key [key] is fine."));
 }
 
+TEST(HttpJudge, AKeyThatMayBeAWordOfAnAnswerIsRefused) {
+    HttpJudgeConfig c = config_of("http://127.0.0.1:1/v1");
+    for (const char* key : {"1", "none", "EMPTY", "7letter"}) {
+        c.http.key = key;
+        try {
+            make(c);
+            ADD_FAILURE() << key;
+        } catch (const Error& e) {
+            EXPECT_EQ(e.kind(), ErrorKind::usage);
+            EXPECT_THAT(e.message(), AllOf(HasSubstr("judge.key_variable: the key has fewer than 8 characters"), Not(HasSubstr("7letter")), Not(HasSubstr("EMPTY"))));
+        }
+    }
+    c.http.key = "8letters";
+    EXPECT_NO_THROW(make(c));
+    // Without a key nothing is taken out.
+    const JudgeServer server([&](const Asked&) { return Reply{200, {}, completion("No face.\nScore: none").dump(), 0, false}; });
+    HttpJudgeConfig open = config_of(server.url());
+    open.http.key.clear();
+    auto asked = templates({"portrait"});
+    asked[0].may_not_apply = true;
+    EXPECT_FALSE(make_http_judge(open, {{"t2i", asked}})->score(request(), 0).at("portrait").present);
+}
+
 TEST(HttpJudge, RefusesUrlsThatAreNoneOrHoldSecrets) {
     for (const char* url : {"", "ftp://a/v1", "file:///etc/passwd", "http://user:word@host/v1"})
         EXPECT_THROW(make(config_of(url)), Error) << url;
