@@ -9,6 +9,8 @@
 
 #include "identity/identity_scorer.hpp"
 #include "judge/http_judge.hpp"
+#include "model/processor/image_inputs.hpp"
+#include "stage/picture_sizes.hpp"
 #include "stage/scoring.hpp"
 #include "stage/shard_writer.hpp"
 
@@ -218,12 +220,18 @@ void check_scorer_files(const Context& c) {
     const judge::QuestionMaker maker(directory);
     ATELIER_CHECK_INPUT(!weights_in(directory).empty(), "{} holds no weights: neither model.safetensors nor its index", directory.string());
     const judge::NativeJudgeConfig config = native_judge_config(c, directory, Device::cpu);
-    const io::Image picture(static_cast<int>(c.config.integer("sampling.width")), static_cast<int>(c.config.integer("sampling.height")), 3);
     const auto templates = judge_templates(c.config);
     judge::check_answers(config, templates);
+    const auto blank = [](model::PictureSize size) { return io::Image(static_cast<int>(size.width), static_cast<int>(size.height), 3); };
+    const std::int64_t side = c.config.integer("sampling.output_resolution");
+    std::map<std::string, model::PictureSize> largest;  // of each kind
+    for (const std::string& task : c.config.tasks())
+        for (const model::PictureSize& size : configured_sizes(c.config, task))
+            if (auto& found = largest[c.kind(task)]; size.width * size.height > found.width * found.height) found = size;
     for (const auto& [kind, asked] : templates)
         for (const judge::Template& t : asked) {
-            const std::vector<io::Image> sources(kind == "edit" ? 1 : 0, picture);
+            const io::Image picture = blank(largest.at(kind));
+            const std::vector<io::Image> sources(kind == "edit" ? 1 : 0, blank(model::reference_size({side, side}, side)));
             const std::size_t tokens = maker.make_question(judge::make_conversation(t, "", picture, sources)).ids.size();
             ATELIER_CHECK_USAGE(tokens <= static_cast<std::size_t>(config.context), "judge.context = {}, but a question about {} has {} tokens without a prompt",
                                 config.context, t.dimension, tokens);

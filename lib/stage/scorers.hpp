@@ -35,7 +35,8 @@ std::unique_ptr<reward::Scorer> make_truth(const config::Config& config);
 void check_scorer(const config::Config& config);
 
 /// Before a run is made: the scorer's files are there, and a native judge can be asked: its weights are there, a sample's dimensions fit
-/// `judge.answers`, a question without a prompt about pictures of the configured size fits `judge.context`; weights and shares name what
+/// `judge.answers`, a question without a prompt about the largest picture that is configured, and a source as large as it is shown, fits
+/// `judge.context`; weights and shares name what
 /// there is (check_weights). Reads no weight. Throws Error(input) or Error(usage).
 void check_scorer_files(const Context& context);
 

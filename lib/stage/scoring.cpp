@@ -11,6 +11,8 @@
 #include "core/device_turn.hpp"
 #include "core/progress.hpp"
 #include "io/image/png.hpp"
+#include "model/processor/image_inputs.hpp"
+#include "model/processor/resize.hpp"
 #include "reward/judge_ranks.hpp"
 #include "rl/reward_total.hpp"
 #include "stage/scorers.hpp"
@@ -34,6 +36,13 @@ void append(const std::string& name, const reward::Verdict& verdict, double seco
 }
 
 }  // namespace
+
+io::Image shown_source(io::Image source, std::int64_t output_resolution) {
+    const model::PictureSize seen = model::reference_size({source.width, source.height}, output_resolution);
+    if (std::int64_t{source.width} * source.height <= seen.width * seen.height) return source;
+    return model::resize(model::with_alpha(source), static_cast<int>(seen.width), static_cast<int>(seen.height), model::ResizeFilter::lanczos,
+                         model::PassOrder::pillow_13);
+}
 
 reward::PoolConfig pool_config(const config::Config& config) {
     return {static_cast<int>(config.integer("reward.workers")),
@@ -72,7 +81,8 @@ std::vector<std::future<reward::Outcome>> Scoring::submit(
         const Prompt& prompt = *prompts.at(m);
         if (m == 0 || prompts[m] != prompts[m - 1]) {
             auto images = std::make_shared<std::vector<io::Image>>();
-            for (const auto& path : prompt.images) images->push_back(io::read_png(path));
+            for (const auto& path : prompt.images)
+                images->push_back(shown_source(io::read_png(path), context_.config.integer("sampling.output_resolution")));
             sources = std::move(images);
         }
         reward::Request request{s.sample_id[m],

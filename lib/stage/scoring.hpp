@@ -16,6 +16,10 @@ namespace atelier::stage {
 /// Tiers of a kind's dimensions, by name.
 using Tiers = std::map<std::string, std::int64_t>;
 
+/// A prompt's own picture as it is shown to a scorer: as the model sees it where it has more pixels than that
+/// (model::prepare_references), else as it is. Throws Error(input) for a ratio that the model cannot take.
+io::Image shown_source(io::Image source, std::int64_t output_resolution);
+
 /// How a rank's pool of scoring threads is set up.
 reward::PoolConfig pool_config(const config::Config& config);
 

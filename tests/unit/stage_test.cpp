@@ -15,6 +15,8 @@
 #include "io/manifest.hpp"
 #include "io/trajectory.hpp"
 #include "io/trajectory_index.hpp"
+#include "model/processor/image_inputs.hpp"
+#include "model/processor/resize.hpp"
 #include "ops/cuda/open_device.hpp"
 #include "stage/curate.hpp"
 #include "stage/dag.hpp"
@@ -899,6 +901,34 @@ TEST_F(Run, TheScorersFilesAreAllThatAJudgeIsReadFrom) {
     EXPECT_NE(inputs_hash(after, {}), inputs_hash(before, {}));
     fs::remove(judge / "model.safetensors.index.json");
     EXPECT_FALSE(scorer_inputs(c).contains("judge/config.json")) << "without weights there is no judge yet";
+}
+
+TEST(Sources, AreShownAsTheModelSeesThemWhereTheyAreLarger) {
+    Random random(random_key(3, RandomUse::test, 0));
+    const auto drawn = [&](int width, int height) {
+        io::Image image(width, height, 3);
+        for (auto& byte : image.pixels) byte = static_cast<std::uint8_t>(random.below(256));
+        return image;
+    };
+    const auto expect_as_it_is = [&](int width, int height) {
+        const io::Image image = drawn(width, height), shown = shown_source(image, 128);
+        EXPECT_EQ(shown.width, width);
+        EXPECT_EQ(shown.channels, 3);
+        EXPECT_EQ(shown.pixels, image.pixels);
+    };
+    expect_as_it_is(128, 128);
+    expect_as_it_is(64, 128);
+    expect_as_it_is(32, 32);
+    for (const auto& [width, height] : {std::pair(403, 302), std::pair(302, 403), std::pair(129, 128)}) {
+        const io::Image image = drawn(width, height), shown = shown_source(image, 128);
+        const auto seen = model::reference_size({width, height}, 128);
+        EXPECT_EQ(shown.width, seen.width);
+        EXPECT_EQ(shown.height, seen.height);
+        const io::Image expected = model::resize(model::with_alpha(image), static_cast<int>(seen.width), static_cast<int>(seen.height),
+                                                 model::ResizeFilter::lanczos, model::PassOrder::pillow_13);
+        EXPECT_EQ(shown.pixels, expected.pixels) << width << " x " << height;
+    }
+    EXPECT_THROW(shown_source(io::Image(4000, 2, 3), 128), Error);
 }
 
 TEST_F(Run, TiersAreTheTemplatesAndEachMeasuresOwn) {
