@@ -177,7 +177,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         const double most = c.config.number("reward.max_absent");
         double sum = static_cast<double>(absent);
         c.world->sum(std::span(&sum, 1));
-        if (sum / pictures <= most) return;
+        if (sum <= 0 || sum / pictures <= most) return;
         publish_last();
         remove_shards_without_scores(c, directory, candidates, tasks);
         c.world->barrier();

@@ -185,7 +185,8 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
 
 std::int64_t pictures_without_score(const std::filesystem::path& shard) {
     std::int64_t absent = 0;
-    for (const io::TrajectorySamples& s : io::read_trajectory(shard, {}, io::TrajectoryParts::scores).shapes)
+    const io::TrajectoryShard read = io::read_trajectory(shard, {}, io::TrajectoryParts::scores);
+    for (const io::TrajectorySamples& s : read.shapes)
         absent += std::ranges::count(s.status, static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
     return absent;
 }
