@@ -28,12 +28,37 @@ bool any_text(const std::vector<std::string>& captions) {
                        [](const std::string& text) { return !text.empty(); });
 }
 
+/// Pixels above the cells: of the sheet, of a row.
+struct Heads {
+    int sheet = 0, row = 0;
+};
+
+Heads heads_of(const ContactSheet& sheet) {
+    const int line = font_line_height * sheet.text_scale + 2;
+    return {any_text(sheet.column_captions) ? line : 0, any_text(sheet.row_captions) ? line : 0};
+}
+
+int columns_of(const ContactSheet& sheet) {
+    std::size_t columns = 0;
+    for (const auto& row : sheet.rows) columns = std::max(columns, row.size());
+    return static_cast<int>(columns);
+}
+
 }  // namespace
 
+std::array<int, 2> largest_cell(const ContactSheet& sheet, int side) {
+    const Heads heads = heads_of(sheet);
+    const int rows = std::max(1, static_cast<int>(sheet.rows.size())), columns = std::max(1, columns_of(sheet));
+    const std::array<int, 2> cell{(side - sheet.margin) / columns - sheet.margin,
+                                  (side - sheet.margin - heads.sheet) / rows - heads.row - sheet.margin};
+    ATELIER_CHECK_USAGE(cell[0] > 0 && cell[1] > 0, "{} rows of {} pictures do not go on a contact sheet of {} x {} pixels", rows, columns,
+                        side, side);
+    return cell;
+}
+
 Image contact_sheet(const ContactSheet& sheet) {
-    int cell_width = 0, cell_height = 0, columns = 0;
+    int cell_width = 0, cell_height = 0;
     for (const auto& row : sheet.rows) {
-        columns = std::max(columns, static_cast<int>(row.size()));
         for (const Image* image : row) {
             if (!image) continue;
             ATELIER_CHECK(image->channels == 3 || image->channels == 4,
@@ -45,9 +70,8 @@ Image contact_sheet(const ContactSheet& sheet) {
     ATELIER_CHECK_USAGE(cell_width > 0,
                         "a contact sheet needs at least one picture, found {} rows without any",
                         sheet.rows.size());
-    const int line = font_line_height * sheet.text_scale + 2;
-    const int head = any_text(sheet.column_captions) ? line : 0;
-    const int row_head = any_text(sheet.row_captions) ? line : 0;
+    const auto [head, row_head] = heads_of(sheet);
+    const int columns = columns_of(sheet);
     const int row_count = static_cast<int>(sheet.rows.size());
     Image out(sheet.margin + columns * (cell_width + sheet.margin),
               sheet.margin + head + row_count * (row_head + cell_height + sheet.margin), 3, 255);

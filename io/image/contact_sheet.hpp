@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -19,5 +20,9 @@ struct ContactSheet {
 /// over white (alpha too), captions in black on one line, cut where the cell or the sheet ends. A
 /// character outside printable ASCII is drawn as a box. Throws Error(usage) if no picture is given.
 Image contact_sheet(const ContactSheet& sheet);
+
+/// Width and height of the largest pictures with which neither side of the sheet passes `side` pixels, by its rows, columns and
+/// captions alone. Throws Error(usage) where not a pixel is left.
+std::array<int, 2> largest_cell(const ContactSheet& sheet, int side);
 
 }  // namespace atelier::io

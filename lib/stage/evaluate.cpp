@@ -263,7 +263,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     io::publish_text(directory / "summary.json", summary.dump(1) + "\n");
     io::publish_text(directory / "table.txt", table);
     manifest.outputs["summary.json"] = manifest.outputs["table.txt"] = {};
-    for (const auto& [name, task] : tasks) {
+    for (auto& [name, task] : tasks) {
         const std::string sheet = "contact-" + name + ".png";
         io::publish_file(directory / sheet, [&, &task = task](const std::filesystem::path& temporary) {
             write_contact_sheet(temporary, names, task);

@@ -3,12 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <set>
 
 #include "eval/bootstrap.hpp"
 #include "eval/bradley_terry.hpp"
 #include "io/image/contact_sheet.hpp"
 #include "io/image/png.hpp"
+#include "model/processor/resize.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -96,6 +99,15 @@ Json elo(const std::vector<std::string>& models,
                            {"low", table.entries[m].low},
                            {"high", table.entries[m].high}};
     return json;
+}
+
+/// A picture that is larger than a cell is made to fit in, with its aspect.
+void shrink_to_cell(io::Image& picture, const std::array<int, 2>& cell) {
+    const double scale = std::min(static_cast<double>(cell[0]) / picture.width, static_cast<double>(cell[1]) / picture.height);
+    if (scale >= 1) return;
+    const auto side = [&](int pixels, int most) { return std::clamp(static_cast<int>(std::lround(scale * pixels)), 1, most); };
+    picture = model::resize(picture, side(picture.width, cell[0]), side(picture.height, cell[1]), model::ResizeFilter::lanczos,
+                            model::PassOrder::pillow_13);
 }
 
 }  // namespace
@@ -202,24 +214,34 @@ std::vector<std::size_t> shown_prompts(const EvaluatedTask& task) {
 }
 
 void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models,
-                         const EvaluatedTask& task) {
-    std::vector<io::Image> references;
-    references.reserve(sheet_rows);
+                         EvaluatedTask& task) {
     const bool has_references = std::any_of(task.prompts.begin(), task.prompts.end(),
                                             [](const Prompt& p) { return !p.images.empty(); });
     io::ContactSheet sheet;
     if (has_references) sheet.column_captions.push_back("reference");
     sheet.column_captions.insert(sheet.column_captions.end(), models.begin(), models.end());
-    for (const std::size_t i : shown_prompts(task)) {
+    const auto shown = shown_prompts(task);
+    std::array<int, 2> largest{0, 0};  // width and height of the models' pictures
+    for (const std::size_t i : shown) {
         sheet.rows.emplace_back();
-        if (has_references) {
-            const auto& images = task.prompts[i].images;
-            if (!images.empty()) references.push_back(io::read_png(images[0]));
-            sheet.rows.back().push_back(images.empty() ? nullptr : &references.back());
+        if (has_references) sheet.rows.back().push_back(nullptr);
+        for (const auto& samples : task.models) {
+            const io::Image& picture = samples[i * task.pictures].picture;
+            largest = {std::max(largest[0], picture.width), std::max(largest[1], picture.height)};
+            sheet.rows.back().push_back(&picture);
         }
-        for (const auto& samples : task.models)
-            sheet.rows.back().push_back(&samples[i * task.pictures].picture);
         sheet.row_captions.push_back(task.prompts[i].text);
+    }
+    const std::array<int, 2> limit = io::largest_cell(sheet, io::max_png_side), cell{std::min(limit[0], largest[0]), std::min(limit[1], largest[1])};
+    std::vector<io::Image> references;
+    references.reserve(shown.size());
+    for (std::size_t row = 0; row < shown.size(); ++row) {
+        for (auto& samples : task.models) shrink_to_cell(samples[shown[row] * task.pictures].picture, cell);
+        const auto& images = task.prompts[shown[row]].images;
+        if (images.empty()) continue;
+        // As large as it was in its file one at a time.
+        shrink_to_cell(references.emplace_back(io::read_png(images[0])), cell);
+        sheet.rows[row][0] = &references.back();
     }
     io::write_png(path, io::contact_sheet(sheet));
 }

@@ -47,8 +47,9 @@ inline constexpr std::size_t sheet_rows = 12;
 /// Indices of the prompts on the contact sheet, rising.
 std::vector<std::size_t> shown_prompts(const EvaluatedTask& task);
 
-/// A PNG: one row a prompt, its reference picture first where it has one, one column a model.
+/// A PNG: one row a prompt, its reference picture first where it has one, one column a model. References are shrunk to the models'
+/// pictures, and those, in `task` itself, to what a PNG can hold.
 void write_contact_sheet(const std::filesystem::path& path, const std::vector<std::string>& models,
-                         const EvaluatedTask& task);
+                         EvaluatedTask& task);
 
 }  // namespace atelier::stage

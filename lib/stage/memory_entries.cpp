@@ -229,7 +229,7 @@ Bytes hold_evaluation(MemoryPlan& plan, const ModelOutline& model, const Evaluat
     std::size_t shown = 0, widest = 0;
     for (const std::size_t rows : m.rows) {
         shown += rows * m.candidates;
-        widest = std::max(widest, rows * (m.candidates + 1));
+        widest = std::max(widest, rows * (m.candidates + 2));  // a column of references, and these themselves
     }
     plan.hold_during("reporting", "shown pictures", shown * picture);
     plan.hold_during("reporting", "contact sheet", widest * picture);

@@ -173,5 +173,23 @@ TEST(ContactSheet, PlacesPicturesAndCaptions) {
     EXPECT_THROW(contact_sheet({}), Error);
 }
 
+TEST(ContactSheet, SaysWhichPicturesItCanHold) {
+    ContactSheet sheet;
+    sheet.rows = {{nullptr, nullptr, nullptr}, {nullptr}};
+    sheet.row_captions = {"one", "two"};
+    sheet.column_captions = {"A"};
+    const auto [width, height] = largest_cell(sheet, 100);
+    const Image largest(width, height, 3), wider(width + 1, height, 3), higher(width, height + 1, 3);
+    sheet.rows[0][2] = &largest;
+    const Image held = contact_sheet(sheet);
+    EXPECT_LE(held.width, 100);
+    EXPECT_LE(held.height, 100);
+    sheet.rows[0][2] = &wider;
+    EXPECT_GT(contact_sheet(sheet).width, 100);
+    sheet.rows[0][2] = &higher;
+    EXPECT_GT(contact_sheet(sheet).height, 100);
+    EXPECT_THROW(largest_cell(sheet, 20), Error);
+}
+
 }  // namespace
 }  // namespace atelier::io

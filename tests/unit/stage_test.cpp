@@ -21,6 +21,7 @@
 #include "stage/curate.hpp"
 #include "stage/dag.hpp"
 #include "stage/evaluate.hpp"
+#include "stage/evaluation_report.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
 #include "stage/rerun.hpp"
@@ -1030,6 +1031,44 @@ TEST(Evaluation, IsTheSameByWhatItWasMadeFrom) {
     EXPECT_FALSE(is_same_evaluation(complete, asked));
     complete.facts = nlohmann::json::object();
     EXPECT_FALSE(is_same_evaluation(complete, asked));
+}
+
+/// Twelve edit prompts with one reference and two models' pictures each.
+EvaluatedTask task_with_pictures(const fs::path& reference, int width, int height) {
+    EvaluatedTask task;
+    task.models.resize(2);
+    for (std::uint64_t i = 0; i < sheet_rows; ++i) {
+        task.prompts.push_back(numbered(i, "edit"));
+        task.prompts.back().images = {reference};
+        for (auto& samples : task.models) samples.push_back({io::Image(width, height, 4, 255), {}, {}});
+    }
+    return task;
+}
+
+TEST_F(Run, ReferencesOnAContactSheetAreNoLargerThanTheModelsPictures) {
+    const fs::path reference = directory_ / "reference.png", path = directory_ / "sheet.png";
+    io::write_png(reference, io::Image(3000, 1500, 3, 100));
+    EvaluatedTask task = task_with_pictures(reference, 32, 64);
+    ASSERT_EQ(shown_prompts(task).size(), 12u);
+    write_contact_sheet(path, {"base", "mine"}, task);
+    const io::Image sheet = io::read_png(path);
+    EXPECT_EQ(sheet.width, 4 + 3 * (32 + 4));
+    EXPECT_EQ(task.models[0][0].picture.height, 64) << "models' pictures stay";
+    int shown = 0;  // rows of the reference's colour in the first column
+    for (int y = 0; y < sheet.height; ++y) shown += *sheet.at(4 + 16, y) == 100 ? 1 : 0;
+    EXPECT_EQ(shown, 12 * 16) << "with their aspect";
+}
+
+TEST_F(Run, ASheetThatNoPngCouldHoldIsMadeOfSmallerPictures) {
+    const fs::path reference = directory_ / "reference.png", path = directory_ / "sheet.png";
+    io::write_png(reference, io::Image(16, 3000, 3));
+    EvaluatedTask task = task_with_pictures(reference, 32, 2800);
+    write_contact_sheet(path, {"base", "mine"}, task);
+    const auto [width, height] = io::read_png_size(path);
+    EXPECT_LE(height, io::max_png_side);
+    EXPECT_GT(height, io::max_png_side - 2 * 12);
+    EXPECT_LE(width, 4 + 3 * (32 + 4));
+    EXPECT_LT(task.models[1][11].picture.height, 2800);
 }
 
 TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
