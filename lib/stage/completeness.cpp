@@ -11,8 +11,10 @@
 #include "io/file_io.hpp"
 #include "io/manifest.hpp"
 #include "model/dit/dit.hpp"
+#include "model/vlm/vlm.hpp"
 #include "nn/lora_file.hpp"
 #include "stage/gather.hpp"
+#include "stage/shard_writer.hpp"
 #include "stage/training_state.hpp"
 
 namespace atelier::stage {
@@ -77,13 +79,17 @@ std::optional<io::FileDigest> digest_in_manifest(const fs::path& directory, cons
     return found->second;
 }
 
+/// The files that hold tensors, in the order of their names.
+std::vector<fs::path> files_of(const io::Safetensors& stored) {
+    std::set<fs::path> files;
+    for (const auto& [name, tensor] : stored.tensors()) files.insert(tensor.file->path());
+    return {files.begin(), files.end()};
+}
+
 /// A transformer's files of weights, in the order of their names.
 std::vector<fs::path> weight_files(const fs::path& transformer) {
     if (fs::exists(transformer / nn::lora_file_name)) return {transformer / nn::lora_file_name};
-    std::set<fs::path> files;
-    const io::Safetensors stored = dit::open_weights(transformer);
-    for (const auto& [name, tensor] : stored.tensors()) files.insert(tensor.file->path());
-    return {files.begin(), files.end()};
+    return files_of(dit::open_weights(transformer));
 }
 
 }  // namespace
@@ -144,6 +150,17 @@ std::string weights_hash(comm::Communicator& ranks, const fs::path& transformer)
     std::string text;
     for (const auto& [file, hash] : hashes) text += hash;
     return io::digest_bytes(text.data(), text.size());
+}
+
+std::map<std::string, io::FileDigest> judge_weight_digests(comm::Communicator& ranks, const fs::path& judge) {
+    std::map<std::string, io::FileDigest> mine;
+    const auto failure = first_failure(ranks, [&] {
+        const auto files = files_of(vlm::open_weights(judge));
+        for (std::size_t i = static_cast<std::size_t>(ranks.rank()); i < files.size(); i += static_cast<std::size_t>(ranks.size()))
+            mine[files[i].filename().string()] = io::digest_file(files[i]);
+    });
+    if (failure) failure->say();
+    return gather_digests(ranks, mine);
 }
 
 }  // namespace atelier::stage

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <string>
 
 #include "comm/communicator.hpp"
@@ -35,5 +36,8 @@ io::FileDigest stated_digest(const std::filesystem::path& directory, const std::
 /// Hash of a directory's transformer weights (all shards), or of its adapter: what names the policy that made a file. As
 /// stated_digest(); where there is no manifest each shard is read by one rank. Collective.
 std::string weights_hash(comm::Communicator& ranks, const std::filesystem::path& transformer);
+
+/// Of the files of a judge's weights, by their names: taken from their bytes, whatever a manifest says, each by one rank. Collective.
+std::map<std::string, io::FileDigest> judge_weight_digests(comm::Communicator& ranks, const std::filesystem::path& judge);
 
 }  // namespace atelier::stage

@@ -104,6 +104,7 @@ int run_reward_train(const Context& c) {
         manifest.inputs["judge/" + t.kind + "/" + t.dimension] = io::digest_file(t.path);
     }
     for (const judge::LabelledSample& s : heldout) templates.at(s);
+    for (const auto& [name, digest] : judge_weight_digests(*c.world, start)) manifest.inputs["start/" + name] = digest;
     const nlohmann::json inputs = input_hashes(manifest);
 
     const TrainingRanks ranks(c);

@@ -36,6 +36,19 @@ for signal in KILL TERM; do
     diff <(cat "$work/whole/metrics.jsonl") "$work/after-$signal/metrics.jsonl" || fail "metrics differ after $signal"
 done
 [[ ! -e $work/whole/judge-training/updates ]] || fail "states were kept after the judge was there"
+# A state is of the weights that it started from; a byte of them, there and back.
+flip() { python3 -c 'import sys; f = open(sys.argv[1], "r+b"); f.seek(-4, 2); b = f.read(1)[0]; f.seek(-4, 2); f.write(bytes([b ^ 1]))' "$1"; }
+cp -r "$work/start" "$work/other-start"
+plan restarted --set reward_train.start="$work/other-start"
+stopped_training KILL restarted 1
+flip "$work/other-start/model.safetensors"
+code 3 train restarted
+says "was trained on another start/model.safetensors"
+flip "$work/other-start/model.safetensors"
+code 0 train restarted
+says "goes on from"
+cmp "$work/whole/judge/model.safetensors" "$work/restarted/judge/model.safetensors" || fail "weights differ after the start was put back"
+grep -q '"start/model.safetensors"' "$work/restarted/judge/manifest.json" || fail "the start's weights are not in the manifest"
 # Whatever is cut over the ranks. Updates of five samples and four: ranks without one of their own.
 cut=(--set reward_train.batch=5 --set reward_train.publish_every=3)
 plan one "${cut[@]}"
