@@ -20,6 +20,7 @@
 #include "io/lookup.hpp"
 #include "judge/answer.hpp"
 #include "judge/labels.hpp"
+#include "model/processor/resize.hpp"
 #include "model/tokenizer/byte_level.hpp"
 #include "stage/inspect.hpp"
 
@@ -74,6 +75,39 @@ std::vector<std::string> words(const std::string& text) {
         begin = end + 1;
     }
     return found;
+}
+
+/// A picture of a sheet, once.
+struct SheetPicture {
+    fs::path file;
+    std::shared_ptr<const judge::LabelledPicture> picture;
+    std::string pixels;  ///< their digest, of RGBA: programs that write PNGs leave out an alpha that says nothing
+    bool shows_the_same(const SheetPicture& other) const {
+        return picture->width() == other.picture->width() && picture->height() == other.picture->height() && pixels == other.pixels;
+    }
+};
+
+SheetPicture read_sheet_picture(const fs::path& file) {
+    SheetPicture found{file, judge::picture_of_png(file), {}};
+    const io::Image rgba = model::with_alpha(found.picture->load());
+    found.pixels = io::digest_bytes(rgba.pixels.data(), rgba.pixels.size());
+    return found;
+}
+
+/// What an id stands for: its first row's picture and sources. Another run, or another model of an evaluation, has the same ids.
+struct SheetId {
+    std::string place;
+    std::size_t sample = 0;  ///< the first of it
+    std::vector<const SheetPicture*> shown;
+};
+
+void check_same(const SheetId& known, const SheetId& row, const std::string& id) {
+    ATELIER_CHECK_INPUT(known.shown.size() == row.shown.size(), "{}: '{}' has {} source pictures, and {} in {}", row.place, id,
+                        row.shown.size() - 1, known.shown.size() - 1, known.place);
+    for (std::size_t i = 0; i < row.shown.size(); ++i)
+        ATELIER_CHECK_INPUT(row.shown[i] == known.shown[i] || row.shown[i]->shows_the_same(*known.shown[i]),
+                            "{}: '{}' shows {}, which is another picture than {} of {}: sheets of other runs or models need other ids", row.place, id,
+                            row.shown[i]->file.string(), known.shown[i]->file.string(), known.place);
 }
 
 /// A number written with a point or, as some spreadsheets do, a comma; NaN for "none".
@@ -149,7 +183,8 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
                        std::ostream& out) {
     std::vector<judge::LabelledSample> samples;
     std::map<std::pair<std::string, std::string>, std::size_t> numbers;
-    std::map<std::string, std::shared_ptr<const judge::LabelledPicture>> pictures;
+    std::map<std::string, SheetPicture> pictures;
+    std::map<std::string, SheetId> ids;  // by kind and id
     int left_out = 0;
     for (const fs::path& sheet : sheets) {
         const io::CsvRows rows = io::read_csv(sheet);
@@ -160,12 +195,12 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
         for (const std::string& name : columns)
             ATELIER_CHECK_INPUT(at.contains(name) || name.starts_with("judge_"),
                                 "{} has no column '{}'", sheet.string(), name);
-        const auto picture = [&](const std::string& name) {
+        const auto picture = [&](const std::string& name) -> const SheetPicture* {
             ATELIER_CHECK_INPUT(io::stays_inside(name), "{}: picture {} lies outside the sheet's directory", sheet.string(), name);
             const fs::path file = sheet.parent_path() / name;
             auto& found = pictures[fs::absolute(file).lexically_normal().string()];
-            if (!found) found = judge::picture_of_png(file);
-            return found;
+            if (!found.picture) found = read_sheet_picture(file);
+            return &found;
         };
         for (std::size_t i = 1; i < rows.size(); ++i) {
             const std::string place = fmt::format("{}: row {}", sheet.string(), i + 1);
@@ -175,8 +210,17 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
             if (field("score").empty()) continue;
             ATELIER_CHECK_INPUT(!field("annotator").empty(), "{} has a score and no annotator",
                                 place);
-            const auto [number, is_new] = numbers.try_emplace(
-                {field("kind") + "/" + field("id"), field("dimension")}, samples.size());
+            const std::string key = field("kind") + "/" + field("id");
+            SheetId row{place, samples.size(), {picture(field("picture"))}};
+            for (const std::string& source : words(field("sources"))) row.shown.push_back(picture(source));
+            const auto [known, is_new_id] = ids.try_emplace(key, row);
+            if (!is_new_id) {
+                const std::string& prompt = samples[known->second.sample].prompt;
+                ATELIER_CHECK_INPUT(prompt == field("prompt"), "{}: another prompt of '{}' than in {}: \"{}\"", place, field("id"), known->second.place,
+                                    field("prompt"));
+                check_same(known->second, row, field("id"));
+            }
+            const auto [number, is_new] = numbers.try_emplace({key, field("dimension")}, samples.size());
             if (is_new) {
                 judge::LabelledSample s;
                 s.id = field("id");
@@ -184,13 +228,12 @@ void read_label_sheets(const std::vector<fs::path>& sheets, const fs::path& labe
                 s.dimension = field("dimension");
                 s.category = field("category");
                 s.prompt = field("prompt");
-                s.picture = picture(field("picture"));
-                for (const std::string& source : words(field("sources")))
-                    s.sources.push_back(picture(source));
+                const auto& shown = known->second.shown;
+                s.picture = shown[0]->picture;
+                for (std::size_t k = 1; k < shown.size(); ++k) s.sources.push_back(shown[k]->picture);
                 samples.push_back(std::move(s));
             }
             judge::LabelledSample& s = samples[number->second];
-            ATELIER_CHECK_INPUT(s.prompt == field("prompt"), "{}: another prompt of '{}' than before: \"{}\"", place, s.id, field("prompt"));
             if (s.rationale.empty())
                 s.rationale = field("rationale");
             else if (const std::string other = field("rationale"); !other.empty() && other != s.rationale)

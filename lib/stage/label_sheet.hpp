@@ -20,7 +20,8 @@ int write_label_sheet(const std::filesystem::path& path, const std::filesystem::
 /// (Krippendorff's alpha). Rows without score are left out, "none" says that the dimension does not apply; pictures are looked for beside each
 /// sheet. Where several wrote a rationale the first one's is kept. Throws Error(input) naming file
 /// and row: a column that is missing, a score that is no number in [1, 5], a score without
-/// annotator, an annotator who scores something twice.
+/// annotator, an annotator who scores something twice, an id that has another prompt, picture or
+/// source elsewhere.
 void read_label_sheets(const std::vector<std::filesystem::path>& sheets,
                        const std::filesystem::path& labels, std::ostream& out);
 

@@ -120,6 +120,14 @@ code 0 "$bin/atelier-inspect" "$work/labels.h5"
 grep -q "24 labelled samples, 48 scores" "$work/out" || { cat "$work/out" >&2; fail "labels"; }
 code 3 "$bin/atelier-inspect" --filled-sheet "$work/sheet/anna.csv" --filled-sheet "$work/sheet/anna.csv" --labels "$work/labels.h5"
 grep -q "anna scores .* twice" "$work/out" || fail "the second score was not named"
+# Another model's sheet has the same ids.
+cp -r "$work/sheet" "$work/copy"
+both=(--filled-sheet "$work/sheet/anna.csv" --filled-sheet "$work/copy/ben.csv" --labels "$work/both.h5")
+code 0 "$bin/atelier-inspect" "${both[@]}"
+mapfile -t pictures < <(ls "$work/copy/pictures" | grep -v source)
+cp "$work/sheet/pictures/${pictures[4]}" "$work/copy/pictures/${pictures[0]}"
+code 3 "$bin/atelier-inspect" "${both[@]}"
+says "shows $work/copy/pictures/${pictures[0]}, which is another picture than $work/sheet/pictures/${pictures[0]}"
 [[ $(head -c 3 "$work/sheet/labels.csv" | od -An -tx1) == " ef bb bf" ]] || fail "spreadsheets would not know that the sheet is UTF-8"
 sheets() { sed "$1" "$work/sheet/anna.csv" >"$work/sheet/odd.csv"; code "$2" "$bin/atelier-inspect" --filled-sheet "$work/sheet/odd.csv" --labels "$work/odd.h5"; }
 sheets 's/,anna,1,/, anna , NONE ,/' 0

@@ -8,7 +8,9 @@
 #include <fstream>
 #include <functional>
 #include <set>
+#include <sstream>
 
+#include "io/csv.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
@@ -22,6 +24,7 @@
 #include "stage/dag.hpp"
 #include "stage/evaluate.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/label_sheet.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
 #include "stage/rerun.hpp"
@@ -1015,6 +1018,52 @@ TEST_F(Run, FurtherModelsHaveNamesAndADirectoryOfTheirOwn) {
     EXPECT_EQ(evaluation_directory(c, candidates_of(c, {}), 0), directory_ / "eval");
     EXPECT_EQ(evaluation_directory(c, candidates_of(c, {}), 6), directory_ / "eval-limit-6");
     EXPECT_EQ(evaluation_directory(c, candidates, 6), directory_ / "eval-mine-v2_b-limit-6");
+}
+
+/// small_shard() with a scored picture of one colour, and where asked a reference of another.
+io::TrajectoryShard shard_to_label(std::uint8_t colour, int reference = -1) {
+    io::TrajectoryShard shard = small_shard(0);
+    io::TrajectorySamples& s = shard.shapes.at(0);
+    std::fill(s.picture.begin(), s.picture.end(), colour);
+    s.reward["alignment"] = {{4}, {0}, {1}, {"seen"}};
+    if (reference >= 0) shard.prompts.images.push_back({0, 8, 8, std::vector<std::uint8_t>(8 * 8 * 4, static_cast<std::uint8_t>(reference))});
+    return shard;
+}
+
+/// A sheet of a shard in which a person gave every row a score; its labels.csv.
+fs::path filled_sheet(const fs::path& directory, const io::TrajectoryShard& shard, const std::string& person) {
+    fs::create_directories(directory / "shards");
+    io::write_trajectory(directory / "shards" / "shard-00000.h5", shard);
+    EXPECT_EQ(write_label_sheet(directory / "shards", directory), 1);
+    io::CsvRows rows = io::read_csv(directory / "labels.csv");
+    for (std::size_t i = 1; i < rows.size(); ++i) rows[i][9] = person, rows[i][10] = "3";  // annotator, score
+    io::write_text(directory / "labels.csv", io::to_csv(rows));
+    return directory / "labels.csv";
+}
+
+TEST_F(Run, AnIdOfLabelSheetsStandsForOnePicture) {
+    const fs::path anna = filled_sheet(directory_ / "anna", shard_to_label(10, 90), "anna"), labels = directory_ / "labels.h5";
+    std::ostringstream out;
+    const auto combined = [&](const fs::path& other) { read_label_sheets({anna, other}, labels, out); };
+    combined(filled_sheet(directory_ / "ben", shard_to_label(10, 90), "ben"));  // copies of the pictures
+    const auto samples = judge::read_labels(labels);
+    ASSERT_EQ(samples.size(), 1u);
+    EXPECT_EQ(samples[0].scores.size(), 2u);
+    const auto says_both = [&](const std::string& picture, const std::string& person) {
+        return AllOf(HasSubstr((directory_ / person / picture).string()), HasSubstr((directory_ / "anna" / picture).string()));
+    };
+    const fs::path student = filled_sheet(directory_ / "student", shard_to_label(11, 90), "ben"),
+                   source = filled_sheet(directory_ / "source", shard_to_label(10, 91), "ben");
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { combined(student); }), says_both("pictures/shard-00000-a-00.png", "student"));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { combined(source); }), says_both("pictures/shard-00000-source-0.png", "source"));
+    io::CsvRows rows = io::read_csv(student);
+    rows[1][2] = "aesthetics";
+    io::write_text(student, io::to_csv(rows));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { combined(student); }), says_both("pictures/shard-00000-a-00.png", "student"))
+        << "of another dimension";
+    rows[1][6].clear();
+    io::write_text(student, io::to_csv(rows));
+    EXPECT_THAT(refusal(ErrorKind::input, [&] { combined(student); }), HasSubstr("has 0 source pictures, and 1 in"));
 }
 
 TEST(Evaluation, IsTheSameByWhatItWasMadeFrom) {
