@@ -11,6 +11,7 @@
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
+#include "io/lookup.hpp"
 #include "io/manifest.hpp"
 #include "io/metrics.hpp"
 #include "io/trajectory_index.hpp"
@@ -354,7 +355,7 @@ int export_pictures(const fs::path& path, const fs::path& directory) {
             for (std::size_t m = 0; m < static_cast<std::size_t>(s.samples()); ++m) {
                 const std::string& id = shard.prompts.id[s.prompt[m]];
                 const std::string name =
-                    fmt::format("{}-{}-{:02}.png", file.stem().string(), id, s.member[m]);
+                    io::file_name_of(fmt::format("{}-{}-{:02}", file.stem().string(), id, s.member[m])) + ".png";
                 io::Image image{
                     static_cast<int>(s.picture_width), static_cast<int>(s.picture_height), 4, {}};
                 image.pixels.assign(

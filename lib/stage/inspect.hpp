@@ -18,7 +18,7 @@ void describe(const std::filesystem::path& path, std::ostream& out);
 int verify(const std::filesystem::path& path, std::ostream& out);
 
 /// Writes a shard's pictures as PNG with their scores and reasons beside them (samples.jsonl).
-/// `path`: a shard, or a directory of shards. Returns how many pictures were written.
+/// Files are named by shard, prompt (as io::file_name_of writes it) and member. `path`: a shard, or a directory of shards. Returns how many pictures were written.
 int export_pictures(const std::filesystem::path& path, const std::filesystem::path& directory);
 
 /// Recomputes the log-probabilities of a rollout's shards under the policy that sampled them, found

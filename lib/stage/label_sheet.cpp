@@ -33,6 +33,13 @@ const std::vector<std::string> columns{"id",      "kind",        "dimension",   
                                        "prompt",  "picture",     "sources",      "judge_score",
                                        "judge_reason", "annotator", "score",     "rationale"};
 
+/// A file's name (io::file_name_of) as an address.
+std::string address_of(const std::string& name) {
+    std::string address;
+    for (const char c : name) address += c == '%' ? std::string("%25") : std::string(1, c);
+    return address;
+}
+
 std::string escaped(const std::string& text) {
     std::string html;
     for (const char c : text)
@@ -141,23 +148,23 @@ int write_label_sheet(const fs::path& path, const fs::path& directory) {
     for (const fs::path& file : shards_at(path)) {
         const auto shard = io::read_trajectory(file);
         const std::string stem = file.stem().string();
-        const auto sources = write_sources(shard.prompts, stem, directory);
+        const auto sources = write_sources(shard.prompts, io::file_name_of(stem), directory);
         for (const io::TrajectorySamples& s : shard.shapes) {
             const std::size_t bytes = s.picture.size() / static_cast<std::size_t>(s.samples());
             for (std::size_t m = 0; m < static_cast<std::size_t>(s.samples()); ++m, ++count) {
                 const std::uint32_t p = s.prompt[m];
                 const std::string id =
                                       fmt::format("{}-{}-{:02}", stem, shard.prompts.id[p], s.member[m]),
-                                  picture = "pictures/" + id + ".png",
+                                  picture = "pictures/" + io::file_name_of(id) + ".png",
                                   kind = sources[p].empty() ? "t2i" : "edit";
                 write_picture(directory, picture, s.picture_width, s.picture_height,
                               std::span(s.picture).subspan(m * bytes, bytes));
                 html += "<section>\n";
                 for (const std::string& source : words(sources[p]))
-                    html += fmt::format("<img src=\"{}\" alt=\"source\">\n", escaped(source));
+                    html += fmt::format("<img src=\"{}\" alt=\"source\">\n", address_of(source));
                 html += fmt::format(
                     "<img src=\"{}\" alt=\"{}\">\n<div><h2>{}</h2>\n<p>{} · {}</p>\n<table>\n",
-                    escaped(picture), escaped(id), escaped(shard.prompts.text[p]), escaped(id),
+                    address_of(picture), escaped(id), escaped(shard.prompts.text[p]), escaped(id),
                     escaped(shard.prompts.category[p]));
                 for (const auto& [dimension, column] : s.reward) {
                     const std::string score = column.present[m] != 0

@@ -16,6 +16,7 @@
 #include "io/file_io.hpp"
 #include "io/fletcher32.hpp"
 #include "io/hdf5.hpp"
+#include "io/lookup.hpp"
 #include "io/manifest.hpp"
 #include "io/metrics.hpp"
 #include "io/publish.hpp"
@@ -27,6 +28,17 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
+
+TEST(FileNames, AreMadeOfAnyText) {
+    EXPECT_EQ(file_name_of("t2i-0001_a.B"), "t2i-0001_a.B");
+    EXPECT_EQ(file_name_of("a/b#1 ?%\xc3\xa9"), "a%2Fb%231%20%3F%25%C3%A9");
+    EXPECT_EQ(file_name_of("."), "%2E");
+    EXPECT_EQ(file_name_of(".."), "%2E%2E");
+    EXPECT_EQ(file_name_of("../.."), "..%2F..");
+    const std::string long_text(300, '/');
+    EXPECT_EQ(file_name_of(long_text).size(), 200u);
+    EXPECT_NE(file_name_of(long_text), file_name_of(long_text + "/"));
+}
 
 class Files : public ::testing::Test {
   protected:

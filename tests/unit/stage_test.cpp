@@ -24,6 +24,7 @@
 #include "stage/dag.hpp"
 #include "stage/evaluate.hpp"
 #include "stage/evaluation_report.hpp"
+#include "stage/inspect.hpp"
 #include "stage/label_sheet.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/plan_checks.hpp"
@@ -1064,6 +1065,26 @@ TEST_F(Run, AnIdOfLabelSheetsStandsForOnePicture) {
     rows[1][6].clear();
     io::write_text(student, io::to_csv(rows));
     EXPECT_THAT(refusal(ErrorKind::input, [&] { combined(student); }), HasSubstr("has 0 source pictures, and 1 in"));
+}
+
+TEST_F(Run, PromptIdsOfAnyTextNamePictures) {
+    io::TrajectoryShard shard = shard_to_label(10, 90);
+    for (const auto& [id, name] : {std::pair("a/b#1", "shard-00000-a%2Fb%231-00.png"), std::pair("..", "shard-00000-..-00.png")}) {
+        shard.prompts.id = {id};
+        const fs::path sheet = filled_sheet(directory_ / name, shard, "anna"), exported = directory_ / name / "exported";
+        EXPECT_TRUE(fs::exists(sheet.parent_path() / "pictures" / name)) << name;
+        EXPECT_EQ(export_pictures(sheet.parent_path() / "shards", exported), 1);
+        EXPECT_TRUE(fs::exists(exported / name)) << name;
+        const auto line = nlohmann::json::parse(io::read_text(exported / "samples.jsonl"));
+        EXPECT_EQ(line["prompt"], id);
+        EXPECT_EQ(line["picture"], name);
+        std::ostringstream out;
+        read_label_sheets({sheet}, directory_ / "labels.h5", out);
+        EXPECT_EQ(judge::read_labels(directory_ / "labels.h5").at(0).id, fmt::format("shard-00000-{}-00", id));
+    }
+    EXPECT_THAT(io::read_text(directory_ / "shard-00000-a%2Fb%231-00.png" / "index.html"),
+                AllOf(HasSubstr("<img src=\"pictures/shard-00000-a%252Fb%25231-00.png\" alt=\"shard-00000-a/b#1-00\">"),
+                      HasSubstr("<img src=\"pictures/shard-00000-source-0.png\"")));
 }
 
 TEST(Evaluation, IsTheSameByWhatItWasMadeFrom) {
