@@ -151,4 +151,8 @@ std::optional<double> krippendorff_alpha(std::span<const std::vector<double>> un
     return 1 - observed / expected;
 }
 
+std::size_t compared_units(std::span<const std::vector<double>> units) {
+    return static_cast<std::size_t>(std::count_if(units.begin(), units.end(), [](const auto& unit) { return unit.size() > 1; }));
+}
+
 }  // namespace atelier::eval

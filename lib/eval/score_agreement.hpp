@@ -47,5 +47,7 @@ std::vector<CalibrationLevel> calibration(const BootstrapConfig& config, std::sp
 /// unit; units with fewer than two values are left out. None with fewer than two such units, or
 /// where all values are equal.
 std::optional<double> krippendorff_alpha(std::span<const std::vector<double>> units);
+/// How many units it is over: those with two values or more.
+std::size_t compared_units(std::span<const std::vector<double>> units);
 
 }  // namespace atelier::eval

@@ -174,7 +174,7 @@ HeldoutReport judge_heldout(const Context& c, const std::filesystem::path& direc
             report["dimensions"][name][part] = agreement(c, group);
     for (const auto& [name, values] : units)
         if (const auto alpha = eval::krippendorff_alpha(values))
-            report["annotators"][name] = {{"alpha", *alpha}, {"units", values.size()}};
+            report["annotators"][name] = {{"alpha", *alpha}, {"units", eval::compared_units(values)}};
     return {report, io::to_csv(rows)};
 }
 
@@ -207,7 +207,7 @@ std::string judge_table(const Json& report) {
             table += fmt::format("{}: said not to apply for {} of {} to which it does not, and for {} to which it does\n", name, right, right + missed, wrong);
     }
     for (const auto& [name, of] : report.at("annotators").items())
-        table += fmt::format("{}: annotators agree with alpha {:.3f} over {} pictures\n", name,
+        table += fmt::format("{}: annotators agree with alpha {:.3f} over the {} pictures with two scores or more\n", name,
                              of.at("alpha").get<double>(), of.at("units").get<std::size_t>());
     return table;
 }

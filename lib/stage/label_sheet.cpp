@@ -281,7 +281,8 @@ void describe_labels(const std::vector<judge::LabelledSample>& samples, const fs
         const auto alpha = eval::krippendorff_alpha(values);
         out << fmt::format("{}: {} pictures, agreement of annotators (Krippendorff's alpha) {}\n",
                            name, values.size(),
-                           alpha ? fmt::format("{:.3f}", *alpha) : "none: too few labelled twice");
+                           alpha ? fmt::format("{:.3f} over the {} with two scores or more", *alpha, eval::compared_units(values))
+                                 : "none: too few labelled twice, or all alike");
     }
     out << fmt::format("{}: {} labelled samples, {} scores, {} times that a dimension does not apply, {} pictures\n", file.string(), samples.size(),
                        scores - absent, absent, pictures.size());

@@ -256,6 +256,7 @@ TEST(ScoreAgreement, KrippendorffsExample) {
                                                  {4, 4, 4, 4}, {1, 1, 2, 1}, {2, 2, 2, 2}, {5, 5, 5},    {1, 1},       {3}};
     ASSERT_TRUE(krippendorff_alpha(units));
     EXPECT_NEAR(*krippendorff_alpha(units), 0.849, 5e-4);
+    EXPECT_EQ(compared_units(units), 11u) << "the last has one value";
     EXPECT_FALSE(krippendorff_alpha(std::vector<std::vector<double>>{{1}, {2}}));
     EXPECT_FALSE(krippendorff_alpha(std::vector<std::vector<double>>{{2, 2}, {2, 2}}));
 }

@@ -1087,6 +1087,22 @@ TEST_F(Run, PromptIdsOfAnyTextNamePictures) {
                       HasSubstr("<img src=\"pictures/shard-00000-source-0.png\"")));
 }
 
+TEST(Labels, AgreementIsOverWhatWasScoredTwice) {
+    const auto picture = std::make_shared<const judge::LabelledPicture>(io::Image(8, 8, 3));
+    std::vector<judge::LabelledSample> samples;
+    const double none = std::nan("");  // "it does not apply"
+    for (const auto& scores : std::vector<std::vector<double>>{{1, 2}, {4, 4}, {3}, {5, none}}) {
+        judge::LabelledSample s;
+        s.id = fmt::format("{}", samples.size()), s.kind = "t2i", s.dimension = "alignment", s.picture = picture;
+        for (const double score : scores) s.scores.emplace_back(fmt::format("person-{}", s.scores.size()), score);
+        samples.push_back(s);
+    }
+    std::ostringstream out;
+    describe_labels(samples, "labels.h5", out);
+    EXPECT_THAT(out.str(), HasSubstr("t2i/alignment: 4 pictures, agreement of annotators (Krippendorff's alpha) 0."));
+    EXPECT_THAT(out.str(), HasSubstr(" over the 2 with two scores or more\n"));
+}
+
 TEST(Evaluation, IsTheSameByWhatItWasMadeFrom) {
     io::Manifest complete, asked;
     complete.config_hash = asked.config_hash = "c";
