@@ -75,8 +75,8 @@ Json gains(const std::vector<std::string>& models,
     return json;
 }
 
-Json elo(const std::vector<std::string>& models,
-         const std::map<std::string, EvaluatedTask>& tasks) {
+void add_elo(const std::vector<std::string>& models,
+             const std::map<std::string, EvaluatedTask>& tasks, Json& summary) {
     std::vector<eval::Outcome> outcomes;
     for (const auto& [name, task] : tasks)
         for (std::size_t i = 0; i < task.prompts.size() * task.pictures; ++i)
@@ -91,14 +91,14 @@ Json elo(const std::vector<std::string>& models,
                                    : 0.5,
                          task_number(name) ^ task.prompts[i / task.pictures].number});
                 }
-    Json json = Json::object();
-    if (outcomes.empty()) return json;
+    Json& json = summary["elo"] = Json::object();
+    if (outcomes.empty()) return;
     const auto table = eval::elo_table({}, static_cast<int>(models.size()), outcomes);
     for (std::size_t m = 0; m < models.size(); ++m)
         json[models[m]] = {{"elo", table.entries[m].elo},
                            {"low", table.entries[m].low},
                            {"high", table.entries[m].high}};
-    return json;
+    summary["elo_regularised"] = table.regularised;
 }
 
 /// A picture that is larger than a cell is made to fit in, with its aspect.
@@ -121,8 +121,8 @@ std::optional<double> EvaluatedSample::total() const {
 
 Json evaluation_summary(const std::vector<std::string>& models,
                         const std::map<std::string, EvaluatedTask>& tasks) {
-    Json summary{
-        {"models", Json::object()}, {"gain", gains(models, tasks)}, {"elo", elo(models, tasks)}};
+    Json summary{{"models", Json::object()}, {"gain", gains(models, tasks)}};
+    add_elo(models, tasks, summary);
     for (std::size_t m = 0; m < models.size(); ++m) {
         std::map<std::string, Column> columns;
         for (const auto& [name, task] : tasks) add_scores(task, name, task.models[m], columns);
@@ -195,6 +195,8 @@ std::string evaluation_table(const Json& summary, const std::vector<std::string>
         }
     }
     text += '\n';
+    if (summary.value("elo_regularised", false))
+        text += "\nElo: half a win each way was added to every pair of models, because some never lost to the others\n";
     if (const auto missing = summary.find("without_score"); missing != summary.end())
         for (const auto& [model, tasks] : missing->items())
             for (const auto& [task, count] : tasks.items())

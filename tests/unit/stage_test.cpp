@@ -1172,12 +1172,19 @@ TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
     EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["n"], 1);
     EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["mean"], 2);
     EXPECT_GT(summary["elo"]["mine"]["elo"], summary["elo"]["base"]["elo"]) << "the one picture that both have a score of";
+    EXPECT_EQ(summary["elo_regularised"], true);
+    EXPECT_THAT(evaluation_table(summary, {"base", "mine"}), HasSubstr("Elo: half a win each way was added to every pair of models"));
     EXPECT_EQ(summary["without_score"]["base"]["t2i"], 1);
     EXPECT_THAT(evaluation_table(summary, {"base", "mine"}), HasSubstr("1 pictures of mine for t2i have no score"));
+    task.models[0][2].scores["a"] = 4, task.models[1][2].scores["a"] = 2;  // each wins once
+    const auto mixed = evaluation_summary({"base", "mine"}, {{"t2i", task}});
+    EXPECT_EQ(mixed["elo_regularised"], false);
+    EXPECT_EQ(evaluation_table(mixed, {"base", "mine"}).find("half a win"), std::string::npos);
     for (auto& samples : task.models)
         for (EvaluatedSample& s : samples) s.scores.clear();
     const auto none = evaluation_summary({"base", "mine"}, {{"t2i", task}});
     EXPECT_TRUE(none["elo"].empty());
+    EXPECT_FALSE(none.contains("elo_regularised"));
     EXPECT_TRUE(none["models"]["base"].empty());
     EXPECT_THAT(evaluation_table(none, {"base", "mine"}), HasSubstr("3 pictures of base"));
 }
