@@ -13,10 +13,11 @@ namespace {
 
 using Json = nlohmann::json;
 
-/// One iteration of a policy: means over dimensions that both scorers have.
+/// One iteration of a policy: means over dimensions that both scorers have, and the gap that watch_gap() compares, which is of the
+/// samples that both scored.
 struct Point {
     int iteration = 0;
-    double judge = 0, truth = 0;
+    double judge = 0, truth = 0, gap = 0;
 };
 
 // Of a panel, in pixels; scores run from 1 to 5.
@@ -46,8 +47,7 @@ std::string panel_of(const std::string& policy, const std::vector<Point>& points
     svg += line_of(points, &Point::truth, last, "#2a6db5", left);
     svg += fmt::format("<text x=\"{}\" y=\"24\" font-weight=\"bold\">{}</text>\n", left + margin, policy);
     svg += fmt::format("<text x=\"{}\" y=\"{}\">iterations 1 to {}; gap {:+.2f}, at first {:+.2f}</text>\n", left + margin,
-                       margin + panel_height + 22, points.back().iteration, points.back().judge - points.back().truth,
-                       points.front().judge - points.front().truth);
+                       margin + panel_height + 22, points.back().iteration, points.back().gap, points.front().gap);
     return svg;
 }
 
@@ -102,7 +102,7 @@ std::string gap_curve(const std::filesystem::path& path) {
     std::map<std::string, std::vector<Point>> policies;
     for (const Json& record : io::read_metrics(path)) {
         if (!record.contains("gap")) continue;
-        Point p{record.at("iteration"), 0, 0};
+        Point p{record.at("iteration"), 0, 0, record["gap"].at("all").at("mean")};
         double n = 0;
         for (const auto& [name, value] : record["gap"].items()) {
             if (name == "all") continue;

@@ -835,14 +835,14 @@ TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
     for (const char* policy : {"t2i", "edit"})
         for (int i : {2, 1, 3})
             out << nlohmann::json{{"stage", "grpo"}, {"policy", policy}, {"iteration", i}, {"reward", {{"a", {{"mean", 2.0 + i}}}}},
-                                  {"truth", {{"a", {{"mean", 3.0}}}}}, {"gap", {{"a", {{"mean", i - 1.0}}}, {"all", {{"mean", i - 1.0}}}}}}
+                                  {"truth", {{"a", {{"mean", 3.0}}}}}, {"gap", {{"a", {{"mean", i - 1.0}}}, {"all", {{"mean", i - 0.5}}}}}}
                        .dump()
                 << '\n';
     out.close();
     const std::string svg = gap_curve(directory_ / "metrics.jsonl");
     EXPECT_THAT(svg, HasSubstr("t2i"));
     EXPECT_THAT(svg, HasSubstr("edit"));
-    EXPECT_THAT(svg, HasSubstr("iterations 1 to 3; gap +2.00, at first +0.00")) << "sorted by iteration";
+    EXPECT_THAT(svg, HasSubstr("iterations 1 to 3; gap +2.50, at first +0.50")) << "sorted by iteration; of samples that both scored";
 }
 
 TEST_F(Run, InputsOfAShardAreThePromptsTheirPicturesAndTheScorersFiles) {
