@@ -1027,6 +1027,7 @@ io::TrajectoryShard shard_to_label(std::uint8_t colour, int reference = -1) {
     io::TrajectorySamples& s = shard.shapes.at(0);
     std::fill(s.picture.begin(), s.picture.end(), colour);
     s.reward["alignment"] = {{4}, {0}, {1}, {"seen"}};
+    s.total = {4}, s.advantage = {0};
     if (reference >= 0) shard.prompts.images.push_back({0, 8, 8, std::vector<std::uint8_t>(8 * 8 * 4, static_cast<std::uint8_t>(reference))});
     return shard;
 }
