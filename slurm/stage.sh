@@ -100,7 +100,8 @@ trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 "${command[@]}" &
 child=$!
-[[ -z $asked ]] || kill -USR1 "$child" 2>/dev/null || true  # asked before there was anybody to tell
+# Asked before there was anybody to tell: a moment later, since what comes between fork and exec is lost.
+[[ -z $asked ]] || { sleep 1; kill -USR1 "$child" 2>/dev/null || true; }
 if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
 code=
 while [[ -z $code ]]; do

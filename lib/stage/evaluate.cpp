@@ -56,17 +56,6 @@ void check_name(const Context& c, const std::vector<Candidate>& list, const std:
                         fmt::join(std::set(taken.begin(), taken.end()), ", "));
 }
 
-/// Of this rank's share.
-void remove_shards_without_scores(const Context& c, const std::filesystem::path& directory, const std::vector<Candidate>& candidates,
-                                  const std::map<std::string, EvaluatedTask>& tasks) {
-    for (const Candidate& candidate : candidates)
-        for (const auto& [name, task] : tasks)
-            for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) {
-                const auto shard = directory / candidate.name / name / GroupRollout::shard_name(unit);
-                if (c.is_mine(unit) && std::filesystem::exists(shard) && pictures_without_score(shard) > 0) std::filesystem::remove(shard);
-            }
-}
-
 }  // namespace
 
 std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
@@ -169,9 +158,16 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::int64_t done = 0;
     std::optional<EvaluationShard> scored;  // while the next is drawn
     Timeline timeline;
-    std::int64_t absent = 0;  // of this rank's pictures
+    std::int64_t absent = 0;                            // of this rank's pictures
+    std::vector<std::filesystem::path> without_scores;  // of its shards
+    const auto count_absent = [&](const std::filesystem::path& shard, std::int64_t pictures_absent) {
+        absent += pictures_absent;
+        if (pictures_absent > 0) without_scores.push_back(shard);
+    };
     const auto publish_last = [&] {
-        if (scored) timeline.measure("publish", done, [&] { absent += publish_evaluation_shard(std::exchange(scored, std::nullopt).value()); });
+        if (!scored) return;
+        const std::filesystem::path shard = scored->path;
+        timeline.measure("publish", done, [&] { count_absent(shard, publish_evaluation_shard(std::exchange(scored, std::nullopt).value())); });
     };
     const auto require_scores = [&] {
         const double most = c.config.number("reward.max_absent");
@@ -179,7 +175,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         c.world->sum(std::span(&sum, 1));
         if (sum <= 0 || sum / pictures <= most) return;
         publish_last();
-        remove_shards_without_scores(c, directory, candidates, tasks);
+        for (const auto& shard : without_scores) std::filesystem::remove(shard);
         c.world->barrier();
         ATELIER_FAIL(ErrorKind::reward,
                      "{} of {} held-out pictures could not be scored, more than reward.max_absent = {} allows; their shards were removed and a rerun asks "
@@ -221,7 +217,8 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 };
                 const EvaluationUnit unit{number, candidate.name, candidate.guided, hashes[i], number < count ? inputs.at(name)[number] : ""};
                 if (number < count && is_there(unit)) {
-                    absent += pictures_without_score(shards / GroupRollout::shard_name(number));
+                    const auto shard = shards / GroupRollout::shard_name(number);
+                    count_absent(shard, pictures_without_score(shard));
                 } else if (number < count) {
                     auto drawn = timeline.measure("sampling", done, [&, &task = task] {
                         return draw_evaluation_shard(c, *model, spec, task, unit, shards, scoring, workspace);

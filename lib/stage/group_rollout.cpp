@@ -335,7 +335,7 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
     fails = too_many_absent();
     absent_ = all_absent;
     if (fails) {
-        for (std::size_t unit = 0; unit < prompts.size; ++unit)
+        for (std::size_t unit = 0; unit < done; ++unit)
             if (context_.is_mine(unit) && std::filesystem::exists(directory_ / shard_name(unit)) &&
                 lacks_scores(io::read_trajectory(directory_ / shard_name(unit), {},
                                                  io::TrajectoryParts::scores)

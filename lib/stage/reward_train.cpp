@@ -10,6 +10,7 @@
 #include "optim/learning_rate.hpp"
 #include "stage/judge_report.hpp"
 #include "stage/reward_train_memory.hpp"
+#include "stage/scoring.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 
@@ -94,7 +95,9 @@ int run_reward_train(const Context& c) {
         const std::vector<std::string>& files = config.list("reward_train." + what);
         ATELIER_CHECK_USAGE(!files.empty() && !files[0].empty(), "reward-train needs reward_train.{}", what);
         for (std::size_t i = 0; i < files.size(); ++i) manifest.inputs[fmt::format("{}/{}", what, i + 1)] = io::digest_file(files[i]);
-        return judge::read_labels(files);
+        Labels found = judge::read_labels(files);
+        show_sources(found, config.integer("sampling.output_resolution"));
+        return found;
     };
     const Labels labels = read("labels"), heldout = read("heldout");
     return_holes();  // what HDF5 knew of each picture's dataset lay between other things until the file was closed

@@ -44,6 +44,22 @@ io::Image shown_source(io::Image source, std::int64_t output_resolution) {
                          model::PassOrder::pillow_13);
 }
 
+void show_sources(std::span<judge::LabelledSample> labels, std::int64_t output_resolution) {
+    std::map<const judge::LabelledPicture*, std::shared_ptr<const judge::LabelledPicture>> shown;
+    for (judge::LabelledSample& sample : labels)
+        for (auto& source : sample.sources) {
+            const auto [place, is_new] = shown.try_emplace(source.get(), source);
+            const model::PictureSize seen = model::reference_size({source->width(), source->height()}, output_resolution);
+            if (is_new && std::int64_t{source->width()} * source->height() > seen.width * seen.height) {
+                const auto load = [whole = source, output_resolution] { return shown_source(whole->load(), output_resolution); };
+                const io::Image size(static_cast<int>(seen.width), static_cast<int>(seen.height), 4);
+                place->second = source->is_kept() ? std::make_shared<const judge::LabelledPicture>(load())
+                                                  : std::make_shared<const judge::LabelledPicture>(size, load);
+            }
+            source = place->second;
+        }
+}
+
 reward::PoolConfig pool_config(const config::Config& config) {
     return {static_cast<int>(config.integer("reward.workers")),
             static_cast<int>(config.integer("reward.queue")),

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <future>
+#include <map>
 #include <memory>
 
 #include "io/trajectory.hpp"
+#include "judge/labels.hpp"
 #include "reward/pool.hpp"
 #include "rl/advantage.hpp"
 #include "stage/context.hpp"
@@ -19,6 +21,9 @@ using Tiers = std::map<std::string, std::int64_t>;
 /// A prompt's own picture as it is shown to a scorer: as the model sees it where it has more pixels than that
 /// (model::prepare_references), else as it is. Throws Error(input) for a ratio that the model cannot take.
 io::Image shown_source(io::Image source, std::int64_t output_resolution);
+
+/// The same for labels' sources: a judge learns, and is measured, from what it will be shown.
+void show_sources(std::span<judge::LabelledSample> labels, std::int64_t output_resolution);
 
 /// How a rank's pool of scoring threads is set up.
 reward::PoolConfig pool_config(const config::Config& config);

@@ -908,6 +908,19 @@ TEST_F(Run, TheScorersFilesAreAllThatAJudgeIsReadFrom) {
     EXPECT_FALSE(scorer_inputs(c).contains("judge/config.json")) << "without weights there is no judge yet";
 }
 
+TEST(Sources, OfLabelsAreShownInTheSameWay) {
+    const auto large = std::make_shared<const judge::LabelledPicture>(io::Image(403, 302, 3)), small = std::make_shared<const judge::LabelledPicture>(io::Image(64, 64, 3));
+    std::vector<judge::LabelledSample> labels(2);
+    labels[0].sources = {large, small};
+    labels[1].sources = {large};
+    show_sources(labels, 128);
+    EXPECT_EQ(labels[0].sources[1], small);
+    EXPECT_EQ(labels[0].sources[0], labels[1].sources[0]) << "one picture stays one";
+    const io::Image shown = labels[0].sources[0]->load(), expected = shown_source(large->load(), 128);
+    EXPECT_EQ(labels[0].sources[0]->width(), expected.width);
+    EXPECT_EQ(shown.pixels, expected.pixels);
+}
+
 TEST(Sources, AreShownAsTheModelSeesThemWhereTheyAreLarger) {
     Random random(random_key(3, RandomUse::test, 0));
     const auto drawn = [&](int width, int height) {
