@@ -79,13 +79,6 @@ std::optional<io::FileDigest> digest_in_manifest(const fs::path& directory, cons
     return found->second;
 }
 
-/// The files that hold tensors, in the order of their names.
-std::vector<fs::path> files_of(const io::Safetensors& stored) {
-    std::set<fs::path> files;
-    for (const auto& [name, tensor] : stored.tensors()) files.insert(tensor.file->path());
-    return {files.begin(), files.end()};
-}
-
 /// A transformer's files of weights, in the order of their names.
 std::vector<fs::path> weight_files(const fs::path& transformer) {
     if (fs::exists(transformer / nn::lora_file_name)) return {transformer / nn::lora_file_name};
@@ -150,6 +143,12 @@ std::string weights_hash(comm::Communicator& ranks, const fs::path& transformer)
     std::string text;
     for (const auto& [file, hash] : hashes) text += hash;
     return io::digest_bytes(text.data(), text.size());
+}
+
+std::vector<fs::path> files_of(const io::Safetensors& stored) {
+    std::set<fs::path> files;
+    for (const auto& [name, tensor] : stored.tensors()) files.insert(tensor.file->path());
+    return {files.begin(), files.end()};
 }
 
 std::map<std::string, io::FileDigest> judge_weight_digests(comm::Communicator& ranks, const fs::path& judge) {

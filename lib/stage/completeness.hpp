@@ -3,9 +3,11 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "comm/communicator.hpp"
 #include "io/publish.hpp"
+#include "io/safetensors.hpp"
 
 namespace atelier::stage {
 
@@ -36,6 +38,9 @@ io::FileDigest stated_digest(const std::filesystem::path& directory, const std::
 /// Hash of a directory's transformer weights (all shards), or of its adapter: what names the policy that made a file. As
 /// stated_digest(); where there is no manifest each shard is read by one rank. Collective.
 std::string weights_hash(comm::Communicator& ranks, const std::filesystem::path& transformer);
+
+/// The files that hold tensors, in the order of their names.
+std::vector<std::filesystem::path> files_of(const io::Safetensors& stored);
 
 /// Of the files of a judge's weights, by their names: taken from their bytes, whatever a manifest says, each by one rank. Collective.
 std::map<std::string, io::FileDigest> judge_weight_digests(comm::Communicator& ranks, const std::filesystem::path& judge);

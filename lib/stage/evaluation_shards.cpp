@@ -184,11 +184,7 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
 }
 
 std::int64_t pictures_without_score(const std::filesystem::path& shard) {
-    std::int64_t absent = 0;
-    const io::TrajectoryShard read = io::read_trajectory(shard, {}, io::TrajectoryParts::scores);
-    for (const io::TrajectorySamples& s : read.shapes)
-        absent += std::ranges::count(s.status, static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
-    return absent;
+    return absent_samples(io::read_trajectory(shard, {}, io::TrajectoryParts::scores));
 }
 
 std::int64_t publish_evaluation_shard(EvaluationShard drawn) {

@@ -46,11 +46,6 @@ io::TrajectorySamples samples_of(const rl::SamplingSpec& spec, rl::GroupTrajecto
     return s;
 }
 
-bool lacks_scores(const io::TrajectorySamples& s) {
-    return std::count(s.status.begin(), s.status.end(),
-                      static_cast<std::uint8_t>(io::SampleStatus::reward_absent)) > 0;
-}
-
 }  // namespace
 
 std::vector<RandomKey> group_keys(const Context& c, const Prompt& prompt, int members) {
@@ -306,9 +301,7 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
         done = std::min(prompts.size, first + ranks);
         Prompt prompt = prompts.at(unit);
         if (const auto shard = published(unit, prompt)) {  // by an earlier run of this stage
-            for (const auto& s : shard->shapes)
-                absent_ += std::count(s.status.begin(), s.status.end(),
-                                      static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
+            absent_ += absent_samples(*shard);
             progress.start_at(static_cast<std::int64_t>(done) * spec_.members);
             continue;
         }
@@ -337,9 +330,7 @@ GroupRollout::End GroupRollout::run(const PromptSource& prompts,
     if (fails) {
         for (std::size_t unit = 0; unit < done; ++unit)
             if (context_.is_mine(unit) && std::filesystem::exists(directory_ / shard_name(unit)) &&
-                lacks_scores(io::read_trajectory(directory_ / shard_name(unit), {},
-                                                 io::TrajectoryParts::scores)
-                                 .shapes.at(0)))
+                absent_samples(io::read_trajectory(directory_ / shard_name(unit), {}, io::TrajectoryParts::scores)) > 0)
                 std::filesystem::remove(directory_ / shard_name(unit));
         context_.world->barrier();
         ATELIER_FAIL(ErrorKind::reward,

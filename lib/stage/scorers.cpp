@@ -251,7 +251,7 @@ std::set<std::string> judge_files(const std::filesystem::path& directory) {
     std::set<std::string> names;
     if (weights_in(directory).empty()) return names;
     const io::Safetensors weights = vlm::open_weights(directory);
-    for (const auto& [name, tensor] : weights.tensors()) names.insert(tensor.file->path().lexically_relative(directory).string());
+    for (const std::filesystem::path& file : files_of(weights)) names.insert(file.lexically_relative(directory).string());
     names.insert(weights.path().lexically_relative(directory).string());  // the index, where there is one
     for (const char* name : {"config.json", "tokenizer.json", "processor_config.json", "preprocessor_config.json"})
         if (std::filesystem::exists(directory / name)) names.insert(name);

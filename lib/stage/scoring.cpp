@@ -157,6 +157,13 @@ int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes, io::Traj
     return absent;
 }
 
+std::int64_t absent_samples(const io::TrajectoryShard& shard) {
+    std::int64_t absent = 0;
+    for (const io::TrajectorySamples& s : shard.shapes)
+        absent += std::ranges::count(s.status, static_cast<std::uint8_t>(io::SampleStatus::reward_absent));
+    return absent;
+}
+
 GroupScores gated_scores(const io::TrajectorySamples& s, const std::vector<std::string>& dimensions,
                          double gate, const Tiers& tiers) {
     GroupScores group;

@@ -57,6 +57,9 @@ class Scoring {
     std::map<std::string, Tiers> tiers_;  ///< by kind
 };
 
+/// Samples of a shard that could not be scored.
+std::int64_t absent_samples(const io::TrajectoryShard& shard);
+
 /// Writes outcomes into the samples' reward columns; samples that could not be scored get status
 /// reward_absent. Returns how many there are. Dimensions that no member has are left out. `timeline`, where given, gets the judging of
 /// each sample of that group.
