@@ -28,7 +28,7 @@ case $kind in
         build=${ATELIER_TSAN_BUILD_DIR:-build-tsan}
         cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" \
             -DATELIER_TESTS=ON -DATELIER_CUDA=OFF -DATELIER_SANITIZE=thread >/dev/null
-        threaded=(core_test files_test signals_test optim_test reward_test judge_ranks_test judge_test stage_test group_policy_test comm_check)
+        threaded=(core_test files_test signals_test optim_test reward_test judge_ranks_test judge_test stage_test group_policy_test student_group_test comm_check)
         if ((${#programs[@]})); then cmake --build "$build" --target "${programs[@]}"; else cmake --build "$build" --target "${threaded[@]}"; fi
         export OMP_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1:suppressions=$PWD/tests/races_of_others.txt
         ;;

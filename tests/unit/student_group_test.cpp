@@ -9,6 +9,7 @@
 #include "../ops/test_device.hpp"
 #include "../oracle/oracle_folder.hpp"
 #include "core/numbers.hpp"
+#include "core/parallel.hpp"
 #include "distill/student_sampler.hpp"
 #include "flow/noise.hpp"
 
@@ -112,6 +113,28 @@ TEST(Student, PromptsAreDrawnTogetherAsAlone) {
         EXPECT_EQ(together[p].noise_key, alone.noise_key);
     }
     EXPECT_GT(largest_difference(together[0].latents, together[1].latents), 1e-2);
+}
+
+/// On CPUs threads take a prompt each, of whatever length, and share the buffers.
+TEST(Student, ThreadsWithPromptsOfDifferentLengthsStayApart) {
+    Fixture f;
+    if (f.model.dit().device() != Device::cpu) GTEST_SKIP() << "threads of the CPU";
+    std::string text;
+    for (int i = 0; i < 40; ++i) text += "a red circle left of the blue star, ";
+    const auto cat = f.model.encode("A cat", nullptr), stars = f.model.encode(text, nullptr);
+    const Prompts prompts{&stars, &cat, &stars, &cat};
+    f.spec.micro_batch = 4 * f.spec.members;
+    std::vector<RandomKey> keys;
+    for (int m = 0; m < 4 * f.spec.members; ++m) keys.push_back(flow::sample_noise_key(1, 2, 4, m));
+    const auto one_thread = f.sample(prompts, keys);
+    for (const int threads : {2, 4}) {
+        set_threads(threads);
+        for (int run = 0; run < 10; ++run) {
+            const auto again = f.sample(prompts, keys);
+            for (std::size_t p = 0; p < prompts.size(); ++p) ASSERT_EQ(again[p].x_next, one_thread[p].x_next) << threads << " threads, prompt " << p;
+        }
+    }
+    set_threads(1);
 }
 
 TEST(Student, GuidanceOffIsTheConditionalVelocity) {

@@ -102,6 +102,12 @@ void check(const AttentionShape& s, const Tensor& workspace) {
                   attention_workspace(s), workspace.elements());
 }
 
+/// The calling thread's part of the workspace, 2 * block_queries rows of scores. Where it lies does not depend on the shape: threads may be
+/// at work on prompts of different lengths in one workspace.
+float* own_rows(const Tensor& workspace) {
+    return workspace.f32() + thread_index() * (workspace.elements() / threads() / lanes * lanes);
+}
+
 }  // namespace
 
 std::int64_t attention_workspace(const AttentionShape& s) {
@@ -118,7 +124,7 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
     const ProductPrecision precision = product_precision();  // the caller's
     parallel_for(s.batch * s.heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
         const PrecisionScope of_the_caller(precision);
-        float* scores = workspace.f32() + thread_index() * 2 * block_queries * stride;
+        float* scores = own_rows(workspace);
         for (std::int64_t t = begin; t < end; ++t) {
             const std::int64_t first = t % blocks * block_queries;
             const Block b{s, t / blocks / s.heads, t / blocks % s.heads, first,
@@ -146,7 +152,7 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
     // One task per key head: it alone adds to that head's key gradients, batch entries in order.
     parallel_for(s.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
         const PrecisionScope of_the_caller(precision);
-        float* weights = workspace.f32() + thread_index() * 2 * block_queries * stride;
+        float* weights = own_rows(workspace);
         float* dscores = weights + block_queries * stride;
         for (std::int64_t kv = begin; kv < end; ++kv)
             for (std::int64_t batch = 0; batch < s.batch; ++batch)
