@@ -26,8 +26,7 @@ double LearningRate::at(std::int64_t update) const {
                         total, warm_up);
     if (update <= warm_up) return rate * static_cast<double>(update) / static_cast<double>(warm_up);
     if (shape == RateShape::constant) return rate;
-    const double done =
-        std::min(1.0, static_cast<double>(update - warm_up) / static_cast<double>(total - warm_up));
+    const double done = std::min(1.0, static_cast<double>(update - 1 - warm_up) / static_cast<double>(total - warm_up));
     return rate * (floor + (1.0 - floor) * 0.5 * (1.0 + std::cos(std::numbers::pi * done)));
 }
 

@@ -9,8 +9,8 @@ enum class RateShape { constant, cosine };
 RateShape parse_rate_shape(const std::string& word);  ///< throws Error(usage)
 
 /// Learning rate by update number. Warm-up: rate * update / warm_up, update from 1 (the first
-/// update already moves). After it constant, or half a cosine from rate down to rate * floor at
-/// `total`.
+/// update already moves). After it constant, or half a cosine from rate, which the first update after warm-up has, down to rate * floor,
+/// which the one after the last of `total` would have: every update moves.
 struct LearningRate {
     double rate = 1e-5;
     RateShape shape = RateShape::constant;

@@ -184,9 +184,14 @@ TEST(LearningRate, WarmsUpThenStaysOrFalls) {
     EXPECT_EQ(constant.at(1000), 2.0);
     const LearningRate cosine{2.0, RateShape::cosine, 10, 110, 0.1};
     EXPECT_EQ(cosine.at(10), 2.0);
-    EXPECT_NEAR(cosine.at(60), 2.0 * (0.1 + 0.9 * 0.5), 1e-12);
-    EXPECT_NEAR(cosine.at(110), 0.2, 1e-12);
+    EXPECT_EQ(cosine.at(11), 2.0);
+    EXPECT_NEAR(cosine.at(61), 2.0 * (0.1 + 0.9 * 0.5), 1e-12);
+    EXPECT_NEAR(cosine.at(111), 0.2, 1e-12);
     EXPECT_NEAR(cosine.at(500), 0.2, 1e-12);
+    const LearningRate to_nothing{1.0, RateShape::cosine, 0, 4, 0.0};
+    EXPECT_EQ(to_nothing.at(1), 1.0);
+    EXPECT_NEAR(to_nothing.at(4), 0.5 * (1 - std::sqrt(0.5)), 1e-12) << "the last update moves too";
+    EXPECT_EQ((LearningRate{1.0, RateShape::cosine, 0, 1, 0.0}).at(1), 1.0);
     EXPECT_EQ((LearningRate{1.0}).at(1), 1.0);
     EXPECT_THROW((LearningRate{1.0, RateShape::cosine, 10, 10, 0.0}).at(1), Error);
     EXPECT_THROW(parse_rate_shape("linear"), Error);
