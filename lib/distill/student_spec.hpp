@@ -1,5 +1,6 @@
 #pragma once
 
+#include "distill/loss.hpp"
 #include "flow/schedule.hpp"
 #include "flow/sampler.hpp"
 #include "model/dit/layout.hpp"
@@ -15,6 +16,12 @@ struct StudentSpec {
     int members = 4;      ///< trajectories of a prompt
     int micro_batch = 4;  ///< targets that run together, at most
     int states() const { return members * schedule.steps(); }
+    /// Of the kl loss: along the ODE there is no KL of transitions, that of flow_sde's with the same states is taken. Throws Error(usage) for
+    /// an eta that the sampler doesn't have.
+    flow::Transition loss_transition(int step) const;
 };
+
+/// Throws Error(usage) when the sampler or the loss has no meaning with this eta: kl needs a step whose standard deviation is above 0.
+void check_student(const StudentSpec& spec, LossKind kind);
 
 }  // namespace atelier::distill

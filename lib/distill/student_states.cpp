@@ -64,8 +64,6 @@ DistillStats StudentStates::train(LossKind kind, std::span<const float> x, std::
     const std::int64_t n = batch_.sample_size(), steps = spec_.schedule.steps(), count = spec_.states();
     ATELIER_CHECK(std::ssize(x) == count * n && teacher_velocity.size() == x.size(), "{} and {} numbers for {} states", x.size(),
                   teacher_velocity.size(), count);
-    // Along the ODE there is no KL of transitions: that of flow_sde's with the same states is taken.
-    const flow::Sampler sampler = spec_.sampler == flow::Sampler::ode ? flow::Sampler::flow_sde : spec_.sampler;
     DistillStats stats;
     run_prefixes();
     conditional_.prefix().zero_key_gradients();
@@ -73,7 +71,7 @@ DistillStats StudentStates::train(LossKind kind, std::span<const float> x, std::
         evaluate(x, first);
         clear(d_v_);
         for (std::int64_t b = 0; b < batch_.size(); ++b) {
-            const auto t = flow::transition(sampler, spec_.eta, spec_.schedule.sigmas, static_cast<int>((first + b) % steps));
+            const auto t = spec_.loss_transition(static_cast<int>((first + b) % steps));
             if (kind == LossKind::kl && !t.has_log_prob()) continue;
             const Tensor teacher = batch_.stored(teacher_velocity, first + b);
             stats.loss += loss<float>(kind, t, numbers(batch_.member(batch_.v, b)), batch_.bring(teacher, batch_.next), weight,

@@ -13,6 +13,7 @@ distill::StudentSpec student_spec(const Context& c, const flow::ScheduleConfig& 
     s.eta = c.config.number("distill.eta");
     s.members = static_cast<int>(c.config.integer("distill.group_size"));
     s.micro_batch = static_cast<int>(c.config.integer("rollout.micro_batch"));
+    distill::check_student(s, distill::parse_loss_kind(c.config.text("distill.loss")));
     return s;
 }
 

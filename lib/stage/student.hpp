@@ -5,7 +5,8 @@
 
 namespace atelier::stage {
 
-/// How the student's trajectories are sampled, of sampling.height x sampling.width; of others see on_grid().
+/// How the student's trajectories are sampled, of sampling.height x sampling.width; of others see on_grid(). Throws Error(usage) where
+/// sampler, eta and loss make no sense together.
 distill::StudentSpec student_spec(const Context& context, const flow::ScheduleConfig& schedule);
 
 /// What a round's student starts from.
