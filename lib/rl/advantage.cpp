@@ -76,8 +76,8 @@ GroupAdvantage group_advantage(const AdvantageConfig& config, int members,
             if (!present[j * dimensions + k]) continue;
             const DimensionSpread& spread = result.spread[k];
             sum += weights[k];
-            total += weights[k] * (scores[j * dimensions + k] - spread.mean) /
-                     (spread.std + config.epsilon);
+            if (spread.range >= config.min_spread)
+                total += weights[k] * (scores[j * dimensions + k] - spread.mean) / (spread.std + config.epsilon);
         }
         if (sum <= 0.0) continue;
         result.valid[j] = 1;

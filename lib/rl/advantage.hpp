@@ -9,8 +9,7 @@ namespace atelier::rl {
 struct AdvantageConfig {
     double epsilon = 1e-4;  ///< added to the standard deviation (points)
     double clip = 5.0;      ///< |A| at most
-    double min_spread =
-        1e-3;  ///< max - min (points) below which a dimension says nothing about a group
+    double min_spread = 1e-3;  ///< max - min (points) below which a dimension says nothing about a group: z = 0, its weight counts
 };
 
 /// One dimension over the present scores of one group.

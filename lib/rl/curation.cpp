@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "core/error.hpp"
 
@@ -51,7 +52,6 @@ CurationDecision curate(const CurationRule& rule, std::span<const double> totals
 
 SpreadCollector::SpreadCollector(int dimensions)
     : dimensions_(dimensions),
-      moments_(static_cast<std::size_t>(dimensions) * static_cast<std::size_t>(dimensions), 0.0),
       std_sum_(static_cast<std::size_t>(dimensions), 0.0),
       groups_(static_cast<std::size_t>(dimensions), 0) {
     ATELIER_CHECK(dimensions > 0, "{} reward dimensions", dimensions);
@@ -65,16 +65,17 @@ void SpreadCollector::add_group(const AdvantageConfig& config, int members,
     const GroupAdvantage group = group_advantage(config, members, scores, present, ones);
     std::vector<double> z(count);
     for (std::size_t j = 0; j < static_cast<std::size_t>(members); ++j) {
+        const auto has = present.subspan(j * count, count);
+        Pattern& pattern = patterns_.try_emplace({has.begin(), has.end()}, Pattern{0, std::vector<double>(count * count)}).first->second;
+        ++pattern.samples;
         for (std::size_t k = 0; k < count; ++k) {
             const DimensionSpread& spread = group.spread[k];
-            const std::size_t at = j * count + k;
-            const bool is_heard = present[at] != 0 && spread.range >= config.min_spread;
-            z[k] = is_heard ? (scores[at] - spread.mean) / (spread.std + config.epsilon) : 0.0;
+            const bool is_heard = has[k] != 0 && spread.range >= config.min_spread;
+            z[k] = is_heard ? (scores[j * count + k] - spread.mean) / (spread.std + config.epsilon) : 0.0;
         }
         for (std::size_t k = 0; k < count; ++k)
-            for (std::size_t l = 0; l < count; ++l) moments_[k * count + l] += z[k] * z[l];
+            for (std::size_t l = 0; l < count; ++l) pattern.moments[k * count + l] += z[k] * z[l];
     }
-    samples_ += members;
     for (std::size_t k = 0; k < count; ++k) {
         if (group.spread[k].present < 2) continue;
         std_sum_[k] += group.spread[k].std;
@@ -83,9 +84,45 @@ void SpreadCollector::add_group(const AdvantageConfig& config, int members,
 }
 
 std::vector<double> SpreadCollector::covariance() const {
-    std::vector<double> result = moments_;
-    if (samples_ > 0)
-        for (double& value : result) value /= static_cast<double>(samples_);
+    const auto count = static_cast<std::size_t>(dimensions_);
+    std::vector<double> result(count * count), samples(count);
+    for (const auto& [has, pattern] : patterns_) {
+        for (std::size_t k = 0; k < count; ++k)
+            if (has[k]) samples[k] += static_cast<double>(pattern.samples);
+        for (std::size_t i = 0; i < result.size(); ++i) result[i] += pattern.moments[i];
+    }
+    for (std::size_t k = 0; k < count; ++k)
+        for (std::size_t l = 0; l < count; ++l)
+            if (double& value = result[k * count + l]; value != 0.0) value /= std::sqrt(samples[k] * samples[l]);
+    return result;
+}
+
+std::vector<double> SpreadCollector::variance_shares(std::span<const double> weights) const {
+    const std::size_t count = weights.size();
+    ATELIER_CHECK(std::cmp_equal(count, dimensions_), "{} weights for {} dimensions", count, dimensions_);
+    std::vector<double> shares(count, 0.0);
+    double variance = 0;
+    for (const auto& [has, pattern] : patterns_) {
+        double sum = 0;
+        for (std::size_t k = 0; k < count; ++k)
+            if (has[k]) sum += weights[k];
+        if (sum <= 0.0) continue;
+        for (std::size_t k = 0; k < count; ++k)
+            for (std::size_t l = 0; l < count; ++l) {
+                const double term = weights[k] / sum * pattern.moments[k * count + l] * weights[l] / sum;
+                shares[k] += term;
+                variance += term;
+            }
+    }
+    if (variance > 0.0)
+        for (double& share : shares) share /= variance;
+    return shares;
+}
+
+std::vector<bool> SpreadCollector::seen() const {
+    std::vector<bool> result(static_cast<std::size_t>(dimensions_));
+    for (const auto& [has, pattern] : patterns_)
+        for (std::size_t k = 0; k < result.size(); ++k) result[k] = result[k] || has[k];
     return result;
 }
 
@@ -94,21 +131,6 @@ std::vector<double> SpreadCollector::mean_std() const {
     for (std::size_t k = 0; k < result.size(); ++k)
         if (groups_[k] > 0) result[k] /= static_cast<double>(groups_[k]);
     return result;
-}
-
-std::vector<double> variance_shares(std::span<const double> covariance,
-                                    std::span<const double> w) {
-    const std::size_t count = w.size();
-    std::vector<double> shares(count, 0.0);
-    double variance = 0;
-    for (std::size_t k = 0; k < count; ++k) {
-        for (std::size_t l = 0; l < count; ++l)
-            shares[k] += w[k] * covariance[k * count + l] * w[l];
-        variance += shares[k];
-    }
-    if (variance > 0.0)
-        for (double& share : shares) share /= variance;
-    return shares;
 }
 
 CalibratedWeights calibrate_weights(std::span<const double> covariance,
@@ -155,12 +177,11 @@ CalibratedWeights calibrate_weights(std::span<const double> covariance,
         const double balanced = sum > 0.0 ? w[k] / sum * (balanced_sum / share_sum) : 0.0;
         w[k] = result.calibrated[k] ? balanced : shares[k] / share_sum;
     }
-    result.variance_share = variance_shares(covariance, w);
     return result;
 }
 
 std::vector<double> weigh_dimensions(std::span<const double> covariance, std::span<const double> shares,
-                                     std::span<const std::uint8_t> seen, bool calibrates) {
+                                     const std::vector<bool>& seen, bool calibrates) {
     ATELIER_CHECK(seen.size() == shares.size(), "{} flags for {} shares", seen.size(), shares.size());
     std::vector<double> weights(shares.begin(), shares.end());
     for (std::size_t k = 0; k < weights.size(); ++k)

@@ -11,6 +11,7 @@
 #include "rl/reward_total.hpp"
 #include "stage/group_rollout.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/run_model.hpp"
 #include "stage/scorers.hpp"
 
 namespace atelier::stage {
@@ -22,55 +23,52 @@ std::vector<std::uint8_t> present(std::span<const float> scores) {
     return is_there;
 }
 
-/// What calibration goes by, of one category.
-struct Measured {
-    explicit Measured(std::size_t dimensions) : spread(static_cast<int>(dimensions)), seen(dimensions) {}
-    rl::SpreadCollector spread;
-    std::vector<std::uint8_t> seen;  ///< [K]: whether any sample had the dimension
-};
-
 /// Weights of each category, so that its dimensions have the asked shares in the advantage's
-/// variance (equal ones by default).
-void calibrate(const Context& c, const PoolScores& scores, Curated& out, nlohmann::json& shares_said) {
+/// variance (equal ones by default), but for pinned ones.
+void weigh(const Context& c, const PoolScores& scores, Curated& out, nlohmann::json& shares_said) {
     const auto& dimensions = scores.dimensions;
     const std::size_t k = dimensions.size();
     rl::AdvantageConfig advantage;
     advantage.min_spread = std::max(advantage.min_spread, c.config.number("reward.min_spread"));
-    std::map<std::string, Measured> categories;
+    std::map<std::string, rl::SpreadCollector> categories;
     for (std::size_t unit = 0; unit < scores.groups(); ++unit) {
-        Measured& category = categories.try_emplace(out.category[unit], k).first->second;
         const auto group = scores.of(unit);
-        const auto is_there = present(group);
-        for (std::size_t i = 0; i < group.size(); ++i) category.seen[i % k] |= is_there[i];
-        category.spread.add_group(advantage, static_cast<int>(scores.members), group, is_there);
+        categories.try_emplace(out.category[unit], static_cast<int>(k))
+            .first->second.add_group(advantage, static_cast<int>(scores.members), group, present(group));
     }
     const CategoryWeights asked = asked_shares(c, c.policy);
-    for (const auto& [category, measured] : categories) {
-        std::vector<double> share(k, 1.0);
+    std::map<std::string, std::vector<double>> shares;
+    for (const auto& [category, spread] : categories) {
+        std::vector<double>& share = shares.try_emplace(category, k, 1.0).first->second;
         if (const auto own = asked.find(category); own != asked.end())
             for (std::size_t d = 0; d < k; ++d)
                 if (const auto found = own->second.find(dimensions[d]); found != own->second.end()) share[d] = found->second;
-        const auto covariance = measured.spread.covariance(), spread = measured.spread.mean_std();
-        const auto weights = rl::weigh_dimensions(covariance, share, measured.seen, c.config.flag("curate.calibrate"));
+        const auto seen = spread.seen();
+        const auto weights = rl::weigh_dimensions(spread.covariance(), share, seen, c.config.flag("curate.calibrate")), std = spread.mean_std();
         for (std::size_t d = 0; d < k; ++d) {
             out.weights[category][dimensions[d]] = weights[d];
-            out.mean_std[category][dimensions[d]] = spread[d];
+            out.mean_std[category][dimensions[d]] = std[d];
         }
-        std::vector<double> equal(k);
-        double all = 0;
-        for (std::size_t d = 0; d < k; ++d)
-            if (measured.seen[d] != 0 && share[d] > 0) equal[d] = 1, all += share[d];
-        const auto before = rl::variance_shares(covariance, equal), after = rl::variance_shares(covariance, weights);
-        for (std::size_t d = 0; d < k; ++d)
-            if (equal[d] > 0)
-                shares_said[category][dimensions[d]] = {
-                    {"asked", share[d] / all}, {"before", before[d]}, {"after", after[d]}};
     }
     for (const auto& [category, entries] : pinned_weights(c, c.policy))
         for (const auto& [dimension, weight] : entries) {
             out.weights[category][dimension] = weight;
             out.mean_std[category].try_emplace(dimension, 0.0);
         }
+    for (const auto& [category, spread] : categories) {
+        std::vector<double> equal(k), taken(k);
+        const auto seen = spread.seen();
+        double all = 0;
+        for (std::size_t d = 0; d < k; ++d) {
+            taken[d] = out.weights[category][dimensions[d]];
+            if (seen[d] && taken[d] > 0) equal[d] = 1, all += shares.at(category)[d];
+        }
+        const auto before = spread.variance_shares(equal), after = spread.variance_shares(taken);
+        for (std::size_t d = 0; d < k; ++d)
+            if (equal[d] > 0)
+                shares_said[category][dimensions[d]] = {
+                    {"asked", all > 0 ? shares.at(category)[d] / all : 0.0}, {"equal_weights", before[d]}, {"weights", after[d]}};
+    }
 }
 
 PoolScores read_scores(const Context& c, const std::filesystem::path& directory, std::size_t groups, int members,
@@ -132,7 +130,7 @@ Curated choose_prompts(const Context& c, const PromptPool& prompts, const PoolSc
         out.text.push_back(std::move(prompt.text));
         out.category.push_back(std::move(prompt.category));
     }
-    calibrate(c, scores, out, shares);
+    weigh(c, scores, out, shares);
     const rl::CurationRule rule{c.config.number("curate.range_min"),
                                 c.config.number("curate.mean_low"),
                                 c.config.number("curate.mean_high")};
@@ -160,6 +158,7 @@ int run_curate(const Context& given) {
     const auto directory = c.run.curation(c.policy);
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
+    require_same_model(c);
     check_weights(c, c.policy);
     io::Manifest manifest = c.new_manifest("curate");
     StageMemory memory;
@@ -205,11 +204,9 @@ int run_curate(const Context& given) {
         io::publish_manifest(directory, manifest);
         for (const auto& [category, entries] : decided.shares.items())
             for (const auto& [dimension, s] : entries.items())
-                log_line(fmt::format(
-                    "curate {}: {}/{} makes {:.0f} % of the advantage's variance with equal weights, "
-                    "{:.0f} % calibrated, {:.0f} % asked",
-                    c.policy, category, dimension, 100 * s["before"].get<double>(),
-                    100 * s["after"].get<double>(), 100 * s["asked"].get<double>()));
+                log_line(fmt::format("curate {}: {}/{} makes {:.0f} % of the advantage's variance ({:.0f} % asked, {:.0f} % with equal weights)", c.policy,
+                                     category, dimension, 100 * s["weights"].get<double>(), 100 * s["asked"].get<double>(),
+                                     100 * s["equal_weights"].get<double>()));
         log_line(fmt::format("curate {}: {} of {} prompts kept", c.policy,
                              decided.kept, prompts.size()));
     }

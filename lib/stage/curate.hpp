@@ -24,7 +24,8 @@ struct PoolScores {
 };
 
 /// Which prompts of `context.policy`'s pool tell members apart, and every dimension's weight in every category that the groups are of
-/// (rl::weigh_dimensions; pinned ones as they are). `shares`: asked, before and after, by category and dimension.
+/// (rl::weigh_dimensions; pinned ones as they are). `shares`: of the advantage's variance, by category and dimension: asked, with equal weights, and with
+/// these.
 Curated choose_prompts(const Context& context, const PromptPool& prompts, const PoolScores& scores, nlohmann::json& shares);
 
 /// A group of the base policy for each prompt of a task's pool (prompts/<task>/shard-*.h5), which

@@ -211,22 +211,10 @@ void set_advantages(const GroupScores& g, const std::map<std::string, double>& n
         if (const auto total = rl::weighted_total(std::span(g.scores).subspan(m * k, k),
                                                   std::span(g.present).subspan(m * k, k), weights))
             s.total[m] = static_cast<float>(*total);
-    std::vector<double> heard = weights;
-    double sum = 0;
-    for (std::size_t d = 0; d < k; ++d) {
-        float low = std::numeric_limits<float>::infinity(), high = -low;
-        for (std::size_t m = 0; m < n; ++m)
-            if (g.present[m * k + d] != 0) {
-                low = std::min(low, g.scores[m * k + d]);
-                high = std::max(high, g.scores[m * k + d]);
-            }
-        if (high - low < min_spread) heard[d] = 0;
-        sum += heard[d];
-    }
-    if (sum <= 0) return drop();
+    if (std::ranges::all_of(weights, [](double weight) { return weight == 0; })) return drop();
     rl::AdvantageConfig config;
     config.min_spread = std::max(min_spread, config.min_spread);
-    const auto group = rl::group_advantage(config, static_cast<int>(n), g.scores, g.present, heard);
+    const auto group = rl::group_advantage(config, static_cast<int>(n), g.scores, g.present, weights);
     if (group.dropped) return drop();
     for (std::size_t m = 0; m < n; ++m) s.advantage[m] = static_cast<float>(group.advantage[m]);
 }

@@ -307,8 +307,10 @@ TEST(Calibration, EachDimensionHasItsShareOfTheAdvantagesVariance) {
             variance += group.advantage[j] * group.advantage[j];
         }
     }
-    for (std::size_t k = 0; k < 3; ++k)
+    for (std::size_t k = 0; k < 3; ++k) {
         EXPECT_NEAR(contribution[k] / variance, shares[k] / 0.9, 1e-6) << k;
+        EXPECT_NEAR(collector.variance_shares(weights)[k], shares[k] / 0.9, 1e-12) << k;
+    }
     // The population std of 8 normals is 0.9027 sigma on average, with a spread of 0.245 sigma:
     // five standard errors.
     EXPECT_NEAR(collector.mean_std()[2], 0.09027, 5.0 * 0.0245 / std::sqrt(200.0));
@@ -318,7 +320,6 @@ TEST(Calibration, WithoutCorrelationIsTheSquareRootRule) {
     const std::vector<double> covariance{1.0, 0.0, 0.0, 0.25};
     const auto result = calibrate_weights(covariance, std::vector<double>{1.0, 1.0});
     EXPECT_NEAR(result.weights[0], 1.0 / 3.0, 1e-12);
-    EXPECT_NEAR(result.variance_share[0], 0.5, 1e-12);
     EXPECT_THROW(calibrate_weights(covariance, std::vector<double>{0.0, 0.0}), Error);
     EXPECT_THROW(calibrate_weights(covariance, std::vector<double>{1.0, -1.0}), Error);
     const auto dead =
@@ -345,10 +346,49 @@ TEST(Calibration, IsOfTheGroupsThatADimensionIsHeardIn) {
     EXPECT_NEAR(deaf.covariance()[3], 1, 1e-2);
 }
 
+/// Two dimensions of equal spread: 1 is in every fifth group alone, and ranges over too little in half of those.
+TEST(Calibration, GoesByTheSamplesThatHaveADimension) {
+    AdvantageConfig config;
+    config.min_spread = 0.1;
+    Random random(random_key(5, RandomUse::test));
+    std::vector<std::vector<float>> groups;
+    SpreadCollector collector(2);
+    for (int group = 0; group < 2000; ++group) {
+        std::vector<float>& scores = groups.emplace_back();
+        for (int j = 0; j < 8; ++j) {
+            scores.push_back(static_cast<float>(3 + random.normal()));
+            const auto second = static_cast<float>(3 + random.normal());
+            scores.push_back(group % 5 != 0 ? absent : group % 10 == 0 ? 3.0f : second);
+        }
+        collector.add_group(config, 8, scores, presence(scores));
+    }
+    const auto weights = calibrate_weights(collector.covariance(), std::vector<double>{1, 1}).weights;
+    EXPECT_NEAR(weights[1] / weights[0], std::sqrt(2.0), 0.02) << "heard in every other group: half the second moment";
+    struct Sums {
+        double of_first = 0, variance = 0;
+        double share() const { return of_first / variance; }
+    } all, with_both;
+    for (const auto& scores : groups) {
+        const GroupAdvantage a = group_advantage(config, 8, scores, presence(scores), weights);
+        const bool has_both = presence(scores)[1] != 0;
+        for (std::size_t j = 0; j < 8; ++j) {
+            const double z = (scores[j * 2] - a.spread[0].mean) / (a.spread[0].std + config.epsilon);
+            for (Sums* sums : {&all, &with_both}) {
+                if (sums == &with_both && !has_both) continue;
+                sums->of_first += (has_both ? weights[0] : 1.0) * z * a.advantage[j];
+                sums->variance += a.advantage[j] * a.advantage[j];
+            }
+        }
+    }
+    EXPECT_NEAR(with_both.share(), 0.5, 0.02) << "as asked where there are two";
+    EXPECT_NEAR(collector.variance_shares(weights)[0], all.share(), 1e-9) << "what is said is what training takes";
+    EXPECT_GT(all.share(), 0.85) << "most samples have no other dimension";
+}
+
 TEST(Calibration, WeighsEveryDimension) {
     // Dimension 1 is to have no share, 3 was in no sample.
     const std::vector<double> covariance{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0.25, 0, 0, 0, 0, 0};
-    const std::vector<std::uint8_t> seen{1, 1, 1, 0};
+    const std::vector<bool> seen{true, true, true, false};
     const auto weights = weigh_dimensions(covariance, std::vector<double>{1, 0, 1, 1}, seen, true);
     EXPECT_NEAR(weights[0], 1.0 / 3, 1e-12);
     EXPECT_EQ(weights[1], 0);
