@@ -12,6 +12,7 @@
 
 #include "core/device_turn.hpp"
 #include "core/error.hpp"
+#include "core/parallel.hpp"
 #include "core/philox.hpp"
 #include "core/signals.hpp"
 #include "judge/answer.hpp"
@@ -193,6 +194,7 @@ class NativeJudge::Engine {
         std::size_t gap = 0;              ///< tokens of the gap that went
         std::string reason;
         std::optional<std::int32_t> next;  ///< the token that was chosen and is not in the answer's state yet
+        bool draws() const { return forced.empty() && !scores; }  ///< its next token, by the logits
         bool needs_logits() const {
             if (!forced.empty()) return false;
             const ScoreTokens& t = asked->tokens;
@@ -206,8 +208,10 @@ class NativeJudge::Engine {
     void advance();
     /// Chooses them; answers that are complete go.
     void choose();
-    /// The token that goes next, or nothing: the answer is complete.
-    std::optional<std::int32_t> next_token(Line& line, std::span<const float> logits);
+    /// The token that an answer goes on with by its logits.
+    std::int32_t draw(const Line& line, std::span<const float> logits) const;
+    /// The token that goes next, the one `drawn` where the answer draws; or nothing: the answer is complete.
+    std::optional<std::int32_t> next_token(Line& line, std::span<const float> logits, std::int32_t drawn);
     void finish(Line& line, const reward::Verdict* verdict, const std::string& failure);
     void fail_all(const std::string& why);
 
@@ -294,6 +298,8 @@ void NativeJudge::Engine::work() {
             advance();
             choose();
         } catch (const std::exception& e) {
+            for (auto& job : coming)
+                if (job) jobs_.push_back(std::move(job));  // they came behind the one that failed
             fail_all(e.what());
         }
     }
@@ -301,9 +307,9 @@ void NativeJudge::Engine::work() {
 }
 
 void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
-    const DeviceTurn turn(config_.device);
     jobs_.push_back(std::move(owned));
     Job& job = *jobs_.back();
+    const DeviceTurn turn(config_.device);
     for (Shared& s : job.shared) {
         const Question& first = s.questions[0];
         const auto ids = std::span(first.ids);
@@ -317,7 +323,8 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
             buffers_->session->rewind(static_cast<std::int64_t>(s.prefix), position);
             const Tensor states = buffers_->session->extend(
                 model_.weights(), std::span(s.questions[i].ids).subspan(s.prefix));
-            Line line;
+            const auto row = static_cast<std::int64_t>(lines_.size());
+            Line& line = lines_.emplace_back();  // what it takes comes back with it when the next lines fail
             line.job = &job;
             line.asked = s.asked[i];
             line.prefix = prefix;
@@ -325,9 +332,7 @@ void NativeJudge::Engine::admit(std::unique_ptr<Job> owned) {
             free_slots_.pop_back();
             ++prefix_users_[static_cast<std::size_t>(prefix)];
             buffers_->decoder->set_sequence(line.slot, prefix, *buffers_->session);
-            const auto row = static_cast<std::int64_t>(lines_.size());
             transfer(states.slice(states.size(0) - 1, states.size(0)), buffers_->states.slice(row, row + 1));
-            lines_.push_back(std::move(line));
         }
     }
     job.shared.clear();
@@ -361,37 +366,44 @@ void NativeJudge::Engine::advance() {
 }
 
 void NativeJudge::Engine::choose() {
-    const std::int64_t vocabulary = buffers_->host_logits.size(1);
-    std::int64_t row = 0;
+    const auto vocabulary = static_cast<std::size_t>(buffers_->host_logits.size(1));
+    const auto logits_of = [&](std::size_t row) { return std::span<const float>(buffers_->host_logits.f32() + row * vocabulary, vocabulary); };
+    std::vector<const Line*> reading;
+    for (const Line& line : lines_)
+        if (line.needs_logits()) reading.push_back(&line);
+    // A vocabulary of 150,000 for each answer.
+    std::vector<std::int32_t> drawn(reading.size());
+    parallel_for(std::ssize(reading), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
+            if (reading[i]->draws()) drawn[i] = draw(*reading[i], logits_of(i));
+    });
+    std::size_t row = 0;
     for (auto line = lines_.begin(); line != lines_.end();) {
-        std::span<const float> logits;
-        if (line->needs_logits())
-            logits = {buffers_->host_logits.f32() + row++ * vocabulary, static_cast<std::size_t>(vocabulary)};
-        line->next = next_token(*line, logits);
+        const bool reads = line->needs_logits();
+        line->next = next_token(*line, reads ? logits_of(row) : std::span<const float>(), reads ? drawn[row] : 0);
+        if (reads) ++row;
         line = line->next ? std::next(line) : lines_.erase(line);
     }
 }
 
-std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line,
-                                                            std::span<const float> logits) {
+std::int32_t NativeJudge::Engine::draw(const Line& line, std::span<const float> logits) const {
+    return pick(logits, config_.temperature,
+                Random(random_key(config_.seed, RandomUse::judge_token, line.job->noise_key.low, line.job->noise_key.high,
+                                  number_of(line.asked->text.dimension), static_cast<std::uint64_t>(line.job->attempt) << 32 | line.written.size())));
+}
+
+std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line, std::span<const float> logits, std::int32_t drawn) {
     const Template& text = line.asked->text;
     const ScoreTokens& tokens = line.asked->tokens;
-    if (line.forced.empty() && !line.scores) {
-        const auto place = line.written.size();
-        const std::int32_t id =
-            pick(logits, config_.temperature,
-                 Random(random_key(config_.seed, RandomUse::judge_token, line.job->noise_key.low,
-                                   line.job->noise_key.high, number_of(text.dimension),
-                                   static_cast<std::uint64_t>(line.job->attempt) << 32 | place)));
-        if (id != model_.end_of_turn() &&
-            static_cast<std::int64_t>(place) < text.reasoning_tokens) {
-            line.written.push_back(id);
+    if (line.draws()) {
+        if (drawn != model_.end_of_turn() && std::ssize(line.written) < text.reasoning_tokens) {
+            line.written.push_back(drawn);
             line.reason = model_.tokenizer().decode(line.written);
             line.scores = line.reason.ends_with(score_marker);
-            return id;
+            return drawn;
         }
         line.scores = true;
-        line.is_cut = id != model_.end_of_turn();
+        line.is_cut = drawn != model_.end_of_turn();
         if (!line.reason.ends_with("\n"))
             line.forced.insert(line.forced.end(), line_end_.begin(), line_end_.end());
         line.forced.insert(line.forced.end(), tokens.marker.begin(), tokens.marker.end());

@@ -42,7 +42,7 @@ class TokenizerFolder : public ::testing::Test {
                         {"special", special}};
         };
         return {{"version", "1.0"},
-                {"truncation", nullptr},
+                {"truncation", {{"max_length", 5}}},  // of the call that saved it
                 {"padding", nullptr},
                 {"added_tokens",
                  {added(258, "<s>", true), added(259, "<t>", false), added(260, "<s>x", true)}},
@@ -148,9 +148,9 @@ TEST_F(TokenizerFolder, RefusesWhatItDoesNotKnow) {
         {"post_processor", "BertProcessing"});
     expect_refused(
         [](json& d) {
-            d["truncation"] = {{"max_length", 5}};
+            d["chat_template"] = {{"max_length", 5}};
         },
-        {"truncation", "max_length"});
+        {"chat_template", "max_length"});
     expect_refused([](json& d) { d["added_tokens"][1]["lstrip"] = true; },
                    {"added_tokens[1].lstrip", "true"});
     expect_refused([](json& d) { d["added_tokens"][1]["id"] = 3; }, {"id 3", "<t>"});

@@ -1,7 +1,10 @@
 #include "model/dit/layout.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <unordered_map>
+#include <utility>
 
 #include "core/error.hpp"
 
@@ -21,20 +24,33 @@ Position in_picture(std::int64_t frame, Grid grid, std::int64_t token) {
     return {frame, row - (grid.height - grid.height / 2), column - (grid.width - grid.width / 2)};
 }
 
-void append_angles(const Config& c, const Position& p, std::vector<float>& cosine, std::vector<float>& sine) {
-    const std::int64_t index[3] = {p.frame, p.height, p.width};
-    for (int axis = 0; axis < 3; ++axis) {
-        const std::int64_t dim = c.rope_dims[axis];
+/// Cosines and sines of an axis's indices: tokens of a picture share rows and columns, each index is made once.
+class AxisAngles {
+  public:
+    explicit AxisAngles(std::int64_t dim) {
         for (std::int64_t i = 0; i < dim; i += 2) {
             // Angles are single precision by definition of the model.
             const float exponent = static_cast<float>(i) / static_cast<float>(dim);
-            const float frequency = 1.0f / static_cast<float>(std::pow(rope_theta, static_cast<double>(exponent)));
-            const float angle = static_cast<float>(index[axis]) * frequency;
-            cosine.push_back(static_cast<float>(std::cos(static_cast<double>(angle))));
-            sine.push_back(static_cast<float>(std::sin(static_cast<double>(angle))));
+            frequency_.push_back(1.0f / static_cast<float>(std::pow(rope_theta, static_cast<double>(exponent))));
         }
     }
-}
+    void append(std::int64_t index, std::vector<float>& cosine, std::vector<float>& sine) {
+        const auto [entry, is_new] = made_.try_emplace(index);
+        auto& [cosines, sines] = entry->second;
+        if (is_new)
+            for (const float frequency : frequency_) {
+                const float angle = static_cast<float>(index) * frequency;
+                cosines.push_back(static_cast<float>(std::cos(static_cast<double>(angle))));
+                sines.push_back(static_cast<float>(std::sin(static_cast<double>(angle))));
+            }
+        cosine.insert(cosine.end(), cosines.begin(), cosines.end());
+        sine.insert(sine.end(), sines.begin(), sines.end());
+    }
+
+  private:
+    std::vector<float> frequency_;
+    std::unordered_map<std::int64_t, std::pair<std::vector<float>, std::vector<float>>> made_;
+};
 
 }  // namespace
 
@@ -86,7 +102,12 @@ Layout make_layout(const Config& config, std::span<const std::uint8_t> image_slo
         positions.push_back(in_picture(position, target, token));
     if (valid.empty()) layout.valid.clear();
     layout.prompts = {{0, layout.prefix_tokens()}};
-    for (const Position& p : positions) append_angles(config, p, layout.cosine, layout.sine);
+    std::array axes{AxisAngles(config.rope_dims[0]), AxisAngles(config.rope_dims[1]), AxisAngles(config.rope_dims[2])};
+    for (const Position& p : positions) {
+        axes[0].append(p.frame, layout.cosine, layout.sine);
+        axes[1].append(p.height, layout.cosine, layout.sine);
+        axes[2].append(p.width, layout.cosine, layout.sine);
+    }
     return layout;
 }
 

@@ -140,7 +140,8 @@ TokenizerFile read_tokenizer_file(const std::filesystem::path& path) {
     file.path = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
     const json document = read_json(file.path);
     const JsonNode root(document, file.path.string());
-    root.only_known({"version", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
+    // Padding and truncation are what a call that saved the file asked for; each call of transformers sets its own.
+    root.only_known({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
                      "decoder", "model"});
     if (root.has("added_tokens")) read_added_tokens(root.at("added_tokens"), file);
     if (root.has("normalizer")) read_normalizer(root.at("normalizer"), file);

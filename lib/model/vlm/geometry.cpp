@@ -1,16 +1,22 @@
 #include "model/vlm/geometry.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "core/error.hpp"
 
 namespace atelier::vlm {
 namespace {
 
-/// theta^(-2i/n) in single precision, as the models define their angles.
-float frequency(double theta, std::int64_t i, std::int64_t n) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(n);
-    return 1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+/// theta^(-2i/n) in single precision, as the models define their angles; of i = 0 .. n/2 - 1.
+std::vector<float> frequencies(double theta, std::int64_t n) {
+    std::vector<float> all;
+    for (std::int64_t i = 0; i < n / 2; ++i) {
+        const float exponent = static_cast<float>(2 * i) / static_cast<float>(n);
+        all.push_back(1.0f / static_cast<float>(std::pow(theta, static_cast<double>(exponent))));
+    }
+    return all;
 }
 
 void put_angle(float angle, float* cosine, float* sine) {
@@ -28,14 +34,14 @@ std::array<std::int64_t, 2> patch_place(const GridThw& grid, std::int64_t merge,
 
 void text_rotation(const TextConfig& config, std::span<const std::array<std::int64_t, 3>> positions, float* cosine, float* sine) {
     const std::int64_t half = config.head_dim / 2;
+    const std::vector<float> frequency = frequencies(config.rope_theta, config.head_dim);
     for (std::size_t r = 0; r < positions.size(); ++r)
         for (std::int64_t i = 0; i < half; ++i) {
             // Interleaved sections: every third frequency belongs to h or w as far as their sections reach.
             int axis = 0;
             if (i % 3 == 1 && i < 3 * config.mrope_section[1]) axis = 1;
             if (i % 3 == 2 && i < 3 * config.mrope_section[2]) axis = 2;
-            const float angle = static_cast<float>(positions[r][static_cast<std::size_t>(axis)]) *
-                                frequency(config.rope_theta, i, config.head_dim);
+            const float angle = static_cast<float>(positions[r][static_cast<std::size_t>(axis)]) * frequency[static_cast<std::size_t>(i)];
             const std::int64_t at = static_cast<std::int64_t>(r) * half + i;
             put_angle(angle, cosine + at, sine + at);
         }
@@ -43,13 +49,23 @@ void text_rotation(const TextConfig& config, std::span<const std::array<std::int
 
 void vision_rotation(const VisionConfig& config, std::span<const GridThw> grids, float* cosine, float* sine) {
     const std::int64_t half = config.head_dim() / 2, quarter = half / 2;
+    const std::vector<float> frequency = frequencies(config.rope_theta, half);
+    // A patch has the angles of its row and of its column: each row and column is made once.
+    std::int64_t longest = 0;
+    for (const GridThw& grid : grids) longest = std::max({longest, grid[1], grid[2]});
+    std::vector<float> cosines(static_cast<std::size_t>(longest * quarter)), sines(cosines.size());
+    for (std::int64_t place = 0; place < longest; ++place)
+        for (std::int64_t i = 0; i < quarter; ++i)
+            put_angle(static_cast<float>(place) * frequency[static_cast<std::size_t>(i)], &cosines[static_cast<std::size_t>(place * quarter + i)],
+                      &sines[static_cast<std::size_t>(place * quarter + i)]);
     std::int64_t row = 0;
     for (const GridThw& grid : grids)
         for (std::int64_t k = 0; k < grid[1] * grid[2]; ++k, ++row) {
             const auto place = patch_place(grid, config.merge, k);
-            for (std::int64_t i = 0; i < half; ++i) {
-                const float angle = static_cast<float>(place[i < quarter ? 0 : 1]) * frequency(config.rope_theta, i % quarter, half);
-                put_angle(angle, cosine + row * half + i, sine + row * half + i);
+            for (std::int64_t axis = 0; axis < 2; ++axis) {
+                const std::int64_t from = place[static_cast<std::size_t>(axis)] * quarter, to = row * half + axis * quarter;
+                std::copy_n(cosines.begin() + from, quarter, cosine + to);
+                std::copy_n(sines.begin() + from, quarter, sine + to);
             }
         }
 }
