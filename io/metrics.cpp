@@ -1,11 +1,5 @@
 #include "io/metrics.hpp"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <sstream>
 
 #include "core/error.hpp"
@@ -14,26 +8,6 @@
 #include "io/publish.hpp"
 
 namespace atelier::io {
-namespace {
-
-/// Waits for its turn; the kernel gives the turn back when the process ends.
-class Turn {
-  public:
-    explicit Turn(const std::filesystem::path& path)
-        : file_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
-        ATELIER_CHECK_IO(file_ >= 0 && flock(file_, LOCK_EX) == 0, "cannot lock {}: {}",
-                         path.string(), std::strerror(errno));
-    }
-    ~Turn() { close(file_); }
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
-
-  private:
-    int file_;
-};
-
-}  // namespace
-
 namespace {
 
 /// Calls each(line, record) in order.

@@ -198,4 +198,11 @@ DirectoryLock::~DirectoryLock() {
     if (file_ >= 0) close(file_);
 }
 
+Turn::Turn(const fs::path& path)
+    : file_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+    ATELIER_CHECK_IO(file_ >= 0 && flock(file_, LOCK_EX) == 0, "cannot lock {}: {}", path.string(), std::strerror(errno));
+}
+
+Turn::~Turn() { close(file_); }
+
 }  // namespace atelier::io

@@ -57,4 +57,16 @@ class DirectoryLock {
     int file_ = -1;
 };
 
+/// Waits for its turn at a file of this name, which stays. The kernel gives the turn back when the process ends. Throws Error(io).
+class Turn {
+  public:
+    explicit Turn(const std::filesystem::path& path);
+    ~Turn();
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+  private:
+    int file_;
+};
+
 }  // namespace atelier::io

@@ -87,7 +87,7 @@ void write_samples(File& file, const TrajectorySamples& s) {
     put(file, g + "status", s.status, {n});
 }
 
-TrajectoryPrompts read_prompts(const File& file) {
+TrajectoryPrompts read_prompts(const File& file, bool with_pixels) {
     TrajectoryPrompts p;
     p.id = file.read_strings("/prompts/id");
     const std::pair<const char*, std::vector<std::string>*> columns[] = {
@@ -104,8 +104,8 @@ TrajectoryPrompts read_prompts(const File& file) {
         image.prompt = owner[i];
         ATELIER_CHECK_INPUT(owner[i] < p.id.size(), "{}: /prompts/image_prompt names prompt {} of {}", file.path().string(), owner[i],
                             p.id.size());
-        image.rgba = file.read<std::uint8_t>(name, {-1, -1, 4});
-        const auto extents = file.extents(name);
+        if (with_pixels) image.rgba = file.read<std::uint8_t>(name, {-1, -1, 4});
+        const auto extents = file.extents(name, {-1, -1, 4});
         image.height = extents[0];
         image.width = extents[1];
         p.images.push_back(std::move(image));
@@ -218,7 +218,7 @@ TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::st
     h.world_size = file.integer_attribute("/", "world_size");
     h.eta = file.number_attribute("/", "eta");
     h.guidance_scale = file.number_attribute("/", "guidance_scale");
-    shard.prompts = read_prompts(file);
+    shard.prompts = read_prompts(file, parts != TrajectoryParts::scores);
     for (const std::string& child : file.children("/"))
         if (child.starts_with("shape-")) shard.shapes.push_back(read_samples(file, child, shard.prompts.id.size(), parts));
     return shard;

@@ -21,7 +21,7 @@ struct TrajectoryHeader {
 struct ReferenceImage {
     std::uint32_t prompt = 0;
     std::int64_t height = 0, width = 0;
-    std::vector<std::uint8_t> rgba;  ///< [height, width, 4]
+    std::vector<std::uint8_t> rgba;  ///< [height, width, 4]; empty where it was not read
     bool operator==(const ReferenceImage&) const = default;
 };
 
@@ -86,7 +86,8 @@ enum class TrajectoryParts {
     all,
     training,  ///< without final latents and pictures
     summary,   ///< without states and teachers' velocities
-    scores,    ///< keys, log-probabilities and rewards: no states, velocities, latents, pictures
+    scores_and_references,  ///< prompts with their reference pictures, keys, log-probabilities and rewards: no states, velocities, latents, pictures
+    scores,                 ///< the same without the reference pictures' pixels
 };
 
 /// Reads and checks a shard: schema, datasets, shapes, dtypes, checksums, prompt numbers in range. With `config_hash` not

@@ -44,7 +44,7 @@ void run_request(const Options& o, pipeline::Pipeline& model, const Request& req
     r.guidance.scale = o.guidance_scale;
     pipeline::EncodedPrompt unconditional;
     if (!r.guidance.is_off() && request.has_negative) {
-        unconditional = model.encode(request.negative, references);
+        unconditional = model.encode_negative(request.negative, references, conditional);
         r.unconditional = {&unconditional};
     }
     r.target = {size.height / model::pixels_per_latent, size.width / model::pixels_per_latent};

@@ -1,6 +1,7 @@
 #include "options.hpp"
 
 #include <boost/program_options.hpp>
+#include <cmath>
 #include <thread>
 
 #include "config/command_line.hpp"
@@ -43,6 +44,7 @@ std::optional<Options> parse_options(int argc, char** argv) {
     ATELIER_CHECK_USAGE(prompts.empty() == output_dir.empty(), "--prompts and --output-dir go together");
     ATELIER_CHECK_USAGE(prompts.empty() || (images.empty() && latents.empty() && output_latents.empty()),
                         "--image, --latents and --output-latents go with --prompt, not with --prompts");
+    ATELIER_CHECK_USAGE(std::isfinite(o.guidance_scale), "--guidance-scale {}: a finite number was expected", o.guidance_scale);
     ATELIER_CHECK_USAGE(o.guidance_scale <= 1.0 || o.has_negative || !prompts.empty(),
                         "--guidance-scale {} needs --negative", o.guidance_scale);
     ATELIER_CHECK_USAGE(o.steps >= 0 && o.height >= 0 && o.width >= 0 && o.output_resolution >= 32,

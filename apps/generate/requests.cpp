@@ -16,6 +16,7 @@ using Json = nlohmann::json;
 std::string text_of(const Json& line, const char* key, const std::string& place) {
     const auto found = line.find(key);
     ATELIER_CHECK_INPUT(found != line.end() && found->is_string(), "{}: no text '{}'", place, key);
+    ATELIER_CHECK_INPUT(found->get_ref<const std::string&>().find('\0') == std::string::npos, "{}: '{}' holds a NUL character", place, key);
     return found->get<std::string>();
 }
 

@@ -133,16 +133,14 @@ Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
 std::array<int, 2> read_png_size(const std::filesystem::path& path) {
     // Signature, then the IHDR chunk: length, name, width and height as 32-bit integers, most significant byte first.
     std::array<unsigned char, 24> head{};
-    std::ifstream in;
-    if (is_file(path)) {
-        in.open(path, std::ios::binary);
-        const int reason = errno;
-        ATELIER_CHECK_IO(in.is_open(), "cannot open {}: {}", path.string(), std::strerror(reason));
-        in.read(reinterpret_cast<char*>(head.data()), head.size());
-        ATELIER_CHECK_IO(!in.bad(), "cannot read {}", path.string());
-    }
+    ATELIER_CHECK_INPUT(is_file(path), "{} is missing", path.string());
+    std::ifstream in(path, std::ios::binary);
+    const int reason = errno;
+    ATELIER_CHECK_IO(in.is_open(), "cannot open {}: {}", path.string(), std::strerror(reason));
+    in.read(reinterpret_cast<char*>(head.data()), head.size());
+    ATELIER_CHECK_IO(!in.bad(), "cannot read {}", path.string());
     ATELIER_CHECK_INPUT(in.gcount() == std::ssize(head) && png_sig_cmp(head.data(), 0, 8) == 0 && std::memcmp(&head[12], "IHDR", 4) == 0,
-                        "{} is missing or no PNG", path.string());
+                        "{} is no PNG; convert it to PNG", path.string());
     const auto number = [&](std::size_t at) {
         return head[at] != 0 ? -1 : head[at + 1] << 16 | head[at + 2] << 8 | head[at + 3];  // no side has four bytes
     };

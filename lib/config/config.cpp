@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 #include <toml++/toml.h>
 
@@ -168,6 +169,7 @@ void Config::set(const std::string& name, Value value, const std::string& origin
     double number = 0;
     if (const auto* i = std::get_if<std::int64_t>(&value)) number = static_cast<double>(*i);
     if (const auto* d = std::get_if<double>(&value)) number = *d;
+    ATELIER_CHECK_USAGE(std::isfinite(number), "{}: {} is {}: a finite number was expected", origin, name, number);
     ATELIER_CHECK_USAGE(number >= key->low && number <= key->high, "{}: {} must lie in [{}, {}], found {}", origin, name, key->low,
                         key->high, to_text(value));
     if (const auto* text = std::get_if<std::string>(&value); text != nullptr && !key->choices.empty())

@@ -224,6 +224,11 @@ std::shared_ptr<const ReferenceInputs> Pipeline::prepare(std::span<const io::Ima
     return std::make_shared<const ReferenceInputs>(model::prepare_references(processor_, images, output_resolution));
 }
 
+std::shared_ptr<const ReferenceInputs> Pipeline::outline(std::span<const model::PictureSize> sizes, std::int64_t output_resolution) const {
+    if (sizes.empty()) return nullptr;
+    return std::make_shared<const ReferenceInputs>(model::outline_references(processor_, sizes, output_resolution));
+}
+
 void Pipeline::reserve_session(std::int64_t tokens, std::int64_t patches) {
     if (session_ && tokens <= session_tokens_ && patches <= session_patches_) return;
     session_tokens_ = std::max(session_tokens_, tokens);
@@ -249,7 +254,7 @@ EncodedPrompt Pipeline::reserve(const std::string& prompt, const std::shared_ptr
     return out;
 }
 
-EncodedPrompt Pipeline::encode(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references) {
+EncodedPrompt Pipeline::encode_states(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references) {
     const model::PromptInputs inputs = model::build_prompt(tokenizer_, processor_, prompt, references);
     const std::int64_t patches = references ? references->vision.patches : 0;
     reserve_session(inputs.tokens(), patches);
@@ -265,15 +270,36 @@ EncodedPrompt Pipeline::encode(const std::string& prompt, const std::shared_ptr<
     out.states.resize(static_cast<std::size_t>(out.tokens * width));
     transfer(states.slice(inputs.drop_idx, inputs.tokens()), Tensor::of(out.states.data(), {out.tokens, width}));
     out.image_slot.assign(inputs.image_mask.begin() + inputs.drop_idx, inputs.image_mask.end());
+    if (references)
+        for (const model::ReferencePicture& picture : references->references) out.references.push_back({picture.latent_height, picture.latent_width});
+    return out;
+}
+
+EncodedPrompt Pipeline::encode(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references) {
+    EncodedPrompt out = encode_states(prompt, references);
     if (!references) return out;
-    const std::int64_t z = vae_->config().z;
-    for (const model::ReferencePicture& picture : references->references) {
-        out.references.push_back({picture.latent_height, picture.latent_width});
-        std::vector<float> latents(static_cast<std::size_t>(out.references.back().tokens() * z));
+    for (std::size_t i = 0; i < out.references.size(); ++i) {
+        const model::ReferencePicture& picture = references->references[i];
+        std::vector<float> latents(static_cast<std::size_t>(out.references[i].tokens() * vae_->config().z));
         codec_->encode(picture.vae_input.data(), picture.latent_height * model::pixels_per_latent,
                        picture.latent_width * model::pixels_per_latent, latents.data());
         out.reference_latents.insert(out.reference_latents.end(), latents.begin(), latents.end());
     }
+    return out;
+}
+
+EncodedPrompt Pipeline::encode_negative(const std::string& negative, const std::shared_ptr<const ReferenceInputs>& references,
+                                        const EncodedPrompt& conditional) {
+    if (!references) {
+        constexpr std::size_t most = 8;  // a task has one; requests may each have another
+        if (const auto known = negatives_.find(negative); known != negatives_.end()) return known->second;
+        if (negatives_.size() == most) negatives_.clear();
+        return negatives_[negative] = encode_states(negative, nullptr);
+    }
+    EncodedPrompt out = encode_states(negative, references);
+    ATELIER_CHECK(out.references == conditional.references, "the prompts have {} and {} references, or others", conditional.references.size(),
+                  out.references.size());
+    out.reference_latents = conditional.reference_latents;
     return out;
 }
 

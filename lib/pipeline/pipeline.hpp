@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -119,6 +120,8 @@ class Pipeline {
 
     /// References at the size in which encoder and VAE see them.
     std::shared_ptr<const ReferenceInputs> prepare(std::span<const io::Image> images, std::int64_t output_resolution) const;
+    /// The same of pictures of these sizes, without their numbers: what `reserve` takes.
+    std::shared_ptr<const ReferenceInputs> outline(std::span<const model::PictureSize> sizes, std::int64_t output_resolution) const;
 
     /// What `encode` gives, without its numbers: enough to plan what works with it. Prepares the text encoder and the VAE for the
     /// prompt's size.
@@ -126,8 +129,11 @@ class Pipeline {
     /// Bytes of the text encoder's buffers.
     Bytes encoder_bytes() const { return session_arena_ ? session_arena_->bytes() : Bytes(); }
 
-    /// Tokenises and encodes; the references through the VAE as well. A negative prompt is encoded with the same images.
+    /// Tokenises and encodes; the references through the VAE as well.
     EncodedPrompt encode(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references);
+    /// The same of the negative prompt beside `conditional`, with its images: their latents are taken from there. One without images is the
+    /// same beside every prompt, and made once.
+    EncodedPrompt encode_negative(const std::string& negative, const std::shared_ptr<const ReferenceInputs>& references, const EncodedPrompt& conditional);
     /// To be called when own_weights() were written to: what follows the weights does so; they are no directory's any more. Collective.
     void weights_were_changed();
 
@@ -135,6 +141,8 @@ class Pipeline {
     void drop_adapter();
     /// Whether the device keeps a rounded copy beside the transformer's weights (ops/backend.hpp).
     bool keeps_copy() const { return dit_->device() != Device::cpu && !sharded_ && !frozen_dit_; }
+    /// All but the references' latents.
+    EncodedPrompt encode_states(const std::string& prompt, const std::shared_ptr<const ReferenceInputs>& references);
     /// A session for prompts of this size at least.
     void reserve_session(std::int64_t tokens, std::int64_t patches);
 
@@ -164,6 +172,7 @@ class Pipeline {
     std::unique_ptr<Arena> session_arena_;
     std::unique_ptr<vlm::Session> session_;
     std::int64_t session_tokens_ = 0, session_patches_ = 0;
+    std::map<std::string, EncodedPrompt> negatives_;  ///< without images, by their text
 };
 
 }  // namespace atelier::pipeline

@@ -75,6 +75,12 @@ class FaultyScorer final : public Scorer {
 
 std::unique_ptr<Scorer> make_world_scorer() { return std::make_unique<WorldScorer>(); }
 
+void check_world_attributes(const std::string& attributes) {
+    const nlohmann::json json = parse_json(attributes, "attributes of the prompt");
+    if (json.is_object() && json.contains("edit")) world::edit_from_json(json);
+    else world::scene_from_json(json);
+}
+
 std::unique_ptr<Scorer> make_faulty_scorer(std::unique_ptr<Scorer> inner, const Faults& faults) {
     return std::make_unique<FaultyScorer>(std::move(inner), faults);
 }

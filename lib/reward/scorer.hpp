@@ -56,6 +56,8 @@ class Scorer {
 /// The measures of the procedural world (lib/world): exact, of the prompt's attributes. Pictures of
 /// another size than the world's are scaled to its square first.
 std::unique_ptr<Scorer> make_world_scorer();
+/// Throws Error(input) for a prompt's attributes, JSON, that these measures cannot be taken by.
+void check_world_attributes(const std::string& attributes);
 
 /// Settings that make a scorer slow and unreliable, for tests and benchmarks of what surrounds it.
 struct Faults {

@@ -185,7 +185,7 @@ EncodedPair encode_pair(pipeline::Pipeline& model, const Context& c, const Promp
     EncodedPair pair;
     pair.conditional = model.encode(prompt.text, references);
     if (with_negative)
-        pair.unconditional = model.encode(c.negative(prompt.task), references);
+        pair.unconditional = model.encode_negative(c.negative(prompt.task), references, pair.conditional);
     return pair;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/progress.hpp"
 #include "distill/student_states.hpp"
@@ -11,6 +12,7 @@
 #include "stage/group_rollout.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
+#include "stage/run_model.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/student.hpp"
@@ -73,6 +75,7 @@ int run_distill(const Context& c) {
         }
         return 0;
     }
+    require_same_model(c);
     io::Manifest manifest = c.new_manifest("distill");
     std::vector<Shard> shards;
     StageMemory memory;
@@ -142,19 +145,19 @@ int run_distill(const Context& c) {
         optim::parse_rate_shape(c.config.text("distill.rate_shape")), 0,
         c.config.integer("distill.rounds") * epochs * static_cast<std::int64_t>(batches), 0.0};
     {
-        std::vector<const Prompt*> mine;
+        std::set<std::size_t> trained;  // by this rank
         for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
             const auto order = order_of(epoch);
             for (std::size_t begin = 0; begin < shards.size(); begin += batch) {
-                auto units = my_batch(c, order, begin, std::min(shards.size(), begin + batch));
-                if (trainer.is_collective()) units.push_back(order[begin]);
-                for (const std::size_t i : units) {
-                    const auto head = io::read_trajectory(shards[i].path, c.config.hash(),
-                                                          io::TrajectoryParts::scores);
-                    mine.push_back(
-                        &prompts.at(shards[i].task, head.prompts.id.at(0), shards[i].path));
-                }
+                const auto units = my_batch(c, order, begin, std::min(shards.size(), begin + batch));
+                trained.insert(units.begin(), units.end());
+                if (trainer.is_collective()) trained.insert(order[begin]);
             }
+        }
+        std::vector<const Prompt*> mine;
+        for (const std::size_t i : trained) {
+            const auto head = io::read_trajectory(shards[i].path, c.config.hash(), io::TrajectoryParts::scores);
+            mine.push_back(&prompts.at(shards[i].task, head.prompts.id.at(0), shards[i].path));
         }
         workspace.reserve(hold_distill(memory.plan, memory.add_model(c, model, {mine.size(), [&](std::size_t i) { return *mine[i]; }}, false, 0), spec, c.keep(),
                                        trainer.planned(), snapshots.is_on()));

@@ -10,6 +10,7 @@
 #include "io/trajectory.hpp"
 #include "stage/group_rollout.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/run_model.hpp"
 #include "stage/student.hpp"
 #include "stage/timeline.hpp"
 
@@ -69,6 +70,7 @@ int run_teacher_dump(const Context& c) {
     const auto directory = c.run.dump(round, task);
     const StageLock stage = begin_stage(c, directory, directory);
     if (stage.is_complete) return 0;
+    require_same_model(c);
     io::Manifest manifest = c.new_manifest("teacher_dump");
     StageMemory memory;
     const auto teacher = c.final_policy(task);
@@ -105,7 +107,7 @@ int run_teacher_dump(const Context& c) {
         if (!c.is_mine(unit)) continue;
         const auto path = directory / GroupRollout::shard_name(unit);
         if (std::filesystem::exists(path)) {
-            const auto shard = io::read_trajectory(path, config_hash, io::TrajectoryParts::scores);
+            const auto shard = io::read_trajectory(path, config_hash, io::TrajectoryParts::scores_and_references);
             ATELIER_CHECK_INPUT(shard.header.model_hash == start.hash && shard.header.inputs_hash == teacher_hash,
                                 "{} holds another student's trajectories, or another teacher's velocities: remove it", path.string());
             require_same_prompt(c, drawn[unit], shard.prompts, path);

@@ -14,6 +14,7 @@
 #include "io/file_io.hpp"
 #include "stage/evaluation_report.hpp"
 #include "stage/picture_sizes.hpp"
+#include "stage/run_model.hpp"
 #include "stage/scorers.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/timeline.hpp"
@@ -149,6 +150,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
         if (c.world->is_root()) std::cout << io::read_text(directory / "table.txt");
         return 0;
     }
+    require_same_model(c);
     c.iteration = 0;  // no training iteration draws these sizes
     // One model at a time in memory; what is on the device outlives the judge's work there.
     std::optional<pipeline::Pipeline> model;
@@ -158,16 +160,18 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     std::int64_t done = 0;
     std::optional<EvaluationShard> scored;  // while the next is drawn
     Timeline timeline;
-    std::int64_t absent = 0;                            // of this rank's pictures
-    std::vector<std::filesystem::path> without_scores;  // of its shards
-    const auto count_absent = [&](const std::filesystem::path& shard, std::int64_t pictures_absent) {
-        absent += pictures_absent;
-        if (pictures_absent > 0) without_scores.push_back(shard);
+    std::map<std::string, ShardScores> mine;            // this rank's shards, by their names below the directory
+    std::int64_t absent = 0;                            // of their pictures
+    std::vector<std::filesystem::path> without_scores;
+    const auto take = [&](const std::filesystem::path& shard, ShardScores scores) {
+        absent += scores.absent;
+        if (scores.absent > 0) without_scores.push_back(shard);
+        mine[shard.lexically_relative(directory).generic_string()] = std::move(scores);
     };
     const auto publish_last = [&] {
         if (!scored) return;
         const std::filesystem::path shard = scored->path;
-        timeline.measure("publish", done, [&] { count_absent(shard, publish_evaluation_shard(std::exchange(scored, std::nullopt).value())); });
+        timeline.measure("publish", done, [&] { take(shard, publish_evaluation_shard(std::exchange(scored, std::nullopt).value())); });
     };
     const auto require_scores = [&] {
         const double most = c.config.number("reward.max_absent");
@@ -211,14 +215,13 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
                 }
                 require_scores();
                 const std::size_t number = first + static_cast<std::size_t>(c.world->rank());
-                const auto is_there = [&, &task = task](const EvaluationUnit& unit) {
-                    return has_evaluation_shard(c, shards, task, unit) ||
-                           (directory != c.run.evaluation() && adopt_evaluation_shard(c, c.run.evaluation() / place, shards, task, unit));
-                };
                 const EvaluationUnit unit{number, candidate.name, candidate.guided, hashes[i], number < count ? inputs.at(name)[number] : ""};
-                if (number < count && is_there(unit)) {
-                    const auto shard = shards / GroupRollout::shard_name(number);
-                    count_absent(shard, pictures_without_score(shard));
+                std::optional<ShardScores> found;
+                if (number < count) found = find_evaluation_shard(c, shards, task, unit);
+                if (number < count && !found && directory != c.run.evaluation())
+                    found = adopt_evaluation_shard(c, c.run.evaluation() / place, shards, task, unit);
+                if (found) {
+                    take(shards / GroupRollout::shard_name(number), std::move(*found));
                 } else if (number < count) {
                     auto drawn = timeline.measure("sampling", done, [&, &task = task] {
                         return draw_evaluation_shard(c, *model, spec, task, unit, shards, scoring, workspace);
@@ -238,15 +241,19 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     }
     require_scores();
     timeline.publish(*c.world, directory);
+    const auto all = gather_scores(*c.world, mine);
     if (!c.world->is_root()) return 0;
     std::vector<std::string> names;
     for (const Candidate& candidate : candidates) names.push_back(candidate.name);
     for (auto& [name, task] : tasks)
         for (const Candidate& candidate : candidates) {
-            task.models.push_back(read_evaluation(c, directory / candidate.name / name, task, shown_prompts(task)));
-            for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit)
-                manifest.outputs[candidate.name + "/" + name + "/" +
-                                 GroupRollout::shard_name(unit)] = {};
+            auto& samples = task.models.emplace_back(task.prompts.size() * task.pictures);
+            for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) {
+                const std::string shard = candidate.name + "/" + name + "/" + GroupRollout::shard_name(unit);
+                take_scores(all.at(shard), samples);
+                manifest.outputs[shard] = all.at(shard).digest;
+            }
+            read_pictures(c, directory / candidate.name / name, task, shown_prompts(task), samples);
         }
     nlohmann::json summary = evaluation_summary(names, tasks);
     std::string table = evaluation_table(summary, names);

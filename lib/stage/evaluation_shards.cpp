@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "core/device_turn.hpp"
 #include "core/progress.hpp"
@@ -80,14 +81,47 @@ void draw(pipeline::Pipeline& model, const Context& c, bool guided, const Evalua
 double scale_of(const Context& c, const EvaluationUnit& unit) { return unit.guided ? c.config.number("sampling.guidance_scale") : 1.0; }
 
 /// Whether a shard is what would be made.
-bool is_as_made(const Context& c, const std::filesystem::path& path, const EvaluatedTask& task, const EvaluationUnit& unit) {
-    const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
+bool is_as_made(const Context& c, const io::TrajectoryShard& shard, const EvaluatedTask& task, const EvaluationUnit& unit) {
     const auto [begin, end] = prompts_of(task, unit.unit);
     std::size_t samples = 0;
     for (const io::TrajectorySamples& s : shard.shapes) samples += s.sample_id.size();
     const io::TrajectoryHeader& h = shard.header;
     return h.config_hash == c.config.hash() && h.model_hash == unit.model_hash && h.inputs_hash == unit.inputs_hash &&
            h.guidance_scale == scale_of(c, unit) && samples == (end - begin) * task.pictures;
+}
+
+void append(const std::map<std::string, io::RewardColumn>& columns, std::size_t before, std::size_t count, std::map<std::string, io::RewardColumn>& all) {
+    for (const auto& [name, column] : columns) {
+        io::RewardColumn& to = all[name];
+        to.score.resize(before), to.present.resize(before);  // shapes before that don't have it
+        to.score.insert(to.score.end(), column.score.begin(), column.score.end());
+        to.present.insert(to.present.end(), column.present.begin(), column.present.end());
+    }
+    for (auto& [name, column] : all) column.score.resize(before + count), column.present.resize(before + count);
+}
+
+ShardScores scores_of(const io::TrajectoryShard& shard) {
+    ShardScores scores;
+    for (const io::TrajectorySamples& s : shard.shapes) {
+        const std::size_t before = scores.sample.size();
+        scores.sample.insert(scores.sample.end(), s.sample_id.begin(), s.sample_id.end());
+        append(s.reward, before, s.sample_id.size(), scores.reward);
+        append(s.truth, before, s.sample_id.size(), scores.truth);
+    }
+    scores.absent = absent_samples(shard);
+    return scores;
+}
+
+nlohmann::json to_json(const std::map<std::string, io::RewardColumn>& columns) {
+    nlohmann::json json = nlohmann::json::object();
+    for (const auto& [name, column] : columns) json[name] = {column.score, column.present};
+    return json;
+}
+
+std::map<std::string, io::RewardColumn> columns_from(const nlohmann::json& json) {
+    std::map<std::string, io::RewardColumn> columns;
+    for (const auto& [name, column] : json.items()) column.at(0).get_to(columns[name].score), column.at(1).get_to(columns[name].present);
+    return columns;
 }
 
 void append(io::TrajectoryPrompts& all, io::TrajectoryPrompts one) {
@@ -121,28 +155,36 @@ std::vector<std::string> evaluation_inputs(const Context& c, const EvaluatedTask
     return hashes;
 }
 
-bool has_evaluation_shard(const Context& c, const std::filesystem::path& directory, const EvaluatedTask& task, const EvaluationUnit& unit) {
+std::optional<ShardScores> find_evaluation_shard(const Context& c, const std::filesystem::path& directory, const EvaluatedTask& task,
+                                                 const EvaluationUnit& unit) {
     const auto path = directory / GroupRollout::shard_name(unit.unit);
-    if (!std::filesystem::exists(path)) return false;
-    const bool same = is_as_made(c, path, task, unit);
-    if (!same) std::filesystem::remove(path);
-    return same;
+    if (!std::filesystem::exists(path)) return std::nullopt;
+    const auto shard = io::read_trajectory(path, {}, io::TrajectoryParts::scores);
+    if (!is_as_made(c, shard, task, unit)) {
+        std::filesystem::remove(path);
+        return std::nullopt;
+    }
+    ShardScores scores = scores_of(shard);
+    scores.digest = io::digest_file(path);
+    return scores;
 }
 
-bool adopt_evaluation_shard(const Context& c, const std::filesystem::path& from, const std::filesystem::path& directory,
-                            const EvaluatedTask& task, const EvaluationUnit& unit) {
+std::optional<ShardScores> adopt_evaluation_shard(const Context& c, const std::filesystem::path& from, const std::filesystem::path& directory,
+                                                  const EvaluatedTask& task, const EvaluationUnit& unit) {
     const auto name = GroupRollout::shard_name(unit.unit);
-    if (!std::filesystem::exists(from / name)) return false;
+    if (!std::filesystem::exists(from / name)) return std::nullopt;
     // Linked before it is looked at: whoever owns the other directory may take it away.
     std::error_code error;
     std::filesystem::create_hard_link(from / name, directory / name, error);
-    if (error || !has_evaluation_shard(c, directory, task, unit)) return false;
-    if (pictures_without_score(directory / name) > 0) {
+    if (error) return std::nullopt;
+    auto found = find_evaluation_shard(c, directory, task, unit);
+    if (!found) return std::nullopt;
+    if (found->absent > 0) {
         std::filesystem::remove(directory / name);
-        return false;
+        return std::nullopt;
     }
     io::flush_file(directory);  // the name must be there before a manifest counts on it
-    return true;
+    return found;
 }
 
 EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& model,
@@ -183,11 +225,7 @@ EvaluationShard draw_evaluation_shard(const Context& c, pipeline::Pipeline& mode
     return drawn;
 }
 
-std::int64_t pictures_without_score(const std::filesystem::path& shard) {
-    return absent_samples(io::read_trajectory(shard, {}, io::TrajectoryParts::scores));
-}
-
-std::int64_t publish_evaluation_shard(EvaluationShard drawn) {
+ShardScores publish_evaluation_shard(EvaluationShard drawn) {
     std::int64_t absent = 0, pictures = 0;
     for (std::size_t k = 0; k < drawn.shard.shapes.size(); ++k) {
         io::TrajectorySamples& s = drawn.shard.shapes[k];
@@ -203,43 +241,53 @@ std::int64_t publish_evaluation_shard(EvaluationShard drawn) {
         }
     }
     std::filesystem::create_directories(drawn.path.parent_path());
-    io::publish_file(drawn.path, [&](const std::filesystem::path& temporary) {
+    ShardScores scores = scores_of(drawn.shard);
+    scores.digest = io::publish_file(drawn.path, [&](const std::filesystem::path& temporary) {
         io::write_trajectory(temporary, drawn.shard);
     });
     if (absent > 0)
         log_line(fmt::format("{} of {} held-out pictures of {} in {} could not be scored", absent, pictures, drawn.candidate, drawn.path.string()));
-    return absent;
+    return scores;
 }
 
-std::vector<EvaluatedSample> read_evaluation(const Context& c,
-                                             const std::filesystem::path& directory,
-                                             const EvaluatedTask& task,
-                                             const std::vector<std::size_t>& shown) {
-    std::vector<EvaluatedSample> samples(task.prompts.size() * task.pictures);
-    for (std::size_t unit = 0; unit < evaluation_shard_count(task); ++unit) {
-        const auto [begin, end] = prompts_of(task, unit);
-        const bool shows = std::any_of(shown.begin(), shown.end(),
-                                       [&, b = begin, e = end](auto i) { return i >= b && i < e; });
-        const auto shard =
-            io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(),
-                                shows ? io::TrajectoryParts::all : io::TrajectoryParts::scores);
+std::map<std::string, ShardScores> gather_scores(comm::Communicator& world, const std::map<std::string, ShardScores>& mine) {
+    nlohmann::json shards = nlohmann::json::object();
+    for (const auto& [name, s] : mine)
+        shards[name] = {{"sample", s.sample}, {"reward", to_json(s.reward)}, {"truth", to_json(s.truth)}, {"absent", s.absent},
+                        {"bytes", s.digest.size}, {"hash", s.digest.hash}};
+    std::map<std::string, ShardScores> all;
+    for (const nlohmann::json& part : gather_json(world, shards))
+        for (const auto& [name, s] : part.items())
+            all[name] = {s.at("sample"), columns_from(s.at("reward")), columns_from(s.at("truth")), s.at("absent"), {s.at("bytes"), s.at("hash")}};
+    return all;
+}
+
+void take_scores(const ShardScores& shard, std::vector<EvaluatedSample>& samples) {
+    for (std::size_t k = 0; k < shard.sample.size(); ++k) {
+        EvaluatedSample& sample = samples.at(shard.sample[k]);
+        for (const auto& [name, column] : shard.reward)
+            if (column.present[k] != 0) sample.scores[name] = column.score[k];
+        for (const auto& [name, column] : shard.truth)
+            if (column.present[k] != 0) sample.truth[name] = column.score[k];
+    }
+}
+
+void read_pictures(const Context& c, const std::filesystem::path& directory, const EvaluatedTask& task, const std::vector<std::size_t>& shown,
+                   std::vector<EvaluatedSample>& samples) {
+    std::set<std::size_t> units;
+    for (const std::size_t prompt : shown) units.insert(prompt / evaluation_shard_prompts);
+    for (const std::size_t unit : units) {
+        const auto shard = io::read_trajectory(directory / GroupRollout::shard_name(unit), c.config.hash(), io::TrajectoryParts::summary);
         for (const io::TrajectorySamples& s : shard.shapes)
             for (std::size_t k = 0; k < s.sample_id.size(); ++k) {
-                EvaluatedSample& sample = samples.at(s.sample_id[k]);
-                for (const auto& [name, column] : s.reward)
-                    if (column.present[k] != 0) sample.scores[name] = column.score[k];
-                for (const auto& [name, column] : s.truth)
-                    if (column.present[k] != 0) sample.truth[name] = column.score[k];
                 const std::size_t prompt = s.sample_id[k] / task.pictures;
-                if (std::find(shown.begin(), shown.end(), prompt) == shown.end()) continue;
+                if (s.sample_id[k] % task.pictures != 0 || !std::ranges::binary_search(shown, prompt)) continue;
                 const std::size_t bytes = s.picture.size() / s.sample_id.size();
-                sample.picture = io::Image(static_cast<int>(s.picture_width),
-                                           static_cast<int>(s.picture_height), 4);
-                std::copy_n(s.picture.begin() + static_cast<std::ptrdiff_t>(k * bytes), bytes,
-                            sample.picture.pixels.begin());
+                io::Image& picture = samples.at(s.sample_id[k]).picture;
+                picture = io::Image(static_cast<int>(s.picture_width), static_cast<int>(s.picture_height), 4);
+                std::copy_n(s.picture.begin() + static_cast<std::ptrdiff_t>(k * bytes), bytes, picture.pixels.begin());
             }
     }
-    return samples;
 }
 
 }  // namespace atelier::stage

@@ -34,13 +34,21 @@ struct EvaluationUnit {
     bool guided = false;
     std::string model_hash, inputs_hash;
 };
-/// Whether the shard is in `directory` (of one model and task), as it would be made: of the same configuration, weights, prompts with
+/// What an evaluation needs to know of a shard when all are there.
+struct ShardScores {
+    std::vector<std::uint64_t> sample;  ///< as EvaluatedTask numbers them
+    std::map<std::string, io::RewardColumn> reward, truth;
+    std::int64_t absent = 0;  ///< pictures that could not be scored
+    io::FileDigest digest;
+};
+/// Of the shard that is in `directory` (of one model and task), if it is as it would be made: of the same configuration, weights, prompts with
 /// their pictures and sizes, and judge. What else stands under its name is removed.
-bool has_evaluation_shard(const Context& context, const std::filesystem::path& directory, const EvaluatedTask& task, const EvaluationUnit& unit);
-/// The same shard of another evaluation's directory, where it is there, gets a second name in this one. Whether it did: a file system without
-/// hard links gives none, and the shard is to be made, as one that lacks scores is.
-bool adopt_evaluation_shard(const Context& context, const std::filesystem::path& from, const std::filesystem::path& directory,
-                            const EvaluatedTask& task, const EvaluationUnit& unit);
+std::optional<ShardScores> find_evaluation_shard(const Context& context, const std::filesystem::path& directory, const EvaluatedTask& task,
+                                                 const EvaluationUnit& unit);
+/// The same shard of another evaluation's directory, where it is there, gets a second name in this one. Nothing if it didn't: a file system
+/// without hard links gives none, and the shard is to be made, as one that lacks scores is.
+std::optional<ShardScores> adopt_evaluation_shard(const Context& context, const std::filesystem::path& from, const std::filesystem::path& directory,
+                                                  const EvaluatedTask& task, const EvaluationUnit& unit);
 
 /// A shard whose pictures are being scored.
 struct EvaluationShard {
@@ -55,15 +63,16 @@ EvaluationShard draw_evaluation_shard(const Context& context, pipeline::Pipeline
                                       const rl::SamplingSpec& spec, const EvaluatedTask& task,
                                       const EvaluationUnit& unit, const std::filesystem::path& directory,
                                       Scoring& scoring, Workspace& workspace);
-/// Waits for its scores and publishes it. How many of its pictures could not be scored: they have status reward_absent, and the reason.
-std::int64_t publish_evaluation_shard(EvaluationShard shard);
-/// The same of a shard that is published.
-std::int64_t pictures_without_score(const std::filesystem::path& shard);
+/// Waits for its scores and publishes it. Pictures that could not be scored have status reward_absent, and the reason.
+ShardScores publish_evaluation_shard(EvaluationShard shard);
 
-/// All samples of one model and task in prompt order; pictures of the prompts `shown` alone.
-std::vector<EvaluatedSample> read_evaluation(const Context& context,
-                                             const std::filesystem::path& directory,
-                                             const EvaluatedTask& task,
-                                             const std::vector<std::size_t>& shown);
+/// All ranks' shards, by their names below the evaluation's directory. Collective.
+std::map<std::string, ShardScores> gather_scores(comm::Communicator& world, const std::map<std::string, ShardScores>& mine);
+
+/// Puts a shard's scores where its samples belong.
+void take_scores(const ShardScores& shard, std::vector<EvaluatedSample>& samples);
+/// Reads the first pictures of the prompts `shown` of one model and task.
+void read_pictures(const Context& context, const std::filesystem::path& directory, const EvaluatedTask& task, const std::vector<std::size_t>& shown,
+                   std::vector<EvaluatedSample>& samples);
 
 }  // namespace atelier::stage

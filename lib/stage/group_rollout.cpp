@@ -1,6 +1,7 @@
 #include "stage/group_rollout.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <deque>
 
 #include "core/progress.hpp"
@@ -117,6 +118,10 @@ void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {
     const std::int64_t n = s.samples(), planes = model.vae().config().channels;
     ATELIER_CHECK_INPUT(planes == 4, "pictures are stored as RGBA, the VAE gives {} channels",
                         planes);
+    const std::size_t numbers = s.latents.size() / static_cast<std::size_t>(std::max<std::int64_t>(n, 1));
+    for (std::size_t i = 0; i < s.latents.size(); ++i)
+        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(s.latents[i]), "sample {}: the latents that were drawn hold {}: the weights have diverged",
+                           s.sample_id.at(i / numbers), s.latents[i]);
     s.picture_height = s.height * model::pixels_per_latent;
     s.picture_width = s.width * model::pixels_per_latent;
     std::vector<float> pixels(
@@ -259,7 +264,8 @@ std::optional<io::TrajectoryShard> GroupRollout::published(std::size_t unit, con
     ATELIER_CHECK_INPUT(h.model_hash == model_hash_, "{} holds another model's samples: remove it", path.string());
     const std::string expected = inputs_hash(scorer_files_, std::span(&prompt, 1));
     if (h.inputs_hash == expected) return shard;
-    require_same_prompt(context_, prompt, shard.prompts, path);  // names what changed
+    // Names what changed.
+    require_same_prompt(context_, prompt, io::read_trajectory(path, config_hash_, io::TrajectoryParts::scores_and_references).prompts, path);
     if (h.inputs_hash.empty()) {  // an older version's: who scored it is not known
         log_line(fmt::format("{} does not say what it was made from and is made anew", path.string()));
         std::filesystem::remove(path);

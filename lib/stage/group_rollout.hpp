@@ -102,7 +102,7 @@ io::TrajectoryHeader shard_header(const Context& context, const std::string& sta
 /// those that are known.
 void publish_shards(const std::filesystem::path& directory, std::size_t count,
                     const std::map<std::string, io::FileDigest>& digests, io::Manifest manifest);
-/// Decodes `samples.latents` into `samples.picture`.
+/// Decodes `samples.latents` into `samples.picture`. Throws Error(numeric) naming the sample whose latents are no numbers.
 void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& samples);
 
 }  // namespace atelier::stage

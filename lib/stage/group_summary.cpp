@@ -34,7 +34,7 @@ std::vector<GroupSummary> gather_groups(const Context& c, const std::filesystem:
     for (std::size_t unit = 0; unit < shards.size(); ++unit) {
         if (!c.is_mine(unit)) continue;
         const auto shard = io::read_trajectory(directory / shards[unit], c.config.hash(),
-                                               io::TrajectoryParts::scores);
+                                               io::TrajectoryParts::scores_and_references);
         ATELIER_CHECK_INPUT(shard.shapes.size() == 1 && shard.prompts.id.size() == 1 &&
                                 shard.shapes[0].samples() == spec.members,
                             "{} does not hold one group of {}", (directory / shards[unit]).string(),

@@ -11,6 +11,7 @@
 #include "stage/group_summary.hpp"
 #include "stage/picture_sizes.hpp"
 #include "stage/retention.hpp"
+#include "stage/run_model.hpp"
 #include "stage/snapshots.hpp"
 #include "stage/stage_memory.hpp"
 #include "stage/timeline.hpp"
@@ -237,6 +238,7 @@ int run_grpo(const Context& c) {
         }
         return 0;
     }
+    require_same_model(c);
     require_complete(*c.world, rollout, "run atelier-rollout first");
     require_trajectories(rollout, "atelier-rollout");
     io::Manifest manifest = c.new_manifest("grpo");
@@ -338,14 +340,13 @@ int run_grpo(const Context& c) {
         });
     snapshots.remove();
     if (c.world->is_root()) {
-        const Json& total = metrics["reward"]["total"];
-        log_line(
-            fmt::format("grpo {} {}: reward {:.3f} [{:.3f}, {:.3f}], {} of {} groups dropped, "
-                        "gradient norm {:.3g}, clip share {:.3f}",
-                        c.policy, c.iteration, total.value("mean", 0.0), total.value("low", 0.0),
-                        total.value("high", 0.0), metrics["groups_dropped"].get<int>(),
-                        metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
-                        metrics["clip_share"].get<double>()));
+        std::string reward = "no sample has a reward";
+        if (const Json& all_rewards = metrics["reward"]; all_rewards.contains("total"))
+            reward = fmt::format("reward {:.3f} [{:.3f}, {:.3f}]", all_rewards["total"]["mean"].get<double>(), all_rewards["total"]["low"].get<double>(),
+                                 all_rewards["total"]["high"].get<double>());
+        log_line(fmt::format("grpo {} {}: {}, {} of {} groups dropped, gradient norm {:.3g}, clip share {:.3f}", c.policy, c.iteration, reward,
+                             metrics["groups_dropped"].get<int>(), metrics["groups"].get<int>(), metrics["gradient_norm"].get<double>(),
+                             metrics["clip_share"].get<double>()));
         retain_all();
     }
     c.world->barrier();

@@ -6,6 +6,7 @@
 
 #include "io/image/png.hpp"
 #include "model/processor/image_inputs.hpp"
+#include "stage/gather.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -70,11 +71,19 @@ std::vector<PictureSize> configured_sizes(const config::Config& config, const st
 }
 
 std::vector<std::uint64_t> order_by_size(const Context& c, const PromptSource& prompts) {
-    std::vector<dit::Grid> grids;
-    for (std::size_t i = 0; i < prompts.size; ++i) grids.push_back(target_grid(c, prompts.at(i)));
+    // Each rank looks at its share of the files.
+    nlohmann::json mine = nlohmann::json::array();
+    for (std::size_t i = 0; i < prompts.size; ++i) {
+        if (!c.is_mine(i)) continue;
+        const dit::Grid grid = target_grid(c, prompts.at(i));
+        mine.push_back({grid.tokens(), grid.height});
+    }
+    std::vector<std::pair<std::int64_t, std::int64_t>> sizes(prompts.size);
+    const auto all = gather_json(*c.world, mine);
+    for (std::size_t i = 0; i < sizes.size(); ++i) sizes[i] = all.at(i % all.size()).at(i / all.size());
     std::vector<std::uint64_t> order(prompts.size);
     std::iota(order.begin(), order.end(), 0u);
-    std::ranges::stable_sort(order, std::greater(), [&](std::uint64_t i) { return std::pair(grids[i].tokens(), grids[i].height); });
+    std::ranges::stable_sort(order, std::greater(), [&](std::uint64_t i) { return sizes[i]; });
     return order;
 }
 

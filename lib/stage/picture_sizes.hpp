@@ -25,7 +25,7 @@ dit::Grid target_grid(model::PictureSize size);
 std::vector<model::PictureSize> configured_sizes(const config::Config& config, const std::string& task);
 
 /// The order in which prompts of one size stand together, the largest first, else as they were: ranks that work side by side have the
-/// same amount to do. A function of the prompts alone.
+/// same amount to do. A function of the prompts alone. Collective.
 std::vector<std::uint64_t> order_by_size(const Context& context, const PromptSource& prompts);
 void put_sizes_together(const Context& context, std::vector<Prompt>& prompts);
 

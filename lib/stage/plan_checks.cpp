@@ -4,9 +4,13 @@
 #include <cctype>
 #include <set>
 
+#include "io/image/png.hpp"
+#include "reward/scorer.hpp"
 #include "stage/grpo.hpp"
+#include "stage/rollout.hpp"
 #include "stage/schema.hpp"
 #include "stage/scorers.hpp"
+#include "stage/student.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -43,6 +47,23 @@ std::optional<std::int64_t> seconds_of(std::string text) {
     return numbers.size() <= 2 ? std::optional(at(0) * 60 + at(1)) : std::nullopt;
 }
 
+// Lines of a pool that are looked at when a run is planned: minutes on a slow file system.
+constexpr std::size_t checked_prompts = 10'000;
+
+/// Pictures that are not there, or no PNG, and with the world's measures attributes that are none of its scenes.
+void check_prompts(const PromptPool& pool, bool of_the_world) {
+    const std::size_t step = std::max<std::size_t>(1, pool.size() / checked_prompts);
+    for (std::size_t i = 0; i < pool.size(); i += step) {
+        const Prompt prompt = pool.at(i);
+        try {
+            for (const auto& path : prompt.images) io::read_png_size(path);
+            if (of_the_world) reward::check_world_attributes(prompt.attributes);
+        } catch (const Error& e) {
+            ATELIER_FAIL(e.kind(), "{}: prompt '{}': {}", pool.file().string(), prompt.id, e.message());
+        }
+    }
+}
+
 /// Whether a stage's ranks score for the others as [reward] ranks says.
 bool may_have_judges(const std::string& stage) { return stage == "curate" || stage == "rollout" || stage == "evaluate"; }
 
@@ -51,6 +72,8 @@ bool may_have_judges(const std::string& stage) { return stage == "curate" || sta
 void check_settings(const Context& c) {
     check_scorer(c.config);
     c.product_precision();
+    ATELIER_CHECK_USAGE(c.config.number("curate.mean_low") <= c.config.number("curate.mean_high"), "curate.mean_low = {} is above curate.mean_high = {}",
+                        c.config.number("curate.mean_low"), c.config.number("curate.mean_high"));
     const std::int64_t stop_early = c.config.integer("slurm.stop_early");
     ATELIER_CHECK_USAGE(!c.config.text("slurm.launcher").empty(), "slurm.launcher is empty: a command that starts ranks was expected, as srun --mpi=pmix");
     for (const char* stage : stages_with_resources) {
@@ -78,12 +101,27 @@ void check_files(const Context& given) {
         rl::check_sampling(spec);
         rl::check_objective(objective_of(c.config), spec);
     }
+    if (c.config.flag("pipeline.teachers") && c.config.integer("distill.rounds") > 0) student_spec(c, schedule);
+    std::map<std::string, std::size_t> pools;  // prompts to train on, at most
     for (const std::string& task : c.config.tasks())
         for (const char* which : {"train", "heldout"}) {
             const std::string key = fmt::format("task.{}.{}", task, which);
             ATELIER_CHECK_INPUT(std::filesystem::is_regular_file(c.config.text(key)), "{} = \"{}\": a file of prompts was expected", key, c.config.text(key));
-            PromptPool(c.config.text(key), task, c.kind(task));
+            const PromptPool pool(c.config.text(key), task, c.kind(task));
+            const std::size_t size = pool.size();
+            check_prompts(pool, c.config.text("reward.scorer") == "world" || c.config.text("reward.truth") == "world");
+            const auto curated = static_cast<std::size_t>(c.config.flag("curate.enabled") ? c.config.integer("curate.prompts") : 0);
+            if (std::string_view(which) == "train") pools[task] = curated > 0 ? std::min(size, curated) : size;
         }
+    for (const std::string& policy : policies) {
+        c.policy = policy;
+        const auto tasks = c.tasks();
+        const auto counts = prompts_of_tasks(c);
+        for (std::size_t t = 0; t < tasks.size(); ++t)
+            ATELIER_CHECK_USAGE(counts[t] <= pools.at(tasks[t]),
+                                "rollout.prompts_per_iteration = {} asks for {} prompts of task {} for policy {}; its pool has {} at most",
+                                c.config.integer("rollout.prompts_per_iteration"), counts[t], tasks[t], policy, pools.at(tasks[t]));
+    }
     check_scorer_files(c);
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <functional>
 #include <iterator>
 #include <numeric>
@@ -11,6 +12,7 @@
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "io/file_io.hpp"
+#include "io/image/png.hpp"
 #include "io/lookup.hpp"
 
 namespace atelier::stage {
@@ -23,17 +25,27 @@ constexpr std::string_view fields[] = {"id", "task", "category", "text", "images
 std::string text_field(const Json& line, const char* key, const std::string& place) {
     const auto found = line.find(key);
     ATELIER_CHECK_INPUT(found != line.end() && found->is_string(), "{}: no text '{}'", place, key);
+    // A shard's texts, file names and messages would end there.
+    ATELIER_CHECK_INPUT(found->get_ref<const std::string&>().find('\0') == std::string::npos, "{}: '{}' holds a NUL character", place, key);
     return found->get<std::string>();
+}
+
+/// A category names a group of an HDF5 file and columns of tables.
+bool can_name_category(const std::string& text) {
+    return !text.empty() && text != "." && text != ".." && text.size() <= 200 &&
+           std::ranges::none_of(text, [](unsigned char c) { return c == '/' || std::iscntrl(c) != 0; });
 }
 
 std::optional<model::PictureSize> size_field(const Json& line, const std::string& place) {
     const auto found = line.find("size");
     if (found == line.end()) return std::nullopt;
     const auto is_side = [](const Json& side) {
-        return side.is_number_integer() && side.get<std::int64_t>() >= side_multiple && side.get<std::int64_t>() % side_multiple == 0;
+        return side.is_number_integer() && side.get<std::int64_t>() >= side_multiple && side.get<std::int64_t>() <= io::max_png_side &&
+               side.get<std::int64_t>() % side_multiple == 0;
     };
     ATELIER_CHECK_INPUT(found->is_array() && found->size() == 2 && is_side((*found)[0]) && is_side((*found)[1]),
-                        "{}: \"size\" must be [height, width], multiples of {} pixels, found {}", place, side_multiple, found->dump());
+                        "{}: \"size\" must be [height, width], multiples of {} pixels, {} at most, found {}", place, side_multiple, io::max_png_side,
+                        found->dump());
     return model::PictureSize{.width = (*found)[1], .height = (*found)[0]};
 }
 
@@ -96,11 +108,12 @@ Prompt PromptPool::parse(const Line& of) const {
     Prompt p;
     p.number = of.number;
     p.id = text_field(line, "id", place);
+    ATELIER_CHECK_INPUT(!p.id.empty(), "{}: the id is empty", place);
     const std::string found = text_field(line, "task", place);
     ATELIER_CHECK_INPUT(found == kind_, "{}: a prompt of kind {} in the file of task {}, whose kind is {}", place, found, task_, kind_);
     p.task = task_;
     p.category = text_field(line, "category", place);
-    ATELIER_CHECK_INPUT(!p.category.empty() && p.category.find('/') == std::string::npos, "{}: '{}' cannot name a category", place, p.category);
+    ATELIER_CHECK_INPUT(can_name_category(p.category), "{}: '{}' cannot name a category", place, p.category);
     p.text = text_field(line, "text", place);
     for (const auto& [key, value] : line.items())
         ATELIER_CHECK_INPUT(std::ranges::find(fields, key) != std::end(fields), "{}: unknown field \"{}\"; a prompt has {}", place, key,

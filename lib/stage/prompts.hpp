@@ -36,6 +36,7 @@ class PromptPool {
     /// outside the file's directory, a size that is no pair of positive multiples of 32.
     PromptPool(std::filesystem::path file, std::string task, std::string kind);
     std::size_t size() const { return lines_.size(); }
+    const std::filesystem::path& file() const { return file_; }
     Prompt at(std::size_t index) const;
     /// Where the prompt with this id is, if it is.
     std::optional<std::size_t> find(const std::string& id) const;

@@ -207,8 +207,10 @@ void check_scorer(const config::Config& config) {
                             "reward.scorer = \"judge\" needs judge.directory, a Qwen3-VL, or "
                             "pipeline.judge = true, which trains one");
     if (config.text("reward.scorer") == "http")
-        ATELIER_CHECK_USAGE(!config.text("judge.url").empty() && !config.text("judge.model").empty(),
-                            "reward.scorer = \"http\" needs judge.url and judge.model");
+        ATELIER_CHECK_USAGE((config.text("judge.url").starts_with("http://") || config.text("judge.url").starts_with("https://")) &&
+                                !config.text("judge.model").empty(),
+                            "reward.scorer = \"http\" needs judge.url, as http://host:8000/v1, and judge.model; found \"{}\" and \"{}\"",
+                            config.text("judge.url"), config.text("judge.model"));
 }
 
 void check_scorer_files(const Context& c) {

@@ -17,7 +17,12 @@ ModelOutline StageMemory::add_model(const Context& c, pipeline::Pipeline& model,
     GroupOutlines groups;
     for (std::size_t i = 0; i < prompts.size; ++i) {
         const Prompt prompt = prompts.at(i);
-        const auto references = prepare_references(model, c, prompt);
+        std::vector<model::PictureSize> pictures;  // as their files say: many prompts' pictures are not decoded for a plan
+        for (const auto& path : prompt.images) {
+            const auto [width, height] = io::read_png_size(path);
+            pictures.push_back({width, height});
+        }
+        const auto references = model.outline(pictures, c.config.integer("sampling.output_resolution"));
         const model::PictureSize size = picture_size(c, prompt);
         GroupOutline group;
         group.target = target_grid(size);

@@ -92,6 +92,7 @@ void watch_gap(const Context& c, Json& metrics) {
                                  c.policy, c.iteration, gap, growth, warn));
         if (stops) io::put_metrics(c.run.metrics(), metrics);
     }
+    if (stops) c.world->barrier();  // the first rank that fails ends the others
     ATELIER_CHECK_KIND(ErrorKind::reward_gap, !stops,
                        "{} {}: the judge lies {:.3f} above the truth, {:.3f} more than in iteration 1, and reward.gap_stop = {}: the policy of "
                        "iteration {} is the last that may be used",

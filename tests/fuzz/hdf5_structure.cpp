@@ -89,7 +89,7 @@ struct Kind {
 const std::array<Kind, 4> kinds{{
     {"shard.h5", write_good_trajectory,
      [](const fs::path& p, int parts) {
-         constexpr std::array<io::TrajectoryParts, 4> kept{io::TrajectoryParts::all, io::TrajectoryParts::training, io::TrajectoryParts::scores,
+         constexpr std::array<io::TrajectoryParts, 5> kept{io::TrajectoryParts::all, io::TrajectoryParts::training, io::TrajectoryParts::scores, io::TrajectoryParts::scores_and_references,
                                                            io::TrajectoryParts::summary};
          const auto shard = io::read_trajectory(p, {}, kept[static_cast<std::size_t>(parts)]);
          for (const auto& s : shard.shapes) {
@@ -213,7 +213,7 @@ void run_one(std::span<const std::uint8_t> bytes) {
     }();
     if (bytes.empty() || bytes.size() > 1 + 4 * 16) return;
     const std::size_t which = bytes[0] % kinds.size();
-    const int parts = bytes[0] / 16 % 4;
+    const int parts = bytes[0] / 16 % 5;
     const fs::path path = scratch() / kinds[which].file;
     fs::copy_file(scratch() / ("good-" + kinds[which].file), path, fs::copy_options::overwrite_existing);
     {

@@ -663,6 +663,13 @@ TEST_F(Files, PartsOfAShard) {
     write_trajectory(path, shard);
     const auto scores = read_trajectory(path, "", TrajectoryParts::scores).shapes.at(0), training = read_trajectory(path, "", TrajectoryParts::training).shapes.at(0);
     EXPECT_TRUE(scores.x.empty() && scores.latents.empty() && scores.picture.empty());
+    const auto heads = read_trajectory(path, "", TrajectoryParts::scores).prompts.images, references = read_trajectory(path, "", TrajectoryParts::scores_and_references).prompts.images;
+    EXPECT_EQ(references, shard.prompts.images);
+    ASSERT_EQ(heads.size(), references.size());
+    EXPECT_TRUE(heads[0].rgba.empty());
+    EXPECT_EQ(heads[0].prompt, references[0].prompt);
+    EXPECT_EQ(heads[0].width, references[0].width);
+    EXPECT_EQ(heads[0].height, references[0].height);
     EXPECT_EQ(scores.log_prob, shard.shapes[0].log_prob);
     EXPECT_EQ(training.teacher_velocity, shard.shapes[0].teacher_velocity);
     EXPECT_TRUE(training.picture.empty());
@@ -688,7 +695,7 @@ TEST_F(Files, APictureOfAnotherShapeIsRefusedWhateverIsRead) {
             const std::vector<std::uint8_t> bytes(64);
             ASSERT_GE(H5Dwrite(set.id(), H5T_STD_U8LE, H5S_ALL, H5S_ALL, H5P_DEFAULT, bytes.data()), 0);
         }
-        for (const auto parts : {TrajectoryParts::all, TrajectoryParts::training, TrajectoryParts::summary, TrajectoryParts::scores})
+        for (const auto parts : {TrajectoryParts::all, TrajectoryParts::training, TrajectoryParts::summary, TrajectoryParts::scores_and_references, TrajectoryParts::scores})
             EXPECT_THAT(refusal(ErrorKind::input, [&] { read_trajectory(path, "", parts); }),
                         HasSubstr("dataset /shape-2x3/picture must have shape [4, any, any, 4], found " + text));
     }

@@ -62,7 +62,7 @@ struct Fixture {
     void edit_prompt() {
         const auto folder = testing::oracle_folder() / "pipeline" / "case-e2e-edit";
         const std::vector<io::Image> images{io::read_png(folder / "image-0.png")};
-        const auto references = model.prepare(images, 96);
+        references = model.prepare(images, 96);
         conditional = model.encode("make the circle green", references);
         unconditional = model.encode("", references);
     }
@@ -78,6 +78,7 @@ struct Fixture {
     SamplingSpec spec;
     std::vector<RandomKey> keys;
     pipeline::EncodedPrompt conditional, unconditional;
+    std::shared_ptr<const pipeline::ReferenceInputs> references;  ///< of the edit
 };
 
 class Replay : public ::testing::TestWithParam<std::tuple<flow::GuidanceTrain, flow::Sampler, bool>> {};
@@ -278,6 +279,24 @@ TEST(GroupPolicy, GradientWithGaussianKl) { check_objective({1e9, false, KlKind:
 TEST(GroupPolicy, GradientWithVelocityKl) { check_objective({1e9, false, KlKind::velocity, 0.5}); }
 
 TEST(GroupPolicy, GradientWithTheNormalisedRatio) { check_objective({1e9, true}); }
+
+TEST(GroupPolicy, ANegativePromptIsAsEncodedByItself) {
+    Fixture f;
+    const auto expect_same = [](const pipeline::EncodedPrompt& a, const pipeline::EncodedPrompt& b) {
+        EXPECT_EQ(a.states, b.states);
+        EXPECT_EQ(a.image_slot, b.image_slot);
+        EXPECT_EQ(a.reference_latents, b.reference_latents);
+        EXPECT_EQ(a.references, b.references);
+        EXPECT_EQ(a.tokens, b.tokens);
+    };
+    f.edit_prompt();
+    expect_same(f.model.encode_negative("", f.references, f.conditional), f.unconditional);
+    f.text_prompt();
+    for (int i = 0; i < 12; ++i) {
+        const std::string text = i % 3 == 0 ? "" : "blurred " + std::to_string(i);
+        expect_same(f.model.encode_negative(text, nullptr, f.conditional), f.model.encode(text, nullptr));
+    }
+}
 
 /// What is not kept is made again to the same bits: in fp32 and with operands in bf16, both branches of guidance, with references, beside an adapter.
 TEST(GroupPolicy, GradientsDoNotDependOnWhatIsKept) {

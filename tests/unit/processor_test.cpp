@@ -195,7 +195,15 @@ TEST(References, RefuseLimitsThatWouldBreakTheSlots) {
     EXPECT_EQ(inputs.references[0].picture.channels, 4);
     EXPECT_EQ(static_cast<std::int64_t>(inputs.references[0].vae_input.size()),
               4 * 256 * inputs.references[0].latent_height * inputs.references[0].latent_width);
+    const std::vector<PictureSize> sizes{{50, 40}};
+    const ReferenceInputs outline = outline_references(config, sizes, 96);
+    EXPECT_EQ(outline.references[0].latent_height, inputs.references[0].latent_height);
+    EXPECT_EQ(outline.references[0].latent_width, inputs.references[0].latent_width);
+    EXPECT_EQ(outline.vision.image_grid_thw, inputs.vision.image_grid_thw);
+    EXPECT_EQ(outline.vision.patches, inputs.vision.patches);
+    EXPECT_EQ(outline.vision.patch_elements, inputs.vision.patch_elements);
     config.max_pixels = 1024;
+    EXPECT_THROW(outline_references(config, sizes, 96), Error);
     try {
         prepare_references(config, images, 96);
         FAIL() << "expected an error";

@@ -30,6 +30,7 @@
 #include "stage/plan_checks.hpp"
 #include "stage/rerun.hpp"
 #include "stage/retention.hpp"
+#include "stage/run_model.hpp"
 #include "stage/schema.hpp"
 #include "stage/scorers.hpp"
 #include "stage/scoring.hpp"
@@ -109,14 +110,13 @@ TEST(TruthGap, IsTakenWhereBothHaveAScore) {
     EXPECT_THROW(compare_with_truth(s), Error);
 }
 
-TEST(Advantages, WeighDimensionsAndSilenceThoseWithoutSpread) {
+TEST(Advantages, WeighDimensionsAndHearNothingOfThoseWithoutSpread) {
     auto s = group({{"alignment", {1, 2, 3, 4}}, {"aesthetics", {4.0f, 4.01f, 4.02f, 4.0f}}});
     set_advantages(gated_scores(s, tiers, 0), {{"alignment", 1.0}, {"aesthetics", 3.0}}, 0.1, s);
     EXPECT_FLOAT_EQ(s.total[0], (1 + 3 * 4.0f) / 4);
     const float unit = 1.0f / std::sqrt(1.25f);
-    for (int i = 0; i < 4; ++i)
-        EXPECT_NEAR(s.advantage[static_cast<std::size_t>(i)], (static_cast<float>(i) - 1.5f) * unit,
-                    1e-3);
+    for (int i = 0; i < 4; ++i)  // a quarter of the weights speaks
+        EXPECT_NEAR(s.advantage[static_cast<std::size_t>(i)], (static_cast<float>(i) - 1.5f) * unit / 4, 1e-3);
 }
 
 TEST(Advantages, AGroupWithoutSpreadIsDropped) {
@@ -618,8 +618,47 @@ TEST_F(Run, WhoSaysTheSizeOfAPicture) {
     }
 }
 
+TEST_F(Run, HasTheModelThatItBeganWith) {
+    const fs::path model = directory_ / "model", weights = model / "vae" / "weights.safetensors";
+    fs::create_directories(model / "vae");
+    const auto put = [](const fs::path& file, const std::string& text) { std::ofstream(file) << text; };
+    put(model / "model_index.json", "{}");
+    put(weights, "abc");
+    Context c = context({"run.model=" + model.string()});
+    const auto world = comm::make_self();
+    c.world = world.get();
+    const auto refusal = [&] {
+        try {
+            require_same_model(c);
+        } catch (const Error& e) {
+            return std::string(e.what());
+        }
+        return std::string("none");
+    };
+    EXPECT_EQ(refusal(), "none");
+    const std::string recorded = io::read_text(directory_ / "model.json");
+    put(model / "vae" / "README.md", "what no stage reads");
+    EXPECT_EQ(refusal(), "none");
+    EXPECT_EQ(io::read_text(directory_ / "model.json"), recorded);
+    fs::last_write_time(weights, fs::last_write_time(weights) + std::chrono::hours(1));
+    EXPECT_EQ(refusal(), "none") << "the same bytes, copied anew";
+    EXPECT_NE(io::read_text(directory_ / "model.json"), recorded) << "not to be read again";
+    put(weights, "abd");
+    fs::last_write_time(weights, fs::last_write_time(weights) + std::chrono::hours(2));
+    EXPECT_THAT(refusal(), AllOf(HasSubstr("vae/weights.safetensors"), HasSubstr("was changed")));
+    put(weights, "abc");
+    EXPECT_EQ(refusal(), "none");
+    put(model / "vae" / "config.json", "{}");
+    EXPECT_THAT(refusal(), AllOf(HasSubstr("vae/config.json"), HasSubstr("was added")));
+    fs::remove(model / "vae" / "config.json");
+    fs::remove(weights);
+    EXPECT_THAT(refusal(), AllOf(HasSubstr("vae/weights.safetensors"), HasSubstr("is gone")));
+}
+
 TEST_F(Run, SizesStandTogetherAndNothingIsLost) {
-    const Context c = context({"task.t2i.sizes=[[128, 128], [96, 160], [160, 96], [64, 64]]"});
+    Context c = context({"task.t2i.sizes=[[128, 128], [96, 160], [160, 96], [64, 64]]"});
+    const auto world = comm::make_self();
+    c.world = world.get();
     std::vector<Prompt> prompts;
     for (std::uint64_t number = 0; number < 50; ++number) prompts.push_back(numbered(number));
     put_sizes_together(c, prompts);
@@ -661,6 +700,15 @@ TEST_F(Run, PromptsOfAnotherKindAreRefused) {
     std::ofstream(directory_ / "q.jsonl")
         << R"({"id":"a","task":"edit","category":"a/b","text":"x","images":["a.png"]})" << '\n';
     EXPECT_THAT(refusal(ErrorKind::input, [&] { read_prompts(directory_ / "q.jsonl", "edit", "edit"); }), HasSubstr("a/b"));
+    const auto line = [&](const std::string& id, const std::string& category, const std::string& text) {
+        std::ofstream(directory_ / "p.jsonl") << fmt::format(R"({{"id":"{}","task":"t2i","category":"{}","text":"{}"}})", id, category, text) << '\n';
+        return refusal(ErrorKind::input, [&] { read_prompts(directory_ / "p.jsonl", "t2i", "t2i"); });
+    };
+    EXPECT_EQ(line("a", "general", ""), "(no error)");
+    EXPECT_THAT(line("", "general", "x"), HasSubstr("the id is empty"));
+    EXPECT_THAT(line("a\\u0000b", "general", "x"), HasSubstr("'id' holds a NUL"));
+    EXPECT_THAT(line("a", "general", "x\\u0000y"), HasSubstr("'text' holds a NUL"));
+    for (const char* bad : {"", ".", "..", "a\\nb"}) EXPECT_THAT(line("a", bad, "x"), HasSubstr("cannot name a category")) << bad;
 }
 
 TEST_F(Run, APromptHasTheFieldsOfAPrompt) {
@@ -785,6 +833,15 @@ TEST_F(Run, WhatEveryJobWouldRefuseIsRefusedWhenItIsPlanned) {
         EXPECT_THAT(settings(fmt::format("slurm.evaluate.memory=\"{}\"", bad)), HasSubstr(fmt::format("slurm.evaluate.memory = \"{}\": a number", bad)));
     EXPECT_THAT(settings("slurm.curate.time=00:01:00"), HasSubstr("more than slurm.stop_early = 60 seconds"));
     EXPECT_THAT(settings("slurm.launcher=\"\""), HasSubstr("slurm.launcher is empty"));
+    EXPECT_EQ(refusal_of([&] { check_settings(context({"curate.mean_low=4", "curate.mean_high=2"})); }), "curate.mean_low = 4 is above curate.mean_high = 2");
+    for (const char* bad : {"grpo.learning_rate=inf", "grpo.learning_rate=nan", "sampling.guidance_scale=inf"})
+        EXPECT_THAT(settings(bad), HasSubstr("a finite number was expected")) << bad;
+    EXPECT_THAT(settings("grpo.iterations=99999999999"), HasSubstr("must lie in"));
+    for (const char* taken : {"failed", "eval", "logs", "opd", "prompts", "judge", "eval-x", "mix"}) {
+        const std::string task = fmt::format("task.{}.", taken);
+        const Context c = context({task + "kind=t2i", task + "train=a", task + "heldout=b"});
+        EXPECT_THAT(refusal_of([&] { pipeline_jobs(c); }), HasSubstr(fmt::format("a task cannot be named {}", taken)));
+    }
     EXPECT_THAT(settings("compute.dtype=bf16"), HasSubstr("checkpoint.dtype = bf16 (found f32)"));
 
     const auto files = [&](const std::vector<std::string>& set) { return refusal_of([&] { check_files(context(set)); }); };
@@ -795,8 +852,27 @@ TEST_F(Run, WhatEveryJobWouldRefuseIsRefusedWhenItIsPlanned) {
     EXPECT_THAT(files({"grpo.ratio_norm=true"}), HasSubstr("grpo.ratio_norm needs the trained policy's own mean"));
     EXPECT_THAT(files({"grpo.ratio_norm=true", "sampling.guidance_train=guided", "sampling.log_prob=sum"}), HasSubstr("sampling.log_prob = mean"));
     EXPECT_THAT(files({"grpo.kl=gaussian"}), HasSubstr("grpo.kl_beta = 0: a weight above 0"));
+    EXPECT_THAT(files({"distill.loss=kl", "distill.eta=0"}), HasSubstr("no step of the")) << "before teachers are trained";
+    EXPECT_EQ(files({"distill.loss=kl", "distill.eta=0.5"}), "(no error)");
+    EXPECT_THAT(files({"distill.sampler=cps", "distill.eta=1.2"}), HasSubstr("eta of cps"));
+    EXPECT_EQ(files({"distill.sampler=cps", "distill.eta=1.2", "pipeline.teachers=false", "pipeline.mix=true"}), "(no error)") << "nobody distils";
+    EXPECT_THAT(files({"rollout.prompts_per_iteration=100000"}), HasSubstr("100000 prompts of task"));
+    EXPECT_THAT(files({"curate.prompts=3"}), HasSubstr("its pool has 3 at most"));
+    EXPECT_EQ(files({"curate.prompts=3", "curate.enabled=false", "rollout.prompts_per_iteration=3"}), "(no error)") << "nothing is drawn to be curated";
     EXPECT_THAT(files({"grpo.kl_beta=0.1"}), HasSubstr("grpo.kl_beta = 0.1 with grpo.kl = none"));
     const auto missing = [&](const std::string& set) { return refusal_of([&] { check_files(context({set})); }, ErrorKind::input); };
+    const fs::path pool = directory_ / "pool.jsonl";
+    const auto with_line = [&](const std::string& line) {
+        std::ofstream(pool) << line << '\n';
+        return missing("task.edit.heldout=\"" + pool.string() + "\"");
+    };
+    const std::string edit = R"({"id":"a","task":"edit","category":"general","text":"x","images":["a.png"])";
+    EXPECT_THAT(with_line(edit + "}"), AllOf(HasSubstr("pool.jsonl: prompt 'a': "), HasSubstr("a.png is missing")));
+    std::ofstream(directory_ / "a.png") << "\xff\xd8\xff\xe0 a photograph, and long enough";
+    EXPECT_THAT(with_line(edit + "}"), HasSubstr("a.png is no PNG"));
+    io::write_png(directory_ / "a.png", io::Image(8, 8, 3));
+    EXPECT_THAT(with_line(edit + "}"), AllOf(HasSubstr("pool.jsonl: prompt 'a': "), HasSubstr("scene"))) << "what the world's measures go by";
+    EXPECT_THAT(with_line(edit + R"(,"size":[65536,64]})"), HasSubstr("32768 at most"));
     EXPECT_THAT(missing("task.edit.heldout=\"\""), HasSubstr("task.edit.heldout = \"\": a file of prompts"));
     EXPECT_THAT(missing("task.t2i.train=none.jsonl"), HasSubstr("/none.jsonl\": a file of prompts"));
     EXPECT_THAT(missing("run.model=none"), HasSubstr("/none\": a diffusers model directory"));
@@ -981,27 +1057,29 @@ TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
     io::TrajectoryShard shard = small_shard(0);
     shard.header.config_hash = c.config.hash(), shard.header.model_hash = "weights", shard.header.inputs_hash = inputs[0];
     const auto write = [&](const fs::path& to) { io::write_trajectory(to / "shard-00000.h5", shard); };
-    EXPECT_FALSE(has_evaluation_shard(c, own, task, unit));
+    EXPECT_FALSE(find_evaluation_shard(c, own, task, unit));
     EXPECT_FALSE(adopt_evaluation_shard(c, other, own, task, unit));
     write(other);
     EXPECT_TRUE(adopt_evaluation_shard(c, other, own, task, unit));
-    EXPECT_TRUE(has_evaluation_shard(c, own, task, unit));
-    EXPECT_EQ(pictures_without_score(own / "shard-00000.h5"), 0);
+    EXPECT_TRUE(find_evaluation_shard(c, own, task, unit));
+    const auto found = find_evaluation_shard(c, own, task, unit);
+    EXPECT_EQ(found->absent, 0);
+    EXPECT_EQ(found->digest, io::digest_file(own / "shard-00000.h5"));
     fs::remove(own / "shard-00000.h5");
     shard.shapes[0].status = {static_cast<std::uint8_t>(io::SampleStatus::reward_absent)};
     fs::remove(other / "shard-00000.h5");
     write(other);
-    EXPECT_EQ(pictures_without_score(other / "shard-00000.h5"), 1);
+    EXPECT_EQ(find_evaluation_shard(c, other, task, unit)->absent, 1);
     EXPECT_FALSE(adopt_evaluation_shard(c, other, own, task, unit)) << "another evaluation asks again";
     EXPECT_FALSE(fs::exists(own / "shard-00000.h5"));
-    EXPECT_TRUE(has_evaluation_shard(c, other, task, unit)) << "its own goes on with it";
+    EXPECT_TRUE(find_evaluation_shard(c, other, task, unit)) << "its own goes on with it";
     shard.shapes[0].status = {0};
     fs::remove(other / "shard-00000.h5");
     write(other);
     EXPECT_TRUE(adopt_evaluation_shard(c, other, own, task, unit));
     EvaluationUnit rejudged = unit;
     rejudged.inputs_hash = evaluation_inputs(c, task, {{"judge/t2i/alignment", {1, "ab"}}})[0];
-    EXPECT_FALSE(has_evaluation_shard(c, own, task, rejudged));
+    EXPECT_FALSE(find_evaluation_shard(c, own, task, rejudged));
     EXPECT_FALSE(fs::exists(own / "shard-00000.h5"));
     EXPECT_FALSE(adopt_evaluation_shard(c, other, own, task, rejudged));
     EXPECT_FALSE(fs::exists(own / "shard-00000.h5"));
@@ -1012,7 +1090,7 @@ TEST_F(Run, EvaluationShardsOfOtherInputsAreMadeAnew) {
         ASSERT_GE(H5Adelete(file.id(), "inputs_hash"), 0);
     }
     EXPECT_EQ(io::read_trajectory(own / "shard-00000.h5").header.inputs_hash, "");
-    EXPECT_FALSE(has_evaluation_shard(c, own, task, unit));
+    EXPECT_FALSE(find_evaluation_shard(c, own, task, unit));
 }
 
 TEST_F(Run, FurtherModelsHaveNamesAndADirectoryOfTheirOwn) {

@@ -4,10 +4,12 @@
 
 namespace atelier::model {
 
+PictureSize size_for_vision(const ProcessorConfig& config, PictureSize size) {
+    return smart_resize(size, config.patch_size * config.merge_size, config.min_pixels, config.max_pixels);
+}
+
 io::Image resize_for_vision(const ProcessorConfig& config, const io::Image& rgb, PassOrder order) {
-    const PictureSize size =
-        smart_resize({rgb.width, rgb.height}, config.patch_size * config.merge_size,
-                     config.min_pixels, config.max_pixels);
+    const PictureSize size = size_for_vision(config, {rgb.width, rgb.height});
     return resize(rgb, static_cast<int>(size.width), static_cast<int>(size.height), config.filter,
                   order);
 }
@@ -100,22 +102,17 @@ PictureSize output_size(std::int64_t height, std::int64_t width, std::int64_t ou
     return size;
 }
 
-ReferenceInputs prepare_references(const ProcessorConfig& config, std::span<const io::Image> images,
-                                   std::int64_t output_resolution, PassOrder order) {
+ReferenceInputs outline_references(const ProcessorConfig& config, std::span<const PictureSize> sizes, std::int64_t output_resolution) {
     ReferenceInputs inputs;
-    for (const io::Image& image : images) {
-        const PictureSize size = reference_size({image.width, image.height}, output_resolution);
-        ReferencePicture reference;
-        reference.picture = resize(with_alpha(image), static_cast<int>(size.width),
-                                   static_cast<int>(size.height), ResizeFilter::lanczos, order);
-        reference.vae_input = vae_tensor(reference.picture);
+    inputs.vision.patch_elements = config.patch_elements();
+    for (const PictureSize& own : sizes) {
+        const PictureSize size = reference_size(own, output_resolution), seen = size_for_vision(config, size);
+        const std::int64_t high = seen.height / config.patch_size, wide = seen.width / config.patch_size, merge = config.merge_size;
+        inputs.vision.image_grid_thw.push_back({1, high, wide});
+        inputs.vision.patches += high * wide;
+        ReferencePicture& reference = inputs.references.emplace_back();
         reference.latent_height = size.height / pixels_per_latent;
         reference.latent_width = size.width / pixels_per_latent;
-
-        append_patches(config, resize_for_vision(config, over_white(reference.picture), order),
-                       inputs.vision);
-        const auto [frames, high, wide] = inputs.vision.image_grid_thw.back();
-        const std::int64_t merge = config.merge_size;
         ATELIER_CHECK_INPUT(
             high / merge * 2 == reference.latent_height &&
                 wide / merge * 2 == reference.latent_width,
@@ -123,7 +120,23 @@ ReferenceInputs prepare_references(const ProcessorConfig& config, std::span<cons
             "expected {} x {}; choose an output resolution within the limits",
             config.path.string(), config.min_pixels, config.max_pixels, size.width, size.height,
             wide / merge, high / merge, reference.latent_width / 2, reference.latent_height / 2);
-        inputs.references.push_back(std::move(reference));
+    }
+    return inputs;
+}
+
+ReferenceInputs prepare_references(const ProcessorConfig& config, std::span<const io::Image> images,
+                                   std::int64_t output_resolution, PassOrder order) {
+    std::vector<PictureSize> sizes;
+    for (const io::Image& image : images) sizes.push_back({image.width, image.height});
+    ReferenceInputs inputs = outline_references(config, sizes, output_resolution);
+    inputs.vision = {};
+    for (std::size_t i = 0; i < images.size(); ++i) {
+        ReferencePicture& reference = inputs.references[i];
+        reference.picture = resize(with_alpha(images[i]), static_cast<int>(reference.latent_width * pixels_per_latent),
+                                   static_cast<int>(reference.latent_height * pixels_per_latent), ResizeFilter::lanczos, order);
+        reference.vae_input = vae_tensor(reference.picture);
+        append_patches(config, resize_for_vision(config, over_white(reference.picture), order),
+                       inputs.vision);
     }
     return inputs;
 }

@@ -40,7 +40,9 @@ struct ReferenceInputs {
     VisionInputs vision;
 };
 
-/// The processor's resize (smart_resize, the configured filter) of an RGB picture.
+/// The size that the processor gives a picture (smart_resize).
+PictureSize size_for_vision(const ProcessorConfig& config, PictureSize size);
+/// The processor's resize, with the configured filter, of an RGB picture.
 io::Image resize_for_vision(const ProcessorConfig& config, const io::Image& rgb, PassOrder order);
 /// Appends the patches of an RGB picture whose sides are multiples of patch_size · merge_size.
 void append_patches(const ProcessorConfig& config, const io::Image& rgb, VisionInputs& inputs);
@@ -56,6 +58,9 @@ PictureSize reference_size(PictureSize size, std::int64_t output_resolution);
 /// rounded down to multiples of 32. Throws Error(usage) if nothing is left.
 PictureSize output_size(std::int64_t height, std::int64_t width, std::int64_t output_resolution,
                         std::span<const io::Image> references);
+
+/// What prepare_references gives for pictures of these sizes, without pictures and numbers: grids and how many patches. Throws as it does.
+ReferenceInputs outline_references(const ProcessorConfig& config, std::span<const PictureSize> sizes, std::int64_t output_resolution);
 
 /// Pictures as read (RGB or RGBA, any size) → what encoder and VAE take, as QwenImage21Pipeline
 /// does: to RGBA, Lanczos to reference_size; the VAE sees that, the encoder sees it over white and
