@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Pictures of several sizes in one run: every stage, the same samples at any number of ranks and after a kill, exact replay, one HDF5 group
-# a size that h5py opens.   sizes_test.sh BIN_DIR MPIEXEC   (from the repository's root; ATELIER_PYTHON: a Python with h5py)
+# a size that h5py opens, and the examples of docs/files.md.   sizes_test.sh BIN_DIR MPIEXEC   (from the repository's root; ATELIER_PYTHON: a
+# Python with h5py, NumPy, Pillow)
 source tests/e2e/common.sh
 model=assets/mini/base prompts=$PWD/assets/mini/prompts
 sizes='[[128, 128], [96, 160], [160, 96]]'
@@ -139,6 +140,13 @@ code 0 "$bin/atelier-inspect" "$work/all-1/opd/round-01/teacher-edit"
 says "latents 6x10"
 code 0 "$bin/atelier-plan" --run "$work/all-1" --storage
 code 0 "$bin/atelier-plan" --run "$work/all-1" --memory
+
+# The examples of docs/files.md on a whole run.
+cp -r "$work/all-1/eval-limit-12" "$work/all-1/eval"
+found=0
+"${ATELIER_PYTHON:-python3}" tests/e2e/files_examples.py "$work/all-1" >"$work/out" 2>&1 || found=$?
+((found == 0 || found == 77)) || { cat "$work/out" >&2; fail "the examples of docs/files.md"; }
+grep "^skipped:" "$work/out" || true
 
 # Config files give the buffers of the autoencoder that the stage's open model has, those of a second thread too (in MiB).
 plan threads --set compute.threads=2
