@@ -1,5 +1,9 @@
 #pragma once
 
+#ifndef ATELIER_EMULATED
+#include <cuda_bf16.h>
+#endif
+
 #include <type_traits>
 
 #include "ops/cuda/kernel.hpp"
@@ -8,32 +12,66 @@
 // bf16 as its 16 bits, as everywhere in Atelier (core/convert.hpp).
 namespace atelier::ops::cuda {
 
-/// Round to nearest even; NaN stays NaN.
+/// Round to nearest even; NaN stays NaN: a device's conversion makes 0x7fff of any, the host's form keeps its sign and first digits. All other
+/// numbers, subnormal ones and those beyond the largest too, have the same bits either way.
 __device__ __forceinline__ std::uint16_t bf16_bits(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+#else
     const unsigned bits = __float_as_uint(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
     return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
 }
 __device__ __forceinline__ float bf16_value(std::uint16_t bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
 
+/// Two neighbours in memory as one word: a conversion takes both, and each widens by one instruction.
+__device__ __forceinline__ unsigned bf16_pair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return *reinterpret_cast<const unsigned*>(&pair);
+#else
+    return static_cast<unsigned>(bf16_bits(first)) | static_cast<unsigned>(bf16_bits(second)) << 16;
+#endif
+}
+__device__ __forceinline__ float first_value(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float second_value(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+/// N bf16 numbers as they lie in memory.
 template <int N>
 struct alignas(2 * N) HalfPack {
-    std::uint16_t v[N];
+    static_assert(N % 2 == 0);
+    unsigned pair[N / 2];
+    __device__ __forceinline__ Pack<N> widened() const {
+        Pack<N> pack;
+        for (int k = 0; k < N / 2; ++k) pack.v[2 * k] = first_value(pair[k]), pack.v[2 * k + 1] = second_value(pair[k]);
+        return pack;
+    }
 };
+template <>
+struct HalfPack<1> {
+    std::uint16_t one;
+    __device__ __forceinline__ Pack<1> widened() const { return {bf16_value(one)}; }
+};
+
+template <int N>
+__device__ __forceinline__ HalfPack<N> rounded(const Pack<N>& pack) {
+    HalfPack<N> bits;
+    if constexpr (N == 1) bits.one = bf16_bits(pack.v[0]);
+    else
+        for (int k = 0; k < N / 2; ++k) bits.pair[k] = bf16_pair(pack.v[2 * k], pack.v[2 * k + 1]);
+    return bits;
+}
 
 /// N bf16 numbers at once, as fp32.
 template <int N>
 __device__ __forceinline__ Pack<N> load(const std::uint16_t* p) {
-    const HalfPack<N> bits = *reinterpret_cast<const HalfPack<N>*>(p);
-    Pack<N> pack;
-    for (int k = 0; k < N; ++k) pack.v[k] = bf16_value(bits.v[k]);
-    return pack;
+    const HalfPack<N> bits = *reinterpret_cast<const HalfPack<N>*>(p);  // one load
+    return bits.widened();
 }
 template <int N>
 __device__ __forceinline__ void store(std::uint16_t* p, const Pack<N>& pack) {
-    HalfPack<N> bits;
-    for (int k = 0; k < N; ++k) bits.v[k] = bf16_bits(pack.v[k]);
-    *reinterpret_cast<HalfPack<N>*>(p) = bits;
+    *reinterpret_cast<HalfPack<N>*>(p) = rounded(pack);
 }
 
 /// f(address) with the type of the numbers of an Operand, or of an OperandOut, to be written.
