@@ -55,7 +55,7 @@ breaks "gate without a chunk's clamp" modulation.cu modulation.cu 's/sums\[k\] +
 breaks "tail of an elementwise kernel" activation.cu activation.cu 's/for (std::int64_t j = i; j < n; ++j) y\[j\] = F/for (std::int64_t j = i; j < n - 1; ++j) y[j] = F/' "$d" 'DeviceActivation.*'
 breaks "SwiGLU's gradient of the gate" activation.cu activation.cu 's/(1.0f + x \* (1.0f - s));$/(1.0f - x * (1.0f - s));/' "$ops_test" 'Activation.SwigluByRows'
 breaks "rotation the wrong way" rope.cu rope.cu 's/a \* angles.c\[n\].v\[k\] - b/a * angles.c[n].v[k] + b/' "$ops_test" 'Rope.QkNormAndRotation'
-breaks "positions that do not repeat" rope.cu rope.cu '0,/row % s.positions/s//row/' "$d" 'DeviceRope.*'
+breaks "positions that do not repeat" rope.cu rope.cu 's/ % static_cast<unsigned>(s.positions)//' "$d" 'DeviceRope.*'
 breaks "weights' gradient without a barrier" rope.cu rope.cu 's/^    __syncthreads();//' "$d" 'DeviceRope.*'
 breaks "gather from the row before" rows.cu rows.cu '0,/(-1 - from)/s//(-2 - from)/' "$d" 'DeviceRows.*'
 breaks "rows written where they are added" rows.cu rows.cu 's/sum.v\[k\] += p.v\[k\]/sum.v[k] = p.v[k]/' "$d" 'DeviceRows.*'

@@ -177,7 +177,7 @@ TEST(DeviceNorm, AsOnTheCpu) {
 }
 
 TEST(DeviceRope, AsOnTheCpu) {
-    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}}) {
+    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {5, 5, 18, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}}) {
         const QkNormRopeShape s{rows, heads, dim, positions, 1e-5f};
         const std::int64_t n = static_cast<std::int64_t>(rows) * 3 * heads * dim;
         const Floats in = normal(n, 1), qw = normal(dim, 2), kw = normal(dim, 3), c = normal(positions * dim / 2, 4);
@@ -485,7 +485,7 @@ TEST(DeviceOperands, AreWhatRoundingTheNumbersGives) {
             swiglu_backward(2 * size.rows, w, in.data() + w, in.data(), stride, dy.data(), d.from(w), d);
         });
     }
-    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}}) {
+    for (auto [rows, positions, heads, dim] : {std::tuple{1, 1, 1, 2}, {70, 35, 3, 128}, {5, 5, 18, 128}, {33, 33, 6, 32}, {9, 3, 5, 18}}) {
         const QkNormRopeShape s{rows, heads, dim, positions, 1e-5f};
         const std::int64_t n = static_cast<std::int64_t>(rows) * 3 * heads * dim;
         const Floats in = normal(n, 1), qw = normal(dim, 2), kw = normal(dim, 3), c = normal(positions * dim / 2, 4);

@@ -63,11 +63,26 @@ __device__ __forceinline__ HalfPack<N> rounded(const Pack<N>& pack) {
     return bits;
 }
 
+/// N numbers as they lie in memory: what is on its way takes no more registers than that.
+template <int N, typename T>
+using Stored = std::conditional_t<std::is_same_v<T, float>, Pack<N>, HalfPack<N>>;
+template <int N, typename T>
+__device__ __forceinline__ Stored<N, T> load_stored(const T* p) {
+    return *reinterpret_cast<const Stored<N, T>*>(p);
+}
+template <int N>
+__device__ __forceinline__ Pack<N> widened(const Pack<N>& stored) {
+    return stored;
+}
+template <int N>
+__device__ __forceinline__ Pack<N> widened(const HalfPack<N>& stored) {
+    return stored.widened();
+}
+
 /// N bf16 numbers at once, as fp32.
 template <int N>
 __device__ __forceinline__ Pack<N> load(const std::uint16_t* p) {
-    const HalfPack<N> bits = *reinterpret_cast<const HalfPack<N>*>(p);  // one load
-    return bits.widened();
+    return load_stored<N>(p).widened();
 }
 template <int N>
 __device__ __forceinline__ void store(std::uint16_t* p, const Pack<N>& pack) {

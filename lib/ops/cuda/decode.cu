@@ -18,18 +18,6 @@ constexpr int most_rows = 8;     // that one reading of the weights serves
 constexpr int bytes_ahead = 64;  // of weights on their way to a lane: 32 KiB a multiprocessor of 16 warps, where 4.3 TB/s take 26 KiB at 0.8 us
 constexpr int attention_warps = 4;
 
-/// N weights as they lie in memory.
-template <int N, typename W>
-using Stored = std::conditional_t<std::is_same_v<W, float>, Pack<N>, HalfPack<N>>;
-template <int N>
-__device__ __forceinline__ Pack<N> widened(const Pack<N>& stored) {
-    return stored;
-}
-template <int N>
-__device__ __forceinline__ Pack<N> widened(const HalfPack<N>& stored) {
-    return stored.widened();
-}
-
 /// A warp two columns and `tile` rows: lanes take N numbers in turn, then a butterfly. Where weights are a copy in bf16 x is rounded as it is read.
 /// Rows and columns beyond the last, and weights beyond a column's end, are the last again, which nobody uses, so that loops have fixed bounds.
 template <int N, int tile, typename W>
@@ -46,7 +34,7 @@ __global__ void __launch_bounds__(warps* warp_size, 5) linear_rows_kernel(std::i
 
     Stored<N, W> next[ahead][columns];
     const auto fetch = [&](int j, Stored<N, W>(&to)[columns]) {
-        for (int c = 0; c < columns; ++c) to[c] = *reinterpret_cast<const Stored<N, W>*>(w[c] + (j < k ? j : k - N));
+        for (int c = 0; c < columns; ++c) to[c] = load_stored<N>(w[c] + (j < k ? j : k - N));
     };
     for (int d = 0; d < ahead; ++d) fetch(lane * N + d * step, next[d]);
     float sums[tile][columns] = {};
