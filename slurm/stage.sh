@@ -63,9 +63,10 @@ export OMP_NUM_THREADS=${setting[threads]} OMP_WAIT_POLICY=passive
 export SRUN_CPUS_PER_TASK=${setting[threads]}
 rm -f "$run/failed/$name.txt"
 # What a stage that is started again goes on from: its shards, and the states of its updates.
+# (A timeline is written by every stop.)
 progress() {
-    { find "$run/$output" "$(dirname "$run/$output")/updates" "$run/judge-training/updates" -name '.*' -prune -o -type f -printf '%p %s %T@\n' \
-        2>/dev/null || true; } | sort | cksum
+    { find "$run/$output" "$(dirname "$run/$output")/updates" "$run/judge-training/updates" -name '.*' -prune -o -type f ! -name timeline.json \
+        ! -name '*.lock' -printf '%p %s %T@\n' 2>/dev/null || true; } | sort | cksum
 }
 begun=$(progress)
 stops=$run/logs/.$name.stops  # a line for each time in a row that it was stopped without progress

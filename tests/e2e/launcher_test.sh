@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run; where Slurm could not start a rank it is tried again; one that
 # is stopped again and again without progress is not. Jobs that lack what a stage needs. (Without Slurm: the job's script with programs of this test.)
-#   launcher_test.sh   (from the repository's root)
+#   launcher_test.sh BIN_DIR   (from the repository's root)
 set -euo pipefail
+bin=$(realpath "$1")
 work=$(mktemp -d)
 trap 'pkill -f "$work" || true; rm -rf "$work"' EXIT
 mkdir -p "$work/run" "$work/bin"
@@ -36,9 +37,10 @@ cat >"$work/bin/srun" <<'END'
 echo "srun: error: task 1 launch failed: Unspecified error" >&2
 exit 137
 END
-# A job that goes back into the queue is ended.
+# It tells of the job what the file state says. A job that goes back into the queue is ended.
 cat >"$work/bin/scontrol" <<'END'
 #!/bin/bash
+if [[ $* == *"show job"* ]]; then cat "${0%/*}/state" 2>/dev/null; exit 0; fi
 echo "$*" >>"${0%/*}/asked"
 kill -TERM $PPID
 END
@@ -90,6 +92,22 @@ PUBLISHES= SLURM_RESTART_COUNT=6 timeout 20 slurm/stage.sh "$work/run" grpo-t2i-
 ((code == 75 && $(wc -l <"$work/bin/asked") == starts)) || fail "the third stop without progress: exit code $code"
 grep -q "slurm.grpo.time.*$" "$work/run/failed/grpo-t2i-0001.txt" && grep -q "slurm.stop_early.*checkpoint.every" "$work/run/failed/grpo-t2i-0001.txt" ||
     fail "no account that says what to change"
+
+# The programs themselves leave a timeline when they are stopped, and that is no progress.
+"$bin/atelier-plan" --config configs/mini.toml --run "$work/real" --set run.model="$PWD"/tests/oracle/data/pipeline/pipeline --set sampling.steps=1000 \
+    --set curate.prompts=2 >/dev/null
+for start in 1 2 3; do
+    rm -f "$work/real/prompts/t2i/timeline.json" "$work/bin/asked"
+    SLURM_RESTART_COUNT=$start slurm/stage.sh "$work/real" curate-t2i >"$work/log" 2>&1 & script=$!
+    for _ in $(seq 600); do ! grep -q "memory planned" "$work/log" || break; sleep 0.1; done
+    sleep 1
+    kill -USR1 $script
+    code=0
+    wait $script || code=$?
+    [[ -e $work/real/prompts/t2i/timeline.json ]] || fail "stop $start: no timeline"
+    if ((start < 3)); then [[ -e $work/bin/asked ]] || fail "stop $start: not back in the queue: $code"; fi
+done
+((code == 75)) && [[ ! -e $work/bin/asked ]] && grep -q "slurm.curate.time" "$work/real/failed/curate-t2i.txt" || fail "a timeline is taken for progress: exit code $code"
 
 # A job that lacks what its stage needs: by hand it asks for that, with every option; as one that others wait for it fails; without Slurm it says what to run.
 cat >"$work/bin/sbatch" <<'END'
