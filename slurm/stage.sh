@@ -72,20 +72,23 @@ begun=$(progress)
 stops=$run/logs/.$name.stops  # a line for each time in a row that it was stopped without progress
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
+starter=${command[0]##*/}
 restarts=${SLURM_RESTART_COUNT:-0}
 ((restarts > 0)) || rm -f "$stops"
 echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start $restarts of job ${SLURM_JOB_ID:-none}"
 # Open MPI's launcher can wait for ever for a rank that was killed while it started, with no rank left: it is ended then. (It starts the ranks of this
-# node itself; a launcher of another name is left alone.)
+# node itself, or what wraps them: a container, a profiler. A launcher of another name is left alone.)
+has_rank() {
+    ps -e -o pid=,ppid=,stat=,comm= | awk -v top="$1" '{ parent[$1] = $2 } $4 ~ /^atelier-/ && $3 !~ /^Z/ { ranks[$1] }
+        END { for (rank in ranks) { for (pid = rank; pid in parent && pid != top; pid = parent[pid]); if (pid == top) found = 1 } exit !found }'
+}
 watch_launcher() {
-    local patience=${ATELIER_LAUNCHER_PATIENCE:-120} alone=0 state program  # seconds, as long as its daemons on other nodes may take to start
+    local patience=${ATELIER_LAUNCHER_PATIENCE:-120} alone=0  # seconds, as long as its daemons on other nodes may take to start
     while sleep 5 && kill -0 "$1" 2>/dev/null; do
         alone=$((alone + 1))
-        while read -r state program; do
-            if [[ $program == atelier-* && $state != Z* ]]; then alone=0; fi
-        done < <(ps -o stat=,comm= --ppid "$1")
+        if has_rank "$1"; then alone=0; fi
         if ((5 * alone >= patience)); then
-            echo "stage: ${command[0]} waits for ranks, and none has run on this node for $((5 * alone)) s: it is ended"
+            echo "stage: $starter waits for ranks, and none has run on this node for $((5 * alone)) s: it is ended"
             kill -KILL "$1"
         fi
     done
@@ -103,7 +106,7 @@ trap 'stop TERM' TERM
 child=$!
 # Asked before there was anybody to tell: a moment later, since what comes between fork and exec is lost.
 [[ -z $asked ]] || { sleep 1; kill -USR1 "$child" 2>/dev/null || true; }
-if [[ ${command[0]##*/} == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
+if [[ $starter == @(mpirun|mpiexec) ]] && command -v ps >/dev/null; then watch_launcher "$child" & fi
 code=
 while [[ -z $code ]]; do
     found=0

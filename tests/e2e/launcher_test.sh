@@ -30,6 +30,11 @@ RANK_LIVES=0 timeout 60 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log"
 grep "none has run on this node" "$work/log" || fail "no word about it"
 grep -q "exit code 137" "$work/run/failed/rollout-t2i-0001.txt" || fail "no account in failed/"
 RANK_LIVES=14 timeout 60 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log" 2>&1 || fail "a launcher whose rank runs was ended"
+# Behind what wraps it, as a container or a profiler does.
+printf '#!/bin/bash\n"$@"\nexit $?\n' >"$work/bin/wrapper"
+chmod +x "$work/bin/wrapper"
+sed -i "s|^launcher\t.*|launcher\t$work/bin/mpirun $work/bin/wrapper|" "$work/run/slurm.tsv"
+RANK_LIVES=14 timeout 60 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log" 2>&1 || fail "a launcher whose rank runs behind a wrapper was ended"
 
 # srun, as it was met on a node that still ended the step before; the job goes back into the queue, but not for ever.
 cat >"$work/bin/srun" <<'END'
