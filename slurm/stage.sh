@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One stage of a run, as a Slurm job.   sbatch slurm/stage.sh RUN STAGE
 #
-# Signals (USR1 before the time limit, TERM of a requeue) are passed on as USR1: the program publishes what is complete and ends
-# with code 75, and the job is put back into the queue. A complete stage is left alone.
+# Signals (USR1 before the time limit, TERM when Slurm ends the job) are passed on as USR1: the program publishes what is complete and ends with
+# code 75. The job is then put back into the queue, unless Slurm does that itself or the job was cancelled. A complete stage is left alone.
 #SBATCH --requeue --open-mode=append
 set -euo pipefail
 
@@ -69,7 +69,9 @@ progress() {
         ! -name '*.lock' -printf '%p %s %T@\n' 2>/dev/null || true; } | sort | cksum
 }
 begun=$(progress)
-stops=$run/logs/.$name.stops  # a line for each time in a row that it was stopped without progress
+# A line for each time in a row that it ended without progress: limit (its time limit was near), nobody (nothing says why).
+stops=$run/logs/.$name.stops
+stopped() { cat "$stops" 2>/dev/null | grep -cx "$1" || true; }
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
 starter=${command[0]##*/}
@@ -113,24 +115,64 @@ while [[ -z $code ]]; do
     wait "$child" || found=$?
     # A signal ends `wait`, not the program.
     if ((found > 128)) && kill -0 "$child" 2>/dev/null; then continue; fi
+    # It may have ended with the signal, and has a code of its own.
+    if ((found > 128)); then
+        code=0
+        wait "$child" || code=$?
+        if ((code != 127)); then found=$code; fi
+    fi
     code=$found
 done
 trap : USR1 TERM  # the program has ended: what comes of it is said below
+
+# What Slurm does with the job: running (nothing), preempted (it makes way for another: Slurm puts it back or cancels it, as the site has it), late (its
+# time limit is over), requeued (Slurm puts it back), cancelled. The state of the last three is COMPLETING in Slurm's words.
+fate_of_job() {
+    local said=
+    # A controller that is being restarted answers later.
+    for _ in $(seq 60); do
+        if said=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>&1); then break; fi
+        if [[ $said == *"Invalid job id"* ]]; then echo cancelled; return; fi
+        sleep 2
+    done
+    if [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > restarts)); then echo requeued
+    elif [[ $said =~ \ (Reason=TimeLimit|JobState=[A-Z,]*TIMEOUT) ]]; then echo late
+    elif [[ $said =~ \ (PreemptTime=[0-9]|JobState=[A-Z,]*PREEMPTED) ]]; then echo preempted
+    elif [[ $said =~ \ JobState=[A-Z,]*(COMPLETING|CANCELLED) ]]; then echo cancelled
+    else echo running; fi
+}
+fate=
+if ((code != 0)) && [[ -n ${SLURM_JOB_ID:-} ]]; then fate=$(fate_of_job); fi
 if ((code > 128)) && [[ -n $asked ]]; then code=75; fi
+# Slurm tells every process of a job that it ends, and a preemption's grace time begins with a signal to its steps alone. Open MPI's launcher ends with 1
+# when it is told itself, with 205 or a signal's code when its daemons on other nodes are (they are steps); a rank ends with 8 when others are gone.
+if [[ $fate == @(preempted|late|requeued) ]] && ((code == 1 || code == 8 || code > 128)); then
+    echo "stage: $starter ended with exit code $code while Slurm ended the job ($fate): not a failure of the stage"
+    code=75
+fi
 # A node that still ends the step before may refuse a rank: srun says so and ends the others. Nothing was lost, the job tries again.
-if ((code != 0 && code != 75 && restarts < 5)) && [[ ${command[0]##*/} == srun && -n ${SLURM_JOB_ID:-} ]] &&
+if ((code != 0 && code != 75 && restarts < 5)) && [[ $starter == srun && -n ${SLURM_JOB_ID:-} ]] &&
     sed -n "/^stage: $name on .* start $restarts of job/,\$p" "$run/logs/$name.log" 2>/dev/null | grep "^srun: error: task .* launch failed" >/dev/null; then
     code=75 asked=srun
 fi
 
+if [[ $fate == cancelled ]]; then
+    rm -f "$stops"
+    account "$name: its job was cancelled $(here_and_now), and ended with exit code $code; what was complete is kept"
+    exit "$code"
+fi
 if ((code == 75)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
-    # A stage that its own time limit stops again and again would go round for ever. What others did (TERM: the job was pushed aside) is not counted.
-    if [[ $(progress) != "$begun" ]]; then rm -f "$stops"; elif [[ $asked != @(TERM|srun) ]]; then echo "$asked" >>"$stops"; fi
-    if [[ ! -e $stops ]] || (($(wc -l <"$stops") < 3)); then
-        echo "stage: $name goes back into the queue"
+    # A stage that its own time limit stops again and again would go round for ever, as would one that stops and nobody knows why. What others did (the
+    # job was pushed aside, its script was told with TERM) is not counted.
+    if [[ $(progress) != "$begun" ]]; then rm -f "$stops"
+    elif [[ $fate == late || $fate == running && $asked == USR1 ]]; then echo limit >>"$stops"
+    elif [[ $fate == running && -z $asked ]]; then echo nobody >>"$stops"; fi
+    if (($(stopped limit) < 3 && $(stopped nobody) < 5)); then
+        echo "stage: $name goes back into the queue (told by ${asked:-nobody}; its job is $fate)"
         rm -f "$run/failed/$name.txt"
+        # What Slurm itself puts back is not asked for again.
+        [[ $fate != requeued ]] || exit 75
         trap - USR1 TERM  # Slurm ends the job with TERM
-        # A controller that is being restarted answers later.
         for _ in $(seq 60); do if scontrol requeue "$SLURM_JOB_ID"; then break; fi; sleep 2; done
         # Ending before Slurm ends the job would tell dependents that it succeeded or failed.
         sleep 300
@@ -140,9 +182,11 @@ if ((code == 0)); then
     rm -f "$run/failed/$name.txt"
 else
     lines=("$name ended with exit code $code (docs/errors.md) $(here_and_now)")
-    if [[ -e $stops ]] && (($(wc -l <"$stops") >= 3)); then
+    if (($(stopped limit) >= 3)); then
         lines+=("It was stopped three times without having published a shard or a state: give it more time (slurm.$stage.time), ask it to stop earlier"
             "(slurm.stop_early) where it did not come to publish, or have it keep its state more often (checkpoint.every; reward_train.publish_every).")
+    elif (($(stopped nobody) >= 5)); then
+        lines+=("It was stopped five times without having published a shard or a state, and Slurm does not say by whom: its log may.")
     fi
     account "${lines[@]}"
 fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run; where Slurm could not start a rank it is tried again; one that
-# is stopped again and again without progress is not. Jobs that lack what a stage needs. (Without Slurm: the job's script with programs of this test.)
+# is stopped again and again without progress is not; nor is one that was cancelled. Jobs that lack what a stage needs. (Without Slurm: the job's script with
+# programs of this test; tests/e2e/job_ends_test.sh has Slurm's own.)
 #   launcher_test.sh BIN_DIR   (from the repository's root)
 set -euo pipefail
 bin=$(realpath "$1")
@@ -97,6 +98,46 @@ PUBLISHES= SLURM_RESTART_COUNT=6 timeout 20 slurm/stage.sh "$work/run" grpo-t2i-
 ((code == 75 && $(wc -l <"$work/bin/asked") == starts)) || fail "the third stop without progress: exit code $code"
 grep -q "slurm.grpo.time.*$" "$work/run/failed/grpo-t2i-0001.txt" && grep -q "slurm.stop_early.*checkpoint.every" "$work/run/failed/grpo-t2i-0001.txt" ||
     fail "no account that says what to change"
+
+# How a job ends whose steps were told, as a preemption's grace time begins, and one that Slurm ends itself.
+cat >"$work/bin/atelier-distill" <<'END'
+#!/bin/bash
+trap 'exit "$ENDS"' USR1
+[[ -z $TELLS ]] || kill -TERM $PPID
+while [[ -n $TELLS ]]; do sleep 0.01; done
+exit "$ENDS"
+END
+chmod +x "$work/bin/atelier-distill"
+printf 'distill-01\tdistill\t-\t-\topd/round-01/student\t1\t1\t1\t1\t0\n' >>"$work/run/pipeline.tsv"
+# ends_as EXIT_CODE REQUEUES STATE ENDS [TELLS]: the program ends with ENDS, after it had the script told with TERM; the job is as Slurm says in STATE.
+ends_as() {
+    local code=0
+    rm -f "$work/bin/asked"
+    echo "JobId=7 JobName=x $3 BatchFlag=1" >"$work/bin/state"
+    ENDS=$4 TELLS=${5:-} SLURM_RESTART_COUNT=1 timeout 20 slurm/stage.sh "$work/run" distill-01 >"$work/log" 2>&1 || code=$?
+    ((code == $1 && $(cat "$work/bin/asked" 2>/dev/null | wc -l) == $2)) || fail "\"$3\", the program ended with $4: exit code $code, $(cat "$work/bin/asked" 2>&1)"
+}
+account=$work/run/failed/distill-01.txt
+preempted="JobState=RUNNING Reason=None Restarts=1 PreemptTime=2026-11-30T11:28:20"
+for _ in 1 2 3 4 5 6; do ends_as 143 1 "$preempted" 75; done
+for code in 205 143 8 1; do ends_as 143 1 "$preempted" $code; done
+[[ ! -e $account ]] || fail "a preempted job left an account"
+ends_as 3 0 "$preempted" 3
+grep -q "exit code 3" "$account" || fail "a stage that failed while it was preempted"
+undisturbed="JobState=RUNNING Reason=None Restarts=1 PreemptTime=None"
+for code in 205 8 1; do ends_as $code 0 "$undisturbed" $code; done
+for _ in 1 2 3 4; do ends_as 143 1 "$undisturbed" 75; done
+ends_as 75 0 "$undisturbed" 75
+grep -q "stopped five times" "$account" || fail "a stage that stops by itself goes round for ever"
+ends_as 143 1 "$undisturbed" 75 by-TERM  # its script was told, not by Slurm
+for code in 75 1 143; do ends_as $((code == 143 ? 75 : code)) 0 "JobState=COMPLETING Reason=None Restarts=1 PreemptTime=None" $code by-TERM; done
+grep -q "its job was cancelled" "$account" || fail "no account of a cancelled job"
+ends_as 75 0 "JobState=COMPLETING Reason=None Restarts=2" 1 by-TERM
+[[ ! -e $account ]] || fail "an account of a job that Slurm puts back"
+for _ in 1 2; do ends_as 143 1 "JobState=COMPLETING Reason=TimeLimit Restarts=1 PreemptTime=None" 1 by-TERM; done
+ends_as 75 0 "JobState=COMPLETING Reason=TimeLimit Restarts=1 PreemptTime=None" 1 by-TERM
+grep -q "slurm.distill.time" "$account" || fail "no account of a stage that its time limit ended three times"
+rm "$work/bin/state"
 
 # The programs themselves leave a timeline when they are stopped, and that is no progress.
 "$bin/atelier-plan" --config configs/mini.toml --run "$work/real" --set run.model="$PWD"/tests/oracle/data/pipeline/pipeline --set sampling.steps=1000 \
