@@ -6,7 +6,7 @@
 #   sbatch slurm/pipeline.sh --run RUN --from STAGE[,STAGE]...                  stages again, and all that depends on them
 #
 # It may be run without sbatch as well. Stages that are complete are skipped. `column -t RUN/pipeline.tsv` lists the stages.
-#SBATCH --job-name=atelier-pipeline --time=00:10:00 --ntasks=1 --mem=256M
+#SBATCH --job-name=atelier-pipeline --time=00:10:00 --ntasks=1 --mem=1G
 set -euo pipefail
 
 say() { echo "pipeline: $*"; }
@@ -68,7 +68,9 @@ done <"$run/pipeline.tsv"
 exec 9>"$run/.submit.lock"
 flock -n 9 || die "another pipeline.sh is submitting $run"
 waiting=$(queued "$run") || die "nothing was changed; again when Slurm answers"
-[[ -z $waiting ]] || die "$(wc -l <<<"$waiting") jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
+more=$run/.submit.more  # there while a limit on jobs keeps the run from being submitted whole
+[[ -z $waiting || -e $more && -z $from ]] ||
+    die "$(wc -l <<<"$waiting") jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
 
 # What is to be made again is put aside, dependents first, and removed when its jobs are submitted.
 if [[ -n $from ]]; then
@@ -84,12 +86,28 @@ fi
 # removes them.
 has_leftovers() { [[ -n $(find "$1" "$(dirname "$1")" -maxdepth 1 \( -name '.tmp-*' -o -name updates \) -print -quit) ]]; }
 
-rm -rf "$run/failed"
+# refused STAGE: sbatch said no.
+refused() {
+    local said aside_too=${from:+; what was put aside is in $aside until then}
+    said=$(<"$run/.submit.said")
+    echo "$said" >&2
+    rm -f "$run/.submit.said"
+    if [[ $said =~ (Assoc|QOS)[A-Za-z]*Submit[A-Za-z]*Limit ]]; then
+        touch "$more"
+        die "$submitted stages were submitted and run (jobs.tsv); $1 and what comes after it are not, since ${BASH_REMATCH[0]} lets no more jobs wait: pipeline.sh --run $run submits the rest as some end, as often as it takes$aside_too"
+    fi
+    die "sbatch did not take $1, after $submitted stages that were submitted (jobs.tsv): pipeline.sh --run $run goes on when those have ended (or scancel)$aside_too"
+}
+
 declare -A job
 submitted=0
-# Each job is noted as soon as there is one: should this script die, the next sees what is in the queue.
-: >"$run/jobs.tsv"
+# Jobs of the part that was submitted before; each further one is noted as soon as there is one: should this script die, the next sees what is in the queue.
+kept=$(if [[ -n $waiting ]]; then awk -F'\t' 'NR == FNR { waits[$1]; next } $2 in waits' <(echo "$waiting") "$run/jobs.tsv"; fi)
+while IFS=$'\t' read -r name number; do [[ -z $name ]] || job[$name]=$number; done <<<"$kept"
+[[ -n $kept ]] || rm -rf "$run/failed"
+printf %s "${kept:+$kept$'\n'}" >"$run/jobs.tsv"
 for name in "${names[@]}"; do
+    if [[ -n ${job[$name]:-} ]]; then continue; fi
     if [[ -e $run/${output[$name]}/manifest.json ]] && ! has_leftovers "$run/${output[$name]}"; then continue; fi
     dependency=
     for before in ${after[$name]//,/ }; do
@@ -104,13 +122,13 @@ for name in "${names[@]}"; do
         --cpus-per-task="${setting[threads]}" --mem="${memory[$name]}" --time="${time[$name]}" \
         $( ((gpus[$name] == 0)) || echo "--gpus-per-node=${gpus[$name]}") \
         ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} \
-        "${options[@]}" "$here/stage.sh" "$run" "$name" submitted 9>&-) ||
-        die "sbatch did not take $name, after $submitted stages that were submitted (jobs.tsv): pipeline.sh --run $run goes on when those have ended (or scancel)${from:+; what was put aside is in $aside until then}"
+        "${options[@]}" "$here/stage.sh" "$run" "$name" submitted 9>&- 2>"$run/.submit.said") || refused "$name"
+    cat "$run/.submit.said" >&2
     job[$name]=${job[$name]%%;*}
     printf '%s\t%s\n' "$name" "${job[$name]}" >>"$run/jobs.tsv"
     submitted=$((submitted + 1))
 done
-rm -rf "$run"/.aside-*
+rm -rf "$run"/.aside-* "$run/.submit.said" "$more"
 
 say "$submitted of ${#names[@]} stages submitted"
 say "run     $run"

@@ -20,6 +20,12 @@ cat >"$work/bin/sbatch" <<'END'
 here=${0%/*}/..
 echo "$*" >>"$here/asked"
 env >"$here/environment"
+if [[ -e $here/most ]] && (($(wc -l <"$here/asked") > $(<"$here/most"))); then
+    sed -i '$d' "$here/asked"
+    echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
+    echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)" >&2
+    exit 1
+fi
 if [[ -e $here/refuse && $* == *"--job-name=$(<"$here/refuse") "* ]]; then echo "sbatch: error: Batch job submission failed" >&2; exit 1; fi
 wc -l <"$here/asked"
 END
@@ -84,6 +90,44 @@ refused slurm/pipeline.sh --run "$run"
 says "sbatch did not take curate-t2i, after $(wc -l <"$run/jobs.tsv") stages that were submitted"
 says "pipeline.sh --run $run goes on"
 rm "$work/refuse"
+
+# More jobs than a site lets wait: what was submitted runs, and the same again submits the rest behind it.
+(
+    rm -rf "$work/asked" "$work/queue" "$work/limited"
+    echo 5 >"$work/most"
+    refused slurm/pipeline.sh configs/mini.toml --run "$work/limited" "${settings[@]}"
+    says "5 stages were submitted and run (jobs.tsv); "
+    says "since QOSMaxSubmitJobPerUserLimit lets no more jobs wait: pipeline.sh --run $work/limited submits the rest"
+    # The first of them is done, the others wait.
+    read -r first number <"$work/limited/jobs.tsv"
+    output=$(awk -F'\t' -v n="$first" '$1 == n { print $5 }' "$work/limited/pipeline.tsv")
+    mkdir -p "$work/limited/$output" && touch "$work/limited/$output/manifest.json"
+    awk '$2 != '"$number"' { print $2, $1 }' "$work/limited/jobs.tsv" >"$work/queue"
+    refused slurm/pipeline.sh --run "$work/limited" --from evaluate
+    says "4 jobs of $work/limited are in the queue"
+    echo 6 >"$work/most"
+    refused slurm/pipeline.sh --run "$work/limited"
+    says "1 stages were submitted and run"
+    (($(wc -l <"$work/limited/jobs.tsv") == 5)) || fail "the jobs that wait are forgotten"
+    awk '{ print $2, $1 }' "$work/limited/jobs.tsv" >"$work/queue"
+    rm "$work/most"
+    done_well slurm/pipeline.sh --run "$work/limited"
+    says "8 of 14 stages submitted"
+    (($(wc -l <"$work/asked") == 14 && $(sort -u "$work/limited/jobs.tsv" | wc -l) == 13)) || fail "not every stage once"
+    # As in a run that was submitted whole: each waits for the jobs of those before it that are not complete.
+    while IFS=$'\t' read -r name _ _ before _; do
+        wanted=
+        for one in ${before//,/ }; do
+            if [[ $one != - && $one != "$first" ]]; then wanted+=:$(awk -v n="$one" '$1 == n { print $2 }' "$work/limited/jobs.tsv"); fi
+        done
+        line=$(grep -- "--job-name=$name " "$work/asked")
+        [[ -z $wanted || $line == *"--dependency=afterok$wanted "* ]] || fail "$name waits for others than $wanted: $line"
+    done <"$work/limited/pipeline.tsv"
+    awk '{ print $2, $1 }' "$work/limited/jobs.tsv" >"$work/queue"
+    refused slurm/pipeline.sh --run "$work/limited"
+    says "jobs of $work/limited are in the queue"
+    rm -f "$work/queue"
+) || exit 1
 
 # Stages again. Complete ones are those that have a manifest.
 publish() { mkdir -p "$run/$1" && printf '{"schema": "atelier.manifest", "schema_version": 1, "facts": %s}\n' "$2" >"$run/$1/manifest.json"; }
