@@ -93,10 +93,11 @@ __device__ __forceinline__ float warp_max(float value) {
 }
 
 /// Sums K values over the block's threads, the same bits in each: lanes by butterfly, then warps in order. Every thread of the
-/// block calls it; blocks are of whole warps.
+/// block calls it; blocks are of whole warps, at most max_block threads.
 template <typename T, int K>
 __device__ __forceinline__ void block_sum(T (&values)[K]) {
-    ATELIER_SHARED(T, partial, warp_size * K);
+    constexpr int most_warps = max_block / warp_size;
+    ATELIER_SHARED(T, partial, most_warps * K);
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, warps = blockDim.x / warp_size;
     for (int k = 0; k < K; ++k) values[k] = warp_sum(values[k]);
     if (warps == 1) return;
@@ -105,7 +106,8 @@ __device__ __forceinline__ void block_sum(T (&values)[K]) {
     __syncthreads();
     for (int k = 0; k < K; ++k) {
         values[k] = partial[k];
-        for (int w = 1; w < warps; ++w) values[k] += partial[w * K + k];
+        for (int w = 1; w < most_warps; ++w)  // a fixed bound: all are read before the first is added
+            if (w < warps) values[k] += partial[w * K + k];
     }
     __syncthreads();  // the next sum writes the same memory
 }

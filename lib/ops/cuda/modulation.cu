@@ -10,12 +10,17 @@
 namespace atelier::ops::cuda {
 namespace {
 
+/// A row's group. A block takes a row, so that both are within 31 bits: a quotient of 64 takes a hundred instructions.
+__device__ __forceinline__ std::int64_t group_of(const ModulationShape& s, std::int64_t row) {
+    return static_cast<unsigned>(row) / static_cast<unsigned>(s.rows);
+}
+
 /// The norm of a block's row and its modulation.
 template <int N, int I, typename Out>
 __device__ __forceinline__ void norm_row(const ModulationShape& s, const Row<N, I>& numbers, const float* scale, Out* y, float* mean,
                                          float* inverse_std) {
     const std::int64_t row = blockIdx.x;
-    const float* m = scale + row / s.rows * s.mod_stride;
+    const float* m = scale + group_of(s, row) * s.mod_stride;
     const RowMoments moments = numbers.moments(s.eps);
     numbers.each([&](std::int64_t j, Pack<N> p) {
         const Pack<N> factor = load<N>(m + j);
@@ -40,7 +45,7 @@ template <int N, int I, typename In, typename Out>
 __global__ void gate_residual_norm_modulate_kernel(ModulationShape s, const float* x, const float* gate, const In* branch, float* y,
                                                    const float* scale, Out* normed, float* mean, float* inverse_std) {
     const std::int64_t row = blockIdx.x, at = row * s.width;
-    const float* g = gate + row / s.rows * s.mod_stride;
+    const float* g = gate + group_of(s, row) * s.mod_stride;
     const Row<N, I> sums(x + at, s.width, y + at, [&](std::int64_t j, Pack<N> p) {
         const Pack<N> factor = load<N>(g + j), b = load<N>(branch + at + j);
         for (int k = 0; k < N; ++k) p.v[k] += factor.v[k] * b.v[k];
@@ -92,7 +97,7 @@ __global__ void layer_norm_modulate_backward_kernel(ModulationShape s, std::int6
 template <int N, typename In>
 __global__ void gate_residual_kernel(ModulationShape s, const float* x, const float* gate, const In* branch, float* y) {
     const std::int64_t row = blockIdx.x, at = row * s.width;
-    const float* g = gate + row / s.rows * s.mod_stride;
+    const float* g = gate + group_of(s, row) * s.mod_stride;
     for (std::int64_t j = threadIdx.x * N; j < s.width; j += blockDim.x * N) {
         Pack<N> p = load<N>(x + at + j);
         const Pack<N> factor = load<N>(g + j), b = load<N>(branch + at + j);
