@@ -123,6 +123,7 @@ pipeline::Placement Context::training_placement(comm::Communicator* ranks) const
 
 dit::Keep Context::keep(const std::string& recompute) const {
     if (recompute == "none") return dit::Keep::activations;
+    if (recompute == "elementwise") return dit::Keep::products;
     return recompute == "full" ? dit::Keep::inputs : dit::Keep::branches;
 }
 

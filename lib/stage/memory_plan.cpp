@@ -412,7 +412,7 @@ std::string describe_memory(const Context& c, const MemoryQuestion& q) {
     const auto one = [](StagePlan plan) { return std::vector<Column>{{"", std::move(plan)}}; };
     const auto by_recompute = [&](const std::function<MemoryPlan(int micro_batch, dit::Keep keep)>& plan) {
         std::vector<Column> columns;
-        for (const char* value : {"none", "selective", "full"})
+        for (const char* value : {"none", "elementwise", "selective", "full"})
             columns.push_back({value, [plan, keep = c.keep(value)](int micro_batch) { return plan(micro_batch, keep); }});
         return columns;
     };

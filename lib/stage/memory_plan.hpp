@@ -18,7 +18,7 @@ struct MemoryQuestion {
 /// "141GiB", "80 GB", "512MiB". Throws Error(usage).
 std::size_t parse_bytes(const std::string& text);
 
-/// For every stage and task: bytes of a rank by kind, with activations kept and with either recompute, whether that fits, and the largest
+/// For every stage and task: bytes of a rank by kind, with each value of compute.recompute, whether that fits, and the largest
 /// micro-batch that does. Of all sizes of pictures the largest counts. Reads the model's config.json files, its tokenizer and prompt
 /// files where they are there, and no weight; the entries are the stages' own (memory_entries.hpp).
 std::string describe_memory(const Context& context, const MemoryQuestion& question);

@@ -646,9 +646,10 @@ const std::vector<config::Key>& schema() {
              .changes_results = false},
             {.name = "compute.recompute",
              .fallback = Text("none"),
-             .meaning = "what a training pass makes again going backward rather than keep it, to the same bits. selective: all but blocks' inputs, "
-                        "attention's output and what both branches add to the residual; full: all but blocks' inputs",
-             .choices = {"none", "selective", "full"},
+             .meaning = "what a training pass makes again going backward rather than keep it, to the same bits. elementwise: all but blocks' inputs, "
+                        "attention's output and the products' results; selective: all but blocks' inputs, attention's output and what both "
+                        "branches add to the residual; full: all but blocks' inputs",
+             .choices = {"none", "elementwise", "selective", "full"},
              .changes_results = false},
             {.name = "slurm.partition",
              .fallback = Text(""),

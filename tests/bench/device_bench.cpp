@@ -307,7 +307,9 @@ void bench_decode(dit::Grid grid, std::int64_t base) {
     result(name, flop / time / 1e12, "TFLOP/s");
 }
 
-void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, dit::Keep keep) {
+/// `recompute`: how the configuration calls `keep`; of training.
+void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, dit::Keep keep,
+               const char* recompute) {
     const bool trains = keep != dit::Keep::nothing;
     const dit::Config config = sizes(layers, heads, head_dim);
     const dit::Dit model(config, Device::cuda, ops::ProductPrecision::bf16);
@@ -347,8 +349,7 @@ void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, d
         },
         0.5);
     const std::string name = fmt::format("dit {} blocks of width {}, {} x {} tokens, {}", layers, width, batch, tokens,
-                                         trains ? fmt::format("forward + backward, {} recompute (not counted)", keep == dit::Keep::inputs ? "full" : "selective")
-                                                : std::string("forward"));
+                                         trains ? fmt::format("forward + backward, {} recompute (not counted)", recompute) : "forward");
     result(name, 1e3 * time, "ms");
     result(name, forward_flop * (trains ? 3 : 1) / time / 1e12, "TFLOP/s");
     ops::backend().keep_bf16_copy(r.weights.data(), 0);
@@ -479,9 +480,11 @@ int run(comm::Communicator&, int argc, char** argv) {
     else if (words[0] == "decode") bench_decode({number(1), number(2)}, words.size() > 3 ? number(3) : 144);
     else if (words[0] == "copy") bench_copy(number(1));
     else if (words[0] == "dit") {
-        const bool trains = words.back() == "train";
-        for (const dit::Keep keep : trains ? std::vector{dit::Keep::branches, dit::Keep::inputs} : std::vector{dit::Keep::nothing})
-            bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), keep);
+        using Kept = std::vector<std::pair<dit::Keep, const char*>>;
+        const Kept trained{{dit::Keep::products, "elementwise"}, {dit::Keep::branches, "selective"}, {dit::Keep::inputs, "full"}};
+        const Kept sampled{{dit::Keep::nothing, ""}};
+        for (const auto& [keep, recompute] : words.back() == "train" ? trained : sampled)
+            bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), keep, recompute);
     }
     else if (words[0] == "group")
         bench_group(number(1), number(2), number(3), {number(4), number(5)}, {number(6), number(7), number(8), number(9), number(10), number(11)});

@@ -362,7 +362,7 @@ TEST(dit_oracle, BitsDoNotDependOnKeepingOrThreads) {
         for (int n : {1, 2, 3}) {
             set_threads(n);
             EXPECT_EQ(run(model, in, Keep::nothing, loss_weight).output, full.output);
-            for (const Keep keep : {Keep::branches, Keep::inputs}) {
+            for (const Keep keep : {Keep::products, Keep::branches, Keep::inputs}) {
                 const Result again = run(model, in, keep, loss_weight);
                 EXPECT_EQ(again.target, full.target);
                 EXPECT_EQ(again.d_latents, full.d_latents);
@@ -397,7 +397,7 @@ TEST(dit_oracle, ProductsInBf16) {
         const Result r = run(model, in, Keep::activations, in.file.floats("loss_weight"));
         const std::vector<float> gradients(model.host_gradients.data(), model.host_gradients.data() + model.dit.table().flat_size());
         std::vector<std::pair<Result, std::vector<float>>> others;
-        for (const Keep keep : {Keep::branches, Keep::inputs}) {
+        for (const Keep keep : {Keep::products, Keep::branches, Keep::inputs}) {
             Result again = run(model, in, keep, in.file.floats("loss_weight"));
             others.emplace_back(std::move(again), std::vector<float>(model.host_gradients.data(), model.host_gradients.data() + gradients.size()));
         }

@@ -92,7 +92,7 @@ TEST_P(Replay, GivesTheStoredLogProbabilityBitForBit) {
     const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
     for (float v : t.log_prob) EXPECT_TRUE(std::isfinite(v));
     for (int n : {1, 2})
-        for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+        for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
             set_threads(n);
             EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob);
             const auto again = f.with_policy(keep, [&](GroupPolicy& p) { return p.sample(f.keys); });
@@ -168,7 +168,7 @@ TEST(GroupPolicy, ReplayWithOperandsInBf16) {
         const GroupTrajectory t = sample(f);
         EXPECT_NE(t.latents, exact) << "products were not in bf16";
         for (int n : {1, 2})
-            for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+            for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
                 set_threads(n);
                 EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << edit;
             }
@@ -189,7 +189,7 @@ TEST(GroupPolicy, EverySizeReplaysByItsOwnSchedule) {
         first_steps.insert(f.spec.schedule.sigmas[1]);
         const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
         EXPECT_EQ(t.latents.size(), static_cast<std::size_t>(f.spec.members * target.tokens() * f.model.dit().config().out_channels));
-        for (const dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs})
+        for (const dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs})
             EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob) << target.height << "x" << target.width;
     }
     EXPECT_EQ(first_steps.size(), f.model.schedule_config().use_dynamic_shifting ? 3u : 1u) << "the shift follows the number of tokens";
@@ -320,7 +320,7 @@ TEST(GroupPolicy, GradientsDoNotDependOnWhatIsKept) {
             const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
             const std::vector<double> advantage{1.0, -0.5};
             std::vector<float> expected;
-            for (const dit::Keep keep : {dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+            for (const dit::Keep keep : {dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
                 Workspace workspace("gradients");
                 std::unique_ptr<nn::LoraStore> of_adapter;
                 const Store of_all(f.model);

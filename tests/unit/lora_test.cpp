@@ -341,7 +341,7 @@ TEST(LoraTraining, GradientOfAGroupsObjective) {
     const LoraAdapter gradients(model.adapter()->table());
     const float* g = gradients.store().values().data();
     std::vector<float> first;
-    for (const dit::Keep keep : {dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+    for (const dit::Keep keep : {dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
         std::fill_n(gradients.store().values().data(), size, 0.0f);
         with_policy(model.dit_weights(), keep, [&](auto& p) {
             return p.train(objective, t, advantage, 1.0, ParameterStore(model.dit().table(), gradients.store()));

@@ -269,7 +269,7 @@ TEST_P(StepLoop, AnUpdateTakesNothing) {
         update.finish(model.dit_weights());
     };
     for (const auto train : {flow::GuidanceTrain::conditional, flow::GuidanceTrain::guided})
-        for (const auto keep : {dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+        for (const auto keep : {dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
             const Found few = of_group("update", 8, {0}, train, keep, work), many = of_group("update", 8, {0, 1, 2, 3}, train, keep, work);
             EXPECT_EQ(few.allocations, 0);
             EXPECT_EQ(many.allocations, 0);
@@ -291,7 +291,7 @@ TEST_P(StepLoop, ATeachersVelocitiesTakeNothingAStep) {
 
 TEST_P(StepLoop, ADistillationStepTakesNothing) {
     for (const auto kind : {distill::LossKind::velocity, distill::LossKind::kl})
-        for (const auto keep : {dit::Keep::activations, dit::Keep::branches, dit::Keep::inputs}) {
+        for (const auto keep : {dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
             const Found found = of_student("distillation", 6, keep,
                                            [&](Student& s, const distill::StudentTrajectory& t, const std::vector<float>& teacher) {
                                                update.begin();

@@ -19,6 +19,7 @@ namespace atelier::dit {
 enum class Keep : std::uint8_t {
     nothing,      ///< inference
     activations,  ///< everything the backward pass needs
+    products,     ///< inputs, attention's output and all products' results: what is made again is elementwise
     branches,     ///< inputs, attention's output, and what attention and MLP add to the residual
     inputs,       ///< block inputs only
 };

@@ -17,7 +17,7 @@ namespace atelier::dit {
 namespace {
 
 /// `beside`: another layer's, whose memory serves for all that isn't kept; null: none's.
-BlockActivations plan_block(const Dit& dit, std::int64_t rows, const BlockActivations* beside, Arena& arena) {
+BlockActivations plan_block(const Dit& dit, std::int64_t rows, Keep keep, const BlockActivations* beside, Arena& arena) {
     const Config& c = dit.config();
     const Device there = dit.device();
     const std::int64_t w = c.width(), m = c.mlp_width();
@@ -28,11 +28,13 @@ BlockActivations plan_block(const Dit& dit, std::int64_t rows, const BlockActiva
         a.middle = arena.take_f32({rows, w}, there);
         for (Tensor* t : {&a.y1, &a.y2}) *t = arena.take(dit.operand_dtype(), {rows, w}, there);
         for (Tensor* t : {&a.mean1, &a.inv1, &a.mean2, &a.inv2}) *t = arena.take_f32({rows}, there);
-        a.qkv_in = arena.take(dit.result_dtype(), {rows, 3 * w}, there);
         a.qkv = arena.take(dit.operand_dtype(), {rows, 3 * w}, there);
         a.inverse_rms = arena.take_f32({rows, 2 * c.heads}, there);
-        a.value_gate = arena.take(dit.result_dtype(), {rows, 2 * m}, there);
         a.act = arena.take(dit.operand_dtype(), {rows, m}, there);
+    }
+    if (beside == nullptr || keep == Keep::products) {
+        a.qkv_in = arena.take(dit.result_dtype(), {rows, 3 * w}, there);
+        a.value_gate = arena.take(dit.result_dtype(), {rows, 2 * m}, there);
     }
     a.attended = arena.take(dit.operand_dtype(), {rows, w}, there);
     a.log_sum_exp = arena.take_f32({rows, c.heads}, there);
@@ -138,9 +140,9 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     // Inference needs two: a block's input and its output.
     const std::int64_t states = keep == Keep::nothing ? 2 : c.layers + (final_norm ? 1 : 0);
     for (std::int64_t i = 0; i < std::max<std::int64_t>(states, 2); ++i) inputs.push_back(arena.take_f32({rows, w}, there));
-    const bool has_each = keep == Keep::activations || keep == Keep::branches;
+    const bool shares = keep == Keep::products || keep == Keep::branches, has_each = keep == Keep::activations || shares;
     for (std::int64_t i = 0; i < (has_each ? c.layers : 1); ++i)
-        blocks.push_back(plan_block(dit, rows, keep == Keep::branches && i > 0 ? &blocks[0] : nullptr, arena));
+        blocks.push_back(plan_block(dit, rows, keep, shares && i > 0 ? &blocks[0] : nullptr, arena));
     const PromptRange longest{0, max_keys - rows / groups};
     StreamShape most;
     most.groups = groups;
@@ -169,10 +171,10 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, const Bloc
     const BlockActivations a = head(all, rows);
     const ops::ModulationShape mod = modulation_shape(c, s);
     const float *scale1 = m.blocks.f32(), *gate1 = scale1 + w, *scale2 = gate1 + w, *gate2 = scale2 + w;
-    const bool has_branches = place.kept == Keep::branches;
+    const bool has_products = place.kept == Keep::products, has_branches = has_products || place.kept == Keep::branches;
 
     if (!place.is_normed) ops::layer_norm_modulate(mod, x.f32(), scale1, a.y1, a.mean1.f32(), a.inv1.f32());
-    nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
+    if (!has_products) nn::project(weights, std::array{p.q, p.k, p.v}, a.y1, a.qkv_in);
     each_part(dit, s, [&](const Part& t) {
         const ops::OperandOut qkv = ops::OperandOut(a.qkv).from(t.first * 3 * w);
         ops::qk_norm_rope(t.rope, ops::Operand(a.qkv_in).from(t.first * 3 * w), weights[p.q_norm].f32(), weights[p.k_norm].f32(), t.cosine, t.sine, qkv,
@@ -185,7 +187,7 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, const Bloc
     if (keys_only) return;
     if (!has_branches) nn::project(weights, p.out, a.attended, a.branch1);
     ops::gate_residual_norm_modulate(mod, x.f32(), gate1, a.branch1, a.middle.f32(), scale2, a.y2, a.mean2.f32(), a.inv2.f32());
-    nn::project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
+    if (!has_products) nn::project(weights, std::array{p.mlp_value, p.mlp_gate}, a.y2, a.value_gate);
     ops::swiglu(rows, mlp, ops::Operand(a.value_gate).from(mlp), a.value_gate, 2 * mlp, a.act);
     if (!has_branches) nn::project(weights, p.mlp_out, a.act, a.branch2);
     if (y.empty()) return;
