@@ -1,5 +1,6 @@
 #include "ops/cuda/cudnn_convolution.hpp"
 
+#include <limits>
 #include <tuple>
 
 #include "ops/cuda/cudnn_graph.hpp"
@@ -9,7 +10,8 @@ namespace {
 
 enum PictureUid : std::int64_t { uid_x = 1, uid_w, uid_y };
 
-constexpr std::int64_t most_workspace = std::int64_t{1} << 30;  // bytes
+// Bytes; what a device has to spare beside weights and activations (MemoryPlan's entry for libraries).
+constexpr std::int64_t usual_workspace = std::int64_t{1} << 30;
 
 using Dims = std::vector<std::int64_t>;
 using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -38,27 +40,44 @@ Attributes geometry(const ConvolutionShape& s, Attributes attributes) {
     return attributes;
 }
 
+/// The library's first choice of what takes at most so many bytes of workspace, or why it has none.
 template <typename Describe>
-CudnnPlan make_plan(const char* what, Describe describe) {
-    CudnnPlan plan;
+fe::error_t choose_plan(CudnnPlan& plan, std::int64_t workspace, const Describe& describe) {
     fe::graph::Graph& graph = *plan.graph;
     graph.set_io_data_type(fe::DataType_t::FLOAT)
         .set_intermediate_data_type(fe::DataType_t::FLOAT)
         .set_compute_data_type(fe::DataType_t::FLOAT);
     describe(graph);
-    check_cudnn(graph.validate(), what);
-    check_cudnn(graph.build_operation_graph(cudnn_handle()), what);
-    check_cudnn(graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}), what);
+    fe::error_t status = graph.validate();
+    const auto then = [&](const auto& step) {
+        if (status.is_good()) status = step();
+    };
+    then([&] { return graph.build_operation_graph(cudnn_handle()); });
+    then([&] { return graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}); });
     // As exact as the CPU's, and the same bits each time.
     graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE, fe::NumericalNote_t::NONDETERMINISTIC, fe::NumericalNote_t::DOWN_CONVERT_INPUTS,
                                   fe::NumericalNote_t::REDUCED_PRECISION_REDUCTION, fe::NumericalNote_t::FFT, fe::NumericalNote_t::WINOGRAD,
                                   fe::NumericalNote_t::WINOGRAD_TILE_4x4, fe::NumericalNote_t::WINOGRAD_TILE_6x6,
                                   fe::NumericalNote_t::WINOGRAD_TILE_13x13});
-    graph.deselect_workspace_greater_than(most_workspace);
-    check_cudnn(graph.check_support(), what);
-    check_cudnn(graph.build_plans(), what);
-    check_cudnn(graph.get_workspace_size(plan.workspace), what);
-    return plan;
+    graph.deselect_workspace_greater_than(workspace);
+    then([&] { return graph.check_support(); });
+    then([&] { return graph.build_plans(); });
+    then([&] { return graph.get_workspace_size(plan.workspace); });
+    return status;
+}
+
+/// Within `usual_workspace` where the library has anything, else with whatever it asks for.
+template <typename Describe>
+CudnnPlan make_plan(const char* what, const ConvolutionShape& s, const Describe& describe) {
+    fe::error_t status;
+    for (const std::int64_t workspace : {usual_workspace, std::numeric_limits<std::int64_t>::max()}) {
+        CudnnPlan plan;  // a graph keeps what was deselected
+        status = choose_plan(plan, workspace, describe);
+        if (status.is_good()) return plan;
+    }
+    ATELIER_FAIL(ErrorKind::internal,
+                 "cuDNN has no deterministic fp32 algorithm for {}: a picture of {} x {}, {} channels to {}, kernel {}, stride {}, {} zeros around: {}", what,
+                 s.height, s.width, s.in_channels, s.out_channels, s.kernel, s.stride, s.pad_begin, status.get_message());
 }
 
 template <typename Make>
@@ -75,7 +94,7 @@ void* pointer(const float* data) { return const_cast<float*>(data); }
 void run_convolution(const ConvolutionShape& s, const float* in, const float* weights, float* out) {
     static std::map<Key, CudnnPlan> plans;
     const CudnnPlan& plan = kept(plans, s, [&] {
-        return make_plan("a convolution", [&](fe::graph::Graph& graph) {
+        return make_plan("a convolution", s, [&](fe::graph::Graph& graph) {
             const auto x = graph.tensor(picture(uid_x, s.in_channels, s.height, s.width));
             const auto w = graph.tensor(
                 fe::graph::Tensor_attributes().set_uid(uid_w).set_dim(weight_dims(s)).set_stride(weight_strides(s)).set_data_type(fe::DataType_t::FLOAT));
@@ -91,7 +110,7 @@ void run_convolution(const ConvolutionShape& s, const float* in, const float* we
 void run_convolution_input_gradient(const ConvolutionShape& s, const float* weights, const float* d_out, float* d_in) {
     static std::map<Key, CudnnPlan> plans;
     const CudnnPlan& plan = kept(plans, s, [&] {
-        return make_plan("a convolution's gradient", [&](fe::graph::Graph& graph) {
+        return make_plan("a convolution's gradient by its picture", s, [&](fe::graph::Graph& graph) {
             const auto dy = graph.tensor(picture(uid_y, s.out_channels, s.out_height(), s.out_width()));
             const auto w = graph.tensor(
                 fe::graph::Tensor_attributes().set_uid(uid_w).set_dim(weight_dims(s)).set_stride(weight_strides(s)).set_data_type(fe::DataType_t::FLOAT));
@@ -107,7 +126,7 @@ void run_convolution_input_gradient(const ConvolutionShape& s, const float* weig
 void run_convolution_weight_gradient(const ConvolutionShape& s, const float* in, const float* d_out, float* d_weights) {
     static std::map<Key, CudnnPlan> plans;
     const CudnnPlan& plan = kept(plans, s, [&] {
-        return make_plan("a convolution's gradient", [&](fe::graph::Graph& graph) {
+        return make_plan("a convolution's gradient by its weights", s, [&](fe::graph::Graph& graph) {
             const auto x = graph.tensor(picture(uid_x, s.in_channels, s.height, s.width));
             const auto dy = graph.tensor(picture(uid_y, s.out_channels, s.out_height(), s.out_width()));
             const auto dw = graph.conv_wgrad(dy, x, geometry(s, fe::graph::Conv_wgrad_attributes()));
