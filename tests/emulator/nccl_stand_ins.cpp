@@ -27,6 +27,7 @@ int asks_left = 0;  ///< questions until the last call is no longer in progress
 bool is_finalized = false;
 bool never_ends = false;  ///< what is queued
 Clock::time_point lost_at;
+constexpr int highest_priority = -5;
 int own_stream;  ///< its address is the stream of collectives; the computation's is null
 
 bool lost(std::string_view how) {
@@ -71,7 +72,11 @@ extern "C" {
 int stand_in_queued() { return queued; }
 int stand_in_waited_for() { return waited_for; }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = reinterpret_cast<cudaStream_t>(&own_stream), cudaSuccess; }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* highest) { return *least = 0, *highest = highest_priority, cudaSuccess; }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int priority) {
+    require(priority == highest_priority, "a stream of collectives that isn't of the highest priority");
+    return *stream = reinterpret_cast<cudaStream_t>(&own_stream), cudaSuccess;
+}
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     const Event& waited = *reinterpret_cast<Event*>(event);

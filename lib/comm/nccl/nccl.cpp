@@ -25,8 +25,13 @@ using Clock = std::chrono::steady_clock;
 
 // Numbers of all ranks' parts that are added at a time.
 constexpr auto room_numbers = static_cast<std::int64_t>(device_sum_bytes / sizeof(float));
+// Ranks' shares are multiples of so many numbers (256 bytes) where there are as many, so that parts of a vector, and of the room, begin where NCCL
+// can move 16 bytes at a time, whatever the number of ranks.
+constexpr std::int64_t share_unit = 64;
 constexpr auto poll = std::chrono::microseconds(50);           // by a call that NCCL is still about
 constexpr auto watch_period = std::chrono::milliseconds(100);  // between calls
+
+std::int64_t whole_units(std::int64_t share) { return share < share_unit ? share : share - share % share_unit; }
 
 void check_cuda(cudaError_t status, const char* what) {
     ATELIER_CHECK(status == cudaSuccess, "CUDA: {} failed: {}", what, cudaGetErrorString(status));
@@ -35,11 +40,15 @@ void check_cuda(cudaError_t status, const char* what) {
 class Nccl final : public DeviceCommunicator {
   public:
     Nccl(Communicator& world, cudaStream_t compute)
-        : world_(world), compute_(compute), rank_(world.rank()), size_(world.size()), block_share_(room_numbers / world.size()) {
+        : world_(world), compute_(compute), rank_(world.rank()), size_(world.size()), block_share_(whole_units(room_numbers / world.size())) {
         ncclUniqueId id{};
         if (world.is_root()) settle(ncclGetUniqueId(&id), "ncclGetUniqueId");
         world.broadcast(std::as_writable_bytes(std::span(&id, 1)), 0);
-        check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+        // Of the highest priority: a collective takes few multiprocessors, and those who wait for it wait for the slowest rank's, while kernels of
+        // the computation that were queued before it would fill all of them.
+        int least = 0, highest = 0;
+        check_cuda(cudaDeviceGetStreamPriorityRange(&least, &highest), "the priorities of streams");
+        check_cuda(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "a stream");
         for (cudaEvent_t* event : {&computed_, &summed_, &gathered_})
             check_cuda(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");
         check_cuda(cudaMalloc(reinterpret_cast<void**>(&room_), bytes()), "room for sums");
@@ -64,7 +73,7 @@ class Nccl final : public DeviceCommunicator {
     void sum(float* values, std::int64_t n) override {
         std::int64_t at = 0;
         while (n - at >= size_) {
-            const std::int64_t share = std::min(block_share_, (n - at) / size_);
+            const std::int64_t share = std::min(block_share_, whole_units((n - at) / size_));
             float* mine = values + at + rank_ * share;
             exchange(values + at, share, mine, share);
             gather(mine, values + at, static_cast<std::size_t>(share) * sizeof(float));
