@@ -311,7 +311,10 @@ Case attention_case(const AttentionSize& a, std::int64_t planned = 0) {
         Floats y(dy.size()), lse(a.batch * a.heads * a.queries), room(attention_backward_workspace(largest)), dq(q.size()), ds(sk.size(), 1.0f), down(ok.size());
         const Tensor w = Tensor::of(room.data(), {static_cast<std::int64_t>(room.size())});
         const AttentionKeys shared{sk.data(), sk.data() + kv_width}, own{ok.data(), ok.data() + kv_width};
+        Floats alone(y.size());
+        attention(s, q.data(), shared, own, alone.data(), nullptr, w);
         attention(s, q.data(), shared, own, y.data(), lse.data(), w);
+        EXPECT_EQ(alone, y) << "inference, without sums";
         attention_backward(s, q.data(), shared, own, y.data(), lse.data(), dy.data(), dq.data(), {ds.data(), ds.data() + kv_width},
                            {down.data(), down.data() + kv_width}, w);
         return std::vector<Floats>{y, lse, dq, ds, down};

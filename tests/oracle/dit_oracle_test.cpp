@@ -349,6 +349,43 @@ TEST(dit_oracle, PrefixCacheOverSteps) {
     }
 }
 
+// What a target pass reads of a layout is loaded once a run of a prefix: of two that take turns, and of one that runs again.
+TEST(dit_oracle, TargetPassesReadTheLayoutOfTheirPrefix) {
+    const fs::path folder = gradient_cases().front();
+    Model model(folder.parent_path() / case_info(folder)["model"].get<std::string>());
+    const Config& c = model.dit.config();
+    Inputs in(folder);
+    const std::int64_t tokens = in.target.tokens();
+    ASSERT_GT(in.target.height, 1);
+    const auto layout = [&](Grid target) { return make_layout(c, std::span(in.mask).first(static_cast<std::size_t>(in.text)), in.grids, target); };
+    const Layout wide = layout({1, tokens}), usual = layout(in.target);
+    const std::int64_t prefix_tokens = usual.prefix_tokens();
+    Workspace workspace("activations");
+    struct Passes {
+        PrefixPass one, other;
+        TargetPass target, fresh;
+    };
+    Passes p = workspace.build([&](Arena& arena) {
+        const auto prefix = [&] { return PrefixPass(model.dit, prefix_tokens, in.text, Keep::nothing, arena); };
+        const auto target = [&] { return TargetPass(model.dit, 1, tokens, prefix_tokens, Keep::nothing, arena); };
+        return Passes{prefix(), prefix(), target(), target()};
+    });
+    const auto velocity = [&](TargetPass& target, const PrefixPass& prefix) {
+        std::vector<float> found(static_cast<std::size_t>(tokens * c.out_channels));
+        const float t = 0.5f;
+        target.forward(model.weights, prefix, in.row_target(0), std::span(&t, 1), Tensor::of(found.data(), {1, tokens, c.out_channels}));
+        return found;
+    };
+    p.one.forward(model.weights, usual, in.row_states(0), in.row_references(0), 0.0f);
+    p.other.forward(model.weights, wide, in.row_states(0), in.row_references(0), 0.0f);
+    const std::vector<float> of_one = velocity(p.target, p.one), of_other = velocity(p.fresh, p.other);
+    EXPECT_NE(of_one, of_other);
+    EXPECT_EQ(velocity(p.target, p.other), of_other);
+    for (int step = 0; step < 3; ++step) EXPECT_EQ(velocity(p.target, p.one), of_one);
+    p.one.forward(model.weights, wide, in.row_states(0), in.row_references(0), 0.0f);
+    EXPECT_EQ(velocity(p.target, p.one), of_other);
+}
+
 // Inference, training and recompute run the same kernels: the same bits, on any number of threads.
 TEST(dit_oracle, BitsDoNotDependOnKeepingOrThreads) {
     for (const auto& folder : gradient_cases()) {

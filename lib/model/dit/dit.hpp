@@ -138,7 +138,7 @@ class PrefixPass {
                   const Tensor& reference_latents, const Tensor& d_encoder_states, const Tensor& d_reference_latents);
 
     const Layout& layout() const { return *layout_; }
-    /// Of the forward pass that made the present keys and values, among all of the process; 0: none has.
+    /// Of the forward pass that made the present keys and values, with the layout as it was then, among all of the process; 0: none has.
     std::uint64_t run_number() const { return run_number_; }
     /// [prefix_tokens, 2 W]: keys, then values, of a layer; Dit::operand_dtype().
     Tensor keys(std::int64_t layer) const;
@@ -189,9 +189,12 @@ class TargetPass {
         ops::Repeated graph;
     };
     ops::Repeated& recorded(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& in, const Tensor& out);
+    /// What the pass reads of the prefix's layout, where it runs.
+    void load_layout(const PrefixPass& prefix);
 
     const Dit& dit_;
     std::int64_t batch_;
+    std::uint64_t loaded_run_ = 0;  ///< PrefixPass::run_number() of what layout_there_ was loaded from
     Recorded recorded_[2];
     ModulationBuffers modulation_;
     StreamBuffers stream_;

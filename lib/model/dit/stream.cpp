@@ -50,7 +50,7 @@ BlockActivations head(const BlockActivations& a, std::int64_t rows) {
     BlockActivations h = a;
     for (Tensor* t : {&h.y1, &h.attended, &h.branch1, &h.middle, &h.y2, &h.branch2, &h.mean1, &h.inv1, &h.mean2, &h.inv2,
                       &h.qkv_in, &h.qkv, &h.inverse_rms, &h.log_sum_exp, &h.value_gate, &h.act})
-        *t = t->slice(0, rows);
+        if (!t->empty()) *t = t->slice(0, rows);
     return h;
 }
 
@@ -152,6 +152,7 @@ void StreamBuffers::plan(const Dit& dit, std::int64_t group_count, std::int64_t 
     const ops::AttentionShape attention = part(c, most, 0).attention;
     const bool training = keep != Keep::nothing;
     attention_workspace = arena.take_f32({training ? ops::attention_backward_workspace(attention) : ops::attention_workspace(attention)}, there);
+    if (!training) blocks[0].log_sum_exp = {};  // the backward pass alone reads it
     if (!training) return;
     d_x = arena.take_f32({rows, w}, there);
     d_y = arena.take_f32({rows, w}, there);
@@ -182,7 +183,7 @@ void block_forward(const Dit& dit, const nn::ParameterStore& weights, const Bloc
         round_operand(t.rows, 3 * w, qkv);
         if (keys_only || has_branches) return;
         ops::attention(t.attention, qkv, keys_of(shared_keys, t, w), {qkv.from(w), qkv.from(2 * w)}, ops::OperandOut(a.attended).from(t.first * w),
-                       a.log_sum_exp.f32() + t.first * c.heads, attention_workspace);
+                       a.log_sum_exp.empty() ? nullptr : a.log_sum_exp.f32() + t.first * c.heads, attention_workspace);
     });
     if (keys_only) return;
     if (!has_branches) nn::project(weights, p.out, a.attended, a.branch1);

@@ -38,11 +38,20 @@ TargetPass::TargetPass(const Dit& dit, std::int64_t batch, std::int64_t max_targ
     velocity_there_ = plan_operand(dit, {rows, c.out_channels}, arena);
 }
 
+void TargetPass::load_layout(const PrefixPass& prefix) {
+    // A run has one layout, of which a target pass always reads the same range; on a CPU it is read in place.
+    if (loaded_run_ == prefix.run_number()) return;
+    const Layout& layout = prefix.layout();
+    loaded_run_ = 0;
+    layout_there_.load(dit_, layout, layout.prefix_tokens(), layout.prompt_count() * layout.target_tokens);
+    loaded_run_ = prefix.run_number();
+}
+
 void TargetPass::forward(const nn::ParameterStore& weights, const PrefixPass& prefix, const Tensor& latents,
                          std::span<const float> timesteps, const Tensor& velocity) {
     const PassScope scope(dit_);
     const Config& c = dit_.config();
-    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().prompt_count() * prefix.layout().target_tokens);
+    load_layout(prefix);
     const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(latents.elements() == rows * c.in_channels && velocity.elements() == rows * c.out_channels &&
@@ -95,7 +104,7 @@ void TargetPass::backward(const nn::ParameterStore& weights, const nn::Parameter
                           const Tensor& latents, const Tensor& d_velocity, const Tensor& d_latents) {
     const PassScope scope(dit_);
     const Config& c = dit_.config();
-    layout_there_.load(dit_, prefix.layout(), prefix.layout().prefix_tokens(), prefix.layout().prompt_count() * prefix.layout().target_tokens);
+    load_layout(prefix);
     const StreamShape s = target_shape(prefix.layout(), layout_there_, batch_);
     const std::int64_t rows = s.groups * s.rows;
     ATELIER_CHECK(stream_.keep != Keep::nothing, "this pass was planned for inference");
