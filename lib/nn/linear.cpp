@@ -61,8 +61,8 @@ MatrixView stacked(const ParameterStore& store, int first, std::int64_t n) {
 /// Calls f(first row, rows, their share of down, of up) over the rows of an input of one matrix.
 template <typename Function>
 void each_chunk(const LoraStore& adapter, int row, std::int64_t rows, Function f) {
-    for (std::int64_t at = 0; at < rows; at += LoraStore::chunk) {
-        const std::int64_t n = std::min(LoraStore::chunk, rows - at);
+    for (std::int64_t at = 0; at < rows; at += adapter.chunk()) {
+        const std::int64_t n = std::min(adapter.chunk(), rows - at);
         f(at, n, view(adapter.down(row, n)), view(adapter.up(row, n)));
     }
 }

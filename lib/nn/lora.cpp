@@ -94,8 +94,7 @@ std::vector<int> LoraTable::adapted() const {
 }
 
 LoraStore::LoraStore(const LoraTable& table, Arena& arena, Device device) : table_(&table), values_(table.table(), arena, device) {
-    down_ = arena.take_f32({chunk * table.rank()}, device);
-    up_ = arena.take_f32({chunk * table.rank()}, device);
+    for (Tensor* room : {&down_, &up_}) *room = arena.take_f32({chunk(device) * table.rank()}, device);
     std::int64_t longest = 1;
     for (const ParameterSpec& spec : table.model().specs())
         if (spec.shape.rank() == 1) longest = std::max(longest, spec.shape.elements());

@@ -256,7 +256,7 @@ TEST(LoraLinear, IsTheMatrixWithTheAdapterAdded) {
     initialise(adapter.store(), 2);
     for (std::int64_t i = 0; i < 14; ++i) adapter.store().b(2).f32()[i] = 0.1f * static_cast<float>(i - 5);
     const ParameterStore weights = base.with_lora(&adapter.store());
-    const std::int64_t rows = LoraStore::chunk + 37;
+    const std::int64_t rows = LoraStore::chunk(Device::cpu) + 37;
     std::vector<float> x(static_cast<std::size_t>(rows * 6)), y(static_cast<std::size_t>(rows * 7)), dy(y.size()), dx(x.size(), 99.0f);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = std::sin(static_cast<float>(i));
     for (std::size_t i = 0; i < dy.size(); ++i) dy[i] = std::cos(static_cast<float>(3 * i));
