@@ -67,6 +67,9 @@ void each_chunk(const LoraStore& adapter, int row, std::int64_t rows, Function f
     }
 }
 
+// The scopes below are of products on a CPU. A device's backend keeps one precision for the process, and rounds what it is given: x and dy are there
+// in bf16 alone, and products in fp32, outside of the tensor cores, would take 2 rows rank (in + out) operations at some 50 TFLOP/s. Of 16,384 rows
+// at rank 32 that is 0.17 ms for a matrix of 4096 x 4096, and 55 ms for the forward pass of Qwen-Image 2.1, which takes about 480 without.
 void add_lora(const LoraStore& adapter, int row, const MatrixView& x, const MatrixView& y) {
     const ops::PrecisionScope fp32(ops::ProductPrecision::fp32);
     const MatrixView a = view(adapter.a(row)), b = view(adapter.b(row));

@@ -9,8 +9,8 @@
 // y = x W^T + scale (x A^T) B^T. What is frozen gets no gradient.
 //
 // x and dy are fp32, or bf16 on a device whose products round. Where products take bf16 (ops/precision.hpp) fp32 is rounded in place; weights
-// already are. An adapter's own matrices, and its
-// inner numbers, stay fp32.
+// already are. An adapter's own matrices, and its inner numbers, lie in memory as fp32; on a CPU its products take them so, on a device whose
+// products round they are rounded as they are read, like any operand, into fp32 sums and results.
 namespace atelier::nn {
 
 /// Several matrices [N, K] of one input, as one product where they follow one another in memory, else one by one.
