@@ -1,6 +1,6 @@
 // Times of the device's kernels, of products and of the transformer, as lines "result: NAME = VALUE UNIT". By tests/gpu/run.sh.
-//   device_bench kernels ROWS WIDTH | products SIZE WIDTH ROWS... | copy MIB | plans HEADS HEAD_DIM QUERIES | decode TOKENS_HIGH TOKENS_WIDE [BASE_DIM] |
-//   dit LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH forward|train |
+//   device_bench kernels ROWS WIDTH | products SIZE WIDTH ROWS... | copy MIB | plans HEADS HEAD_DIM QUERIES | decode|encode TOKENS_HIGH TOKENS_WIDE [BASE_DIM] |
+//   dit LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE BATCH forward|train [RECOMPUTE (compute.recompute's value; selective and full without)] |
 //   group LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE MEMBERS MICRO_BATCH STEPS TRAINED REFERENCE_SIDE(0: none) ALL_LAYERS
 #include <fmt/format.h>
 
@@ -258,8 +258,8 @@ void fill(std::initializer_list<Tensor> tensors) {
         }
 }
 
-/// A picture decoded, latents and pixels in host memory. Qwen-Image 2.1's autoencoder, or a narrower one of its kind.
-void bench_decode(dit::Grid grid, std::int64_t base) {
+/// Qwen-Image 2.1's autoencoder, or a narrower one of its kind.
+vae::Config autoencoder_config(std::int64_t base) {
     vae::Config config;
     config.decoder_base = base;
     config.multipliers = {1, 2, 4, 8, 8};
@@ -267,11 +267,34 @@ void bench_decode(dit::Grid grid, std::int64_t base) {
     config.latents_mean.assign(static_cast<std::size_t>(config.z), 0.0f);
     config.latents_std.assign(static_cast<std::size_t>(config.z), 1.0f);
     config.base = base * 2 / 3;
-    const vae::Vae model(config, Device::cuda);
-    Workspace room("weights");
-    const nn::ParameterStore weights = room.build([&](Arena& arena) { return nn::ParameterStore(model.table(), arena, Device::cuda); });
-    fill({weights.flat()});
-    vae::Codec codec(model, weights);
+    return config;
+}
+
+struct Autoencoder {
+    explicit Autoencoder(const vae::Config& config) : model(config, Device::cuda) { fill({weights.flat()}); }
+    vae::Vae model;
+    Workspace room{"weights"};
+    nn::ParameterStore weights = room.build([this](Arena& arena) { return nn::ParameterStore(model.table(), arena, Device::cuda); });
+    vae::Codec codec{model, weights};
+};
+
+/// A picture encoded to its posterior, pixels and numbers in host memory.
+void bench_encode(dit::Grid grid, std::int64_t base) {
+    const vae::Config config = autoencoder_config(base);
+    Autoencoder a(config);
+    const std::int64_t height = grid.height * config.factor(), width = grid.width * config.factor();
+    const std::vector<float> picture(static_cast<std::size_t>(height * width * config.channels), 0.02f);
+    std::vector<float> posterior(static_cast<std::size_t>(grid.tokens() * 2 * config.z));
+    const double time = seconds([&] { a.codec.encode_raw(picture.data(), height, width, posterior.data()); }, 0.2);
+    result(fmt::format("a picture of {} x {} encoded, fp32", height, width), 1e3 * time, "ms");
+}
+
+/// A picture decoded, latents and pixels in host memory.
+void bench_decode(dit::Grid grid, std::int64_t base) {
+    const vae::Config config = autoencoder_config(base);
+    Autoencoder autoencoder(config);
+    const vae::Vae& model = autoencoder.model;
+    vae::Codec& codec = autoencoder.codec;
     const std::int64_t height = grid.height * config.factor(), width = grid.width * config.factor();
     codec.reserve({height, width, 1});
     std::vector<float> latents(static_cast<std::size_t>(grid.tokens() * config.z), 0.02f);
@@ -307,9 +330,20 @@ void bench_decode(dit::Grid grid, std::int64_t base) {
     result(name, flop / time / 1e12, "TFLOP/s");
 }
 
-/// `recompute`: how the configuration calls `keep`; of training.
-void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, dit::Keep keep,
-               const char* recompute) {
+dit::Keep kept_with(const std::string& recompute) {
+    if (recompute == "none") return dit::Keep::activations;
+    if (recompute == "elementwise") return dit::Keep::products;
+    if (recompute == "selective") return dit::Keep::branches;
+    ATELIER_CHECK_USAGE(recompute == "full", "compute.recompute has no value \"{}\"", recompute);
+    return dit::Keep::inputs;
+}
+std::string recompute_name(dit::Keep keep) {
+    for (const char* name : {"none", "elementwise", "selective"})
+        if (kept_with(name) == keep) return name;
+    return "full";
+}
+
+void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, dit::Grid grid, std::int64_t batch, dit::Keep keep) {
     const bool trains = keep != dit::Keep::nothing;
     const dit::Config config = sizes(layers, heads, head_dim);
     const dit::Dit model(config, Device::cuda, ops::ProductPrecision::bf16);
@@ -349,7 +383,8 @@ void bench_dit(std::int64_t layers, std::int64_t heads, std::int64_t head_dim, d
         },
         0.5);
     const std::string name = fmt::format("dit {} blocks of width {}, {} x {} tokens, {}", layers, width, batch, tokens,
-                                         trains ? fmt::format("forward + backward, {} recompute (not counted)", recompute) : "forward");
+                                         trains ? fmt::format("forward + backward, {} recompute (not counted)", recompute_name(keep))
+                                                : std::string("forward"));
     result(name, 1e3 * time, "ms");
     result(name, forward_flop * (trains ? 3 : 1) / time / 1e12, "TFLOP/s");
     ops::backend().keep_bf16_copy(r.weights.data(), 0);
@@ -469,7 +504,7 @@ int run(comm::Communicator&, int argc, char** argv) {
         ATELIER_CHECK_USAGE(i < words.size(), "too few arguments");
         return static_cast<std::int64_t>(std::atoll(words[i].c_str()));
     };
-    ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy, plans, decode, dit or group");
+    ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy, plans, decode, encode, dit or group");
     fmt::print("device: {}\n", ops::load_backend().device_name);
     if (words[0] == "kernels") bench_kernels(number(1), number(2));
     else if (words[0] == "products") {
@@ -478,17 +513,19 @@ int run(comm::Communicator&, int argc, char** argv) {
         bench_products(number(1), number(2), rows);
     } else if (words[0] == "plans") bench_plans(number(1), number(2), number(3));
     else if (words[0] == "decode") bench_decode({number(1), number(2)}, words.size() > 3 ? number(3) : 144);
+    else if (words[0] == "encode") bench_encode({number(1), number(2)}, words.size() > 3 ? number(3) : 144);
     else if (words[0] == "copy") bench_copy(number(1));
     else if (words[0] == "dit") {
-        using Kept = std::vector<std::pair<dit::Keep, const char*>>;
-        const Kept trained{{dit::Keep::products, "elementwise"}, {dit::Keep::branches, "selective"}, {dit::Keep::inputs, "full"}};
-        const Kept sampled{{dit::Keep::nothing, ""}};
-        for (const auto& [keep, recompute] : words.back() == "train" ? trained : sampled)
-            bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), keep, recompute);
+        ATELIER_CHECK_USAGE(words.size() == 8 || (words.size() == 9 && words[7] == "train"), "dit needs six numbers, then forward, or train and what is made again");
+        std::vector keeps{dit::Keep::nothing};
+        if (words[7] == "train") keeps = words.size() > 8 ? std::vector{kept_with(words[8])} : std::vector{dit::Keep::products, dit::Keep::branches, dit::Keep::inputs};
+        for (const dit::Keep keep : keeps)
+            bench_dit(number(1), number(2), number(3), {number(4), number(5)}, number(6), keep);
     }
     else if (words[0] == "group")
         bench_group(number(1), number(2), number(3), {number(4), number(5)}, {number(6), number(7), number(8), number(9), number(10), number(11)});
     else ATELIER_FAIL(ErrorKind::usage, "nothing to time is called {}", words[0]);
+    result("device memory that the program took, with scratch memory and workspaces", static_cast<double>(device_memory().peak_bytes()) / (1 << 20), "MiB");
     return 0;
 }
 

@@ -4,12 +4,13 @@
 #   tests/gpu/run.sh bundle DIR [lean]    here: builds for ATELIER_CUDA_ARCHITECTURES ("80-real;90-real;100-real") and writes the self-contained
 #                                  bundle DIR, and DIR.tar.xz; lean: without what a checkout of these sources has
 #   tests/gpu/run.sh device [DIR [STEP...]]    there: runs DIR (or the bundle that this script lies in; a lean one from a checkout's root), all
-#                                  steps or those that a pattern names ('oracles*'); writes OUT (default ./gpu-results)
+#                                  steps or those that a pattern names ('oracles*'); writes the folder ATELIER_GPU_RESULTS (./gpu-results)
 #   tests/gpu/run.sh emulate       here: the same steps at toy sizes on the emulated backend, from a bundle of the present build (CI)
 #
-# Steps go on after one that failed; each has at most ATELIER_GPU_STEP_SECONDS (600). After the first one the checks run side by side, one
-# for two cores; what is timed runs alone. The last lines are the table of all steps and results; it is also in OUT/summary.txt with the
-# device's name and clocks, beside a log of each step. Exit code: 0 if no step failed.
+# Steps go on after one that failed; each has at most ATELIER_GPU_STEP_SECONDS (150), and is killed ten seconds after it. After the first one the
+# checks run side by side, one for two cores; what is timed runs alone. The last lines are the table of all steps and results; it is also in the
+# results' summary.txt with the device's name and clocks, beside a log of each step. Results of an earlier run there are removed, another folder that
+# isn't empty is refused. Exit code: 0 if no step failed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -86,6 +87,20 @@ is_wanted() {
     return 1
 }
 
+# One that doesn't end when it is told to, as where a device hangs, holds up the rest for ten seconds.
+limited() { timeout -k 10 "${ATELIER_GPU_STEP_SECONDS:-150}" "$@"; }
+
+# An empty folder for results. Removes those of an earlier run and nothing else.
+prepare_results() {
+    local mark=.made-by-run.sh
+    if [[ -n $(ls -A "$1" 2>/dev/null) ]]; then
+        [[ -f $1/$mark ]] || { echo "$1 is not empty and holds no results of an earlier run: name another folder in ATELIER_GPU_RESULTS" >&2; return 2; }
+        rm -rf "$1"
+    fi
+    mkdir -p "$1"
+    : >"$1/$mark"
+}
+
 # step NAME COMMAND...: runs it, keeps its log, notes how it ended.
 step() {
     local name=$1 begin=$SECONDS state=passed
@@ -94,7 +109,7 @@ step() {
     if [[ $(type -t "$1") == function ]]; then
         "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     else
-        timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
+        limited "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     fi
     [[ $state == passed ]] || tail -n 5 "$out/$name.log"
     printf '%-28s %-14s %5d s\n' "$name" "$state" $((SECONDS - begin)) | tee -a "$out/steps.txt"
@@ -111,8 +126,8 @@ run_steps() {
     local mode=$1
     bundle=$2
     [[ -d $bundle/oracle ]] || copy_data "$PWD" "$bundle"
-    out=${OUT:-gpu-results}
-    rm -rf "$out" && mkdir -p "$out"
+    out=${ATELIER_GPU_RESULTS:-gpu-results}
+    prepare_results "$out" || return
     : >"$out/steps.txt"
     loader=()
     export LD_LIBRARY_PATH=$bundle/libraries:$(cuda_libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -120,16 +135,17 @@ run_steps() {
         loader=("$bundle/glibc/loader" --library-path "$bundle/glibc:$LD_LIBRARY_PATH")
     fi
     export ATELIER_TEST_DEVICE=cuda ATELIER_CUDA_BACKEND=$bundle/lib/libatelier_cuda.so ATELIER_ORACLE_DIR=$bundle/oracle
-    local blocking=(env CUDA_LAUNCH_BLOCKING=1) replay='*' dit=(32 32 128) sizes="32 32 1:64 64 1:64 64 8" trained=(8 32 128)
+    local blocking=(env CUDA_LAUNCH_BLOCKING=1) replay='*' dit=(32 32 128) sizes="32 32 1:64 64 1:64 64 8" trained=(8 32 128) shipped=(64 64 4)
     local groups="8 32 128 32 32 8 8 10 2 0 32:8 32 128 64 64 8 4 3 3 64 32"
     # All blocks at once take about 75 GiB of weights, gradients and rounded weights.
     (($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1 || echo 0) > 100000)) && groups+=":32 32 128 32 32 8 8 10 2 0 32"
     local kernels=(32768 4096) trained_sizes="32 32 4:64 64 1" mib=8192
-    local products=(8192 4096 4096 32768) plans=(32 128 4096) decoded=(32 32)
+    local products=(8192 4096 4096 32768) plans=(32 128 4096) pictures="32 32:64 64" recompute
+    recompute=$(sed -n 's/^recompute = "\(.*\)".*/\1/p' "$bundle/configs/qwen-image-2.1.toml")
     local side_by_side=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
     if [[ $mode == emulate ]]; then
-        replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" kernels=(4 256) mib=1
-        groups="2 2 32 2 4 2 2 3 2 4 32" products=(16 32 8) plans=(2 16 8) decoded=(1 2 3)
+        replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" shipped=(4 4 2) kernels=(4 256) mib=1
+        groups="2 2 32 2 4 2 2 3 2 4 32" products=(16 32 8) plans=(2 16 8) pictures="1 2 3"
         export GTEST_TOTAL_SHARDS=8 GTEST_SHARD_INDEX=0  # all of them run as ctest's cuda.* on the same backend
     fi
 
@@ -150,27 +166,29 @@ run_steps() {
     step time-products "${loader[@]}" "$bundle/bin/device_bench" products "${products[@]}"
     step time-copy "${loader[@]}" "$bundle/bin/device_bench" copy "$mib"
     step time-plans "${loader[@]}" "$bundle/bin/device_bench" plans "${plans[@]}"
-    step time-decode "${loader[@]}" "$bundle/bin/device_bench" decode "${decoded[@]}"
     local size how
+    IFS=: read -r -a pictures <<<"$pictures"
+    for size in "${pictures[@]}"; do
+        # shellcheck disable=SC2086
+        step "time-decode-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" decode $size
+    done
+    # shellcheck disable=SC2086
+    step "time-encode-${pictures[-1]// /x}" "${loader[@]}" "$bundle/bin/device_bench" encode ${pictures[-1]}
     IFS=: read -r -a sizes <<<"$sizes"
     for size in "${sizes[@]}"; do
         # shellcheck disable=SC2086
         step "time-dit-${size// /x}" sampled "${loader[@]}" "$bundle/bin/device_bench" dit "${dit[@]}" $size forward
     done
-    if [[ $mode == device ]]; then
-        step diffusers-install install_diffusers
-        for how in eager blocks whole; do
-            step "diffusers-$how" env -u LD_LIBRARY_PATH PYTHONPATH="$out/python" python3 "$bundle/diffusers_baseline.py" "${dit[@]}" $how "${sizes[@]// /x}"
-        done
-    fi
-    IFS=: read -r -a sizes <<<"$trained_sizes"
-    for size in "${sizes[@]}"; do
-        # Eight blocks: weights, gradients and their bf16 copies of all 32 do not fit beside activations everywhere.
+    # Eight blocks: weights, gradients and their bf16 copies of all 32 do not fit beside activations everywhere.
+    IFS=: read -r -a trained_sizes <<<"$trained_sizes"
+    for size in "${trained_sizes[@]}"; do
         # shellcheck disable=SC2086
         step "time-dit-train-${size// /x}" sampled "${loader[@]}" "$bundle/bin/device_bench" dit "${trained[@]}" $size train
     done
-    IFS=: read -r -a sizes <<<"$groups"
-    for size in "${sizes[@]}"; do
+    how=${shipped[*]}  # the configuration's micro-batch, and what it keeps
+    step "time-dit-train-${how// /x}" sampled "${loader[@]}" "$bundle/bin/device_bench" dit "${trained[@]}" "${shipped[@]}" train "$recompute"
+    IFS=: read -r -a groups <<<"$groups"
+    for size in "${groups[@]}"; do
         # shellcheck disable=SC2086
         step "time-group-${size// /x}" "${loader[@]}" "$bundle/bin/device_bench" group $size
     done
@@ -181,6 +199,11 @@ run_steps() {
             step "profile-dit-${size// /-}" profile "${loader[@]}" "$bundle/bin/device_bench" dit \
                 $([[ $size == *train ]] && echo "${trained[*]}" || echo "${dit[*]}") $size
         done
+        # What others take, last: it was measured before.
+        step diffusers-install install_diffusers
+        for how in eager blocks whole; do
+            step "diffusers-$how" env -u LD_LIBRARY_PATH PYTHONPATH="$work/python" python3 "$bundle/diffusers_baseline.py" "${dit[@]}" $how "${sizes[@]// /x}"
+        done
     fi
     summary | tee "$out/summary.txt"
     ! grep -q FAILED "$out/steps.txt"
@@ -188,25 +211,25 @@ run_steps() {
 
 # With the library that tells when kernels ran.
 profile() {
-    CUDA_INJECTION64_PATH=$bundle/lib/libkernel_times.so timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" && grep -q "^result: gaps" "$out/$name.log"
+    CUDA_INJECTION64_PATH=$bundle/lib/libkernel_times.so limited "$@" && grep -q "^result: gaps" "$out/$name.log"
 }
 
 # With the device's clocks, its power and what holds the clocks back, five times a second: of the half of the samples that take most power.
 sampled() {
     local sampler='' state=0 samples=$out/$name.samples
     if command -v nvidia-smi >/dev/null; then
-        nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active --format=csv,noheader,nounits -lms 200 \
+        nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu,memory.used,clocks_throttle_reasons.active --format=csv,noheader,nounits -lms 200 \
             >"$samples" &
         sampler=$!
     fi
-    timeout "${ATELIER_GPU_STEP_SECONDS:-600}" "$@" || state=$?
+    limited "$@" || state=$?
     [[ $sampler ]] || return "$state"
     kill "$sampler" && wait "$sampler" || true
     sort -t, -k3,3g "$samples" | tail -n $((($(wc -l <"$samples") + 1) / 2)) | awk -F ', *' -v name="$name" '
-        {if (NR == 1 || $1 < low) low = $1; if ($1 > high) high = $1; memory = $2; power += $3; if ($4 > heat) heat = $4; ++count[$5]}
+        {if (NR == 1 || $1 < low) low = $1; if ($1 > high) high = $1; memory = $2; power += $3; if ($4 > heat) heat = $4; if ($5 > used) used = $5; ++count[$6]}
         END {if (NR == 0) exit; for (bits in count) reasons = reasons sprintf(", %s in %d", bits, count[bits])
-             printf "result: %s: %d samples, clocks %d to %d MHz, memory %d MHz, %.0f W, %d degrees, held back by%s\n",
-                    name, NR, low, high, memory, power / NR, heat, substr(reasons, 2)}'
+             printf "result: %s: %d samples, clocks %d to %d MHz, memory %d MHz, %.0f W, %d degrees, %d MiB of memory in use, held back by%s\n",
+                    name, NR, low, high, memory, power / NR, heat, used, substr(reasons, 2)}'
     return "$state"
 }
 
@@ -218,7 +241,7 @@ install_diffusers() {
         python3 -c 'import importlib.metadata as m, sys; m.version(sys.argv[1])' "${name%%-*}" 2>/dev/null || missing+=("$wheel")
     done
     ((${#missing[@]})) || return 0
-    python3 -m pip install --quiet --no-index --no-deps --target "$out/python" "${missing[@]}"
+    python3 -m pip install --quiet --no-index --no-deps --target "$work/python" "${missing[@]}"
 }
 
 summary() {
@@ -229,6 +252,8 @@ summary() {
     sed -n 's/^result: //p' "$out"/*.log
 }
 
+work=$(mktemp -d)  # nothing of it is a result
+trap 'rm -rf "$work"' EXIT
 case ${1:-} in
     bundle) make_bundle "$(realpath -m "${2:?a folder for the bundle}")" "${3:-whole}" ;;
     device)
@@ -236,15 +261,20 @@ case ${1:-} in
         run_steps device "$(realpath "${2:-$here}")"
         ;;
     emulate)
-        work=$(mktemp -d)
-        trap 'rm -rf "$work"' EXIT
         build=$(realpath "${ATELIER_BUILD_DIR:-$here/../../build}")
         fill_bundle "$build" "$build/lib/emulated/libatelier_cuda.so" "$work/bundle"
         copy_data "$here/../.." "$work/bundle"
-        OUT=${OUT:-$work/out} run_steps emulate "$work/bundle"
+        # What isn't results stays as it is, and nothing is run.
+        mkdir "$work/other"
+        : >"$work/other/file"
+        (ATELIER_GPU_RESULTS=$work/other run_steps emulate "$work/bundle") && { echo "FAILED: results in a folder of something else" >&2; exit 1; }
+        [[ $(ls -A "$work/other") == file ]] || { echo "FAILED: a folder that is none of results was changed" >&2; exit 1; }
+        export ATELIER_GPU_RESULTS=${ATELIER_GPU_RESULTS:-$work/results}
+        prepare_results "$ATELIER_GPU_RESULTS"  # an earlier run's
+        run_steps emulate "$work/bundle"
         ;;
     *)
-        sed -n '2,10p' "${BASH_SOURCE[0]}" >&2
+        sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
         exit 2
         ;;
 esac
