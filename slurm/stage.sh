@@ -20,14 +20,15 @@ on_a_node=$(((ranks + nodes - 1) / nodes))
 
 # account LINE...: says in failed/ what became of the stage.
 account() {
+    local written=$run/failed/.$name.$RANDOM.tmp  # a signal's account may come while another is written
     mkdir -p "$run/failed"
     {
         printf '%s\n' "$@"
         echo "It and what depends on it have not been made. When the cause is gone: sbatch slurm/pipeline.sh --run $run"
         echo "The end of its log, $run/logs/$name.log:"
         tail -n 5 "$run/logs/$name.log" 2>/dev/null || true
-    } >"$run/failed/.$name.tmp"
-    mv "$run/failed/.$name.tmp" "$run/failed/$name.txt"
+    } >"$written"
+    mv "$written" "$run/failed/$name.txt"
 }
 here_and_now() { echo "at $(date -u +%Y-%m-%dT%H:%M:%SZ) on $(hostname), job ${SLURM_JOB_ID:-none}"; }
 
@@ -100,7 +101,8 @@ asked= child=
 stop() {
     asked=${asked:-$1}
     kill -USR1 "$child" 2>/dev/null || true
-    account "$name was asked to stop ($1) $(here_and_now), and has not said since how it ended: Slurm may have ended it, by its time limit or its memory"
+    # Where it cannot be written the job goes on.
+    account "$name was asked to stop ($1) $(here_and_now), and has not said since how it ended: Slurm may have ended it, by its time limit or its memory" || true
 }
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM

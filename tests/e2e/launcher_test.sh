@@ -103,13 +103,14 @@ grep -q "slurm.grpo.time.*$" "$work/run/failed/grpo-t2i-0001.txt" && grep -q "sl
 cat >"$work/bin/atelier-distill" <<'END'
 #!/bin/bash
 trap 'exit "$ENDS"' USR1
+if [[ $TELLS == by-both ]]; then kill -USR1 $PPID & fi
 [[ -z $TELLS ]] || kill -TERM $PPID
 while [[ -n $TELLS ]]; do sleep 0.01; done
 exit "$ENDS"
 END
 chmod +x "$work/bin/atelier-distill"
 printf 'distill-01\tdistill\t-\t-\topd/round-01/student\t1\t1\t1\t1\t0\n' >>"$work/run/pipeline.tsv"
-# ends_as EXIT_CODE REQUEUES STATE ENDS [TELLS]: the program ends with ENDS, after it had the script told with TERM; the job is as Slurm says in STATE.
+# ends_as EXIT_CODE REQUEUES STATE ENDS [TELLS]: the program ends with ENDS, after the script was told (by-TERM; by-both: USR1 too); Slurm says of the job STATE.
 ends_as() {
     local code=0
     rm -f "$work/bin/asked"
@@ -121,6 +122,7 @@ account=$work/run/failed/distill-01.txt
 preempted="JobState=RUNNING Reason=None Restarts=1 PreemptTime=2026-11-30T11:28:20"
 for _ in 1 2 3 4 5 6; do ends_as 143 1 "$preempted" 75; done
 for code in 205 143 8 1; do ends_as 143 1 "$preempted" $code; done
+for _ in 1 2 3; do ends_as 143 1 "$preempted" 75 by-both; done  # a signal while the account of another is written
 [[ ! -e $account ]] || fail "a preempted job left an account"
 ends_as 3 0 "$preempted" 3
 grep -q "exit code 3" "$account" || fail "a stage that failed while it was preempted"
