@@ -43,6 +43,8 @@ class DeviceCommunicator {
 
 /// Bytes of device memory that its sums take, whatever the number of ranks.
 inline constexpr std::size_t device_sum_bytes = std::size_t{1} << 26;
+/// Bytes that NCCL's channels, its connections and its code are taken to hold on a device of several; never measured.
+inline constexpr std::size_t device_channel_bytes = std::size_t{512} << 20;
 
 /// `compute_stream`: the computation's stream of this process's device (a cudaStream_t). One rank a device. `world` carries the
 /// bootstrap, and must outlive it. Loads ATELIER_NCCL_BACKEND if set, else ../lib/libatelier_nccl.so beside the program; throws Error(usage) where it is

@@ -14,7 +14,7 @@ class DeviceMemory {
     /// Zero at first.
     virtual void* allocate(std::size_t bytes) = 0;
     virtual void release(void* memory) = 0;  ///< waits for what was queued; does not throw: a destructor's
-    /// Bytes that were taken at once at most, without what libraries take for themselves.
+    /// Bytes that were taken at once at most, with scratch memory and workspaces; what libraries take for themselves is not seen.
     virtual std::size_t peak_bytes() const = 0;
     /// Memory that both sides may touch (tests; never in a step).
     virtual void* allocate_shared(std::size_t bytes) = 0;

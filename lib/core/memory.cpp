@@ -40,6 +40,18 @@ std::size_t libraries_at_work() {
     return std::size_t{__builtin_cpu_supports("avx512f") ? 41U : 36U} << 19;
 }
 
+// What a device holds of which no other entry of a plan says anything. None of it is measured (docs/gpu.md): sizes are the code's, or guesses.
+constexpr std::size_t device_libraries =
+    // The context, and the code of this backend, cuBLASLt and cuDNN as far as it is loaded: 0.6 GiB.
+    (std::size_t{614} << 20) +
+    // The workspace of products (lib/ops/cuda/products.cpp).
+    (std::size_t{64} << 20) +
+    // Scratch memory of libraries: of convolutions, which ask for most, as much as they get as a rule (cudnn_convolution.cpp). Attention's gradient
+    // has a room that is planned with activations.
+    (std::size_t{1} << 30) +
+    // Scratch memory of operations: the largest is a picture framed by zeros, of 1024 x 1024 with the encoder's 96 channels in fp32.
+    (std::size_t{1025} * 1025 * 96 * sizeof(float));
+
 }  // namespace
 
 std::size_t resident_bytes() { return status_kib("VmRSS") * 1024; }
@@ -62,6 +74,13 @@ MemoryPlan::MemoryPlan() {
 void MemoryPlan::hold(const std::string& what, const Bytes& bytes) {
     if (bytes.all() > 0) held_.emplace_back(what, bytes);
 }
+
+void MemoryPlan::hold_of_libraries(const std::string& what, std::size_t device_bytes) {
+    hold(what, Bytes(0, device_bytes));
+    libraries_ += device_bytes;
+}
+
+void MemoryPlan::hold_device_libraries() { hold_of_libraries("libraries on the device", device_libraries); }
 
 void MemoryPlan::hold_during(const std::string& phase, const std::string& what, const Bytes& bytes) {
     if (bytes.all() == 0) return;

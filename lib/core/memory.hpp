@@ -28,7 +28,13 @@ class MemoryPlan {
     MemoryPlan();
     void hold(const std::string& what, const Bytes& bytes);
     void hold_during(const std::string& phase, const std::string& what, const Bytes& bytes);
+    /// Held on the device to the end by or for libraries: an estimate.
+    void hold_of_libraries(const std::string& what, std::size_t device_bytes);
+    /// Of a process that computes on a device: once, where any of its models is there.
+    void hold_device_libraries();
     Bytes total() const;
+    /// Of the device, what is planned exactly: all but what libraries hold.
+    std::size_t without_libraries() const { return total().device - libraries_; }
     using Entries = std::vector<std::pair<std::string, Bytes>>;  ///< what, how much
     const Entries& held() const { return held_; }
     const std::vector<std::pair<std::string, Entries>>& phases() const { return phases_; }
@@ -39,6 +45,7 @@ class MemoryPlan {
   private:
     static Bytes sum(const Entries& entries);
     Entries held_;
+    std::size_t libraries_ = 0;  ///< bytes of the device among held_
     std::vector<std::pair<std::string, Entries>> phases_;
 };
 

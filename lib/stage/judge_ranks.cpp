@@ -25,7 +25,9 @@ int judge(const Context& c, comm::Mailbox& mailbox, int generators) {
         mailbox, generators, {kinds.begin(), kinds.end()}, pool, [&] { return make_scorer(c); },
         [&](const reward::Scorer& scorer) {
             judged = true;
-            memory.plan.hold("judge", scorer.bytes(static_cast<std::size_t>(pool.workers), largest_picture_bytes(c.config)));
+            const Bytes bytes = scorer.bytes(static_cast<std::size_t>(pool.workers), largest_picture_bytes(c.config));
+            if (bytes.device > 0) memory.plan.hold_device_libraries();
+            memory.plan.hold("judge", bytes);
             memory.plan.hold("pictures to score", judge_picture_bytes(c));
             memory.say(c, "a judge's ");
         });

@@ -91,6 +91,7 @@ WorkspaceBytes states_bytes(const ModelOutline& model, const distill::StudentSpe
 void hold_trainer(MemoryPlan& plan, const TrainerBytes& trainer, bool has_snapshots) {
     plan.hold("gradients", trainer.gradients);
     plan.hold("optimizer", trainer.optimizer);
+    plan.hold_of_libraries("collectives", trainer.collectives);
     if (has_snapshots) plan.hold("state in writing", trainer.snapshot);
     plan.hold_during("publishing", "state's pieces", trainer.publishing);
     plan.hold_during("publishing", "weights to files", trainer.window);
@@ -136,6 +137,7 @@ std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t s
 }
 
 void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decoded) {
+    if (model.dit->device() != Device::cpu) plan.hold_device_libraries();
     plan.hold("parameters", model.parameters);
     if (model.dit->rounds_operands()) plan.hold("bf16 products", ops::cpu::bf16_product_bytes(model.dit->config().width()));
     plan.hold("text encoder, autoencoder", model.frozen);

@@ -179,6 +179,7 @@ class Planner {
     /// A rank that judges.
     MemoryPlan judge_rank() const {
         MemoryPlan plan = program_;
+        if (judges_here() && c_.judge_device() != Device::cpu) plan.hold_device_libraries();
         plan.hold("the judge", judge_bytes());
         plan.hold("pictures to score", judge_picture_bytes(c_));
         return plan;

@@ -41,6 +41,8 @@ Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Questio
                                                model.vlm().precision(), c.keeps_state_on_host());
     const Bytes sequence = Workspace::measure([&](Arena& arena) { judge::LabelPass(model.vlm(), 0, sizes, arena); });
     const auto hold = [&](const char* what, const Bytes& bytes) { plan.hold_during("training", what, bytes); };
+    if (c.device() != Device::cpu) plan.hold_device_libraries();
+    plan.hold_of_libraries("collectives", trainer.collectives);
     const Bytes parameters = judge::TrainedJudge::weight_bytes(model.vlm(), adapted, zero == 3 ? ranks : 0);
     hold("parameters", parameters);
     hold("gradients", trainer.gradients);

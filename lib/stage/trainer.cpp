@@ -136,7 +136,7 @@ TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable*
     if (device == Device::cpu)
         b.gradients += comm::sum_bytes(ranks, static_cast<std::size_t>(zero == 0 ? trained.flat_size() : partition.largest_segment()));
     else if (ranks > 1)
-        b.gradients += Bytes(0, comm::device_sum_bytes);
+        b.collectives = comm::device_sum_bytes + comm::device_channel_bytes;
     const std::int64_t vectors = 2 + (averages ? 1 : 0) + (has_master ? 1 : 0);
     const bool streams = device != Device::cpu && state_on_host;
     b.optimizer = on(streams ? Device::cpu : device, vectors * shard);

@@ -21,6 +21,7 @@ struct TrainerBytes {
     Bytes publishing;  ///< the state's way to its file
     Bytes window;      ///< what weights and average are gathered in on their way to theirs
     Bytes snapshot;    ///< a copy of state and weights that is written beside the next updates
+    std::size_t collectives = 0;  ///< of the device: room for sums over several, and NCCL's own
 };
 /// `device`, `precision`: the model's; `state_on_host`: as Trainer::Settings.
 TrainerBytes trainer_bytes(const nn::ParameterTable& model, const nn::LoraTable* adapter, int zero, int ranks, bool averages,

@@ -18,7 +18,7 @@ policy() { echo "$work/$1/t2i/iter-0001/policy"; }
 
 plan one
 code 0 iteration 1 rollout one
-says "on the device"
+says "on the device .*libraries on the device 20[0-9][0-9]\."
 code 0 "$bin/atelier-inspect" --replay "$work/one/t2i/iter-0001/rollout"
 says " 0 differ"
 code 0 iteration 1 grpo one

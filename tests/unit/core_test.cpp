@@ -13,6 +13,7 @@
 #include "core/device_turn.hpp"
 #include "core/error.hpp"
 #include "core/json.hpp"
+#include "core/memory.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
 #include "core/process.hpp"
@@ -75,6 +76,20 @@ TEST(Arena, MeasuresThenHolds) {
     EXPECT_EQ(b.as<std::uint8_t>()[0], 0);
     EXPECT_THROW(real.take_f32({1}), Error);
     EXPECT_THROW(a.as<double>(), Error);
+}
+
+TEST(MemoryPlan, WhatLibrariesHoldOfADeviceIsAnEstimateBesideTheRest) {
+    MemoryPlan plan;
+    plan.hold("weights", Bytes(3, 100));
+    plan.hold_during("updating", "activations", Bytes(0, 11));
+    EXPECT_EQ(plan.total().device, 111U);
+    plan.hold_device_libraries();
+    plan.hold_of_libraries("collectives", 7);
+    plan.hold_of_libraries("nothing", 0);
+    EXPECT_EQ(plan.without_libraries(), 111U);
+    EXPECT_GT(plan.total().device, 118U + (1U << 30));
+    EXPECT_NE(plan.str().find("libraries on the device"), std::string::npos);
+    EXPECT_EQ(plan.str().find("nothing"), std::string::npos);
 }
 
 // Known answers of the Random123 distribution (kat_vectors, philox4x32 10 rounds).

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "ops/cuda/context.hpp"
+#include "ops/cuda/device_memory.hpp"
 
 namespace atelier::ops::cuda {
 namespace {
@@ -27,11 +28,7 @@ cublasLtHandle_t handle() {
 }
 
 void* workspace() {
-    static void* const instance = [] {
-        void* made = nullptr;
-        check(cudaMalloc(&made, workspace_bytes), "the workspace of products");
-        return made;
-    }();
+    static void* const instance = memory().allocate(workspace_bytes);
     return instance;
 }
 
