@@ -61,7 +61,7 @@ class Scoring {
 std::int64_t absent_samples(const io::TrajectoryShard& shard);
 
 /// Writes outcomes into the samples' reward columns; samples that could not be scored get status
-/// reward_absent. Returns how many there are. Dimensions that no member has are left out. `timeline`, where given, gets the judging of
+/// reward_absent. Returns how many there are. A score that a member lacks is NaN, with the reason beside it. `timeline`, where given, gets the judging of
 /// each sample of that group.
 int store_outcomes(std::vector<std::future<reward::Outcome>>& outcomes,
                    io::TrajectorySamples& samples, Timeline* timeline = nullptr,
