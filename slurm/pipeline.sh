@@ -54,10 +54,7 @@ done
 run=$(cd "$run" && pwd)
 
 declare -A setting after output stage_of ranks nodes memory time gpus
-options=()
-while IFS=$'\t' read -r key value; do
-    if [[ $key == option ]]; then options+=("$value"); else setting[$key]=$value; fi
-done <"$run/slurm.tsv"
+while IFS=$'\t' read -r key value; do setting[$key]=$value; done <"$run/slurm.tsv"
 names=()
 while IFS=$'\t' read -r name stage _ before out r n m t g; do
     names+=("$name")
@@ -94,7 +91,7 @@ refused() {
     rm -f "$run/.submit.said"
     if [[ $said =~ (Assoc|QOS)[A-Za-z]*Submit[A-Za-z]*Limit ]]; then
         touch "$more"
-        die "$submitted stages were submitted and run (jobs.tsv); $1 and what comes after it are not, since ${BASH_REMATCH[0]} lets no more jobs wait: pipeline.sh --run $run submits the rest as some end, as often as it takes$aside_too"
+        die "$submitted stages were submitted (jobs.tsv) and will run; $1 and what comes after it are not, since ${BASH_REMATCH[0]} lets no more jobs wait: pipeline.sh --run $run submits the rest as some end, as often as it takes$aside_too"
     fi
     die "sbatch did not take $1, after $submitted stages that were submitted (jobs.tsv): pipeline.sh --run $run goes on when those have ended (or scancel)$aside_too"
 }
@@ -113,6 +110,7 @@ for name in "${names[@]}"; do
     for before in ${after[$name]//,/ }; do
         if [[ -n ${job[$before]:-} ]]; then dependency+=:${job[$before]}; fi
     done
+    mapfile -t options < <(awk -F'\t' -v own="option.${stage_of[$name]}" '$1 == "option" || $1 == own { print $2 }' "$run/slurm.tsv")
     # A job is given the key of the judge only if it asks the judge.
     hidden=()
     if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,${stage_of[$name]},* ]]; then hidden=(env -u "${setting[key_variable]}"); fi

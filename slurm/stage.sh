@@ -13,7 +13,7 @@ IFS=$'\t' read -r _ stage arguments _ output ranks nodes memory time gpus < <(aw
 declare -A setting
 options=()
 while IFS=$'\t' read -r key value; do
-    if [[ $key == option ]]; then options+=("$value"); else setting[$key]=$value; fi
+    if [[ $key == option || $key == "option.$stage" ]]; then options+=("$value"); else setting[$key]=$value; fi
 done <"$run/slurm.tsv"
 [[ $arguments != - ]] || arguments=
 on_a_node=$(((ranks + nodes - 1) / nodes))
@@ -76,6 +76,11 @@ stopped() { cat "$stops" 2>/dev/null | grep -cx "$1" || true; }
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
 starter=${command[0]##*/}
+if [[ -n ${setting[setup]:-} ]]; then
+    # In a shell of its own, which becomes the launcher: what it sets reaches the stage and not this script.
+    command=(bash -c "${setting[setup]}"$'\ncode=$?\n((code == 0)) || { echo "stage: slurm.setup ended with exit code $code" >&2; exit 2; }\nexec "$@"'
+        setup "${command[@]}")
+fi
 restarts=${SLURM_RESTART_COUNT:-0}
 ((restarts > 0)) || rm -f "$stops"
 echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start $restarts of job ${SLURM_JOB_ID:-none}"

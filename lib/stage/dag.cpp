@@ -5,6 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "stage/schema.hpp"
+
 namespace atelier::stage {
 namespace {
 
@@ -40,9 +42,30 @@ Resources resources(const Job& job, const config::Config& c) {
             c.text(prefix + "time")};
 }
 
+/// slurm.tsv holds a value a line, and the scripts hand options on as they are.
+void check_texts_of_slurm(const config::Config& c) {
+    const auto check_line = [](const std::string& key, const std::string& value) {
+        ATELIER_CHECK_USAGE(value.find_first_of("\t\n\r") == std::string::npos, "{} = \"{}\": one line without tabs was expected", key, value);
+    };
+    const auto check_options = [&](const std::string& key) {
+        for (const std::string& option : c.list(key)) {
+            check_line(key, option);
+            ATELIER_CHECK_USAGE(option.starts_with("-"), "{} has \"{}\": an option of sbatch with its value in one text was expected, as --qos=low", key, option);
+        }
+    };
+    for (const char* key : {"slurm.partition", "slurm.account", "slurm.launcher", "slurm.setup"}) check_line(key, c.text(key));
+    check_options("slurm.options");
+    for (const char* stage : stages_with_resources) {
+        const std::string prefix = fmt::format("slurm.{}.", stage);
+        check_line(prefix + "partition", c.text(prefix + "partition"));
+        check_options(prefix + "options");
+    }
+}
+
 }  // namespace
 
 std::vector<Job> pipeline_jobs(const Context& c) {
+    check_texts_of_slurm(c.config);
     const auto tasks = c.config.tasks();
     ATELIER_CHECK_USAGE(!tasks.empty(), "the configuration has no [task.NAME] section");
     const bool teaches = c.config.flag("pipeline.teachers"), mixes = c.config.flag("pipeline.mix");
@@ -169,14 +192,20 @@ std::string slurm_settings(const config::Config& c) {
     // The programs beside the one that plans.
     const auto bin = std::filesystem::read_symlink("/proc/self/exe").parent_path();
     std::string text = fmt::format(
-        "bin\t{}\npartition\t{}\naccount\t{}\nlauncher\t{}\nstop_early\t{}\nthreads\t{}\n",
-        bin.string(), c.text("slurm.partition"), c.text("slurm.account"), c.text("slurm.launcher"),
+        "bin\t{}\npartition\t{}\naccount\t{}\nlauncher\t{}\nsetup\t{}\nstop_early\t{}\nthreads\t{}\n",
+        bin.string(), c.text("slurm.partition"), c.text("slurm.account"), c.text("slurm.launcher"), c.text("slurm.setup"),
         c.integer("slurm.stop_early"), c.integer("compute.threads"));
     // Only jobs that ask a judge over HTTP are given the variable that holds its key.
     if (!c.text("judge.key_variable").empty())
         text += "key_variable\t" + c.text("judge.key_variable") + "\nkey_stages\t" +
                 (c.text("reward.scorer") == "http" ? "curate,rollout,evaluate" : "-") + "\n";
     for (const std::string& option : c.list("slurm.options")) text += "option\t" + option + "\n";
+    // Of what sbatch is told twice it takes the last.
+    for (const std::string stage : stages_with_resources) {
+        const std::string prefix = "slurm." + stage + ".", &partition = c.text(prefix + "partition");
+        if (!partition.empty()) text += fmt::format("option.{}\t--partition={}\n", stage, partition);
+        for (const std::string& option : c.list(prefix + "options")) text += fmt::format("option.{}\t{}\n", stage, option);
+    }
     return text;
 }
 

@@ -16,7 +16,8 @@ struct Job {
     std::string output;  ///< directory relative to the run whose manifest says that the job is done
 };
 
-/// Every job of a configuration, in an order in which each comes after what it needs.
+/// Every job of a configuration, in an order in which each comes after what it needs. Throws Error(usage) where keys make no sense together, and
+/// for texts of [slurm] that cannot be handed to sbatch.
 std::vector<Job> pipeline_jobs(const Context& context);
 
 /// The same as Graphviz.
@@ -29,8 +30,8 @@ std::string to_json(const std::vector<Job>& jobs, const config::Config& config);
 /// arguments (blanks between), after (commas between, "-": nothing), output, ranks, nodes, memory,
 /// time, GPUs a node.
 std::string to_tsv(const std::vector<Job>& jobs, const config::Config& config);
-/// slurm.tsv: what all jobs share: where the programs are, partition, account, launcher,
-/// stop_early, threads and options, a line each.
+/// slurm.tsv: what all jobs share: where the programs are, partition, account, launcher, setup,
+/// stop_early, threads and options, a line each; then the options of a stage's jobs alone ("option.<stage>").
 std::string slurm_settings(const config::Config& config);
 
 }  // namespace atelier::stage

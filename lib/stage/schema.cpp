@@ -667,6 +667,10 @@ const std::vector<config::Key>& schema() {
              .fallback = List{},
              .meaning = "further options of sbatch, one each",
              .changes_results = false},
+            {.name = "slurm.setup",
+             .fallback = Text(""),
+             .meaning = "shell command line that a job runs before its stage, in the stage's environment, as module load openmpi",
+             .changes_results = false},
             {.name = "slurm.stop_early",
              .fallback = Integer{60},
              .meaning = "a job is asked to publish and requeue this long before its time limit",
@@ -693,6 +697,12 @@ const std::vector<config::Key>& schema() {
                             .fallback = Integer{0},
                             .meaning = "GPUs of a node",
                             .low = 0,
+                            .changes_results = false});
+            keys.push_back(
+                {.name = prefix + "partition", .fallback = Text(""), .meaning = "partition; empty: slurm.partition", .changes_results = false});
+            keys.push_back({.name = prefix + "options",
+                            .fallback = List{},
+                            .meaning = "further options of sbatch, one each; they come after slurm.options and win",
                             .changes_results = false});
         }
         return keys;

@@ -157,6 +157,20 @@ for start in 1 2 3; do
 done
 ((code == 75)) && [[ ! -e $work/bin/asked ]] && grep -q "slurm.curate.time" "$work/real/failed/curate-t2i.txt" || fail "a timeline is taken for progress: exit code $code"
 
+# What a site sets up for a stage, in its environment alone; where that fails the stage does.
+cat >"$work/bin/atelier-evaluate" <<'END'
+#!/bin/bash
+[[ $FROM_SETUP == "a b" && $name == theirs ]] || exit 99
+END
+chmod +x "$work/bin/atelier-evaluate"
+printf 'evaluate\tevaluate\t-\t-\teval\t1\t1\t1\t1\t0\n' >>"$work/run/pipeline.tsv"
+printf "setup\texport FROM_SETUP='a b' name=theirs; [[ -z \$unset_before ]]  # as modules\n" >>"$work/run/slurm.tsv"
+slurm/stage.sh "$work/run" evaluate >"$work/log" 2>&1 || fail "slurm.setup did not reach the stage"
+printf 'setup\tno_such_command && true\n' >>"$work/run/slurm.tsv"
+code=0
+slurm/stage.sh "$work/run" evaluate >"$work/log" 2>&1 || code=$?
+((code == 2)) && grep -q "slurm.setup ended with exit code 127" "$work/log" || fail "slurm.setup fails: exit code $code"
+
 # A job that lacks what its stage needs: by hand it asks for that, with every option; as one that others wait for it fails; without Slurm it says what to run.
 cat >"$work/bin/sbatch" <<'END'
 #!/bin/bash
@@ -165,9 +179,9 @@ env >>"${0%/*}/submitted"
 echo 8
 END
 chmod +x "$work/bin/sbatch"
-printf 'stop_early\t60\noption\t--qos=low\noption\t--exclude=n[1-2]\n' >>"$work/run/slurm.tsv"
+printf 'stop_early\t60\noption\t--qos=low\noption\t--exclude=n[1-2]\noption.grpo\t--partition=other\noption.rollout\t--partition=cpu\n' >>"$work/run/slurm.tsv"
 SLURM_NTASKS=1 SLURM_MEM_PER_NODE=5 slurm/stage.sh "$work/run" rollout-t2i-0001 >"$work/log" 2>&1 || fail "a stage by hand"
-grep -q -- "--ntasks=2 --nodes=1 --ntasks-per-node=2 .*--qos=low --exclude=n\[1-2\] slurm/stage.sh $work/run rollout-t2i-0001 submitted" "$work/bin/submitted" ||
+grep -q -- "--ntasks=2 --nodes=1 --ntasks-per-node=2 .*--qos=low --exclude=n\[1-2\] --partition=cpu slurm/stage.sh $work/run rollout-t2i-0001 submitted" "$work/bin/submitted" ||
     fail "a stage by hand was submitted otherwise: $(head -1 "$work/bin/submitted")"
 ! grep -E "^SLURM_(NTASKS|MEM|JOB)" "$work/bin/submitted" || fail "the job that submits is told to the one that it submits"
 code=0

@@ -58,7 +58,7 @@ cp -r slurm "$work/a b/"
 cp slurm/pipeline.sh "$work/spool/slurm_script"
 run=$work/run
 settings=(--set slurm.grpo.ranks=3 --set slurm.grpo.nodes=2 --set slurm.options='["--qos=low", "--exclude=n[1-2]"]' --set distill.rounds=1 --set pipeline.mix=false
-    --set grpo.iterations=2)
+    --set grpo.iterations=2 --set slurm.evaluate.partition=cpu --set slurm.evaluate.options='["--exclude=n3"]')
 export SLURM_CONF=$work/slurm.conf
 done_well env SLURM_JOB_ID=77 SLURM_NTASKS=1 SLURM_MEM_PER_NODE=256 PMIX_RANK=0 PMI_RANK=0 OMPI_COMM_WORLD_SIZE=1 bash "$work/spool/slurm_script" configs/mini.toml \
     --run "$run" "${settings[@]}"
@@ -66,6 +66,8 @@ says "14 of 14 stages submitted"
 grep -- "--job-name=grpo-t2i-0001 " "$work/asked" >"$work/out"
 says "--ntasks=3 --nodes=2 --ntasks-per-node=2 "
 says "--qos=low --exclude=n[1-2] $work/a b/slurm/stage.sh $run grpo-t2i-0001 submitted"
+grep -- "--job-name=evaluate " "$work/asked" >"$work/out"
+says "--qos=low --exclude=n[1-2] --partition=cpu --exclude=n3 $work/a b/slurm/stage.sh $run evaluate submitted"
 env >"$work/out"
 grep -q ^SLURM_CONF= "$work/out" || fail "the test's own environment"
 grep -qx "SLURM_CONF=$work/slurm.conf" "$work/environment" || fail "jobs are not told which cluster"
@@ -96,7 +98,7 @@ rm "$work/refuse"
     rm -rf "$work/asked" "$work/queue" "$work/limited"
     echo 5 >"$work/most"
     refused slurm/pipeline.sh configs/mini.toml --run "$work/limited" "${settings[@]}"
-    says "5 stages were submitted and run (jobs.tsv); "
+    says "5 stages were submitted (jobs.tsv) and will run; "
     says "since QOSMaxSubmitJobPerUserLimit lets no more jobs wait: pipeline.sh --run $work/limited submits the rest"
     # The first of them is done, the others wait.
     read -r first number <"$work/limited/jobs.tsv"
@@ -107,7 +109,7 @@ rm "$work/refuse"
     says "4 jobs of $work/limited are in the queue"
     echo 6 >"$work/most"
     refused slurm/pipeline.sh --run "$work/limited"
-    says "1 stages were submitted and run"
+    says "1 stages were submitted (jobs.tsv) and will run; "
     (($(wc -l <"$work/limited/jobs.tsv") == 5)) || fail "the jobs that wait are forgotten"
     awk '{ print $2, $1 }' "$work/limited/jobs.tsv" >"$work/queue"
     rm "$work/most"

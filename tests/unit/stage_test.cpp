@@ -882,6 +882,18 @@ TEST_F(Run, WhatEveryJobWouldRefuseIsRefusedWhenItIsPlanned) {
     fs::remove(model / "vae/diffusion_pytorch_model.safetensors");
     EXPECT_THAT(missing("run.model=" + model.string()), HasSubstr("vae holds neither diffusion_pytorch_model.safetensors nor"));
 
+    const auto jobs = [&](const std::string& set) { return refusal_of([&] { pipeline_jobs(context({set})); }); };
+    EXPECT_THAT(jobs("slurm.options=[\"--qos\", \"low\"]"), HasSubstr("slurm.options has \"low\": an option of sbatch with its value"));
+    EXPECT_THAT(jobs("slurm.grpo.options=exclusive"), HasSubstr("slurm.grpo.options has \"exclusive\""));
+    EXPECT_THAT(jobs("slurm.grpo.partition=\"a\\tb\""), HasSubstr("slurm.grpo.partition = "));
+    EXPECT_THAT(jobs("slurm.setup=\"module load a\\nmodule load b\""), HasSubstr("one line without tabs"));
+    const std::string settings_of_jobs =
+        slurm_settings(context({"slurm.partition=gpu", "slurm.options=--qos=low", "slurm.evaluate.partition=cpu", "slurm.evaluate.options=--mem-bind=none",
+                                "slurm.setup=\"module load openmpi && ulimit -l unlimited\""}).config);
+    EXPECT_THAT(settings_of_jobs, HasSubstr("\npartition\tgpu\n"));
+    EXPECT_THAT(settings_of_jobs, HasSubstr("\nsetup\tmodule load openmpi && ulimit -l unlimited\n"));
+    EXPECT_THAT(settings_of_jobs, ::testing::EndsWith("\noption\t--qos=low\noption.evaluate\t--partition=cpu\noption.evaluate\t--mem-bind=none\n"));
+
     const auto resources = [&](const std::vector<std::string>& set) {
         const Context c = context(set);
         return refusal_of([&] { check_resources(c, pipeline_jobs(c)); });
