@@ -91,14 +91,17 @@ refused() {
     rm -f "$run/.submit.said"
     if [[ $said =~ (Assoc|QOS)[A-Za-z]*Submit[A-Za-z]*Limit ]]; then
         touch "$more"
-        die "$submitted stages were submitted (jobs.tsv) and will run; $1 and what comes after it are not, since ${BASH_REMATCH[0]} lets no more jobs wait: pipeline.sh --run $run submits the rest as some end, as often as it takes$aside_too"
+        say "$submitted stages were submitted (jobs.tsv) and will run; $1 and what comes after it are not" >&2
+        die "since ${BASH_REMATCH[0]} lets no more jobs wait: pipeline.sh --run $run submits the rest as some end, as often as it takes$aside_too"
     fi
-    die "sbatch did not take $1, after $submitted stages that were submitted (jobs.tsv): pipeline.sh --run $run goes on when those have ended (or scancel)$aside_too"
+    say "sbatch did not take $1, after $submitted stages that were submitted (jobs.tsv)" >&2
+    die "pipeline.sh --run $run goes on when those have ended (or scancel)$aside_too"
 }
 
 declare -A job
 submitted=0
-# Jobs of the part that was submitted before; each further one is noted as soon as there is one: should this script die, the next sees what is in the queue.
+# Jobs of the part that was submitted before; each further one is noted as soon as there is one: should this script die, the next sees what is
+# in the queue.
 kept=$(if [[ -n $waiting ]]; then awk -F'\t' 'NR == FNR { waits[$1]; next } $2 in waits' <(echo "$waiting") "$run/jobs.tsv"; fi)
 while IFS=$'\t' read -r name number; do [[ -z $name ]] || job[$name]=$number; done <<<"$kept"
 [[ -n $kept ]] || rm -rf "$run/failed"

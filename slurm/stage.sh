@@ -78,8 +78,9 @@ if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
 starter=${command[0]##*/}
 if [[ -n ${setting[setup]:-} ]]; then
     # In a shell of its own, which becomes the launcher: what it sets reaches the stage and not this script.
-    command=(bash -c "${setting[setup]}"$'\ncode=$?\n((code == 0)) || { echo "stage: slurm.setup ended with exit code $code" >&2; exit 2; }\nexec "$@"'
-        setup "${command[@]}")
+    command=(bash -c "${setting[setup]}"$'\ncode=$?
+        ((code == 0)) || { echo "stage: slurm.setup ended with exit code $code" >&2; exit 2; }
+        exec "$@"' setup "${command[@]}")
 fi
 restarts=${SLURM_RESTART_COUNT:-0}
 ((restarts > 0)) || rm -f "$stops"
@@ -107,7 +108,8 @@ stop() {
     asked=${asked:-$1}
     kill -USR1 "$child" 2>/dev/null || true
     # Where it cannot be written the job goes on.
-    account "$name was asked to stop ($1) $(here_and_now), and has not said since how it ended: Slurm may have ended it, by its time limit or its memory" || true
+    account "$name was asked to stop ($1) $(here_and_now), and has not said since how it ended: Slurm may have ended it, by its time limit
+or its memory" || true
 }
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
@@ -132,8 +134,8 @@ while [[ -z $code ]]; do
 done
 trap : USR1 TERM  # the program has ended: what comes of it is said below
 
-# What Slurm does with the job: running (nothing), preempted (it makes way for another: Slurm puts it back or cancels it, as the site has it), late (its
-# time limit is over), requeued (Slurm puts it back), cancelled. The state of the last three is COMPLETING in Slurm's words.
+# What Slurm does with the job: running (nothing), preempted (it makes way for another: Slurm puts it back or cancels it, as the site has
+# it), late (its time limit is over), requeued (Slurm puts it back), cancelled. The state of the last three is COMPLETING in Slurm's words.
 fate_of_job() {
     local said=
     # A controller that is being restarted answers later.
@@ -151,8 +153,9 @@ fate_of_job() {
 fate=
 if ((code != 0)) && [[ -n ${SLURM_JOB_ID:-} ]]; then fate=$(fate_of_job); fi
 if ((code > 128)) && [[ -n $asked ]]; then code=75; fi
-# Slurm tells every process of a job that it ends, and a preemption's grace time begins with a signal to its steps alone. Open MPI's launcher ends with 1
-# when it is told itself, with 205 or a signal's code when its daemons on other nodes are (they are steps); a rank ends with 8 when others are gone.
+# Slurm tells every process of a job that it ends, and a preemption's grace time begins with a signal to its steps alone. Open MPI's launcher
+# ends with 1 when it is told itself, with 205 or a signal's code when its daemons on other nodes are (they are steps); a rank ends with 8 when
+# others are gone.
 if [[ $fate == @(preempted|late|requeued) ]] && ((code == 1 || code == 8 || code > 128)); then
     echo "stage: $starter ended with exit code $code while Slurm ended the job ($fate): not a failure of the stage"
     code=75
@@ -169,8 +172,8 @@ if [[ $fate == cancelled ]]; then
     exit "$code"
 fi
 if ((code == 75)) && [[ -n ${SLURM_JOB_ID:-} ]]; then
-    # A stage that its own time limit stops again and again would go round for ever, as would one that stops and nobody knows why. What others did (the
-    # job was pushed aside, its script was told with TERM) is not counted.
+    # A stage that its own time limit stops again and again would go round for ever, as would one that stops and nobody knows why. What others
+    # did (the job was pushed aside, its script was told with TERM) is not counted.
     if [[ $(progress) != "$begun" ]]; then rm -f "$stops"
     elif [[ $fate == late || $fate == running && $asked == USR1 ]]; then echo limit >>"$stops"
     elif [[ $fate == running && -z $asked ]]; then echo nobody >>"$stops"; fi

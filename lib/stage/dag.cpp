@@ -50,7 +50,8 @@ void check_texts_of_slurm(const config::Config& c) {
     const auto check_options = [&](const std::string& key) {
         for (const std::string& option : c.list(key)) {
             check_line(key, option);
-            ATELIER_CHECK_USAGE(option.starts_with("-"), "{} has \"{}\": an option of sbatch with its value in one text was expected, as --qos=low", key, option);
+            ATELIER_CHECK_USAGE(option.starts_with("-"), "{} has \"{}\": an option of sbatch with its value in one text was expected, as --qos=low", key,
+                                option);
         }
     };
     for (const char* key : {"slurm.partition", "slurm.account", "slurm.launcher", "slurm.setup"}) check_line(key, c.text(key));

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How a stage's job ends under a real Slurm: a cancelled one for good, and with it those that wait for it; one that is requeued, that is told of its time
-# limit, or that makes way for another goes on, under srun and under mpirun.
+# How a stage's job ends under a real Slurm: a cancelled one for good, and with it those that wait for it; one that is requeued, that is told
+# of its time limit, or that makes way for another goes on, under srun and under mpirun.
 #   job_ends_test.sh BIN_DIR   (from the repository's root)
 set -euo pipefail
 export ATELIER_BIN=$1

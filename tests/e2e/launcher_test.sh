@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A stage's job ends when its launcher waits for ranks that are gone, and not while ranks run; where Slurm could not start a rank it is tried again; one that
-# is stopped again and again without progress is not; nor is one that was cancelled. Jobs that lack what a stage needs. (Without Slurm: the job's script with
-# programs of this test; tests/e2e/job_ends_test.sh has Slurm's own.)
+# is stopped again and again without progress is not; nor is one that was cancelled. Jobs that lack what a stage needs. (Without Slurm: the job's
+# script with programs of this test; tests/e2e/job_ends_test.sh has Slurm's own.)
 #   launcher_test.sh BIN_DIR   (from the repository's root)
 set -euo pipefail
 bin=$(realpath "$1")
@@ -110,7 +110,8 @@ exit "$ENDS"
 END
 chmod +x "$work/bin/atelier-distill"
 printf 'distill-01\tdistill\t-\t-\topd/round-01/student\t1\t1\t1\t1\t0\n' >>"$work/run/pipeline.tsv"
-# ends_as EXIT_CODE REQUEUES STATE ENDS [TELLS]: the program ends with ENDS, after the script was told (by-TERM; by-both: USR1 too); Slurm says of the job STATE.
+# ends_as EXIT_CODE REQUEUES STATE ENDS [TELLS]: the program ends with ENDS, after the script was told (by-TERM; by-both: USR1 too); Slurm says of
+# the job STATE.
 ends_as() {
     local code=0
     rm -f "$work/bin/asked"
