@@ -128,18 +128,19 @@ void check_files(const Context& given) {
 void check_resources(const Context& c, const std::vector<Job>& jobs) {
     std::set<std::string> stages;
     for (const Job& job : jobs) stages.insert(job.stage);
-    const auto& options = c.config.list("slurm.options");
     // Devices may be asked for in other words.
-    const bool counts_devices = c.device() == Device::cuda && std::ranges::none_of(options, [](const std::string& option) {
-                                    return option.starts_with("--gres") || option.starts_with("--gpus") || option.starts_with("-G");
-                                });
+    const auto asks_itself = [&](const std::string& key) {
+        return std::ranges::any_of(c.config.list(key), [](const std::string& option) {
+            return option.starts_with("--gres") || option.starts_with("--gpus") || option.starts_with("-G");
+        });
+    };
     for (const std::string& stage : stages) {
         const auto number = [&](const char* key) { return c.config.integer(fmt::format("slurm.{}.{}", stage, key)); };
         const std::int64_t ranks = number("ranks"), nodes = number("nodes"), devices = number("gpus_per_node"), on_a_node = (ranks + nodes - 1) / nodes;
         const std::int64_t judges = may_have_judges(stage) ? c.config.integer("reward.ranks") : 0;
         ATELIER_CHECK_USAGE(nodes <= ranks, "slurm.{}.nodes = {}: at most slurm.{}.ranks = {} was expected", stage, nodes, stage, ranks);
         ATELIER_CHECK_USAGE(judges < ranks, "slurm.{}.ranks = {}: more than reward.ranks = {} was expected, or none is left to sample", stage, ranks, judges);
-        if (!counts_devices) continue;
+        if (c.device() != Device::cuda || asks_itself("slurm.options") || asks_itself(fmt::format("slurm.{}.options", stage))) continue;
         // Judges are the last ranks, and have a device where they judge on one.
         const bool judges_need_it = c.config.text("reward.scorer") == "judge" && c.judge_device() != Device::cpu;
         const std::int64_t needed = judges_need_it ? on_a_node : std::min(on_a_node, ranks - judges);

@@ -904,6 +904,7 @@ TEST_F(Run, WhatEveryJobWouldRefuseIsRefusedWhenItIsPlanned) {
     EXPECT_THAT(resources({"reward.ranks=1"}), HasSubstr("slurm.curate.ranks = 1: more than reward.ranks = 1"));
     EXPECT_THAT(resources({cuda}), HasSubstr("slurm.curate.gpus_per_node = 0: at least 1"));
     EXPECT_EQ(resources({cuda, "slurm.options=--gres=gpu:8"}), "(no error)");
+    EXPECT_NE(resources({cuda, "slurm.grpo.options=--gres=gpu:8"}), "(no error)") << "of one stage alone";
     std::vector<std::string> set{cuda};
     for (const char* stage : stages_with_resources) {
         set.push_back(fmt::format("slurm.{}.gpus_per_node=1", stage));
