@@ -141,7 +141,7 @@ run_steps() {
     (($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -n 1 || echo 0) > 100000)) && groups+=":32 32 128 32 32 8 8 10 2 0 32"
     local kernels=(32768 4096) trained_sizes="32 32 4:64 64 1" mib=8192
     local products=(8192 4096 4096 32768) plans=(32 128 4096) pictures="32 32:64 64" recompute
-    recompute=$(sed -n 's/^recompute = "\(.*\)".*/\1/p' "$bundle/configs/qwen-image-2.1.toml")
+    recompute=$(sed -n 's/^recompute = "\([^"]*\)".*/\1/p' "$bundle/configs/qwen-image-2.1.toml")
     local side_by_side=$(($(nproc) > 3 ? $(nproc) / 2 : 1))
     if [[ $mode == emulate ]]; then
         replay='All/Replay.*/0' dit=(2 2 32) trained=(2 2 32) sizes="4 4 1" trained_sizes="4 4 1" shipped=(4 4 2) kernels=(4 256) mib=1
