@@ -56,7 +56,7 @@ code 0 "$bin/atelier-world" --labels "$work/train.h5" --count 6 --seed 5
 code 0 "$bin/atelier-world" --labels "$work/heldout.h5" --count 2 --seed 6
 plan whole --set pipeline.judge=true --set judge.directory= --set reward_train.start=assets/mini/judge --set reward_train.labels="$work/train.h5" \
     --set reward_train.heldout="$work/heldout.h5" --set reward_train.epochs=1 --set curate.enabled=true --set curate.group_size=2 --set curate.prompts=2 --set curate.range_min=0 --set evaluate.samples=1 \
-    --set grpo.iterations=1 --set grpo.minibatches=1 --set rollout.prompts_per_iteration=1
+    --set grpo.iterations=1 --set grpo.minibatches=1 --set rollout.prompts_per_iteration=1 --set pipeline.mix=false
 code 0 on 1 reward-train whole
 code 0 on 1 curate whole --task t2i
 planned

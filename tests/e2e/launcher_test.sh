@@ -144,7 +144,7 @@ rm "$work/bin/state"
 
 # The programs themselves leave a timeline when they are stopped, and that is no progress.
 "$bin/atelier-plan" --config configs/mini.toml --run "$work/real" --set run.model="$PWD"/tests/oracle/data/pipeline/pipeline --set sampling.steps=1000 \
-    --set curate.prompts=2 >/dev/null
+    --set curate.prompts=2 --set rollout.prompts_per_iteration=2 >/dev/null
 for start in 1 2 3; do
     rm -f "$work/real/prompts/t2i/timeline.json" "$work/bin/asked"
     SLURM_RESTART_COUNT=$start slurm/stage.sh "$work/real" curate-t2i >"$work/log" 2>&1 & script=$!

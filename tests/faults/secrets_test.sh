@@ -12,7 +12,7 @@ secret=sk-t3st-secret-5566778899
 export ATELIER_TEST_KEY=$secret
 plan() {
     code 0 "$bin/atelier-plan" --config configs/mini.toml --run "$work/$1" --set run.model="$PWD"/tests/oracle/data/pipeline/pipeline --set sampling.steps=3 \
-        --set pipeline.mix=false --set grpo.iterations=1 --set distill.rounds=1 --set rollout.group_size=4 --set rollout.micro_batch=4 --set curate.prompts=4 \
+        --set pipeline.mix=false --set grpo.iterations=1 --set distill.rounds=1 --set rollout.group_size=4 --set rollout.micro_batch=4 --set curate.prompts=4 --set rollout.prompts_per_iteration=4 \
         --set reward.scorer=http --set judge.model=judge --set judge.templates="$PWD"/configs/judge --set judge.key_variable=ATELIER_TEST_KEY \
         --set judge.url=http://127.0.0.1:1/v1 "${@:2}"
 }
