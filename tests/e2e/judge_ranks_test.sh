@@ -81,7 +81,7 @@ says "identity.detector"
 # Curation and evaluation; a stage that is complete needs no judge, yet all ranks end.
 for name in all-alone all-ranks; do
     k=0; [[ $name == all-ranks ]] && k=1
-    plan $name "${faulty[@]}" --set reward.ranks=$k --set curate.enabled=true --set curate.prompts=4 --set curate.range_min=0
+    plan $name "${faulty[@]}" --set reward.ranks=$k --set curate.enabled=true --set curate.prompts=4 --set curate.range_min=0 --set rollout.prompts_per_iteration=4
     code 0 ranks $((k + 1)) curate $name --task t2i
     code 0 ranks $((2 * k + 1)) evaluate $name --limit 20
 done

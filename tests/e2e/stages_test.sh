@@ -222,12 +222,16 @@ weights=$work/model/transformer/diffusion_pytorch_model.safetensors
 code 0 stage rollout broken t2i 1
 printf '\x01' | dd of="$weights" bs=1 seek=$(($(stat -c %s "$weights") - 15)) conv=notrunc status=none
 code 3 stage grpo broken t2i 1
+says "diffusion_pytorch_model.safetensors: the file was changed since the run began"
+rm "$work/broken/model.json"
+code 3 stage grpo broken t2i 1
 says "drawn by another policy"
-rm -rf "$work/broken/t2i"
+rm -r "$work/broken/t2i" "$work/broken/model.json"
 printf '\xff\xff\xff\xff\xff\xff\xff\xff' | dd of="$weights" bs=1 seek=$(($(stat -c %s "$weights") - 8)) conv=notrunc status=none
 code 3 stage rollout broken t2i 1
 grep -q "holds -*nan at element" "$work/out" || { cat "$work/out" >&2; fail "weights that are no numbers were not named"; }
 truncate -s -100 "$weights"
+rm "$work/broken/model.json"
 code 3 ranks 2 rollout broken t2i 1
 grep -q "diffusion_pytorch_model.safetensors" "$work/out" || fail "the truncated checkpoint was not named"
 code 4 "$bin/atelier-plan" --config configs/mini.toml --run /proc/atelier-run
