@@ -11,8 +11,8 @@
 
 namespace atelier::io {
 
-OutputFile::OutputFile(const std::filesystem::path& path)
-    : path_(path), file_(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+OutputFile::OutputFile(const std::filesystem::path& path, From from)
+    : path_(path), file_(open(path.c_str(), O_WRONLY | O_CREAT | (from == From::end ? O_APPEND : O_TRUNC) | O_CLOEXEC, 0666)) {
     ATELIER_CHECK_IO(file_ >= 0, "cannot create {}: {}", path.string(), std::strerror(errno));
 }
 
@@ -38,6 +38,12 @@ void OutputFile::close() {
 
 void write_text(const std::filesystem::path& path, const std::string& text) {
     OutputFile out(path);
+    out.write(text.data(), text.size());
+    out.close();
+}
+
+void append_text(const std::filesystem::path& path, std::string_view text) {
+    OutputFile out(path, OutputFile::From::end);
     out.write(text.data(), text.size());
     out.close();
 }

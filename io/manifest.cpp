@@ -79,6 +79,13 @@ std::string utc_now() {
     return text;
 }
 
+double seconds_of(const std::string& utc) {
+    std::tm parts{};
+    const char* end = strptime(utc.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts);
+    ATELIER_CHECK_INPUT(end != nullptr && *end == '\0', "'{}' is no time of the form 2025-01-31T12:00:00Z", utc);
+    return static_cast<double>(timegm(&parts));
+}
+
 void publish_manifest(const fs::path& directory, Manifest m) {
     for (auto& [name, digest] : m.outputs)
         if (digest.hash.empty()) digest = digest_file(directory / name);

@@ -47,5 +47,7 @@ void check_output(const std::filesystem::path& directory, const std::string& nam
 bool is_complete(const std::filesystem::path& directory);
 
 std::string utc_now();  ///< "2025-01-31T12:00:00Z"
+/// Seconds since 1970 of such a text. Throws Error(input) for another one.
+double seconds_of(const std::string& utc);
 
 }  // namespace atelier::io

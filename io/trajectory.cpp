@@ -224,4 +224,11 @@ TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::st
     return shard;
 }
 
+std::vector<std::uint8_t> read_picture(const std::filesystem::path& path, const TrajectorySamples& shape, std::int64_t sample) {
+    const File file = File::open(path);
+    const std::string name = fmt::format("/shape-{}x{}/picture", shape.height, shape.width);
+    file.extents(name, {shape.samples(), shape.picture_height, shape.picture_width, 4});
+    return file.read_rows<std::uint8_t>(name, sample, 1);
+}
+
 }  // namespace atelier::io

@@ -95,4 +95,7 @@ enum class TrajectoryParts {
 TrajectoryShard read_trajectory(const std::filesystem::path& path, const std::string& config_hash = {},
                                 TrajectoryParts parts = TrajectoryParts::all);
 
+/// One picture of a shard that was read without them: [picture_height, picture_width, 4] bytes. Throws Error(input).
+std::vector<std::uint8_t> read_picture(const std::filesystem::path& path, const TrajectorySamples& shape, std::int64_t sample);
+
 }  // namespace atelier::io

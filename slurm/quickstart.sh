@@ -63,4 +63,4 @@ if [[ ! -e $run/eval/manifest.json ]]; then
 fi
 echo "the pipeline took $((SECONDS - begin)) s"
 cat "$run/eval/table.txt"
-ls "$run"/eval/contact-*.png "$run/eval/summary.json"
+ls "$run"/eval/contact-*.png "$run/eval/summary.json" "$run/report/index.html"

@@ -76,12 +76,14 @@ stopped() { cat "$stops" 2>/dev/null | grep -cx "$1" || true; }
 command=("${setting[bin]}/atelier-$stage" --run "$run" $arguments)
 if ((ranks > 1)); then command=(${setting[launcher]} "${command[@]}"); fi
 starter=${command[0]##*/}
+setup=()
 if [[ -n ${setting[setup]:-} ]]; then
     # In a shell of its own, which becomes the launcher: what it sets reaches the stage and not this script.
-    command=(bash -c "${setting[setup]}"$'\ncode=$?
+    setup=(bash -c "${setting[setup]}"$'\ncode=$?
         ((code == 0)) || { echo "stage: slurm.setup ended with exit code $code" >&2; exit 2; }
-        exec "$@"' setup "${command[@]}")
+        exec "$@"' setup)
 fi
+command=("${setup[@]}" "${command[@]}")
 restarts=${SLURM_RESTART_COUNT:-0}
 ((restarts > 0)) || rm -f "$stops"
 echo "stage: $name on ${SLURM_JOB_NODELIST:-$(hostname)}, start $restarts of job ${SLURM_JOB_ID:-none}"
@@ -201,4 +203,8 @@ else
     account "${lines[@]}"
 fi
 rm -f "$stops"
+# The run's page and TensorBoard's files, where there is something new to see.
+if ((code != 0)) || [[ $stage != @(rollout|teacher-dump) ]]; then
+    "${setup[@]}" "${setting[bin]}/atelier-inspect" --report "$run" >/dev/null || echo "stage: $run/report was not written"
+fi
 exit "$code"

@@ -7,6 +7,7 @@
 #include "core/error.hpp"
 #include "stage/inspect.hpp"
 #include "stage/label_sheet.hpp"
+#include "stage/run_report.hpp"
 #include "stage/timeline.hpp"
 
 namespace {
@@ -17,7 +18,7 @@ using namespace atelier;
 int run(int argc, char** argv) {
     std::string path, directory, sheet, labels, timeline;
     std::vector<std::string> filled;
-    bool check = false, again = false;
+    bool check = false, again = false, report = false;
     po::options_description text(
         "atelier-inspect PATH: what a run, a stage's directory, a shard, a manifest or a "
         "checkpoint holds");
@@ -33,6 +34,8 @@ int run(int argc, char** argv) {
         "labels", po::value(&labels), "label file (HDF5) to make of the filled-in sheets")(
         "timeline", po::value(&timeline),
         "draw what each rank of a rollout or a curation was busy with when, as this PNG")(
+        "report", po::bool_switch(&report),
+        "of a run: write report/index.html, a page with its curves, pictures, evaluations and times, and tb/ for TensorBoard")(
         "replay", po::bool_switch(&again),
         "recompute a rollout's log-probabilities; they must agree bit for bit");
     po::positional_options_description places;
@@ -51,6 +54,13 @@ int run(int argc, char** argv) {
     if (!sheet.empty()) {
         std::cout << stage::write_label_sheet(path, sheet) << " pictures in " << sheet
                   << "/index.html\n";
+        return 0;
+    }
+    if (report) {
+        const stage::RunDirectory run{std::filesystem::absolute(path).lexically_normal()};
+        ATELIER_CHECK_INPUT(std::filesystem::exists(run.config()), "{} is no run: it has no config.toml", path);
+        stage::publish_report(run);
+        std::cout << (run.report() / "index.html").string() << '\n';
         return 0;
     }
     if (!timeline.empty()) {

@@ -116,6 +116,20 @@ bool encode(const Image& image, std::vector<std::uint8_t>& bytes, Message& messa
     return true;
 }
 
+std::string base64(const std::vector<std::uint8_t>& bytes) {
+    constexpr char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    std::string text;
+    text.reserve((bytes.size() + 2) / 3 * 4);
+    for (std::size_t i = 0; i < bytes.size(); i += 3) {
+        std::uint32_t word = 0;
+        for (std::size_t k = 0; k < 3; ++k)
+            word = word << 8 | (i + k < bytes.size() ? bytes[i + k] : 0u);
+        for (std::size_t k = 0; k < 4; ++k)
+            text += i + k > bytes.size() ? '=' : alphabet[word >> (18 - 6 * k) & 63];
+    }
+    return text;
+}
+
 }  // namespace
 
 Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name) {
@@ -172,6 +186,8 @@ std::vector<std::uint8_t> encode_png(const Image& image) {
                   message.text.data());
     return bytes;
 }
+
+std::string png_data_url(const Image& image) { return "data:image/png;base64," + base64(encode_png(image)); }
 
 void write_png(const std::filesystem::path& path, const Image& image) {
     const std::vector<std::uint8_t> bytes = encode_png(image);

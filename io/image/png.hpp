@@ -28,6 +28,8 @@ Image decode_png(std::span<const std::uint8_t> bytes, const std::string& name);
 /// 8-bit RGB or RGBA PNG, not interlaced, without time or text: equal pictures give equal bytes
 /// (with the same libpng and zlib). Throws Error(internal) for other channel counts or no pixels.
 std::vector<std::uint8_t> encode_png(const Image& image);
+/// encode_png(image) as an address that holds it: "data:image/png;base64,…" (RFC 2397).
+std::string png_data_url(const Image& image);
 /// Writes encode_png(image) to `path`. Not atomic: publishing is up to the caller. Throws
 /// Error(io).
 void write_png(const std::filesystem::path& path, const Image& image);

@@ -20,24 +20,6 @@ using Clock = CircuitBreaker::Clock;
 /// Characters. A shorter key may be a word of an answer, such as the "none" of a score.
 constexpr std::size_t least_key = 8;
 
-std::string base64(const std::vector<std::uint8_t>& bytes) {
-    constexpr char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    std::string text;
-    text.reserve((bytes.size() + 2) / 3 * 4);
-    for (std::size_t i = 0; i < bytes.size(); i += 3) {
-        std::uint32_t word = 0;
-        for (std::size_t k = 0; k < 3; ++k)
-            word = word << 8 | (i + k < bytes.size() ? bytes[i + k] : 0u);
-        for (std::size_t k = 0; k < 4; ++k)
-            text += i + k > bytes.size() ? '=' : alphabet[word >> (18 - 6 * k) & 63];
-    }
-    return text;
-}
-
-std::string data_url(const io::Image& picture) {
-    return "data:image/png;base64," + base64(io::encode_png(model::over_white(picture)));
-}
-
 /// Overload and time-outs that a server reports, beside its own errors.
 bool is_passing(int status) {
     return status >= 500 || status == 408 || status == 409 || status == 425 || status == 429;
@@ -133,10 +115,10 @@ reward::Verdicts HttpJudge::score(const reward::Request& request, int) const {
     dimensions(request.kind);
     const std::vector<Template>& templates = templates_.at(request.kind);
     // Encoded once for all dimensions.
-    std::map<const io::Image*, std::string> urls{{&picture, data_url(picture)}};
+    std::map<const io::Image*, std::string> urls{{&picture, io::png_data_url(model::over_white(picture))}};
     if (std::any_of(templates.begin(), templates.end(),
                     [](const Template& t) { return t.shows_source; }))
-        for (const io::Image& source : sources) urls[&source] = data_url(source);
+        for (const io::Image& source : sources) urls[&source] = io::png_data_url(model::over_white(source));
     std::vector<std::future<reward::Verdict>> answers;
     for (const Template& asked : templates)
         answers.push_back(std::async(

@@ -47,6 +47,8 @@ struct RunDirectory {
     }
     std::filesystem::path student(std::int64_t r) const { return round(r) / "student"; }
     std::filesystem::path evaluation() const { return root / "eval"; }
+    std::filesystem::path report() const { return root / "report"; }
+    std::filesystem::path tensorboard() const { return root / "tb"; }
     std::filesystem::path judge() const { return root / "judge"; }
     std::filesystem::path judge_training() const { return root / "judge-training"; }
 };

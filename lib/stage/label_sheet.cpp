@@ -16,6 +16,7 @@
 #include "io/csv.hpp"
 #include "io/image/png.hpp"
 #include "io/publish.hpp"
+#include "io/report/html.hpp"
 #include "io/trajectory.hpp"
 #include "io/lookup.hpp"
 #include "judge/answer.hpp"
@@ -32,26 +33,6 @@ namespace fs = std::filesystem;
 const std::vector<std::string> columns{"id",      "kind",        "dimension",    "category",
                                        "prompt",  "picture",     "sources",      "judge_score",
                                        "judge_reason", "annotator", "score",     "rationale"};
-
-/// A file's name (io::file_name_of) as an address.
-std::string address_of(const std::string& name) {
-    std::string address;
-    for (const char c : name) address += c == '%' ? std::string("%25") : std::string(1, c);
-    return address;
-}
-
-std::string escaped(const std::string& text) {
-    std::string html;
-    for (const char c : text)
-        switch (c) {
-            case '&': html += "&amp;"; break;
-            case '<': html += "&lt;"; break;
-            case '>': html += "&gt;"; break;
-            case '"': html += "&quot;"; break;
-            default: html += c;
-        }
-    return html;
-}
 
 void write_picture(const fs::path& directory, const std::string& name, std::int64_t width,
                    std::int64_t height, std::span<const std::uint8_t> rgba) {
@@ -161,18 +142,18 @@ int write_label_sheet(const fs::path& path, const fs::path& directory) {
                               std::span(s.picture).subspan(m * bytes, bytes));
                 html += "<section>\n";
                 for (const std::string& source : words(sources[p]))
-                    html += fmt::format("<img src=\"{}\" alt=\"source\">\n", address_of(source));
+                    html += fmt::format("<img src=\"{}\" alt=\"source\">\n", io::address_of(source));
                 html += fmt::format(
                     "<img src=\"{}\" alt=\"{}\">\n<div><h2>{}</h2>\n<p>{} · {}</p>\n<table>\n",
-                    address_of(picture), escaped(id), escaped(shard.prompts.text[p]), escaped(id),
-                    escaped(shard.prompts.category[p]));
+                    io::address_of(picture), io::escape_html(id), io::escape_html(shard.prompts.text[p]), io::escape_html(id),
+                    io::escape_html(shard.prompts.category[p]));
                 for (const auto& [dimension, column] : s.reward) {
                     const std::string score = column.present[m] != 0
                                                   ? fmt::format("{:.3f}", column.score[m])
                                                   : std::string();
                     html += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n",
-                                        escaped(dimension), score.empty() ? "–" : score,
-                                        escaped(column.reason[m]));
+                                        io::escape_html(dimension), score.empty() ? "–" : score,
+                                        io::escape_html(column.reason[m]));
                     rows.push_back({id, kind, dimension, shard.prompts.category[p],
                                     shard.prompts.text[p], picture, sources[p], score,
                                     column.reason[m], "", "", ""});

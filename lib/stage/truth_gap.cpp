@@ -7,6 +7,7 @@
 
 #include "core/progress.hpp"
 #include "io/metrics.hpp"
+#include "io/report/plot.hpp"
 
 namespace atelier::stage {
 namespace {
@@ -20,35 +21,13 @@ struct Point {
     double judge = 0, truth = 0, gap = 0;
 };
 
-// Of a panel, in pixels; scores run from 1 to 5.
-constexpr double panel_width = 320, panel_height = 200, margin = 44;
-
-std::string line_of(const std::vector<Point>& points, double Point::*value, double last,
-                    const char* colour, double left) {
-    std::string path, dots;
+io::Plot plot_of(const std::string& policy, const std::vector<Point>& points) {
+    io::Plot plot{fmt::format("{}: gap {:+.2f}, at first {:+.2f}", policy, points.back().gap, points.front().gap), "iteration", {{"judge", {}}, {"truth", {}}}};
     for (const Point& p : points) {
-        const double x = left + margin + panel_width * (last > 1 ? (p.iteration - 1) / (last - 1) : 0.5),
-                     y = margin + panel_height * (5 - p.*value) / 4;
-        path += fmt::format("{}{:.1f},{:.1f}", path.empty() ? "" : " ", x, y);
-        dots += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.5\" fill=\"{}\"/>", x, y, colour);
+        plot.lines[0].points.push_back({static_cast<double>(p.iteration), p.judge});
+        plot.lines[1].points.push_back({static_cast<double>(p.iteration), p.truth});
     }
-    return fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"2\" points=\"{}\"/>{}\n", colour, path, dots);
-}
-
-std::string panel_of(const std::string& policy, const std::vector<Point>& points, double left) {
-    const double last = points.back().iteration;
-    std::string svg;
-    for (int level = 1; level <= 5; ++level) {
-        const double y = margin + panel_height * (5 - level) / 4.0;
-        svg += fmt::format("<line x1=\"{}\" x2=\"{}\" y1=\"{}\" y2=\"{}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{}\">{}</text>\n",
-                           left + margin, left + margin + panel_width, y, y, left + margin - 16, y + 4, level);
-    }
-    svg += line_of(points, &Point::judge, last, "#b5432a", left);
-    svg += line_of(points, &Point::truth, last, "#2a6db5", left);
-    svg += fmt::format("<text x=\"{}\" y=\"24\" font-weight=\"bold\">{}</text>\n", left + margin, policy);
-    svg += fmt::format("<text x=\"{}\" y=\"{}\">iterations 1 to {}; gap {:+.2f}, at first {:+.2f}</text>\n", left + margin,
-                       margin + panel_height + 22, points.back().iteration, points.back().gap, points.front().gap);
-    return svg;
+    return plot;
 }
 
 }  // namespace
@@ -116,18 +95,12 @@ std::string gap_curve(const std::filesystem::path& path) {
         policies[record.at("policy")].push_back(p);
     }
     if (policies.empty()) return {};
-    const double width = panel_width + 2 * margin;
-    std::string svg = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" font-family=\"sans-serif\" font-size=\"12\">\n",
-                                  width * static_cast<double>(policies.size()), panel_height + 2 * margin + 20);
-    svg += fmt::format("<text x=\"{}\" y=\"{}\" fill=\"#b5432a\">judge</text><text x=\"{}\" y=\"{}\" fill=\"#2a6db5\">truth</text>\n", margin,
-                       panel_height + 2 * margin, margin + 50, panel_height + 2 * margin);
-    double left = 0;
+    std::vector<io::Plot> plots;
     for (auto& [policy, points] : policies) {
-        std::sort(points.begin(), points.end(), [](const Point& a, const Point& b) { return a.iteration < b.iteration; });
-        svg += panel_of(policy, points, left);
-        left += width;
+        std::ranges::sort(points, {}, &Point::iteration);
+        plots.push_back(plot_of(policy, points));
     }
-    return svg + "</svg>\n";
+    return io::svg_of(plots);
 }
 
 }  // namespace atelier::stage

@@ -48,6 +48,8 @@ grep -q " 12 of 12 stages submitted" "$work/out" || fail "nothing was submitted"
 drain
 [[ -e $work/calm/eval/manifest.json ]] || fail "the undisturbed run did not finish"
 "$ATELIER_BIN/atelier-inspect" --verify "$work/calm" >"$work/out" || { cat "$work/out"; fail "the undisturbed run does not verify"; }
+grep -q "12 of 12 stages complete" "$work/calm/report/index.html" || fail "the run's page does not say that it is complete"
+[[ $(echo "$work"/calm/tb/*/events*) == "$work/calm/tb/edit/events.out.tfevents.0000000001.atelier"*"/tb/t2i/"* ]] || fail "TensorBoard's files did not grow"
 slurm/pipeline.sh --run "$work/calm" >"$work/out"
 grep -q " 0 of " "$work/out" || fail "complete stages were submitted again"
 
@@ -107,5 +109,6 @@ cmp "$work/calm/eval/summary.json" "$work/calm-eval/summary.json" || fail "evalu
 submit failing --set reward.test_failures=1 --set reward.retries=0 --set reward.test_delay=0 >/dev/null
 drain
 grep -q "could not be scored" "$work/failing/failed/curate-t2i.txt" || fail "failed/ does not say why"
+grep -q "could not be scored" "$work/failing/report/index.html" || fail "the run's page does not say why"
 [[ ! -e $work/failing/t2i ]] || fail "a dependent of a failed stage ran"
 echo "slurm: all checks passed"

@@ -131,6 +131,18 @@ done
 code 0 "$bin/atelier-inspect" --verify "$few"
 code 0 "$bin/atelier-inspect" "$few/base/t2i/shard-00001.h5"
 
+# The run's page: pictures of a rollout, the curves, both evaluations; another time the same bytes.
+code 0 "$bin/atelier-inspect" --report "$work/one-t2i"
+page=$work/one-t2i/report/index.html
+for says in "rollout-t2i-0001" "<b>best: " "reward, by dimension" "groups without spread" "eval-teacher-limit-48" "../eval/contact-t2i.png" "when each stage ran"; do
+    grep -qF "$says" "$page" || fail "the run's page has no '$says'"
+done
+sum=$(cat "$page" "$work"/one-t2i/tb/*/events* | md5sum)
+code 0 "$bin/atelier-inspect" --report "$work/one-t2i"
+[[ $sum == "$(cat "$page" "$work"/one-t2i/tb/*/events* | md5sum)" ]] || fail "the run's page changed while the run did not"
+code 3 "$bin/atelier-inspect" --report "$work/one-t2i/eval"
+code 0 "$bin/atelier-inspect" --verify "$work/one-t2i"
+
 # Replay gives the stored log-probabilities bit for bit; a shard with one changed bit is named.
 code 0 "$bin/atelier-inspect" --replay "$work/one-edit/edit/iter-0001/rollout"
 grep -q " 0 differ" "$work/out" || fail "the replay says nothing"

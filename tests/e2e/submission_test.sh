@@ -167,7 +167,7 @@ END
 cat >"$work/quick/slurm/pipeline.sh" <<'END'
 #!/bin/bash
 echo "pipeline $*" >>"${0%/*}/../said"
-mkdir -p mine/eval && echo >mine/eval/manifest.json && echo >mine/eval/table.txt && echo >mine/eval/contact-t2i.png && echo >mine/eval/summary.json
+mkdir -p mine/eval mine/report && echo >mine/report/index.html && echo >mine/eval/manifest.json && echo >mine/eval/table.txt && echo >mine/eval/contact-t2i.png && echo >mine/eval/summary.json
 printf 'evaluate\tevaluate\t-\t-\teval\n' >mine/pipeline.tsv
 printf 'evaluate\t5\n' >mine/jobs.tsv
 END

@@ -15,6 +15,7 @@
 #include "io/hdf5.hpp"
 #include "io/image/png.hpp"
 #include "io/manifest.hpp"
+#include "io/metrics.hpp"
 #include "io/trajectory.hpp"
 #include "io/trajectory_index.hpp"
 #include "model/processor/image_inputs.hpp"
@@ -31,6 +32,7 @@
 #include "stage/rerun.hpp"
 #include "stage/retention.hpp"
 #include "stage/run_model.hpp"
+#include "stage/run_report.hpp"
 #include "stage/schema.hpp"
 #include "stage/scorers.hpp"
 #include "stage/scoring.hpp"
@@ -931,7 +933,53 @@ TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
     const std::string svg = gap_curve(directory_ / "metrics.jsonl");
     EXPECT_THAT(svg, HasSubstr("t2i"));
     EXPECT_THAT(svg, HasSubstr("edit"));
-    EXPECT_THAT(svg, HasSubstr("iterations 1 to 3; gap +2.50, at first +0.50")) << "sorted by iteration; of samples that both scored";
+    EXPECT_THAT(svg, HasSubstr("gap +2.50, at first +0.50")) << "sorted by iteration; of samples that both scored";
+}
+
+TEST_F(Run, ItsPageShowsWhatIsCompleteAndTakesNoTextForMarkup) {
+    const Context c = context({"grpo.iterations=2", "distill.rounds=1", "pipeline.mix=false"});
+    io::write_text(c.run.config(), c.config.to_toml());
+    const auto publish = [&](const fs::path& output) {
+        fs::create_directories(output);
+        io::publish_manifest(output, c.new_manifest("x"));
+    };
+    const auto update = [](int iteration, double reward) {
+        return nlohmann::json{{"stage", "grpo"}, {"policy", "t2i"}, {"iteration", iteration}, {"loss", 0.5}, {"reward", {{"total", {{"mean", reward}, {"low", 1.0}, {"high", 4.0}}}}}};
+    };
+    const auto page = [&] {
+        publish_report(c.run);
+        return io::read_text(c.run.report() / "index.html");
+    };
+    const auto events = [&](int number) { return c.run.tensorboard() / "t2i" / fmt::format("events.out.tfevents.{:010}.atelier", number); };
+    EXPECT_THAT(page(), HasSubstr("0 of 14 stages complete"));
+    EXPECT_FALSE(fs::exists(events(1)));
+
+    for (int i : {1, 2}) io::put_metrics(c.run.metrics(), update(i, 2.0 + i));
+    publish(c.run.policy("t2i", 1));
+    EXPECT_THAT(page(), HasSubstr("1 of 14 stages complete"));
+    EXPECT_THAT(page(), HasSubstr("total at 1: 3 [1, 4]"));
+    EXPECT_THAT(page(), ::testing::Not(HasSubstr("total at 2"))) << "an update that is being made again";
+    const std::string first = io::read_text(events(1));
+    publish(c.run.policy("t2i", 2));
+    EXPECT_THAT(page(), HasSubstr("total at 2: 4 [1, 4]"));
+    EXPECT_TRUE(io::read_text(events(1)).starts_with(first));
+    EXPECT_GT(fs::file_size(events(1)), first.size()) << "the file that TensorBoard reads grows";
+    EXPECT_FALSE(fs::exists(events(2)));
+    io::put_metrics(c.run.metrics(), update(2, 3.5));
+    const std::string before = io::read_text(events(1));
+    EXPECT_THAT(page(), HasSubstr("total at 2: 3.5 [1, 4]"));
+    EXPECT_EQ(io::read_text(events(1)), before);
+    EXPECT_TRUE(fs::exists(events(2))) << "made again: a newer file";
+    const std::string same = page();
+    EXPECT_EQ(page(), same);
+    EXPECT_FALSE(fs::exists(events(3)));
+
+    fs::create_directories(directory_ / "failed");
+    io::write_text(directory_ / "failed/distill-01.txt", "<script>alert(1)</script>");
+    EXPECT_THAT(page(), HasSubstr("&lt;script&gt;alert(1)"));
+    EXPECT_THAT(page(), ::testing::Not(HasSubstr("<script")));
+    io::write_text(c.run.policy("t2i", 2) / "manifest.json", "{");
+    EXPECT_THROW(publish_report(c.run), Error);
 }
 
 TEST_F(Run, InputsOfAShardAreThePromptsTheirPicturesAndTheScorersFiles) {
