@@ -4,6 +4,7 @@
 #   sbatch slurm/pipeline.sh CONFIG [--set section.key=value]... [--run DIR]    a new run (or one that is to go on)
 #   sbatch slurm/pipeline.sh --run RUN                                          go on with a run
 #   sbatch slurm/pipeline.sh --run RUN --from STAGE[,STAGE]...                  stages again, and all that depends on them
+#   sbatch slurm/pipeline.sh --run RUN --set grpo.iterations=N --from STAGE...   more iterations; what was made from the last of before again
 #
 # It may be run without sbatch as well. Stages that are complete are skipped. `column -t RUN/pipeline.tsv` lists the stages.
 #SBATCH --job-name=atelier-pipeline --time=00:10:00 --ntasks=1 --mem=1G
@@ -50,8 +51,20 @@ for variable in $(compgen -e); do
     esac
 done
 
-"$bin/atelier-plan" ${config:+--config "$config"} "${sets[@]}" --run "$run" --slurm >/dev/null
-run=$(cd "$run" && pwd)
+# One submission at a time, and none while jobs of the run are in the queue: they read config.toml when they start.
+claim() {
+    run=$(cd "$run" && pwd)
+    more=$run/.submit.more  # there while a limit on jobs keeps the run from being submitted whole
+    exec 9>"$run/.submit.lock"
+    flock -n 9 || die "another pipeline.sh is submitting $run"
+    waiting=$(queued "$run") || die "nothing was changed; again when Slurm answers"
+    [[ -z $waiting || -e $more && -z $from ]] ||
+        die "$(wc -l <<<"$waiting") jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
+}
+is_there=
+if [[ -e $run/config.toml ]]; then is_there=1 && claim; fi
+"$bin/atelier-plan" ${config:+--config "$config"} "${sets[@]}" --run "$run" --slurm ${from:+--from "$from"} >/dev/null
+[[ -n $is_there ]] || claim
 
 declare -A setting after output stage_of ranks nodes memory time gpus
 while IFS=$'\t' read -r key value; do setting[$key]=$value; done <"$run/slurm.tsv"
@@ -60,14 +73,6 @@ while IFS=$'\t' read -r name stage _ before out r n m t g; do
     names+=("$name")
     stage_of[$name]=$stage after[$name]=$before output[$name]=$out ranks[$name]=$r nodes[$name]=$n memory[$name]=$m time[$name]=$t gpus[$name]=$g
 done <"$run/pipeline.tsv"
-
-# One submission at a time, and none while jobs of the run are in the queue.
-exec 9>"$run/.submit.lock"
-flock -n 9 || die "another pipeline.sh is submitting $run"
-waiting=$(queued "$run") || die "nothing was changed; again when Slurm answers"
-more=$run/.submit.more  # there while a limit on jobs keeps the run from being submitted whole
-[[ -z $waiting || -e $more && -z $from ]] ||
-    die "$(wc -l <<<"$waiting") jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
 
 # What is to be made again is put aside, dependents first, and removed when its jobs are submitted.
 if [[ -n $from ]]; then
@@ -133,5 +138,5 @@ rm -rf "$run"/.aside-* "$run/.submit.said" "$more"
 
 say "$submitted of ${#names[@]} stages submitted"
 say "run     $run"
-say "watch   squeue -o '%.10i %.32j %.3t %.10M %R' ; tail -f $run/logs/*.log ; $run/metrics.jsonl"
+say "watch   squeue -o '%.10i %.32j %.3t %.10M %R' ; tail -f $run/logs/*.log ; $run/report/index.html"
 say "failed  $run/failed/ says which stage failed, and why"

@@ -87,15 +87,16 @@ int run(comm::Communicator& world, int argc, char** argv) {
     for (const std::string& task : context.config.tasks()) stage::configured_sizes(context.config, task);
     const auto jobs = stage::pipeline_jobs(context);
     if (slurm) stage::check_resources(context, jobs);
+    ATELIER_CHECK_USAGE(from.empty() || !directory.empty(), "--from needs --run, the run whose stages are made again");
+    std::vector<std::string> names;
+    std::istringstream list(from);
+    for (std::string name; std::getline(list, name, ',');) names.push_back(name);
     if (!directory.empty()) {
         stage::check_files(context);
+        stage::require_current(context, jobs, names);
         make_run(run, context.config, jobs);
     }
     if (!from.empty()) {
-        ATELIER_CHECK_USAGE(!directory.empty(), "--from needs --run, the run whose stages are made again");
-        std::vector<std::string> names;
-        std::istringstream list(from);
-        for (std::string name; std::getline(list, name, ',');) names.push_back(name);
         for (const auto& path : stage::outputs_made_again(run, jobs, names)) std::cout << path.string() << '\n';
         return 0;
     }

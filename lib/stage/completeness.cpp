@@ -85,6 +85,14 @@ std::vector<fs::path> weight_files(const fs::path& transformer) {
     return files_of(dit::open_weights(transformer));
 }
 
+/// One hash of those of a transformer's files.
+std::string hash_of_files(const std::map<std::string, std::string>& hashes) {
+    if (hashes.size() == 1) return hashes.begin()->second;
+    std::string text;
+    for (const auto& [file, hash] : hashes) text += hash;
+    return io::digest_bytes(text.data(), text.size());
+}
+
 }  // namespace
 
 bool reads_everything(const std::string&) { return true; }
@@ -139,10 +147,18 @@ std::string weights_hash(comm::Communicator& ranks, const fs::path& transformer)
     if (failure) failure->say();
     std::map<std::string, std::string> hashes;
     for (const Json& theirs : gather_json(ranks, mine)) hashes.merge(theirs.get<std::map<std::string, std::string>>());
-    if (hashes.size() == 1) return hashes.begin()->second;
-    std::string text;
-    for (const auto& [file, hash] : hashes) text += hash;
-    return io::digest_bytes(text.data(), text.size());
+    return hash_of_files(hashes);
+}
+
+std::optional<std::string> stated_weights_hash(const fs::path& transformer) {
+    if (!fs::is_directory(transformer) || !manifest_of(transformer)) return std::nullopt;
+    std::map<std::string, std::string> hashes;
+    for (const fs::path& file : weight_files(transformer)) {
+        const auto stated = digest_in_manifest(transformer, file.lexically_relative(transformer).string());
+        if (!stated) return std::nullopt;
+        hashes[file.string()] = stated->hash;
+    }
+    return hash_of_files(hashes);
 }
 
 std::vector<fs::path> files_of(const io::Safetensors& stored) {

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,9 @@ io::FileDigest stated_digest(const std::filesystem::path& directory, const std::
 /// Hash of a directory's transformer weights (all shards), or of its adapter: what names the policy that made a file. As
 /// stated_digest(); where there is no manifest each shard is read by one rank. Collective.
 std::string weights_hash(comm::Communicator& ranks, const std::filesystem::path& transformer);
+
+/// The same from manifests alone: no weight is read. Nothing where no manifest names all its files.
+std::optional<std::string> stated_weights_hash(const std::filesystem::path& transformer);
 
 /// The files that hold tensors, in the order of their names.
 std::vector<std::filesystem::path> files_of(const io::Safetensors& stored);

@@ -45,12 +45,15 @@ std::filesystem::path Context::starting_policy(Reads reads) const {
     return directory;
 }
 
-std::filesystem::path Context::final_policy(const std::string& name) const {
+std::filesystem::path Context::final_directory(const std::string& name) const {
     const auto directory = run.policy(name, iterations(name));
-    const bool averages = config.number("grpo.ema") > 0;
-    require_complete(*world, directory, fmt::format("policy {} has not had its {} iterations", name, iterations(name)),
-                     averages ? reads_average : reads_weights);
-    return averages ? directory / "ema" : directory;
+    return config.number("grpo.ema") > 0 ? directory / "ema" : directory;
+}
+
+std::filesystem::path Context::final_policy(const std::string& name) const {
+    require_complete(*world, run.policy(name, iterations(name)), fmt::format("policy {} has not had its {} iterations", name, iterations(name)),
+                     config.number("grpo.ema") > 0 ? reads_average : reads_weights);
+    return final_directory(name);
 }
 
 rl::SamplingSpec Context::sampling(const flow::ScheduleConfig& schedule) const {

@@ -77,7 +77,9 @@ struct Context {
     /// The transformer that this iteration starts from: the base's, or the previous iteration's
     /// policy, of which `reads` is compared with its hashes. Collective.
     std::filesystem::path starting_policy(Reads reads) const;
-    /// What a policy is after its last iteration: its weights, or their moving average; compared with their hashes. Collective.
+    /// What a policy is after its last iteration: its weights, or their moving average.
+    std::filesystem::path final_directory(const std::string& policy) const;
+    /// The same, complete and compared with its hashes. Collective.
     std::filesystem::path final_policy(const std::string& policy) const;
 
     const std::string& negative(const std::string& task) const {

@@ -49,17 +49,17 @@ void reserve(const Context& c, pipeline::Pipeline& model,
 /// `list`: the candidates before it.
 void check_name(const Context& c, const std::vector<Candidate>& list, const std::string& name) {
     ATELIER_CHECK_USAGE(std::ranges::all_of(name, [](unsigned char x) { return std::isalnum(x) != 0 || x == '-' || x == '_'; }),
-                        "--model {}: a name of letters, digits, - and _ was expected", name);
+                        "model {}: a name of letters, digits, - and _ was expected", name);
     std::vector<std::string> taken{"base", "base-guided", mix_policy, "student"};
     for (const std::string& task : c.config.tasks()) taken.push_back("teacher-" + task);
     for (const Candidate& each : list) taken.push_back(each.name);
-    ATELIER_CHECK_USAGE(std::ranges::find(taken, name) == taken.end(), "--model {}: that is another model's name already; choose one beside {}", name,
+    ATELIER_CHECK_USAGE(std::ranges::find(taken, name) == taken.end(), "model {}: that is another model's name already; choose one beside {}", name,
                         fmt::join(std::set(taken.begin(), taken.end()), ", "));
 }
 
 }  // namespace
 
-std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& extra) {
+std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::string>& models, const std::vector<std::string>& guided_models) {
     const bool guides = c.config.number("sampling.guidance_scale") > 1 &&
                         c.config.text("sampling.guidance_train") != "none";
     std::vector<Candidate> list{{"base", c.base_transformer(), false}};
@@ -77,14 +77,17 @@ std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::st
         require_complete(*c.world, student, "the student was changed", reads_weights);
         list.push_back({"student", student, false});
     }
-    for (const std::string& text : extra) {
+    const auto add_further = [&](const std::string& text, const char* option, bool guided) {
         const auto equals = text.find('=');
-        ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0,
-                            "--model {}: NAME=DIRECTORY was expected", text);
+        ATELIER_CHECK_USAGE(equals != std::string::npos && equals > 0, "--{} {}: NAME=DIRECTORY was expected", option, text);
         check_name(c, list, text.substr(0, equals));
-        list.push_back({text.substr(0, equals), text.substr(equals + 1), false, true});
+        list.push_back({text.substr(0, equals), text.substr(equals + 1), guided, true});
         require_unchanged(*c.world, list.back().transformer);
-    }
+    };
+    for (const std::string& text : models) add_further(text, "model", false);
+    ATELIER_CHECK_USAGE(guides || guided_models.empty(), "--guided-model {}: the run samples without guidance (sampling.guidance_scale, guidance_train); --model does",
+                        guided_models[0]);
+    for (const std::string& text : guided_models) add_further(text, "guided-model", true);
     return list;
 }
 
@@ -134,7 +137,7 @@ int run_evaluate(const Context& given, const std::vector<Candidate>& candidates,
     if (c.world->is_root()) {
         lock = std::make_unique<io::DirectoryLock>(directory);
         io::remove_temporaries(directory);
-        for (std::size_t i = 0; i < candidates.size(); ++i) manifest.inputs[candidates[i].name] = {0, hashes[i]};
+        for (std::size_t i = 0; i < candidates.size(); ++i) manifest.inputs[candidates[i].name + (candidates[i].further && candidates[i].guided ? "/guided" : "")] = {0, hashes[i]};
         if (io::is_complete(directory)) {
             is_done = std::byte{is_same_evaluation(io::read_manifest(directory), manifest)};
             if (is_done == std::byte{0}) {  // what it names is about to change

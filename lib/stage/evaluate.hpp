@@ -9,9 +9,10 @@ namespace atelier::stage {
 
 /// What a run has made so far: the base (and the base with guidance, where teachers use some),
 /// finished teachers and the mixed policy (with their guidance), the last finished student
-/// (without). Then `extra`, each "NAME=DIRECTORY", without guidance. Throws Error(usage) for a NAME of other characters than letters,
-/// digits, - and _, one that stands twice, or one of the run's own (base, base-guided, teacher-<task>, mix, student), finished or not.
-std::vector<Candidate> candidates_of(const Context& context, const std::vector<std::string>& extra);
+/// (without). Then further ones, each "NAME=DIRECTORY", without guidance, and those with the teachers' guidance. Throws Error(usage) for a NAME of other
+/// characters than letters, digits, - and _, one that stands twice, or one of the run's own (base, base-guided, teacher-<task>, mix, student), finished
+/// or not; for a guided one in a run without guidance.
+std::vector<Candidate> candidates_of(const Context& context, const std::vector<std::string>& models, const std::vector<std::string>& guided_models = {});
 
 /// Where an evaluation's results stand: eval/ for all held-out prompts and what the run has made, which is what the pipeline waits for; any
 /// other has a directory of its own beside it, eval-<further model>...[-limit-<limit>].

@@ -31,6 +31,8 @@ std::unique_ptr<Context> make_context(const char* program, const char* what, Nam
     if (extra.models != nullptr)
         add("model", po::value(extra.models)->composing(),
             "NAME=transformer directory, beside what the run has made; may be repeated; results in eval-NAME");
+    if (extra.guided_models != nullptr)
+        add("guided-model", po::value(extra.guided_models)->composing(), "the same, sampled with the teachers' guidance");
     if (extra.limit != nullptr)
         add("limit", po::value(extra.limit)->default_value(0),
             "at most so many prompts of a task, results in eval-limit-N; 0: all");

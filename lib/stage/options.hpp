@@ -13,7 +13,8 @@ enum class Names { nothing, task, policy_and_iteration, task_and_round, round };
 
 /// Options of one program only.
 struct ExtraOptions {
-    std::vector<std::string>* models = nullptr;  ///< --model NAME=DIR, repeated
+    std::vector<std::string>* models = nullptr;         ///< --model NAME=DIR, repeated
+    std::vector<std::string>* guided_models = nullptr;  ///< --guided-model NAME=DIR, repeated
     std::int64_t* limit = nullptr;               ///< --limit N
 };
 

@@ -79,7 +79,88 @@ fs::path states_of(const RunDirectory& run, const Job& job) {
     return job.stage == "grpo" || job.stage == "distill" ? fs::path(job.output).parent_path() / "updates" : fs::path();
 }
 
+/// Weights that a job takes, as its manifest calls them.
+struct Source {
+    std::string name;
+    std::vector<fs::path> directories;
+    bool is_mean = false;  ///< of all of them; else there is one
+};
+
+std::string argument_of(const Job& job, const std::string& option) {
+    const auto found = std::ranges::find(job.arguments, option);
+    ATELIER_CHECK(found != job.arguments.end() && std::next(found) != job.arguments.end(), "{} has no {}", job.name, option);
+    return *std::next(found);
+}
+
+/// Those that other jobs of the run made. The base is the same for all of a run (run_model.hpp).
+std::vector<Source> sources_of(const Context& c, const Job& job) {
+    const std::vector<std::string> tasks = c.config.tasks();
+    if (job.stage == "rollout") {
+        const std::int64_t iteration = std::stoll(argument_of(job, "--iteration"));
+        if (iteration > 1) return {{"policy", {c.run.policy(argument_of(job, "--policy"), iteration - 1)}}};
+    } else if (job.stage == "teacher-dump") {
+        std::vector<Source> sources{{"teacher", {c.final_directory(argument_of(job, "--task"))}}};
+        const std::int64_t round = std::stoll(argument_of(job, "--round"));
+        if (round > 1) {
+            sources.push_back({"student", {c.run.student(round - 1)}});
+        } else if (c.config.text("distill.start") == "average") {
+            sources.push_back({"student", {}, true});
+            for (const std::string& task : tasks) sources.back().directories.push_back(c.final_directory(task));
+        }
+        return sources;
+    } else if (job.stage == "evaluate") {
+        std::vector<Source> sources;
+        if (c.config.flag("pipeline.teachers")) {
+            for (const std::string& task : tasks) sources.push_back({"teacher-" + task, {c.final_directory(task)}});
+            sources.push_back({"student", {c.run.student(c.config.integer("distill.rounds"))}});
+        }
+        if (c.config.flag("pipeline.mix")) sources.push_back({mix_policy, {c.final_directory(mix_policy)}});
+        return sources;
+    }
+    return {};
+}
+
+/// As student_start() has it of a mean. Nothing where one of them is not complete.
+std::optional<std::string> hash_of(const Source& source) {
+    std::string text;
+    for (const fs::path& directory : source.directories) {
+        const auto hash = stated_weights_hash(directory);
+        if (!hash) return std::nullopt;
+        text += *hash;
+    }
+    return source.is_mean ? io::digest_bytes(text.data(), text.size()) : text;
+}
+
 }  // namespace
+
+void require_current(const Context& c, const std::vector<Job>& jobs, const std::vector<std::string>& names) {
+    for (const std::string& name : names) job_of(jobs, name);
+    const std::vector<bool> again = with_dependents(jobs, names);
+    std::vector<std::string> outdated;
+    std::string first;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        const fs::path output = c.run.root / jobs[i].output;
+        if (again[i] || !fs::exists(output / io::manifest_name)) continue;
+        std::optional<io::Manifest> manifest;
+        for (const Source& source : sources_of(c, jobs[i])) {
+            if (!manifest) manifest = io::read_manifest(output);
+            const auto stated = manifest->inputs.find(source.name);
+            if (stated == manifest->inputs.end() || stated->second.hash == hash_of(source)) continue;
+            if (first.empty()) {
+                std::vector<std::string> names_of;
+                for (const fs::path& directory : source.directories) names_of.push_back(directory.lexically_relative(c.run.root).string());
+                first = fmt::format("{} was made from another {} than {}{}", jobs[i].name, source.name, fmt::join(names_of, " and "),
+                                    hash_of(source) ? "" : " (still to be made)");
+            }
+            outdated.push_back(jobs[i].name);
+            break;
+        }
+    }
+    if (outdated.empty()) return;
+    outdated.insert(outdated.end(), names.begin(), names.end());
+    ATELIER_FAIL(ErrorKind::usage, "{}; nothing was changed. It is made again, with all that comes after it, by --from {}", first,
+                 fmt::join(without_dependents(jobs, outdated), ","));
+}
 
 std::vector<fs::path> outputs_made_again(const RunDirectory& run, const std::vector<Job>& jobs, const std::vector<std::string>& names) {
     for (const std::string& name : names) job_of(jobs, name);

@@ -130,6 +130,12 @@ for name in base student teacher-t2i ../up a/b; do
 done
 code 0 "$bin/atelier-inspect" --verify "$few"
 code 0 "$bin/atelier-inspect" "$few/base/t2i/shard-00001.h5"
+# With and without guidance: other pictures, under one name too.
+for option in model guided-model guided-model; do
+    code 0 "$bin/atelier-evaluate" --run "$work/one-t2i" --limit 8 "--$option" "both=$work/one-t2i/t2i/iter-0001/policy"
+    h5dump -a guidance_scale "$work/one-t2i/eval-both-limit-8/both/t2i/shard-00000.h5" >"$work/out"
+    says "(0): $([[ $option == model ]] && echo 1 || echo 2)"
+done
 
 # The run's page: pictures of a rollout, the curves, both evaluations; another time the same bytes.
 code 0 "$bin/atelier-inspect" --report "$work/one-t2i"

@@ -132,7 +132,11 @@ rm "$work/refuse"
 ) || exit 1
 
 # Stages again. Complete ones are those that have a manifest.
-publish() { mkdir -p "$run/$1" && printf '{"schema": "atelier.manifest", "schema_version": 1, "facts": %s}\n' "$2" >"$run/$1/manifest.json"; }
+publish() {
+    mkdir -p "$run/$1"
+    printf '{"schema": "atelier.manifest", "schema_version": 1, "stage": "", "task": "", "iteration": 1, "config_hash": "", "code_version": "", "host": "",
+        "world_size": 1, "started_utc": "", "finished_utc": "", "inputs": {}, "outputs": {}, "facts": %s}\n' "$2" >"$run/$1/manifest.json"
+}
 while IFS=$'\t' read -r _ _ _ _ output _; do publish "$output" '{}'; done <"$run/pipeline.tsv"
 publish t2i/iter-0001/policy '{"optimizer_state": "given up"}'
 publish opd/round-01/teacher-t2i '{"kept": "summary"}'

@@ -20,6 +20,7 @@
 #include "io/trajectory_index.hpp"
 #include "model/processor/image_inputs.hpp"
 #include "model/processor/resize.hpp"
+#include "nn/lora_file.hpp"
 #include "ops/cuda/open_device.hpp"
 #include "stage/curate.hpp"
 #include "stage/dag.hpp"
@@ -917,6 +918,69 @@ TEST_F(Run, WhatEveryJobWouldRefuseIsRefusedWhenItIsPlanned) {
     EXPECT_THAT(resources(set), HasSubstr("slurm.evaluate.gpus_per_node = 1: at least 2 was expected"));
     set.insert(set.end(), {"reward.ranks=1", "slurm.curate.ranks=2", "slurm.rollout.ranks=2"});
     EXPECT_EQ(resources(set), "(no error)") << "a judge that measures needs no GPU";
+}
+
+TEST_F(Run, ExperimentsDifferFromTheMiniatureInWhatTheySay) {
+    const auto mini = context({"pipeline.mix=false"}).config;
+    for (const char* guidance : {"conditional", "guided", "none"}) {
+        const auto file = fs::path(ATELIER_SOURCE_DIR) / "configs/experiments" / fmt::format("guidance-{}.toml", guidance);
+        const auto experiment = config::Config::resolve(file, {}, schema());
+        EXPECT_EQ(experiment.text("sampling.guidance_train"), guidance);
+        EXPECT_EQ(experiment.differences(mini, true).size(), std::string(guidance) == "conditional" ? 0u : 1u) << guidance;
+        EXPECT_TRUE(experiment.differences(mini, false).empty());
+    }
+}
+
+TEST_F(Run, WhatWasMadeFromOtherWeightsIsNamedBeforeARunGoesOn) {
+    const auto with = [&](int iterations, const std::vector<std::string>& set = {}) {
+        std::vector<std::string> all{fmt::format("grpo.iterations={}", iterations), "distill.rounds=2", "distill.start=base"};
+        all.insert(all.end(), set.begin(), set.end());
+        return context(all);
+    };
+    const auto publish = [&](const fs::path& output, const std::map<std::string, std::string>& inputs, const std::string& weights = "") {
+        fs::create_directories(directory_ / output);
+        io::Manifest m;
+        for (const auto& [name, hash] : inputs) m.inputs[name] = {0, hash};
+        if (!weights.empty()) {
+            io::write_text(directory_ / output / nn::lora_file_name, weights);
+            m.outputs[nn::lora_file_name] = {};
+        }
+        io::publish_manifest(directory_ / output, m);
+        return weights.empty() ? "" : io::digest_bytes(weights.data(), weights.size());
+    };
+    // Two iterations, two rounds; every policy's weights are its name.
+    std::map<std::string, std::string> last;
+    for (const std::string policy : {"t2i", "edit", "mix"})
+        for (const char* i : {"1", "2"}) {
+            publish(policy + "/iter-000" + i + "/rollout", last.contains(policy) ? std::map<std::string, std::string>{{"policy", last[policy]}} : std::map<std::string, std::string>{});
+            last[policy] = publish(policy + "/iter-000" + i + "/policy", {}, policy + i);
+        }
+    for (const char* round : {"1", "2"}) {
+        for (const std::string task : {"t2i", "edit"})
+            publish(fmt::format("opd/round-0{}/teacher-{}", round, task), {{"teacher", last[task]}, {"student", last.contains("student") ? last["student"] : "base"}});
+        last["student"] = publish(fmt::format("opd/round-0{}/student", round), {}, std::string("student") + round);
+    }
+    publish("eval", {{"base", "base"}, {"teacher-t2i", last["t2i"]}, {"teacher-edit", last["edit"]}, {"mix", last["mix"]}, {"student", last["student"]}});
+    const auto refusal = [](const Context& c, const std::vector<std::string>& names = {}) {
+        return refusal_of([&] { require_current(c, pipeline_jobs(c), names); });
+    };
+    EXPECT_EQ(refusal(with(2)), "(no error)");
+    const std::string more = refusal(with(3));
+    EXPECT_THAT(more, HasSubstr("was made from another teacher than "));
+    EXPECT_THAT(more, HasSubstr("/iter-0003/policy (still to be made); nothing was changed"));
+    EXPECT_THAT(more, ::testing::EndsWith("--from teacher-dump-edit-01,teacher-dump-t2i-01")) << "the evaluation comes after them";
+    EXPECT_THAT(refusal(with(2, {"distill.start=average"})), HasSubstr("teacher-dump-edit-01 was made from another student than edit/iter-0002/policy and t2i/iter-0002/policy; "));
+    EXPECT_EQ(refusal(with(3), {"teacher-dump-edit-01", "teacher-dump-t2i-01"}), "(no error)") << "what comes after them is made again with them";
+    EXPECT_THAT(refusal(with(3), {"teacher-dump-edit-01"}), HasSubstr("teacher-dump-t2i-01")) << "one of two";
+    EXPECT_THAT(refusal(with(2, {"mix.iterations=3"})), HasSubstr("evaluate was made from another mix than mix/iter-0003/policy"));
+    EXPECT_EQ(refusal(with(2, {"mix.iterations=3"}), {"evaluate"}), "(no error)");
+    EXPECT_THAT(refusal(with(1)), HasSubstr("iter-0001/policy; nothing was changed")) << "fewer";
+    EXPECT_THAT(refusal(with(2, {"grpo.ema=0.9"})), HasSubstr("policy/ema (still to be made)"));
+    // Weights that somebody made again.
+    publish("t2i/iter-0001/policy", {}, "another");
+    EXPECT_THAT(refusal(with(2)), HasSubstr("rollout-t2i-0002 was made from another policy than t2i/iter-0001/policy; nothing was changed"));
+    EXPECT_THAT(refusal(with(2)), ::testing::EndsWith("--from rollout-t2i-0002")) << "all others come after it";
+    EXPECT_EQ(with(2).config.hash(), with(3, {"task.t2i.iterations=5", "reward.max_absent=0.5", "reward.gap_stop=1"}).config.hash());
 }
 
 TEST_F(Run, TheGapsCurveHasAPanelForEachPolicy) {
