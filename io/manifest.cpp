@@ -50,6 +50,12 @@ std::string text_of(const fs::path& directory) {
     return read_text(path);
 }
 
+/// Of those whose hash is empty.
+void digest_missing(const fs::path& directory, std::map<std::string, FileDigest>& outputs) {
+    for (auto& [name, digest] : outputs)
+        if (digest.hash.empty()) digest = digest_file(directory / name);
+}
+
 void check_schema(const Json& json, const fs::path& path) {
     ATELIER_CHECK_INPUT(json.is_object() && json.value("schema", Json()) == "atelier.manifest", "{} is no manifest", path.string());
 }
@@ -87,8 +93,7 @@ double seconds_of(const std::string& utc) {
 }
 
 void publish_manifest(const fs::path& directory, Manifest m) {
-    for (auto& [name, digest] : m.outputs)
-        if (digest.hash.empty()) digest = digest_file(directory / name);
+    digest_missing(directory, m.outputs);
     m.host = process().host;
     m.world_size = process().world_size;
     m.finished_utc = utc_now();
@@ -108,14 +113,20 @@ void publish_manifest(const fs::path& directory, Manifest m) {
 }
 
 void republish_manifest(const fs::path& directory, const std::function<bool(const std::string&)>& drops, const std::string& fact, const Json& value) {
-    const fs::path path = directory / manifest_name;
+    Manifest m = read_manifest(directory);
+    std::erase_if(m.outputs, [&](const auto& output) { return drops(output.first); });
+    republish_manifest(directory, directory, std::move(m.outputs), fact, value);
+}
+
+void republish_manifest(const fs::path& from, const fs::path& directory, std::map<std::string, FileDigest> outputs, const std::string& fact, const Json& value) {
+    const fs::path path = from / manifest_name;
     const std::string text = read_text(path);
     parse_manifest(text, path);  // says what is wrong with it
     Json json = parse_json(text, path.string());
-    Json& outputs = json.at("outputs");
-    for (auto entry = outputs.begin(); entry != outputs.end();) entry = drops(entry.key()) ? outputs.erase(entry) : std::next(entry);
+    digest_missing(directory, outputs);
+    json["outputs"] = to_json(outputs);
     json["facts"][fact] = value;
-    publish_text(path, json.dump(1) + "\n");
+    publish_text(directory / manifest_name, json.dump(1) + "\n");
 }
 
 Manifest read_manifest(const fs::path& directory) { return parse_manifest(text_of(directory), directory / manifest_name); }

@@ -31,6 +31,9 @@ void publish_manifest(const std::filesystem::path& directory, Manifest manifest)
 /// Publishes the manifest anew without the outputs that `drops` says, and with one fact more; all else stays as it was.
 void republish_manifest(const std::filesystem::path& directory, const std::function<bool(const std::string& name)>& drops, const std::string& fact,
                         const nlohmann::json& value);
+/// The manifest of `from` for the directory that takes its place: with these outputs (digested as publish_manifest() does) and one fact more.
+void republish_manifest(const std::filesystem::path& from, const std::filesystem::path& directory, std::map<std::string, FileDigest> outputs,
+                        const std::string& fact, const nlohmann::json& value);
 
 /// Throws Error(input) naming the file and what is wrong with it.
 Manifest read_manifest(const std::filesystem::path& directory);

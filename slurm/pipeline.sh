@@ -60,6 +60,9 @@ claim() {
     waiting=$(queued "$run") || die "nothing was changed; again when Slurm answers"
     [[ -z $waiting || -e $more && -z $from ]] ||
         die "$(wc -l <<<"$waiting") jobs of $run are in the queue: wait, or scancel them (their numbers are in $run/jobs.tsv)"
+    # Those that wait were told after which jobs they come.
+    [[ -z $waiting || $("$bin/atelier-plan" "${config:-$run/config.toml}" "${sets[@]}") == "$("$bin/atelier-plan" "$run/config.toml")" ]] ||
+        die "jobs of $run are in the queue, and the plan would have other stages than they know: wait, or scancel them"
 }
 is_there=
 if [[ -e $run/config.toml ]]; then is_there=1 && claim; fi

@@ -203,8 +203,8 @@ else
     account "${lines[@]}"
 fi
 rm -f "$stops"
-# The run's page and TensorBoard's files, where there is something new to see.
-if ((code != 0)) || [[ $stage != @(rollout|teacher-dump) ]]; then
-    "${setup[@]}" "${setting[bin]}/atelier-inspect" --report "$run" >/dev/null || echo "stage: $run/report was not written"
+# The run's page and TensorBoard's files, where there is something new to see, and time for it.
+if [[ -z $asked ]] && { ((code != 0)) || [[ $stage != @(rollout|teacher-dump) ]]; }; then
+    timeout --kill-after=5 30 "${setup[@]}" "${setting[bin]}/atelier-inspect" --report "$run" >/dev/null || echo "stage: $run/report was not written"
 fi
 exit "$code"

@@ -94,11 +94,10 @@ int run(comm::Communicator& world, int argc, char** argv) {
     if (!directory.empty()) {
         stage::check_files(context);
         stage::require_current(context, jobs, names);
+        const auto again = stage::outputs_made_again(run, jobs, names);
         make_run(run, context.config, jobs);
-    }
-    if (!from.empty()) {
-        for (const auto& path : stage::outputs_made_again(run, jobs, names)) std::cout << path.string() << '\n';
-        return 0;
+        for (const auto& path : again) std::cout << path.string() << '\n';
+        if (!from.empty()) return 0;
     }
     if (print) std::cout << context.config.describe();
     if (storage) std::cout << stage::describe_storage(context);

@@ -151,13 +151,16 @@ std::string weights_hash(comm::Communicator& ranks, const fs::path& transformer)
 }
 
 std::optional<std::string> stated_weights_hash(const fs::path& transformer) {
-    if (!fs::is_directory(transformer) || !manifest_of(transformer)) return std::nullopt;
+    const auto named = manifest_of(transformer);
+    if (!named) return std::nullopt;
     std::map<std::string, std::string> hashes;
-    for (const fs::path& file : weight_files(transformer)) {
-        const auto stated = digest_in_manifest(transformer, file.lexically_relative(transformer).string());
-        if (!stated) return std::nullopt;
-        hashes[file.string()] = stated->hash;
+    for (const auto& [name, digest] : io::read_manifest(named->directory).outputs) {
+        if (!name.starts_with(named->prefix)) continue;
+        const std::string file = name.substr(named->prefix.size());
+        if (file == nn::lora_file_name) return digest.hash;
+        if (file.ends_with(".safetensors") && file.find('/') == std::string::npos) hashes[file] = digest.hash;
     }
+    if (hashes.empty()) return std::nullopt;
     return hash_of_files(hashes);
 }
 

@@ -40,7 +40,7 @@ io::FileDigest stated_digest(const std::filesystem::path& directory, const std::
 /// stated_digest(); where there is no manifest each shard is read by one rank. Collective.
 std::string weights_hash(comm::Communicator& ranks, const std::filesystem::path& transformer);
 
-/// The same from manifests alone: no weight is read. Nothing where no manifest names all its files.
+/// The same by the manifest alone: no file of weights is looked at. Nothing where no manifest names any.
 std::optional<std::string> stated_weights_hash(const std::filesystem::path& transformer);
 
 /// The files that hold tensors, in the order of their names.

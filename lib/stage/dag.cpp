@@ -92,7 +92,7 @@ std::vector<Job> pipeline_jobs(const Context& c) {
     if (!c.config.flag("curate.enabled")) all_curated = judged;
     for (const std::string& task : tasks) {
         // Names in the run's directory.
-        for (const char* taken : {mix_policy, "eval", "failed", "judge", "judge-training", "logs", "opd", "prompts", "report", "tb"})
+        for (const char* taken : {mix_policy, "eval", "failed", "judge", "judge-training", "logs", "opd", "prompts", "report", "student", "tb"})
             ATELIER_CHECK_USAGE(task != taken && !task.starts_with("eval-"), "a task cannot be named {}: the run keeps something else under that name", task);
         curated[task] = judged;
         if (!c.config.flag("curate.enabled")) continue;

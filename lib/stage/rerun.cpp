@@ -84,6 +84,7 @@ struct Source {
     std::string name;
     std::vector<fs::path> directories;
     bool is_mean = false;  ///< of all of them; else there is one
+    bool is_last = true;   ///< which of a policy's weights it is follows from how many iterations there are
 };
 
 std::string argument_of(const Job& job, const std::string& option) {
@@ -97,12 +98,12 @@ std::vector<Source> sources_of(const Context& c, const Job& job) {
     const std::vector<std::string> tasks = c.config.tasks();
     if (job.stage == "rollout") {
         const std::int64_t iteration = std::stoll(argument_of(job, "--iteration"));
-        if (iteration > 1) return {{"policy", {c.run.policy(argument_of(job, "--policy"), iteration - 1)}}};
+        if (iteration > 1) return {{"policy", {c.run.policy(argument_of(job, "--policy"), iteration - 1)}, false, false}};
     } else if (job.stage == "teacher-dump") {
         std::vector<Source> sources{{"teacher", {c.final_directory(argument_of(job, "--task"))}}};
         const std::int64_t round = std::stoll(argument_of(job, "--round"));
         if (round > 1) {
-            sources.push_back({"student", {c.run.student(round - 1)}});
+            sources.push_back({"student", {c.run.student(round - 1)}, false, false});
         } else if (c.config.text("distill.start") == "average") {
             sources.push_back({"student", {}, true});
             for (const std::string& task : tasks) sources.back().directories.push_back(c.final_directory(task));
@@ -145,12 +146,14 @@ void require_current(const Context& c, const std::vector<Job>& jobs, const std::
         for (const Source& source : sources_of(c, jobs[i])) {
             if (!manifest) manifest = io::read_manifest(output);
             const auto stated = manifest->inputs.find(source.name);
-            if (stated == manifest->inputs.end() || stated->second.hash == hash_of(source)) continue;
+            const auto hash = hash_of(source);
+            const bool is_stated = stated != manifest->inputs.end();
+            if (is_stated ? stated->second.hash == hash || (!hash && !source.is_last) : jobs[i].stage != "evaluate") continue;
             if (first.empty()) {
-                std::vector<std::string> names_of;
-                for (const fs::path& directory : source.directories) names_of.push_back(directory.lexically_relative(c.run.root).string());
-                first = fmt::format("{} was made from another {} than {}{}", jobs[i].name, source.name, fmt::join(names_of, " and "),
-                                    hash_of(source) ? "" : " (still to be made)");
+                std::vector<std::string> places;
+                for (const fs::path& directory : source.directories) places.push_back(directory.lexically_relative(c.run.root).string());
+                first = fmt::format("{} was made {} {}{}{}", jobs[i].name, is_stated ? "from another" : "without", source.name,
+                                    is_stated ? fmt::format(" than {}", fmt::join(places, " and ")) : "", hash ? "" : " (still to be made)");
             }
             outdated.push_back(jobs[i].name);
             break;

@@ -12,27 +12,26 @@ namespace atelier::stage {
 void retain(const Context& c, const std::filesystem::path& directory) {
     const std::string keep = c.config.text("storage.keep");
     if (keep == "all" || !std::filesystem::exists(directory / io::manifest_name)) return;
-    io::Manifest manifest = io::read_manifest(directory);
+    const io::Manifest manifest = io::read_manifest(directory);
     const std::string before = manifest.facts.value("kept", "all");
     if (before == keep || before == "nothing") return;
     std::vector<std::string> shards;
     for (const auto& [name, digest] : manifest.outputs)
         if (name.starts_with("shard-")) shards.push_back(name);
-    manifest.facts["kept"] = keep;
     io::publish_directory(directory, [&](const std::filesystem::path& temporary) {
-        manifest.outputs.clear();
+        std::map<std::string, io::FileDigest> outputs;
         if (keep == "summary") {
             for (const std::string& name : shards) {
                 auto shard = io::read_trajectory(directory / name, {}, io::TrajectoryParts::summary);
                 for (io::TrajectorySamples& s : shard.shapes) io::drop_states(s);
                 io::write_trajectory(temporary / name, shard);
-                manifest.outputs[name] = {};
+                outputs[name] = {};
             }
-            for (const std::string& name : io::publish_trajectory_index(temporary, shards)) manifest.outputs[name] = {};
+            for (const std::string& name : io::publish_trajectory_index(temporary, shards)) outputs[name] = {};
         }
         if (std::filesystem::exists(directory / timeline_name))
             std::filesystem::copy_file(directory / timeline_name, temporary / timeline_name);
-        io::publish_manifest(temporary, manifest);
+        io::republish_manifest(directory, temporary, std::move(outputs), "kept", keep);
     });
 }
 

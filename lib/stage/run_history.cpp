@@ -56,12 +56,17 @@ std::vector<JobState> job_states(const Context& c) {
         state.kind = job.name.substr(0, digit == std::string::npos ? 0 : digit + 1);
         if (state.kind.ends_with('-')) state.kind.pop_back();
         const auto output = c.run.root / job.output, account = c.run.root / "failed" / (job.name + ".txt");
-        if (std::filesystem::exists(output / io::manifest_name)) {
-            const io::Manifest m = io::read_manifest(output);
-            JobState::Made& made = state.made.emplace(JobState::Made{io::seconds_of(m.started_utc), io::seconds_of(m.finished_utc), m.host, m.world_size, {}});
-            for (const auto& [name, digest] : m.outputs) made.outputs.push_back(name);
-        }
         if (std::filesystem::exists(account)) state.account = io::read_text(account);
+        try {
+            if (std::filesystem::exists(output / io::manifest_name)) {
+                const io::Manifest m = io::read_manifest(output);
+                JobState::Made made{io::seconds_of(m.started_utc), io::seconds_of(m.finished_utc), m.host, m.world_size, {}};
+                for (const auto& [name, digest] : m.outputs) made.outputs.push_back(name);
+                state.made = std::move(made);
+            }
+        } catch (const Error& e) {
+            state.account += e.message() + "\n";
+        }
         state.job = std::move(job);
     }
     return states;

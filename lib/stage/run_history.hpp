@@ -16,7 +16,7 @@ namespace atelier::stage {
 /// A job of a run, and what became of it.
 struct JobState {
     struct Made {
-        double began = 0, ended = 0;  ///< seconds since 1970; of the attempt that completed it
+        double began = 0, ended = 0;  ///< seconds since 1970; of the attempt that completed it, not of those that were stopped before
         std::string host;
         int ranks = 1;
         std::vector<std::string> outputs;  ///< names relative to the job's output
@@ -24,10 +24,10 @@ struct JobState {
     Job job;
     std::string kind;          ///< its name without the number: "grpo-t2i"
     std::optional<Made> made;  ///< it is complete
-    std::string account;       ///< how it failed (failed/); empty: it didn't
+    std::string account;       ///< how it failed (failed/), what is wrong with its manifest; empty: nothing
 };
 
-/// Every job of a run, in the pipeline's order, from manifests alone: outputs are not compared. Throws Error(input) for a damaged manifest.
+/// Every job of a run, in the pipeline's order, from manifests alone: outputs are not compared.
 std::vector<JobState> job_states(const Context& context);
 
 /// One value of a curve.

@@ -80,7 +80,7 @@ std::string stages_table(const std::vector<JobState>& jobs) {
                                 : fmt::format("<td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n", duration(all),
                                               duration(seconds[seconds.size() / 2]), duration(seconds.back()), ranks);
     }
-    return html + "</table>\n";
+    return html + "</table>\n<p class=\"quiet\">Of a stage that was stopped and went on, the time since it last started.</p>\n";
 }
 
 std::string failures(const std::vector<JobState>& jobs) {
@@ -116,6 +116,18 @@ std::string plot_one(const Curves& curves, const std::string& name, const std::s
     // What is off is 0 throughout.
     if (found == curves.end() || std::ranges::all_of(found->second, [](const CurvePoint& p) { return p.value == 0; })) return "";
     return io::svg_of(io::Plot{title, x_label, {line_of(title, found->second)}});
+}
+
+/// What `make` makes, or why it could not: a file that is damaged, or made anew while it is read, takes nothing else off the page.
+template <typename Make>
+std::string whatever_comes_of(const Make& make) {
+    try {
+        return make();
+    } catch (const Error& e) {
+        return fmt::format("<p class=\"failed\">{}</p>\n", escape_html(e.message()));
+    } catch (const std::exception& e) {  // of JSON of another form, of directories that go away
+        return fmt::format("<p class=\"failed\">{}</p>\n", escape_html(e.what()));
+    }
 }
 
 /// Of every policy that is trained by reinforcement, then of the student.
@@ -167,20 +179,24 @@ std::string sample_figure(const char* which, const ShownSample& sample) {
     return figure(sample.picture, caption);
 }
 
+std::string pictures_of(const RunDirectory& run, const JobState& rollout) {
+    std::string groups;
+    for (const ShownGroup& group : groups_to_show(run, rollout)) {
+        std::string pictures;
+        for (const io::Image& reference : group.references) pictures += figure(reference, "reference");
+        groups += fmt::format("<div class=\"group\"><p>{} <span class=\"quiet\">{}</span></p><div class=\"pictures\">{}{}{}</div></div>\n", escape_html(group.text),
+                              escape_html(group.category), pictures, sample_figure("best", group.best), sample_figure("worst", group.worst));
+    }
+    return groups.empty() ? "" : fmt::format("<h3>{}</h3>\n<div class=\"groups\">\n{}</div>\n", escape_html(rollout.job.name), groups);
+}
+
 /// Some groups of each policy's newest rollout that is complete.
 std::string newest_pictures(const RunDirectory& run, const std::vector<JobState>& jobs) {
     std::string html;
     for (const auto& [kind, states] : by_kind(jobs)) {
         const auto newest = std::ranges::find_if(states.rbegin(), states.rend(), [](const JobState* s) { return s->job.stage == "rollout" && is_made(*s); });
         if (newest == states.rend()) continue;
-        std::string groups;
-        for (const ShownGroup& group : groups_to_show(run, **newest)) {
-            std::string pictures;
-            for (const io::Image& reference : group.references) pictures += figure(reference, "reference");
-            groups += fmt::format("<div class=\"group\"><p>{} <span class=\"quiet\">{}</span></p><div class=\"pictures\">{}{}{}</div></div>\n", escape_html(group.text),
-                                  escape_html(group.category), pictures, sample_figure("best", group.best), sample_figure("worst", group.worst));
-        }
-        if (!groups.empty()) html += fmt::format("<h3>{}</h3>\n<div class=\"groups\">\n{}</div>\n", escape_html((*newest)->job.name), groups);
+        html += whatever_comes_of([&, rollout = *newest] { return pictures_of(run, *rollout); });
     }
     return html.empty() ? "" : "<p class=\"quiet\">The best and the worst sample of some prompts; a score's reason appears where it is pointed at.</p>\n" + html;
 }
@@ -241,9 +257,10 @@ std::string evaluations(const RunDirectory& run) {
     for (const auto& entry : fs::directory_iterator(run.root))
         if (entry.path().filename().string().starts_with("eval-") && fs::exists(entry.path() / io::manifest_name)) further.push_back(entry.path());
     std::ranges::sort(further);
-    if (fs::exists(run.evaluation() / io::manifest_name)) html += evaluation(run.evaluation());
+    if (fs::exists(run.evaluation() / io::manifest_name)) html += whatever_comes_of([&] { return evaluation(run.evaluation()); });
     for (const fs::path& directory : further)
-        html += fmt::format("<details><summary>{}</summary>\n{}</details>\n", escape_html(directory.filename().string()), evaluation(directory));
+        html += fmt::format("<details><summary>{}</summary>\n{}</details>\n", escape_html(directory.filename().string()),
+                            whatever_comes_of([&] { return evaluation(directory); }));
     return html;
 }
 
@@ -273,7 +290,7 @@ std::string judge(const RunDirectory& run) {
     return fs::exists(run.judge() / io::manifest_name) && fs::exists(table) ? fmt::format("<pre>{}</pre>\n", escape_html(io::read_text(table))) : "";
 }
 
-std::string page(const Context& c, const std::vector<JobState>& jobs, const std::map<std::string, Curves>& curves) {
+std::string page(const Context& c, const std::vector<JobState>& jobs, const std::function<std::map<std::string, Curves>()>& curves) {
     const auto made = static_cast<std::size_t>(std::ranges::count_if(jobs, is_made));
     const std::string name = escape_html((c.run.root / "").parent_path().filename().string());
     std::string html = "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n";
@@ -285,10 +302,10 @@ std::string page(const Context& c, const std::vector<JobState>& jobs, const std:
                         escape_html(c.model().string()), c.config.hash());
     html += section("Failed", failures(jobs));
     html += section("Evaluation", evaluations(c.run));
-    html += section("Learning", learning(c, curves));
+    html += section("Learning", whatever_comes_of([&] { return learning(c, curves()); }));
     html += section("Newest samples", newest_pictures(c.run, jobs));
-    html += section("Judge", judge(c.run));
-    html += section("Curation", curation(c.run));
+    html += section("Judge", whatever_comes_of([&] { return judge(c.run); }));
+    html += section("Curation", whatever_comes_of([&] { return curation(c.run); }));
     html += section("Stages", stages_table(jobs) + times_plot(jobs));
     html += section("Configuration", fmt::format("<details><summary>config.toml</summary>\n<pre>{}</pre></details>\n", escape_html(io::read_text(c.run.config()))));
     return html + "</html>\n";
@@ -318,9 +335,8 @@ void publish_report(const RunDirectory& run) {
     const io::Turn turn(run.report() / ".lock");
     io::remove_temporaries(run.report());
     const auto jobs = job_states(c);
-    const auto curves = curves_of(run, jobs);
-    for (const auto& [policy, of_policy] : curves) write_events(run.tensorboard() / policy, of_policy);
-    io::publish_text(run.report() / "index.html", page(c, jobs, curves));
+    io::publish_text(run.report() / "index.html", page(c, jobs, [&] { return curves_of(run, jobs); }));
+    for (const auto& [policy, curves] : curves_of(run, jobs)) write_events(run.tensorboard() / policy, curves);
 }
 
 }  // namespace atelier::stage

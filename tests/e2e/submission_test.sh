@@ -108,6 +108,8 @@ rm "$work/refuse"
     refused slurm/pipeline.sh --run "$work/limited" --from evaluate
     says "4 jobs of $work/limited are in the queue"
     echo 6 >"$work/most"
+    refused slurm/pipeline.sh --run "$work/limited" --set task.edit.iterations=3
+    says "the plan would have other stages than they know"
     refused slurm/pipeline.sh --run "$work/limited"
     says "1 stages were submitted (jobs.tsv) and will run; "
     (($(wc -l <"$work/limited/jobs.tsv") == 5)) || fail "the jobs that wait are forgotten"

@@ -10,6 +10,7 @@
 #include <set>
 #include <sstream>
 
+#include "core/json.hpp"
 #include "io/csv.hpp"
 #include "io/file_io.hpp"
 #include "io/hdf5.hpp"
@@ -395,10 +396,18 @@ TEST_F(Run, ASummaryIsKeptOfShardsWhoseStatesAreNotRead) {
         for (const char* name : {"/shape-1x2/x", "/shape-1x2/x_next"}) ASSERT_GE(H5Ldelete(file.id(), name, H5P_DEFAULT), 0);
     }
     EXPECT_THROW(io::read_trajectory(path), Error);
+    // Who gives up the states did not make the samples.
+    nlohmann::json made = read_json(rollout / io::manifest_name);
+    made["host"] = "elsewhere", made["world_size"] = 7, made["finished_utc"] = "2025-01-31T12:00:00Z";
+    io::write_text(rollout / io::manifest_name, made.dump(1));
     retain(context({"storage.keep=all"}), rollout);
     EXPECT_FALSE(gave_up_trajectories(rollout));
     retain(context({"storage.keep=summary"}), rollout);
     EXPECT_TRUE(gave_up_trajectories(rollout));
+    const io::Manifest kept = io::read_manifest(rollout);
+    EXPECT_EQ(std::tie(kept.host, kept.world_size, kept.finished_utc), std::make_tuple("elsewhere", 7, "2025-01-31T12:00:00Z"));
+    EXPECT_EQ(io::seconds_of(kept.finished_utc), 1738324800);
+    EXPECT_THROW(io::seconds_of("2025-01-31 12:00"), Error);
     EXPECT_EQ(io::digest_file(path), io::digest_file(expected));
     EXPECT_TRUE(io::is_complete(rollout));
     EXPECT_EQ(io::read_trajectory(rollout / io::trajectory_index_name, {}, io::TrajectoryParts::summary).shapes.at(0).picture, s.picture);
@@ -976,6 +985,15 @@ TEST_F(Run, WhatWasMadeFromOtherWeightsIsNamedBeforeARunGoesOn) {
     EXPECT_EQ(refusal(with(2, {"mix.iterations=3"}), {"evaluate"}), "(no error)");
     EXPECT_THAT(refusal(with(1)), HasSubstr("iter-0001/policy; nothing was changed")) << "fewer";
     EXPECT_THAT(refusal(with(2, {"grpo.ema=0.9"})), HasSubstr("policy/ema (still to be made)"));
+    // A policy in between that is gone is made again as it was; so is not an evaluation without a model that there is now.
+    fs::rename(directory_ / "t2i/iter-0001/policy", directory_ / "away");
+    EXPECT_EQ(refusal(with(2)), "(no error)");
+    fs::rename(directory_ / "away", directory_ / "t2i/iter-0001/policy");
+    fs::remove(directory_ / "t2i/iter-0001/policy" / nn::lora_file_name);
+    EXPECT_EQ(refusal(with(2)), "(no error)") << "weights that were given up by hand";
+    publish("eval", {{"base", "base"}, {"teacher-t2i", last["t2i"]}, {"teacher-edit", last["edit"]}, {"mix", last["mix"]}});
+    EXPECT_THAT(refusal(with(2)), HasSubstr("evaluate was made without student; nothing was changed. It is made again, with all that comes after it, by --from evaluate"));
+    publish("eval", {{"base", "base"}, {"teacher-t2i", last["t2i"]}, {"teacher-edit", last["edit"]}, {"mix", last["mix"]}, {"student", last["student"]}});
     // Weights that somebody made again.
     publish("t2i/iter-0001/policy", {}, "another");
     EXPECT_THAT(refusal(with(2)), HasSubstr("rollout-t2i-0002 was made from another policy than t2i/iter-0001/policy; nothing was changed"));
@@ -1042,8 +1060,15 @@ TEST_F(Run, ItsPageShowsWhatIsCompleteAndTakesNoTextForMarkup) {
     io::write_text(directory_ / "failed/distill-01.txt", "<script>alert(1)</script>");
     EXPECT_THAT(page(), HasSubstr("&lt;script&gt;alert(1)"));
     EXPECT_THAT(page(), ::testing::Not(HasSubstr("<script")));
+    // What is damaged is said in its place, and the rest is shown.
     io::write_text(c.run.policy("t2i", 2) / "manifest.json", "{");
-    EXPECT_THROW(publish_report(c.run), Error);
+    fs::create_directories(directory_ / "eval-early");
+    io::publish_manifest(directory_ / "eval-early", c.new_manifest("evaluate"));
+    const std::string damaged = page();
+    EXPECT_THAT(damaged, HasSubstr("1 of 14 stages complete"));
+    EXPECT_THAT(damaged, HasSubstr("iter-0002/policy/manifest.json"));
+    EXPECT_THAT(damaged, HasSubstr("eval-early/summary.json"));
+    EXPECT_THAT(damaged, HasSubstr("total at 1: 3 [1, 4]"));
 }
 
 TEST_F(Run, InputsOfAShardAreThePromptsTheirPicturesAndTheScorersFiles) {
