@@ -62,6 +62,8 @@ if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,$stage,* ]]
 export OMP_NUM_THREADS=${setting[threads]} OMP_WAIT_POLICY=passive
 # srun no longer takes it from the job (Slurm 22.05).
 export SRUN_CPUS_PER_TASK=${setting[threads]}
+# A rank that crashes before the ranks have found each other leaves the others waiting, and srun with them. Ranks end together: seconds after one.
+export SLURM_WAIT=${SLURM_WAIT:-60}
 rm -f "$run/failed/$name.txt"
 # What a stage that is started again goes on from: its shards, and the states of its updates.
 # (A timeline is written by every stop.)

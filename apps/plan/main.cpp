@@ -25,18 +25,24 @@ namespace {
 namespace po = boost::program_options;
 using namespace atelier;
 
-/// Makes the run's directory. One that is there must be of a configuration with the same results; what differs otherwise is new from here on.
+/// A run that is there must be of a configuration with the same results.
+void require_same_results(const stage::RunDirectory& run, const config::Config& config) {
+    if (!std::filesystem::exists(run.config())) return;
+    const auto changed = config.differences(config::Config::resolve(run.config(), {}, stage::schema()), true);
+    ATELIER_CHECK_USAGE(changed.empty(), "{} is a run of another configuration ({}): choose another directory", run.root.string(), fmt::join(changed, "; "));
+}
+
+/// Makes the run's directory; what differs in one that is there is new from here on.
 void make_run(const stage::RunDirectory& run, const config::Config& config,
               const std::vector<stage::Job>& jobs) {
     io::make_directories(run.root / "logs");
     const io::DirectoryLock lock(run.root);
     for (const char* name : {"config.toml", "pipeline.json", "pipeline.tsv", "slurm.tsv"})
         io::remove_temporaries(run.root, name);
+    require_same_results(run, config);  // of a run that another plan has made meanwhile
     if (std::filesystem::exists(run.config())) {
         const auto before = config::Config::resolve(run.config(), {}, stage::schema());
-        const auto changed = config.differences(before, true), elsewhere = config.differences(before, false);
-        ATELIER_CHECK_USAGE(changed.empty(), "{} is a run of another configuration ({}): choose another directory",
-                            run.root.string(), fmt::join(changed, "; "));
+        const auto elsewhere = config.differences(before, false);
         if (!elsewhere.empty()) {
             io::publish_text(run.config(), config.to_toml());
             log_line(fmt::format("{}: changed for the stages that start from now on: {}", run.config().string(), fmt::join(elsewhere, "; ")));
@@ -93,6 +99,7 @@ int run(comm::Communicator& world, int argc, char** argv) {
     for (std::string name; std::getline(list, name, ',');) names.push_back(name);
     if (!directory.empty()) {
         stage::check_files(context);
+        require_same_results(run, context.config);
         stage::require_current(context, jobs, names);
         const auto again = stage::outputs_made_again(run, jobs, names);
         make_run(run, context.config, jobs);

@@ -79,12 +79,17 @@ fs::path states_of(const RunDirectory& run, const Job& job) {
     return job.stage == "grpo" || job.stage == "distill" ? fs::path(job.output).parent_path() / "updates" : fs::path();
 }
 
-/// Weights that a job takes, as its manifest calls them.
+/// Weights that other jobs of the run made.
+struct Weights {
+    fs::path directory;
+    std::string policy;  ///< whose last ones they are; empty: which they are does not depend on how many iterations there are
+};
+
+/// What a job takes, as its manifest calls it.
 struct Source {
     std::string name;
-    std::vector<fs::path> directories;
+    std::vector<Weights> weights;
     bool is_mean = false;  ///< of all of them; else there is one
-    bool is_last = true;   ///< which of a policy's weights it is follows from how many iterations there are
 };
 
 std::string argument_of(const Job& job, const std::string& option) {
@@ -93,43 +98,59 @@ std::string argument_of(const Job& job, const std::string& option) {
     return *std::next(found);
 }
 
-/// Those that other jobs of the run made. The base is the same for all of a run (run_model.hpp).
+/// The base is the same for all of a run (run_model.hpp), and not among them.
 std::vector<Source> sources_of(const Context& c, const Job& job) {
+    const auto last_of = [&](const std::string& policy) { return Weights{c.final_directory(policy), policy}; };
     const std::vector<std::string> tasks = c.config.tasks();
+    std::vector<Source> sources;
     if (job.stage == "rollout") {
         const std::int64_t iteration = std::stoll(argument_of(job, "--iteration"));
-        if (iteration > 1) return {{"policy", {c.run.policy(argument_of(job, "--policy"), iteration - 1)}, false, false}};
+        if (iteration > 1) sources.push_back({"policy", {{c.run.policy(argument_of(job, "--policy"), iteration - 1), ""}}});
     } else if (job.stage == "teacher-dump") {
-        std::vector<Source> sources{{"teacher", {c.final_directory(argument_of(job, "--task"))}}};
+        sources.push_back({"teacher", {last_of(argument_of(job, "--task"))}});
         const std::int64_t round = std::stoll(argument_of(job, "--round"));
         if (round > 1) {
-            sources.push_back({"student", {c.run.student(round - 1)}, false, false});
+            sources.push_back({"student", {{c.run.student(round - 1), ""}}});
         } else if (c.config.text("distill.start") == "average") {
             sources.push_back({"student", {}, true});
-            for (const std::string& task : tasks) sources.back().directories.push_back(c.final_directory(task));
+            for (const std::string& task : tasks) sources.back().weights.push_back(last_of(task));
         }
-        return sources;
     } else if (job.stage == "evaluate") {
-        std::vector<Source> sources;
         if (c.config.flag("pipeline.teachers")) {
-            for (const std::string& task : tasks) sources.push_back({"teacher-" + task, {c.final_directory(task)}});
-            sources.push_back({"student", {c.run.student(c.config.integer("distill.rounds"))}});
+            for (const std::string& task : tasks) sources.push_back({"teacher-" + task, {last_of(task)}});
+            sources.push_back({"student", {{c.run.student(c.config.integer("distill.rounds")), ""}}});
         }
-        if (c.config.flag("pipeline.mix")) sources.push_back({mix_policy, {c.final_directory(mix_policy)}});
-        return sources;
+        if (c.config.flag("pipeline.mix")) sources.push_back({mix_policy, {last_of(mix_policy)}});
     }
-    return {};
+    return sources;
 }
 
-/// As student_start() has it of a mean. Nothing where one of them is not complete.
-std::optional<std::string> hash_of(const Source& source) {
+/// Of a policy's newest iteration that is complete.
+std::optional<std::string> newest_hash(const Context& c, const Weights& last) {
+    const fs::path within = last.directory.filename() == "ema" ? "ema" : "";
+    for (std::int64_t i = c.iterations(last.policy); i >= 1; --i)
+        if (auto hash = stated_weights_hash(within.empty() ? c.run.policy(last.policy, i) : c.run.policy(last.policy, i) / within)) return hash;
+    return std::nullopt;
+}
+
+/// As student_start() has it of a mean. `before`: in place of last weights that are still to be made the newest that there are. Nothing where one of
+/// them is not complete.
+std::optional<std::string> hash_of(const Context& c, const Source& source, bool before) {
     std::string text;
-    for (const fs::path& directory : source.directories) {
-        const auto hash = stated_weights_hash(directory);
+    for (const Weights& weights : source.weights) {
+        auto hash = stated_weights_hash(weights.directory);
+        if (!hash && before && !weights.policy.empty()) hash = newest_hash(c, weights);
         if (!hash) return std::nullopt;
         text += *hash;
     }
     return source.is_mean ? io::digest_bytes(text.data(), text.size()) : text;
+}
+
+/// Whether a complete job was made from something else than it would be made from now. Weights that are not there, and were not others before, are
+/// made again as they were.
+bool is_outdated(const Context& c, const Source& source, const std::string& stated) {
+    if (const auto hash = hash_of(c, source, false)) return *hash != stated;
+    return hash_of(c, source, true) == stated;
 }
 
 }  // namespace
@@ -146,14 +167,13 @@ void require_current(const Context& c, const std::vector<Job>& jobs, const std::
         for (const Source& source : sources_of(c, jobs[i])) {
             if (!manifest) manifest = io::read_manifest(output);
             const auto stated = manifest->inputs.find(source.name);
-            const auto hash = hash_of(source);
             const bool is_stated = stated != manifest->inputs.end();
-            if (is_stated ? stated->second.hash == hash || (!hash && !source.is_last) : jobs[i].stage != "evaluate") continue;
+            if (is_stated ? !is_outdated(c, source, stated->second.hash) : jobs[i].stage != "evaluate") continue;
             if (first.empty()) {
                 std::vector<std::string> places;
-                for (const fs::path& directory : source.directories) places.push_back(directory.lexically_relative(c.run.root).string());
+                for (const Weights& weights : source.weights) places.push_back(weights.directory.lexically_relative(c.run.root).string());
                 first = fmt::format("{} was made {} {}{}{}", jobs[i].name, is_stated ? "from another" : "without", source.name,
-                                    is_stated ? fmt::format(" than {}", fmt::join(places, " and ")) : "", hash ? "" : " (still to be made)");
+                                    is_stated ? fmt::format(" than {}", fmt::join(places, " and ")) : "", hash_of(c, source, false) ? "" : " (still to be made)");
             }
             outdated.push_back(jobs[i].name);
             break;

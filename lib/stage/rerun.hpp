@@ -15,8 +15,8 @@ std::vector<std::filesystem::path> outputs_made_again(const RunDirectory& run, c
 
 /// Throws Error(usage) unless every complete job was made from the weights that it would be made from now (those of other iterations, since a policy
 /// has more of them than it had; weights that were made again), or is made again with the named jobs: the message says with which names it can be
-/// done. An evaluation also has all models that it would have now. A policy or a student that is not there, and that only the next rollout or dump
-/// takes, is made again as it was. By what manifests say: no weight is read.
+/// done. An evaluation also has all models that it would have now. Weights that are not there, and were not others before, are made again as they
+/// were. By what manifests say: no weight is read.
 void require_current(const Context& context, const std::vector<Job>& jobs, const std::vector<std::string>& names);
 
 }  // namespace atelier::stage

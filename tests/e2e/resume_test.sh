@@ -43,10 +43,10 @@ mv "$policy" "$work/policy-0"
 mv "$student" "$work/student-0"
 bound=1e-5 curve_bound=1e-6
 for zero in 1 2 3; do
+    rm -rf "$policy" "$student"  # the dumps stay: a policy that is not there is made again as it was
     code 0 plan run --set compute.zero=$zero --set slurm.grpo.ranks=2 --set slurm.grpo.time=02:00:00
     says "compute.zero = $zero, was $((zero - 1))"
     grep -q '"ranks": 2' "$work/run/pipeline.json" || fail "the jobs still have one rank"
-    rm -rf "$policy" "$student"
     code 0 on 2 grpo run --policy t2i --iteration 1
     c=$(curves "$grpo_curve" "$(curve grpo t2i)") d=$(distance "$work/policy-0" "$policy")
     echo "grpo, compute.zero=$zero on 2 ranks: losses of 10 updates within $c, weights within $d of one rank's"
@@ -58,6 +58,9 @@ for zero in 1 2 3; do
     within "$c" $curve_bound "the distillation's curve at compute.zero=$zero"
     within "$d" $bound "the distillation's weights at compute.zero=$zero"
 done
+code 2 "$bin/atelier-plan" --run "$work/run" --set slurm.grpo.ranks=4
+says "teacher-dump-t2i-01 was made from another teacher than t2i/iter-0001/policy; nothing was changed"
+rm -rf "$policy" "$student"
 code 0 "$bin/atelier-plan" --run "$work/run" --set slurm.grpo.ranks=4
 says "slurm.grpo.ranks = 4, was 2"
 code 2 plan run --set grpo.clip=0.5

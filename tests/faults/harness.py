@@ -161,7 +161,7 @@ def listing(run):
     """Names of all files of a run, without what differs from run to run (timelines say when, and only of what was sampled)."""
     run = pathlib.Path(run)
     names = {str(p.relative_to(run)) for p in run.rglob("*")}
-    return {n for n in names if n.split("/")[0] not in ("logs", "failed") and not n.endswith((".lock", "jobs.tsv", "timeline.json"))}
+    return {n for n in names if n.split("/")[0] not in ("logs", "failed", "report", "tb") and not n.endswith((".lock", "jobs.tsv", "timeline.json"))}
 
 
 def records(run):
