@@ -105,10 +105,12 @@ slurm/pipeline.sh --run "$work/calm" --set task.t2i.iterations=3 >"$work/out" 2>
 ((code == 2)) || fail "more iterations: exit code $code"
 grep -q "edit/iter-0001/policy and t2i/iter-0003/policy (still to be made); nothing was changed.*--from teacher-dump-edit-01,teacher-dump-t2i-01 " "$work/out" || { cat "$work/out"; fail "more iterations: not refused as it should be"; }
 ! grep -q "^iterations = 3" "$work/calm/config.toml" || fail "a refused plan was published"
+weights=$work/calm/t2i/iter-0002/policy/diffusion_pytorch_model.safetensors
+before=$(stat -c %Y-%i "$weights")
 slurm/pipeline.sh --run "$work/calm" --set task.t2i.iterations=3 --from teacher-dump-edit-01,teacher-dump-t2i-01 >"$work/out"
 grep -q " 6 of 14 stages submitted" "$work/out" || { cat "$work/out"; fail "more iterations: other stages than rollout, update, dumps, round, evaluation"; }
 drain
-[[ $before == $(stat -c %Y-%i "$work/calm/t2i/iter-0002/policy/manifest.json") ]] || fail "an iteration was made again"
+[[ $before == $(stat -c %Y-%i "$weights") ]] || fail "an iteration was made again"
 grep -q "14 of 14 stages complete" "$work/calm/report/index.html" || fail "the run with more iterations is not complete"
 ! cmp -s "$work/calm/eval/summary.json" "$work/disturbed/eval/summary.json" || fail "the evaluation is of the teacher before"
 slurm/pipeline.sh --run "$work/calm" >"$work/out"
