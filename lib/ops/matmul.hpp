@@ -24,6 +24,10 @@ namespace cpu {
 void matmul(bool transpose_a, bool transpose_b, float alpha, const MatrixView& a, const MatrixView& b,
             float beta, const MatrixView& c);
 
+/// What products of a transformer's backward pass in fp32 come to hold on the thread that asks for them, of operands in another order (on processors with
+/// AVX-512): `width` numbers a token, matrices of up to 6 times that.
+std::size_t turned_operand_bytes(std::int64_t width);
+
 }  // namespace cpu
 
 ATELIER_OP(matmul);

@@ -88,7 +88,9 @@ WorkspaceBytes states_bytes(const ModelOutline& model, const distill::StudentSpe
     return bytes;
 }
 
-void hold_trainer(MemoryPlan& plan, const TrainerBytes& trainer, bool has_snapshots) {
+void hold_trainer(MemoryPlan& plan, const ModelOutline& model, const TrainerBytes& trainer, bool has_snapshots) {
+    const bool is_f32 = model.dit->device() == Device::cpu && !(model.dit->rounds_operands() && ops::cpu::has_bf16_products());
+    if (is_f32) plan.hold("turned operands", ops::cpu::turned_operand_bytes(model.dit->config().width()));
     plan.hold("gradients", trainer.gradients);
     plan.hold("optimizer", trainer.optimizer);
     plan.hold_of_libraries("collectives", trainer.collectives);
@@ -172,7 +174,7 @@ GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::
     const WorkspaceBytes training = group_bytes(model, spec, keep),
                          base = memory.has_kl ? group_bytes(model, spec, dit::Keep::nothing) : WorkspaceBytes();
     plan.hold("base policy", memory.base_weights + base.all);
-    hold_trainer(plan, memory.trainer, memory.has_snapshots);
+    hold_trainer(plan, model, memory.trainer, memory.has_snapshots);
     training.hold(plan, "updating");
     plan.hold_during("updating", "shard",
                      static_cast<std::size_t>(spec.members) * sample_bytes(model.largest(), model.dit->config().in_channels,
@@ -201,7 +203,7 @@ Bytes hold_dump(MemoryPlan& plan, const ModelOutline& model, const distill::Stud
 Bytes hold_distill(MemoryPlan& plan, const ModelOutline& model, const distill::StudentSpec& spec, dit::Keep keep,
                          const TrainerBytes& trainer, bool has_snapshots) {
     const WorkspaceBytes group = states_bytes(model, spec, false, keep);
-    hold_trainer(plan, trainer, has_snapshots);
+    hold_trainer(plan, model, trainer, has_snapshots);
     group.hold(plan, "updating");
     plan.hold_during("updating", "shard",
                      static_cast<std::size_t>(spec.members) *

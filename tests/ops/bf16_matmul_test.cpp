@@ -80,17 +80,20 @@ TEST_F(Bf16Matmul, AnElementsBitsDependOnItsRowAndColumnAlone) {
     const std::int64_t m = 150, n = 300, k = 4300;  // more than one piece of the depth
     const Floats a = normal(m * k, 1), b = normal(n * k, 2);
     const PrecisionScope scope(ProductPrecision::bf16);
-    const auto product = [&](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
-        Floats c(static_cast<std::size_t>(rows * cols), 0.5f);
-        cpu::matmul(false, true, 0.7f, {const_cast<float*>(a.data()) + row * k, rows, k, k}, {const_cast<float*>(b.data()) + col * k, cols, k, k}, 1.0f,
-                    {c.data(), rows, cols, cols});
-        return c;
-    };
-    const Floats all = product(0, m, 0, n);
-    for (const auto& [row, rows, col, cols] : {std::array<std::int64_t, 4>{0, 1, 0, 300}, {149, 1, 0, 300}, {3, 17, 0, 300}, {0, 150, 7, 1}, {5, 90, 50, 33}}) {
-        const Floats part = product(row, rows, col, cols);
-        for (std::int64_t i = 0; i < rows; ++i)
-            for (std::int64_t j = 0; j < cols; ++j) ASSERT_EQ(part[i * cols + j], all[(row + i) * n + col + j]) << row << " " << rows << " " << col << " " << cols;
+    for (const auto& [alpha, beta] : {std::pair{0.7f, 1.0f}, {1.0f, 1.0f}, {1.0f, 0.0f}}) {  // the last two are summed where they are wanted
+        const auto product = [&, alpha = alpha, beta = beta](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
+            Floats c(static_cast<std::size_t>(rows * cols), 0.5f);
+            cpu::matmul(false, true, alpha, {const_cast<float*>(a.data()) + row * k, rows, k, k}, {const_cast<float*>(b.data()) + col * k, cols, k, k}, beta,
+                        {c.data(), rows, cols, cols});
+            return c;
+        };
+        const Floats all = product(0, m, 0, n);
+        for (const auto& [row, rows, col, cols] : {std::array<std::int64_t, 4>{0, 1, 0, 300}, {149, 1, 0, 300}, {3, 17, 0, 300}, {0, 150, 7, 1}, {5, 90, 50, 33}}) {
+            const Floats part = product(row, rows, col, cols);
+            for (std::int64_t i = 0; i < rows; ++i)
+                for (std::int64_t j = 0; j < cols; ++j)
+                    ASSERT_EQ(part[i * cols + j], all[(row + i) * n + col + j]) << row << " " << rows << " " << col << " " << cols << ", alpha " << alpha;
+        }
     }
 }
 

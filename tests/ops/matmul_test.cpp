@@ -3,6 +3,7 @@
 #include "core/parallel.hpp"
 #include "harness.hpp"
 #include "ops/cpu/block_product.hpp"
+#include "ops/cpu/onednn.hpp"
 #include "ops/linear.hpp"
 #include "ops/matmul.hpp"
 
@@ -25,7 +26,7 @@ Floats normal(std::size_t n, std::uint64_t which) {
 using MatrixProduct = void (*)(bool, bool, float, const MatrixView&, const MatrixView&, float, const MatrixView&);
 
 void expect_definition_over_shapes_flags_and_strides(MatrixProduct product) {
-    for (auto [m, n, k] : {std::tuple{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {2, 1000, 64}, {13, 49, 600}})
+    for (auto [m, n, k] : {std::tuple{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {2, 1000, 64}, {13, 49, 600}, {33, 700, 401}, {513, 520, 505}})
         for (bool ta : {false, true})
             for (bool tb : {false, true}) {
                 const std::int64_t ar = ta ? k : m, ac = ta ? m : k, br = tb ? n : k, bc = tb ? k : n, pad = 3;
@@ -75,16 +76,18 @@ TEST(BlockProduct, ARowsAndAColumnsBitsDependOnThemAlone) {
 }
 
 TEST(Matmul, BitsDoNotDependOnThreads) {
-    for (auto [m, n, k] : {std::tuple{515, 577, 193}, {24, 577, 193}, {1100, 800, 800}}) {
-        Floats a = normal(m * k, 1), b = normal(n * k, 2), first(m * n);
-        for (int t : {1, 2, 3, 4}) {
-            set_threads(t);
-            Floats c(m * n);
-            matmul(false, true, 1, {a.data(), m, k, k}, {b.data(), n, k, k}, 0, {c.data(), m, n, n});
-            if (t == 1) first = c;
-            EXPECT_EQ(c, first) << t;
-        }
-    }
+    for (const bool ta : {false, true})
+        for (const bool tb : {false, true})
+            for (auto [m, n, k] : {std::tuple{515, 577, 193}, {24, 577, 193}, {1100, 800, 800}}) {
+                Floats a = normal(m * k, 1), b = normal(n * k, 2), first(m * n);
+                for (int t : {1, 2, 3, 4}) {
+                    set_threads(t);
+                    Floats c(m * n);
+                    matmul(ta, tb, 1, {a.data(), ta ? k : m, ta ? m : k, ta ? m : k}, {b.data(), tb ? n : k, tb ? k : n, tb ? k : n}, 0, {c.data(), m, n, n});
+                    if (t == 1) first = c;
+                    EXPECT_EQ(c, first) << t << (ta ? ", A^T" : "") << (tb ? ", B^T" : "");
+                }
+            }
     set_threads(1);
 }
 
@@ -127,6 +130,29 @@ TEST(Matmul, ARowsBitsDoNotDependOnItsPlaceInALargeProduct) {
                     sum += term, squares += term * term;
                 }
                 EXPECT_LT(std::abs(c[j] - 0.7 * sum), rounding(k) * std::sqrt(squares)) << j;
+            }
+        }
+}
+
+TEST(Matmul, ARowsBitsDoNotDependOnHowManyThereAre) {
+    // Depths that kernels cut into pieces, weights that stay in the cache and that don't; copied operands, where that makes no difference.
+    const bool is_avx512 = dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core;
+    for (const bool tb : {false, true})
+        for (auto [n, k] : {std::tuple{576, 192}, {300, 780}, {900, 400}, {760, 780}, {760, 1000}, {700, 1152}, {520, 1536}, {2100, 768}, {2100, 1152}}) {
+            if (n > 1024 && !(is_avx512 && tb)) continue;
+
+            const std::int64_t most = 1100;
+            const Floats a = normal(static_cast<std::size_t>(most * k), 1), b = normal(static_cast<std::size_t>(n * k), 2);
+            const auto product = [&, n = n, k = k](std::int64_t m) {
+                Floats c(static_cast<std::size_t>(m * n));
+                cpu::matmul(false, tb, 1.0f, {const_cast<float*>(a.data()), m, k, k}, {const_cast<float*>(b.data()), tb ? n : k, tb ? k : n, tb ? k : n}, 0.0f,
+                            {c.data(), m, n, n});
+                return c;
+            };
+            const Floats all = product(most);
+            for (const std::int64_t m : {1, 17, 64, 255, 300, 600, 1030}) {
+                const Floats some = product(m);
+                ASSERT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << m << " rows, n " << n << ", k " << k << (tb ? ", B^T" : "");
             }
         }
 }

@@ -34,16 +34,24 @@ void finish_writes() { asm volatile("" ::: "memory"); }
 
 /// Tiles 0 to 3 are sums, 4 and 5 of A, 6 and 7 of B.
 template <bool two_rows, bool two_cols>
-void multiply_with_tiles(const Bf16* a, const Bf16* b, std::int64_t steps, float* out, std::int64_t stride) {
+void multiply_with_tiles(const Bf16* a, const Bf16* b, std::int64_t steps, bool adds, float* out, std::int64_t stride) {
+    const std::int64_t bytes = stride * 4;
     finish_writes();
-    for (std::int64_t i = 0; i < (two_rows ? 2 : 1) * tile_side; ++i) {
-        __builtin_prefetch(out + i * stride, 1);
-        if constexpr (two_cols) __builtin_prefetch(out + i * stride + tile_side, 1);
+    if (adds) {
+        _tile_loadd(0, out, bytes);
+        if constexpr (two_cols) _tile_loadd(1, out + tile_side, bytes);
+        if constexpr (two_rows) _tile_loadd(2, out + tile_side * stride, bytes);
+        if constexpr (two_rows && two_cols) _tile_loadd(3, out + tile_side * stride + tile_side, bytes);
+    } else {
+        for (std::int64_t i = 0; i < (two_rows ? 2 : 1) * tile_side; ++i) {
+            __builtin_prefetch(out + i * stride, 1);
+            if constexpr (two_cols) __builtin_prefetch(out + i * stride + tile_side, 1);
+        }
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
     }
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
     for (std::int64_t s = 0; s < steps; ++s, a += step_numbers, b += step_numbers) {
         _tile_loadd(4, a, 64);
         if constexpr (two_rows) _tile_loadd(5, a + tile_numbers, 64);
@@ -54,7 +62,6 @@ void multiply_with_tiles(const Bf16* a, const Bf16* b, std::int64_t steps, float
         if constexpr (two_cols) _tile_dpbf16ps(1, 4, 7);
         if constexpr (two_rows && two_cols) _tile_dpbf16ps(3, 5, 7);
     }
-    const std::int64_t bytes = stride * 4;
     _tile_stored(0, out, bytes);
     if constexpr (two_cols) _tile_stored(1, out + tile_side, bytes);
     if constexpr (two_rows) _tile_stored(2, out + tile_side * stride, bytes);
@@ -89,13 +96,13 @@ BlockScope::~BlockScope() {
 }
 
 #if ATELIER_HAS_AMX
-void multiply_block(const Bf16* a, std::int64_t rows, const Bf16* b, std::int64_t cols, std::int64_t steps, float* out, std::int64_t stride) {
+void multiply_block(const Bf16* a, std::int64_t rows, const Bf16* b, std::int64_t cols, std::int64_t steps, bool adds, float* out, std::int64_t stride) {
     const bool two_rows = rows > tile_side, two_cols = cols > tile_side;
-    if (two_rows) (two_cols ? multiply_with_tiles<true, true> : multiply_with_tiles<true, false>)(a, b, steps, out, stride);
-    else (two_cols ? multiply_with_tiles<false, true> : multiply_with_tiles<false, false>)(a, b, steps, out, stride);
+    if (two_rows) (two_cols ? multiply_with_tiles<true, true> : multiply_with_tiles<true, false>)(a, b, steps, adds, out, stride);
+    else (two_cols ? multiply_with_tiles<false, true> : multiply_with_tiles<false, false>)(a, b, steps, adds, out, stride);
 }
 #else
-void multiply_block(const Bf16*, std::int64_t, const Bf16*, std::int64_t, std::int64_t, float*, std::int64_t) {
+void multiply_block(const Bf16*, std::int64_t, const Bf16*, std::int64_t, std::int64_t, bool, float*, std::int64_t) {
     ATELIER_FAIL(ErrorKind::internal, "this build has no code for AMX");
 }
 #endif

@@ -1,10 +1,8 @@
 #include "ops/cpu/bf16_matmul.hpp"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 
-#include "core/error.hpp"
+#include "core/arena.hpp"
 #include "core/parallel.hpp"
 #include "ops/cpu/bf16_block.hpp"
 
@@ -12,9 +10,9 @@ namespace atelier::ops::cpu {
 namespace {
 
 // How deep a panel is at most, and how many numbers are packed at a time: all rows of A that are likely to come, some hundred columns of B.
-constexpr std::int64_t longest_depth = 2048, packed_numbers_of_a = std::int64_t{1} << 21, packed_numbers_of_b = std::int64_t{1} << 19;
+constexpr std::int64_t longest_depth = 2048, packed_numbers_of_a = std::int64_t{1} << 21, packed_numbers_of_b = std::int64_t{1} << 20;
 // Panels of A that stay in the second-level cache while all panels of B go by.
-constexpr std::int64_t group_bytes = std::int64_t{512} << 10, largest_group = 16;
+constexpr std::int64_t group_bytes = std::int64_t{1} << 20, largest_group = 16;
 // Panels that are packed together where rows of memory lie across them.
 constexpr std::int64_t panels_across = 8;
 
@@ -25,27 +23,6 @@ std::int64_t depth_of_piece(std::int64_t depth) { return pieces(pieces(depth, pi
 
 /// Rows of op(A) or columns of op(B) that are packed together.
 std::int64_t packed_together(std::int64_t numbers, std::int64_t depth) { return numbers / (steps_of(depth) * panel_step) / panel_side * panel_side; }
-
-/// A buffer of the calling thread; it grows to the largest product's once.
-class Room {
-  public:
-    Bf16* of(std::int64_t numbers) {
-        if (numbers > size_) {
-            data_.reset(static_cast<Bf16*>(std::aligned_alloc(alignment, static_cast<std::size_t>(numbers) * sizeof(Bf16))));
-            ATELIER_CHECK(data_ != nullptr, "no memory for {} packed numbers", numbers);
-            size_ = numbers;
-        }
-        return data_.get();
-    }
-
-  private:
-    static constexpr std::size_t alignment = 64;
-    struct Free {
-        void operator()(Bf16* p) const { std::free(p); }
-    };
-    std::unique_ptr<Bf16, Free> data_;
-    std::int64_t size_ = 0;
-};
 
 /// One side of a product: op(A) by rows, or op(B) by columns.
 struct Operand {
@@ -60,6 +37,10 @@ struct Operand {
         pack_panels(side, {data + (is_deep ? begin * stride + at : at * stride + begin), stride, count, deep, is_deep}, to + skipped * panel_numbers(deep));
     }
 };
+
+void copy(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t cols, float* to, std::int64_t stride) {
+    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(from + i * from_stride, cols, to + i * stride);
+}
 
 /// C = alpha P + beta C for a block.
 void combine(const float* p, std::int64_t rows, std::int64_t cols, float alpha, float beta, float* c, std::int64_t stride) {
@@ -83,11 +64,20 @@ struct Packed {
         const std::int64_t i = of_a * panel_side, j = of_b * panel_side, numbers = panel_numbers(depth);
         const std::int64_t tall = std::min(panel_side, rows - i), wide = std::min(panel_side, cols - j);
         float* to = c + i * stride + j;
-        const bool is_full = tall % tile_side == 0 && wide % tile_side == 0;
+        const auto multiply = [&](bool adds, float* out, std::int64_t out_stride) {
+            multiply_block(a + of_a * numbers, tall, b + of_b * numbers, wide, steps_of(depth), adds, out, out_stride);
+        };
+        // Sums begin with what is there wherever an element stands, in C itself or beside it.
+        const bool adds = alpha == 1.0f && beta == 1.0f, is_sum = adds || (alpha == 1.0f && beta == 0.0f);
+        if (is_sum && tall % tile_side == 0 && wide % tile_side == 0) return multiply(adds, to, stride);
         alignas(64) float sums[panel_side * panel_side];
-        const bool in_place = is_full && alpha == 1.0f && beta == 0.0f;
-        multiply_block(a + of_a * numbers, tall, b + of_b * numbers, wide, steps_of(depth), in_place ? to : sums, in_place ? stride : panel_side);
-        if (!in_place) combine(sums, tall, wide, alpha, beta, to, stride);
+        if (adds) {
+            std::fill_n(sums, panel_side * panel_side, 0.0f);
+            copy(to, stride, tall, wide, sums, panel_side);
+        }
+        multiply(adds, sums, panel_side);
+        if (is_sum) copy(sums, panel_side, tall, wide, to, stride);
+        else combine(sums, tall, wide, alpha, beta, to, stride);
     }
     /// A panel of B after the other, each for a group of panels of A.
     void multiply() const {
@@ -116,7 +106,10 @@ std::size_t bf16_product_bytes(std::int64_t width) {
 }
 
 void bf16_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
-    thread_local Room of_a, of_b;
+    thread_local Workspace of_a{"packed rows"}, of_b{"packed columns"};  // grow to the largest product's once
+    const auto room = [](Workspace& workspace, std::int64_t panels, std::int64_t numbers) {
+        return static_cast<Bf16*>(workspace.build([&](Arena& arena) { return arena.take(DType::bf16, {panels, numbers}); }).raw());
+    };
     const Operand left{a.data, a.stride, !ta}, right{b.data, b.stride, tb};
     const std::int64_t depth = ta ? a.rows : a.cols, piece = depth_of_piece(depth);
     const std::int64_t tall = packed_together(packed_numbers_of_a, piece), wide = packed_together(packed_numbers_of_b, piece);
@@ -124,10 +117,10 @@ void bf16_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const Matri
         const std::int64_t deep = std::min(piece, depth - at), numbers = panel_numbers(deep);
         for (std::int64_t i = 0; i < c.rows; i += tall) {
             const std::int64_t rows = std::min(tall, c.rows - i), down = pieces(rows, panel_side), tasks_of_a = pieces(down, left.panels_together());
-            Bf16* packed_a = of_a.of(down * numbers);
+            Bf16* packed_a = room(of_a, down, numbers);
             for (std::int64_t j = 0; j < c.cols; j += wide) {
                 const std::int64_t cols = std::min(wide, c.cols - j), across = pieces(cols, panel_side);
-                Bf16* packed_b = of_b.of(across * numbers);
+                Bf16* packed_b = room(of_b, across, numbers);
                 // Parts of A among those of B, so that each thread's share has both, and of A the rows that it will multiply.
                 const std::int64_t parts_of_a = j == 0 ? tasks_of_a : 0, parts = parts_of_a + pieces(across, right.panels_together());
                 parallel_for(parts, 1, [&](std::int64_t begin, std::int64_t end) {

@@ -56,7 +56,11 @@ void pack_deep(const PanelSource& from, Bf16* to) {
     for (std::int64_t i = 0; i < filled; ++i) {
         Bf16* row_to = to + i / panel_side * panel_numbers(from.depth) + i % panel_side * panel_step;
         const float* row = from.data + i * from.stride;
+        // The hardware's own prefetching begins anew at every page, and a row is hardly longer than one.
+        const float* next = i + 1 < from.count ? row + from.stride : row;
         for (std::int64_t p = 0; p < from.depth; p += panel_step, row_to += step_numbers) {
+            __builtin_prefetch(next + p);
+            __builtin_prefetch(next + p + 16);
             const std::int64_t deep = i < from.count ? from.depth - p : 0;
             if (deep >= panel_step) convert(_mm512_loadu_ps(row + p), _mm512_loadu_ps(row + p + 16), row_to);
             else convert(_mm512_maskz_loadu_ps(first(deep), row + p), _mm512_maskz_loadu_ps(first(deep - 16), row + p + 16), row_to);
@@ -64,13 +68,19 @@ void pack_deep(const PanelSource& from, Bf16* to) {
     }
 }
 
+constexpr std::int64_t rows_ahead = 4;
+
 /// Depth after depth, each over all rows or columns of the panels.
 void pack_wide(const PanelSource& from, Bf16* to) {
     for (std::int64_t p = 0; p < from.depth; p += panel_step, to += step_numbers)
         for (std::int64_t i = 0; i < tile_side; ++i) {
             const float *low = from.data + (p + i) * from.stride, *high = low + tile_side * from.stride;
             const bool has_low = p + i < from.depth, has_high = p + i + tile_side < from.depth;
+            // Rows are pages apart: the hardware does not see which comes next.
+            const std::int64_t ahead = rows_ahead * from.stride;
             for (std::int64_t at = 0; at < from.count; at += tile_side) {
+                __builtin_prefetch(low + ahead + at);
+                __builtin_prefetch(high + ahead + at);
                 const __mmask16 low_mask = has_low ? first(from.count - at) : __mmask16{0}, high_mask = has_high ? first(from.count - at) : __mmask16{0};
                 convert(_mm512_maskz_loadu_ps(low_mask, low + at), _mm512_maskz_loadu_ps(high_mask, high + at),
                         to + at / panel_side * panel_numbers(from.depth) + at % panel_side * panel_step + i * panel_step);

@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #endif
 
+#include "ops/cpu/transpose.hpp"
+
 namespace atelier::ops::cpu {
 namespace {
 
@@ -24,14 +26,6 @@ Vector load(const float* from, Mask mask) { return _mm512_maskz_loadu_ps(mask, f
 void store(float* to, Vector v) { _mm512_storeu_ps(to, v); }
 void store(float* to, Mask mask, Vector v) { _mm512_mask_storeu_ps(to, mask, v); }
 Vector fused(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-Vector low_pairs(Vector a, Vector b) { return _mm512_unpacklo_ps(a, b); }
-Vector high_pairs(Vector a, Vector b) { return _mm512_unpackhi_ps(a, b); }
-Vector low_halves(Vector a, Vector b) { return _mm512_shuffle_ps(a, b, 0x44); }
-Vector high_halves(Vector a, Vector b) { return _mm512_shuffle_ps(a, b, 0xee); }
-Vector fours_of(const float* const* rows, int r, std::int64_t p) {
-    const Vector one = _mm512_castps128_ps512(_mm_loadu_ps(rows[r] + p)), two = _mm512_insertf32x4(one, _mm_loadu_ps(rows[r + 4] + p), 1);
-    return _mm512_insertf32x4(_mm512_insertf32x4(two, _mm_loadu_ps(rows[r + 8] + p), 2), _mm_loadu_ps(rows[r + 12] + p), 3);
-}
 
 #elif defined(__AVX2__) && defined(__FMA__)
 
@@ -47,13 +41,6 @@ Vector load(const float* from, Mask mask) { return _mm256_maskload_ps(from, mask
 void store(float* to, Vector v) { _mm256_storeu_ps(to, v); }
 void store(float* to, Mask mask, Vector v) { _mm256_maskstore_ps(to, mask, v); }
 Vector fused(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-Vector low_pairs(Vector a, Vector b) { return _mm256_unpacklo_ps(a, b); }
-Vector high_pairs(Vector a, Vector b) { return _mm256_unpackhi_ps(a, b); }
-Vector low_halves(Vector a, Vector b) { return _mm256_shuffle_ps(a, b, 0x44); }
-Vector high_halves(Vector a, Vector b) { return _mm256_shuffle_ps(a, b, 0xee); }
-Vector fours_of(const float* const* rows, int r, std::int64_t p) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[r] + p)), _mm_loadu_ps(rows[r + 4] + p), 1);
-}
 
 #else
 
@@ -153,30 +140,6 @@ void columns_of(std::int64_t needed, std::int64_t rows, std::int64_t cols, std::
     }
 }
 
-/// to[p * tile_cols + j] = from[j * stride + p] for p < depth, j < cols; up to whole registers of columns anything.
-void transpose(const float* from, std::int64_t stride, std::int64_t cols, std::int64_t depth, float* to) {
-    std::int64_t fours = 0;
-#if defined(__AVX2__) && defined(__FMA__)
-    fours = depth / 4 * 4;
-    for (std::int64_t j = 0; j < cols; j += width) {
-        const float* rows[width];
-        for (std::int64_t i = 0; i < width; ++i) rows[i] = from + std::min(j + i, cols - 1) * stride;
-        for (std::int64_t p = 0; p < fours; p += 4) {
-            // Four numbers of rows r, r + 4, ... side by side; then squares of four by four are turned where they stand.
-            const Vector r0 = fours_of(rows, 0, p), r1 = fours_of(rows, 1, p), r2 = fours_of(rows, 2, p), r3 = fours_of(rows, 3, p);
-            const Vector low01 = low_pairs(r0, r1), low23 = low_pairs(r2, r3), high01 = high_pairs(r0, r1), high23 = high_pairs(r2, r3);
-            float* out = to + p * tile_cols + j;
-            store(out, low_halves(low01, low23));
-            store(out + tile_cols, high_halves(low01, low23));
-            store(out + 2 * tile_cols, low_halves(high01, high23));
-            store(out + 3 * tile_cols, high_halves(high01, high23));
-        }
-    }
-#endif
-    for (std::int64_t j = 0; j < cols; ++j)
-        for (std::int64_t p = fours; p < depth; ++p) to[p * tile_cols + j] = from[j * stride + p];
-}
-
 /// to[p * tile_cols + j] = from[p][j] for p < depth, j < cols.
 void copy(Right from, std::int64_t cols, std::int64_t depth, float* to) {
     const std::int64_t whole = cols / width * width;
@@ -207,7 +170,7 @@ void block_product(bool ta, bool tb, float alpha, const MatrixView& a, const Mat
             const std::int64_t wide = std::min(step, cols - j);
             Right right{b.data + p * b.stride + j, b.stride};
             if (tb) {
-                transpose(b.data + j * b.stride + p, b.stride, wide, here, panel);
+                transpose(b.data + j * b.stride + p, b.stride, wide, here, panel, tile_cols);
                 right = {panel, tile_cols};
             } else if (rows > tile_rows) {  // rows of b are pages apart
                 copy(right, wide, here, panel);
