@@ -19,8 +19,8 @@
 #include "model/dit/dit.hpp"
 #include "nn/lora_file.hpp"
 #include "stage/curated.hpp"
-#include "stage/dag.hpp"
 #include "stage/label_sheet.hpp"
+#include "stage/run_history.hpp"
 #include "stage/schema.hpp"
 #include "stage/training_state.hpp"
 
@@ -214,20 +214,16 @@ void describe_model(const fs::path& directory, std::ostream& out) {
 
 void describe_run(const RunDirectory& run, std::ostream& out) {
     Context context{run, config::Config::resolve(run.config(), {}, schema()), nullptr, "", 1};
-    const auto jobs = pipeline_jobs(context);
     std::map<std::string, std::pair<int, int>> counts;
-    for (const Job& job : jobs) {
-        const auto digit = job.name.find_last_not_of("0123456789");
-        auto& [done, all] = counts[job.name.substr(0, digit == std::string::npos ? 0 : digit + 1)];
+    for (const JobState& state : job_states(context)) {
+        auto& [done, all] = counts[state.kind];
         ++all;
-        done += fs::exists(run.root / job.output / io::manifest_name) ? 1 : 0;
+        done += state.made ? 1 : 0;
     }
     out << fmt::format("run {} of {}, configuration {}\n", run.root.string(),
                        context.model().string(), context.config.hash());
     for (const auto& [name, count] : counts)
-        out << fmt::format("{:<24} {} of {} complete\n",
-                           name.ends_with('-') ? name.substr(0, name.size() - 1) : name,
-                           count.first, count.second);
+        out << fmt::format("{:<24} {} of {} complete\n", name, count.first, count.second);
     std::map<std::string, nlohmann::json> last;
     for (const nlohmann::json& record : io::read_metrics(run.metrics())) {
         if (!record.contains("reward")) continue;
