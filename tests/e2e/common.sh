@@ -17,7 +17,7 @@ code() {
     ((found == expected)) || { cat "$work/out" >&2; fail "exit code $expected expected, found $found: $*"; }
 }
 says() { grep -q -- "$1" "$work/out" || { cat "$work/out" >&2; fail "\"$1\" was not said"; }; }
-# apart A B: largest difference of all numbers of two directories' weights, in fp32 or bf16, and which share of them differ
+# apart A B: largest difference of all numbers of two directories' weights, in fp32 or bf16, which share of them differ, and the differences' RMS
 apart() {
     python3 - "$@" <<'P'
 import array, glob, json, struct, sys
@@ -36,11 +36,12 @@ a, b = numbers(sys.argv[1]), numbers(sys.argv[2])
 assert a and a.keys() == b.keys(), "other tensors"
 moved = [k for k in a if a[k] != b[k]]
 largest = max((max(map(abs, map(float.__sub__, a[k], b[k]))) for k in moved), default=0.0)
-print(largest, sum(x != y for k in moved for x, y in zip(a[k], b[k])) / sum(map(len, a.values())))
+count = sum(map(len, a.values()))
+print(largest, sum(x != y for k in moved for x, y in zip(a[k], b[k])) / count, (sum((x - y) ** 2 for k in moved for x, y in zip(a[k], b[k])) / count) ** 0.5)
 P
 }
 # distance A B: the largest difference alone
-distance() { local found; found=$(apart "$@") && echo "${found% *}"; }
+distance() { local found; found=$(apart "$@") && echo "${found%% *}"; }
 # trained RUN: the last update of a run had groups that train, and moved something
 trained() {
     python3 - "$work/$1/metrics.jsonl" <<'P' || fail "nothing was trained in $1"

@@ -89,7 +89,7 @@ go_on() {
         cp -r "$work/$name-updates" "$updates"
         code 0 on $ranks "$program" run "$@"
         says "goes on from .*update-000002"
-        read -r largest share <<<"$(apart "$work/$name-undisturbed" "$work/run/$product")"
+        read -r largest share _ <<<"$(apart "$work/$name-undisturbed" "$work/run/$product")"
         echo "$name: killed on 2 ranks, resumed on $ranks: weights within $largest, $share of them differ"
         if ((ranks == 2)); then
             [[ $largest == 0.0 ]] || fail "$name: another policy after a kill"
