@@ -143,16 +143,19 @@ TEST(Matmul, ARowsBitsDoNotDependOnHowManyThereAre) {
 
             const std::int64_t most = 1100;
             const Floats a = normal(static_cast<std::size_t>(most * k), 1), b = normal(static_cast<std::size_t>(n * k), 2);
-            const auto product = [&, n = n, k = k](std::int64_t m) {
-                Floats c(static_cast<std::size_t>(m * n));
-                cpu::matmul(false, tb, 1.0f, {const_cast<float*>(a.data()), m, k, k}, {const_cast<float*>(b.data()), tb ? n : k, tb ? k : n, tb ? k : n}, 0.0f,
+            const auto product = [&, n = n, k = k](std::int64_t m, float alpha, float beta) {
+                Floats c(static_cast<std::size_t>(m * n), 0.5f);
+                cpu::matmul(false, tb, alpha, {const_cast<float*>(a.data()), m, k, k}, {const_cast<float*>(b.data()), tb ? n : k, tb ? k : n, tb ? k : n}, beta,
                             {c.data(), m, n, n});
                 return c;
             };
-            const Floats all = product(most);
-            for (const std::int64_t m : {1, 17, 64, 255, 300, 600, 1030}) {
-                const Floats some = product(m);
-                ASSERT_TRUE(std::equal(some.begin(), some.end(), all.begin())) << m << " rows, n " << n << ", k " << k << (tb ? ", B^T" : "");
+            for (const auto& [alpha, beta] : {std::pair{1.0f, 0.0f}, {1.0f, 1.0f}, {0.7f, 1.0f}}) {
+                const Floats all = product(most, alpha, beta);
+                for (const std::int64_t m : {1, 17, 64, 255, 300, 600, 1030}) {
+                    const Floats some = product(m, alpha, beta);
+                    EXPECT_TRUE(std::equal(some.begin(), some.end(), all.begin()))
+                        << m << " rows, n " << n << ", k " << k << (tb ? ", B^T" : "") << ", alpha " << alpha << ", beta " << beta;
+                }
             }
         }
 }

@@ -51,11 +51,11 @@ std::int64_t few_of(std::int64_t rows) {
 /// are that large then. AVX-512's where that leaves a tile for each of two threads.
 constexpr std::int64_t copied_rows = 504, copied_cols = 768, copied_depth = 768, copied_depth_transposed_a = 192, copied_side_avx512 = 1024;
 
-/// Depths that AVX-512's kernels cut into the same pieces however many rows and columns there are, and whether they copy operands or not: of one piece or
-/// two, or of whole ones.
-bool is_cut_alike(std::int64_t k) {
+/// Products that AVX-512's kernels sum in the same order however many rows and columns there are, and whether they copy operands or not: those whose depth
+/// is of one piece or two, or of whole ones, and that aren't scaled.
+bool is_summed_alike(std::int64_t k, float alpha) {
     constexpr std::int64_t piece = 384;
-    return k <= 2 * piece || k % piece == 0;
+    return alpha == 1.0f && (k <= 2 * piece || k % piece == 0);
 }
 
 /// A tile's rows are what a thread finds in its cache again; of more weights than these (numbers; the second-level cache has room for twice as many) each
@@ -67,25 +67,23 @@ struct Tiles {
     bool copied;
 };
 /// By the shape alone, so that no bit depends on the number of threads.
-Tiles tiles_of(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k) {
+Tiles tiles_of(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha) {
     if (k >= (ta ? copied_depth_transposed_a : copied_depth)) {
         constexpr std::int64_t side = copied_side_avx512;
-        if (avx512() && (!tb || is_cut_alike(k)) && m >= side && n >= side && (m >= 2 * side || n >= 2 * side)) return {even_pieces(m, side), even_pieces(n, side), true};
+        if (avx512() && (!tb || is_summed_alike(k, alpha)) && m >= side && n >= side && (m >= 2 * side || n >= 2 * side)) return {even_pieces(m, side), even_pieces(n, side), true};
         if (!avx512() && m >= copied_rows && n >= copied_cols) return {equal_pieces(m, copied_rows), equal_pieces(n, copied_cols), true};
     }
     // Rows of A^T are no samples' rows: these are gradients of weights.
     if (ta) return {pieces_of(m, 96), pieces_of(n, copied_cols), false};
-    // A product of few rows is one tile high: its columns are what threads share; whole multiples of the kernels' own 16 and 48. No row's bits may depend
-    // on how many rows there are: on AVX2 tiles are as wide as n alone says, on AVX-512 they are wide, where that leaves enough of them, for depths that are
-    // cut alike.
+    // A product of few rows is one tile high: its columns are what threads share; whole multiples of the kernels' own 16 and 48. By n and k alone, so that
+    // a row's bits don't depend on how many rows there are.
     constexpr std::int64_t step = 48, narrow = 2 * step, widest = 8 * step, enough = 8;
     if (!avx512()) {
         const std::int64_t wide = std::clamp((n / 4 + step - 1) / step * step, narrow, widest);
         return {pieces_of(m, tb ? tiling().rows_transposed_b : tiling().rows), pieces_of(n, wide), false};
     }
     if (n * k <= cached_weights) return {pieces_of(m, tiling().rows), pieces_of(n, narrow), false};
-    const Cut rows = pieces_of(m, 4 * tiling().rows);
-    return {rows, pieces_of(n, is_cut_alike(k) ? std::clamp(n * rows.pieces / enough / step * step, narrow, widest) : narrow), false};
+    return {pieces_of(m, 4 * tiling().rows), pieces_of(n, is_summed_alike(k, alpha) ? std::clamp(n / enough / step * step, narrow, widest) : narrow), false};
 }
 
 void tile(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
@@ -178,7 +176,7 @@ void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView
                   tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
     if (k > 0 && product_precision() == ProductPrecision::bf16 && has_bf16_products()) return bf16_matmul(ta, tb, alpha, a, b, beta, c);
-    const Tiles tiles = tiles_of(ta, tb, m, n, k);
+    const Tiles tiles = tiles_of(ta, tb, m, n, k, alpha);
     if (!tiles.copied && is_turned(ta, tb, m, n, k)) return turned_matmul(ta, alpha, a, b, beta, c);
     parallel_for(tiles.rows.pieces * tiles.cols.pieces, 1, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t t = begin; t < end; ++t) {
