@@ -140,7 +140,6 @@ TEST(Matmul, ARowsBitsDoNotDependOnHowManyThereAre) {
     for (const bool tb : {false, true})
         for (auto [n, k] : {std::tuple{576, 192}, {300, 780}, {900, 400}, {760, 780}, {760, 1000}, {700, 1152}, {520, 1536}, {2100, 768}, {2100, 1152}}) {
             if (n > 1024 && !(is_avx512 && tb)) continue;
-
             const std::int64_t most = 1100;
             const Floats a = normal(static_cast<std::size_t>(most * k), 1), b = normal(static_cast<std::size_t>(n * k), 2);
             const auto product = [&, n = n, k = k](std::int64_t m, float alpha, float beta) {

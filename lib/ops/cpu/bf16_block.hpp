@@ -21,8 +21,8 @@ class BlockScope {
 };
 
 /// `out` = the product of a panel of A with `rows` rows and a panel of B with `cols` columns, or `out` + it if it `adds`, fp32, `stride` numbers from row
-/// to row; rows and columns are filled up to 16 or 32: as many are written (and read). A number's bits depend on its row, its column and the depth alone. AMX takes and makes no subnormal
-/// numbers: they count as 0.
+/// to row; rows and columns are filled up to 16 or 32: as many are written (and read). A number's bits depend on its row, its column and the depth alone.
+/// AMX takes and makes no subnormal numbers: they count as 0.
 void multiply_block(const Bf16* a, std::int64_t rows, const Bf16* b, std::int64_t cols, std::int64_t steps, bool adds, float* out, std::int64_t stride);
 
 }  // namespace atelier::ops::cpu

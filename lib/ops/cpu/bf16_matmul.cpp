@@ -38,10 +38,6 @@ struct Operand {
     }
 };
 
-void copy(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t cols, float* to, std::int64_t stride) {
-    for (std::int64_t i = 0; i < rows; ++i) std::copy_n(from + i * from_stride, cols, to + i * stride);
-}
-
 /// C = alpha P + beta C for a block.
 void combine(const float* p, std::int64_t rows, std::int64_t cols, float alpha, float beta, float* c, std::int64_t stride) {
     for (std::int64_t i = 0; i < rows; ++i, p += panel_side, c += stride) {
@@ -73,11 +69,10 @@ struct Packed {
         alignas(64) float sums[panel_side * panel_side];
         if (adds) {
             std::fill_n(sums, panel_side * panel_side, 0.0f);
-            copy(to, stride, tall, wide, sums, panel_side);
+            for (std::int64_t row = 0; row < tall; ++row) std::copy_n(to + row * stride, wide, sums + row * panel_side);
         }
         multiply(adds, sums, panel_side);
-        if (is_sum) copy(sums, panel_side, tall, wide, to, stride);
-        else combine(sums, tall, wide, alpha, beta, to, stride);
+        combine(sums, tall, wide, alpha, adds ? 0.0f : beta, to, stride);
     }
     /// A panel of B after the other, each for a group of panels of A.
     void multiply() const {
