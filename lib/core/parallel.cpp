@@ -139,6 +139,7 @@ void set_threads(int threads) {
 }
 
 int threads() { return pool()->size(); }
+int free_threads() { return t_inside ? 1 : threads(); }
 int thread_index() { return t_index; }
 
 namespace detail {

@@ -10,6 +10,8 @@ namespace atelier {
 /// done by the caller in index order over blocks of fixed size.
 void set_threads(int threads);
 int threads();
+/// How many of them a parallel_for would have here: 1 inside another one.
+int free_threads();
 /// Index of the calling thread within the pool, 0 <= index < threads(). For per-thread scratch.
 int thread_index();
 

@@ -14,7 +14,7 @@ inline thread_local constinit ProductPrecision current_precision = ProductPrecis
 inline ProductPrecision product_precision() { return detail::current_precision; }
 
 /// The calling thread's products take operands of this precision for the scope's life. A processor that has bf16 products rounds in them
-/// (ops/cpu/bf16_matmul.hpp); for others, whoever makes an operand does, once (`round_operand`). Weights are rounded when they are loaded
+/// (ops/cpu/amx_matmul.hpp); for others, whoever makes an operand does, once (`round_operand`). Weights are rounded when they are loaded
 /// and updated.
 class PrecisionScope {
   public:

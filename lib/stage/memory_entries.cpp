@@ -4,7 +4,7 @@
 
 #include "distill/student_sampler.hpp"
 #include "distill/student_states.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_matmul.hpp"
 #include "pipeline/generate.hpp"
 #include "pipeline/micro_batch.hpp"
 #include "stage/picture_sizes.hpp"
@@ -89,8 +89,7 @@ WorkspaceBytes states_bytes(const ModelOutline& model, const distill::StudentSpe
 }
 
 void hold_trainer(MemoryPlan& plan, const ModelOutline& model, const TrainerBytes& trainer, bool has_snapshots) {
-    const bool is_f32 = model.dit->device() == Device::cpu && !(model.dit->rounds_operands() && ops::cpu::has_bf16_products());
-    if (is_f32) plan.hold("turned operands", ops::cpu::turned_operand_bytes(model.dit->config().width()));
+    if (model.dit->device() == Device::cpu) plan.hold("turned operands", ops::cpu::turned_operand_bytes(model.dit->config().width()));
     plan.hold("gradients", trainer.gradients);
     plan.hold("optimizer", trainer.optimizer);
     plan.hold_of_libraries("collectives", trainer.collectives);
@@ -141,7 +140,7 @@ std::size_t sample_bytes(dit::Grid target, std::int64_t channels, std::int64_t s
 void hold_model(MemoryPlan& plan, const ModelOutline& model, std::int64_t decoded) {
     if (model.dit->device() != Device::cpu) plan.hold_device_libraries();
     plan.hold("parameters", model.parameters);
-    if (model.dit->rounds_operands()) plan.hold("bf16 products", ops::cpu::bf16_product_bytes(model.dit->config().width()));
+    if (model.dit->device() == Device::cpu) plan.hold("packed operands", ops::cpu::packed_operand_bytes(model.dit->config().width(), model.dit->precision()));
     plan.hold("text encoder, autoencoder", model.frozen);
     plan.hold("text encoder's buffers", model.text_encoder);
     plan.hold("autoencoder's buffers", model.autoencoder);

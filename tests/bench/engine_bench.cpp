@@ -12,7 +12,7 @@
 #include "flow/noise.hpp"
 #include "io/image/png.hpp"
 #include "io/safetensors.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_block.hpp"
 #include "optim/adamw.hpp"
 #include "optim/gradient_norm.hpp"
 #include "pipeline/generate.hpp"
@@ -316,7 +316,7 @@ std::unique_ptr<Work> make_work(const Options& o) {
 }
 
 void serve(const Options& o) {
-    ATELIER_CHECK_USAGE(o.dtype == "f32" || (o.dtype == "bf16" && ops::cpu::has_bf16_products()), "dtype {}: f32, or bf16 on a processor with bf16 products", o.dtype);
+    ATELIER_CHECK_USAGE(o.dtype == "f32" || (o.dtype == "bf16" && ops::cpu::has_amx()), "dtype {}: f32, or bf16 on a processor with bf16 products", o.dtype);
     set_threads(o.threads);
     const auto work = make_work(o);
     std::cout << "ready" << std::endl;

@@ -8,7 +8,7 @@
 #include "core/parallel.hpp"
 #include "harness.hpp"
 #include "ops/attention.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_block.hpp"
 #include "ops/precision.hpp"
 
 namespace atelier::ops {
@@ -45,7 +45,7 @@ TEST(Precision, OnlyInItsScope) {
     {
         const PrecisionScope scope(ProductPrecision::bf16);
         round_operand(1, 1, 1, &x);
-        EXPECT_EQ(x, cpu::has_bf16_products() ? pi : rounded(pi));  // the processor's products round
+        EXPECT_EQ(x, cpu::has_amx() ? pi : rounded(pi));  // the processor's products round
     }
     EXPECT_EQ(product_precision(), ProductPrecision::fp32);
 }

@@ -5,7 +5,7 @@
 
 #include "core/parallel.hpp"
 #include "ops/cpu/vector_math.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_block.hpp"
 #include "ops/cpu/block_product.hpp"
 #include "ops/matmul.hpp"
 #include "ops/precision.hpp"
@@ -54,7 +54,7 @@ constexpr std::int64_t large_product = 1 << 20;
 
 /// A block's product.
 void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
-    const bool is_bf16 = product_precision() == ProductPrecision::bf16 && has_bf16_products();
+    const bool is_bf16 = product_precision() == ProductPrecision::bf16 && has_amx();
     if (is_bf16 || a.rows * a.cols * (tb ? b.rows : b.cols) >= large_product) matmul(ta, tb, alpha, a, b, beta, c);
     else block_product(ta, tb, alpha, a, b, beta, c);
 }

@@ -5,10 +5,10 @@
 
 #include "core/arena.hpp"
 #include "core/parallel.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_block.hpp"
+#include "ops/cpu/amx_matmul.hpp"
 #include "ops/cpu/onednn.hpp"
 #include "ops/cpu/transpose.hpp"
-#include "ops/precision.hpp"
 
 namespace atelier::ops::cpu {
 namespace {
@@ -163,7 +163,7 @@ void turned_matmul(bool ta, float alpha, const MatrixView& a, const MatrixView& 
 
 std::size_t turned_operand_bytes(std::int64_t width) {
     const std::int64_t deepest = 6 * width, weights = deepest * width;
-    if (!avx512() || weights <= cached_weights) return 0;
+    if (!avx512() || has_amx() || weights <= cached_weights) return 0;
     return 2 * static_cast<std::size_t>(std::min(weights, std::max(turned_numbers, turned_step * deepest))) * sizeof(float);
 }
 
@@ -175,7 +175,7 @@ void matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView
                   "matmul of [{}, {}]{} and [{}, {}]{} into [{}, {}]", a.rows, a.cols, ta ? "^T" : "", b.rows, b.cols,
                   tb ? "^T" : "", c.rows, c.cols);
     if (m == 0 || n == 0) return;
-    if (k > 0 && product_precision() == ProductPrecision::bf16 && has_bf16_products()) return bf16_matmul(ta, tb, alpha, a, b, beta, c);
+    if (k > 0 && has_amx()) return amx_matmul(ta, tb, alpha, a, b, beta, c);
     const Tiles tiles = tiles_of(ta, tb, m, n, k, alpha);
     if (!tiles.copied && is_turned(ta, tb, m, n, k)) return turned_matmul(ta, alpha, a, b, beta, c);
     parallel_for(tiles.rows.pieces * tiles.cols.pieces, 1, [&](std::int64_t begin, std::int64_t end) {

@@ -3,7 +3,7 @@
 #include "core/convert.hpp"
 #include "core/device.hpp"
 #include "core/parallel.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_block.hpp"
 
 namespace atelier::ops {
 
@@ -21,7 +21,7 @@ void round_to_bf16(std::int64_t rows, std::int64_t width, std::int64_t stride, f
 }  // namespace cpu
 
 void round_operand(std::int64_t rows, std::int64_t width, std::int64_t stride, float* x) {
-    if (product_precision() == ProductPrecision::bf16 && current_device() == Device::cpu && !cpu::has_bf16_products())
+    if (product_precision() == ProductPrecision::bf16 && current_device() == Device::cpu && !cpu::has_amx())
         cpu::round_to_bf16(rows, width, stride, x);
 }
 

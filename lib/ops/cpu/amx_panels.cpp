@@ -1,4 +1,6 @@
-#include "ops/cpu/bf16_panels.hpp"
+#include "ops/cpu/amx_panels.hpp"
+
+#include <algorithm>
 
 #include "core/error.hpp"
 
@@ -14,12 +16,23 @@ namespace {
 
 __mmask16 first(std::int64_t n) { return n >= 16 ? __mmask16{0xffff} : n <= 0 ? __mmask16{0} : static_cast<__mmask16>((1u << n) - 1); }
 
-/// One row of a tile.
+/// One row of a tile of each part.
+template <Parts parts>
 void convert(__m512 low, __m512 high, Bf16* to) {
-    const auto halves = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
     const __m512i order = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
                                            _mm512_slli_epi32(_mm512_setr_epi32(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31), 16));
-    _mm512_store_si512(to, _mm512_permutexvar_epi16(order, halves));
+    const auto store_part = [&order](__m512 l, __m512 h, Bf16* part) {
+        const __m512i pairs = _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(h, l)));
+        _mm512_store_si512(part, pairs);
+        __builtin_prefetch(part + panel_step, 1);
+        return pairs;
+    };
+    __m512i pairs = store_part(low, high, to);
+    for (std::int64_t i = 1; i < count(parts); ++i) {  // what the parts before lack is exact in fp32
+        low = _mm512_sub_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)));
+        high = _mm512_sub_ps(high, _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-65536))));
+        pairs = store_part(low, high, to + i * part_numbers);
+    }
 }
 
 /// 16 x 16 pairs in place.
@@ -50,29 +63,35 @@ void transpose(Bf16* tile) {
     }
 }
 
-/// Row after row, each along the depth, as they lie in memory.
+/// Rows along the depth, as they lie in memory, a few steps of a panel's rows at a time: their tiles stay in the first-level cache.
+template <Parts parts>
 void pack_deep(const PanelSource& from, Bf16* to) {
-    const std::int64_t filled = (from.count + tile_side - 1) / tile_side * tile_side;
-    for (std::int64_t i = 0; i < filled; ++i) {
-        Bf16* row_to = to + i / panel_side * panel_numbers(from.depth) + i % panel_side * panel_step;
-        const float* row = from.data + i * from.stride;
-        // The hardware's own prefetching begins anew at every page, and a row is hardly longer than one.
-        const float* next = i + 1 < from.count ? row + from.stride : row;
-        for (std::int64_t p = 0; p < from.depth; p += panel_step, row_to += step_numbers) {
-            __builtin_prefetch(next + p);
-            __builtin_prefetch(next + p + 16);
-            const std::int64_t deep = i < from.count ? from.depth - p : 0;
-            if (deep >= panel_step) convert(_mm512_loadu_ps(row + p), _mm512_loadu_ps(row + p + 16), row_to);
-            else convert(_mm512_maskz_loadu_ps(first(deep), row + p), _mm512_maskz_loadu_ps(first(deep - 16), row + p + 16), row_to);
-        }
+    constexpr std::int64_t step = count(parts) * part_numbers, together = 12 / count(parts) * panel_step;
+    for (std::int64_t top = 0; top < from.count; top += panel_side, to += panel_numbers(from.depth, parts)) {
+        const std::int64_t rows = std::min(panel_side, from.count - top), filled = (rows + tile_side - 1) / tile_side * tile_side;
+        for (std::int64_t begin = 0; begin < from.depth; begin += together)
+            for (std::int64_t i = 0; i < filled; ++i) {
+                const float* row = from.data + (top + i) * from.stride;
+                Bf16* row_to = to + begin / panel_step * step + i * panel_step;
+                // The hardware's own prefetching does not see which row comes next.
+                const float* next = i + 1 < rows ? row + from.stride : row;
+                for (std::int64_t p = begin; p < std::min(begin + together, from.depth); p += panel_step, row_to += step) {
+                    __builtin_prefetch(next + p);
+                    __builtin_prefetch(next + p + 16);
+                    const std::int64_t deep = i < rows ? from.depth - p : 0;
+                    if (deep >= panel_step) convert<parts>(_mm512_loadu_ps(row + p), _mm512_loadu_ps(row + p + 16), row_to);
+                    else convert<parts>(_mm512_maskz_loadu_ps(first(deep), row + p), _mm512_maskz_loadu_ps(first(deep - 16), row + p + 16), row_to);
+                }
+            }
     }
 }
 
 constexpr std::int64_t rows_ahead = 4;
 
 /// Depth after depth, each over all rows or columns of the panels.
+template <Parts parts>
 void pack_wide(const PanelSource& from, Bf16* to) {
-    for (std::int64_t p = 0; p < from.depth; p += panel_step, to += step_numbers)
+    for (std::int64_t p = 0; p < from.depth; p += panel_step, to += count(parts) * part_numbers)
         for (std::int64_t i = 0; i < tile_side; ++i) {
             const float *low = from.data + (p + i) * from.stride, *high = low + tile_side * from.stride;
             const bool has_low = p + i < from.depth, has_high = p + i + tile_side < from.depth;
@@ -82,18 +101,19 @@ void pack_wide(const PanelSource& from, Bf16* to) {
                 __builtin_prefetch(low + ahead + at);
                 __builtin_prefetch(high + ahead + at);
                 const __mmask16 low_mask = has_low ? first(from.count - at) : __mmask16{0}, high_mask = has_high ? first(from.count - at) : __mmask16{0};
-                convert(_mm512_maskz_loadu_ps(low_mask, low + at), _mm512_maskz_loadu_ps(high_mask, high + at),
-                        to + at / panel_side * panel_numbers(from.depth) + at % panel_side * panel_step + i * panel_step);
+                convert<parts>(_mm512_maskz_loadu_ps(low_mask, low + at), _mm512_maskz_loadu_ps(high_mask, high + at),
+                               to + at / panel_side * panel_numbers(from.depth, parts) + at % panel_side * panel_step + i * panel_step);
             }
         }
 }
 
 }  // namespace
 
-void pack_panels(Side side, const PanelSource& from, Bf16* to) {
-    (from.is_deep ? pack_deep : pack_wide)(from, to);
+void pack_panels(Side side, Parts parts, const PanelSource& from, Bf16* to) {
+    if (parts == Parts::rounded) (from.is_deep ? pack_deep<Parts::rounded> : pack_wide<Parts::rounded>)(from, to);
+    else (from.is_deep ? pack_deep<Parts::exact> : pack_wide<Parts::exact>)(from, to);
     if (from.is_deep == (side == Side::a)) return;
-    const std::int64_t tiles = panel_numbers(from.depth) / tile_numbers;
+    const std::int64_t tiles = panel_numbers(from.depth, parts) / tile_numbers;
     for (std::int64_t at = 0; at < from.count; at += panel_side)
         for (std::int64_t t = 0; t < tiles; ++t, to += tile_numbers)
             if (t % 2 == 0 || from.count - at > tile_side) transpose(to);
@@ -101,7 +121,7 @@ void pack_panels(Side side, const PanelSource& from, Bf16* to) {
 
 #else
 
-void pack_panels(Side, const PanelSource&, Bf16*) { ATELIER_FAIL(ErrorKind::internal, "this build has no code for AMX"); }
+void pack_panels(Side, Parts, const PanelSource&, Bf16*) { ATELIER_FAIL(ErrorKind::internal, "this build has no code for AMX"); }
 
 #endif
 

@@ -1,4 +1,4 @@
-// The processor's own bf16 products (AMX): against double sums of rounded operands, and what bits may depend on.
+// Products on AMX, of numbers rounded to bf16 and of fp32 numbers in three parts: against double sums, and what bits may depend on.
 #include <gtest/gtest.h>
 
 #include <array>
@@ -6,7 +6,7 @@
 #include "core/convert.hpp"
 #include "core/parallel.hpp"
 #include "harness.hpp"
-#include "ops/cpu/bf16_matmul.hpp"
+#include "ops/cpu/amx_block.hpp"
 #include "ops/precision.hpp"
 
 namespace atelier::ops {
@@ -15,13 +15,14 @@ namespace {
 using testing::Doubles;
 using testing::Floats;
 
-class Bf16Matmul : public ::testing::Test {
+class Amx : public ::testing::Test {
   protected:
     void SetUp() override {
-        if (!cpu::has_bf16_products()) GTEST_SKIP() << "skipped: this processor has no bf16 products";
+        if (!cpu::has_amx()) GTEST_SKIP() << "skipped: this processor has no AMX";
     }
     void TearDown() override { set_threads(1); }
 };
+class AmxMatmul : public Amx, public ::testing::WithParamInterface<ProductPrecision> {};
 
 Floats normal(std::int64_t n, std::uint64_t which) {
     Floats v(static_cast<std::size_t>(n));
@@ -29,11 +30,12 @@ Floats normal(std::int64_t n, std::uint64_t which) {
     return v;
 }
 
-double rounded(float x) { return bf16_to_f32(f32_to_bf16(x)); }
+/// What a product takes of an operand.
+double taken(float x) { return product_precision() == ProductPrecision::bf16 ? bf16_to_f32(f32_to_bf16(x)) : x; }
 
-TEST_F(Bf16Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
-    const PrecisionScope scope(ProductPrecision::bf16);
-    for (const auto& [m, n, k] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {40, 49, 95}, {20, 30, 4200}})
+TEST_P(AmxMatmul, MatchesDefinitionOverShapesFlagsAndStrides) {
+    const PrecisionScope scope(GetParam());
+    for (const auto& [m, n, k] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{1, 1, 1}, {3, 5, 7}, {65, 33, 17}, {130, 800, 9}, {257, 64, 200}, {40, 49, 95}, {20, 30, 4200}, {700, 660, 650}, {33, 1300, 130}})
         for (const bool ta : {false, true})
             for (const bool tb : {false, true})
                 for (const float beta : {0.0f, 1.0f}) {
@@ -48,7 +50,7 @@ TEST_F(Bf16Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
                         for (std::int64_t j = 0; j < n; ++j) {
                             double sum = 0;
                             for (std::int64_t l = 0; l < k; ++l)
-                                sum += rounded(ta ? a[l * (ac + pad) + i] : a[i * (ac + pad) + l]) * rounded(tb ? b[j * (bc + pad) + l] : b[l * (bc + pad) + j]);
+                                sum += taken(ta ? a[l * (ac + pad) + i] : a[i * (ac + pad) + l]) * taken(tb ? b[j * (bc + pad) + l] : b[l * (bc + pad) + j]);
                             expected.push_back(0.5 * sum + (beta == 0.0f ? 0 : before[i * (n + pad) + j]));
                             found.push_back(c[i * (n + pad) + j]);
                         }
@@ -61,8 +63,8 @@ TEST_F(Bf16Matmul, MatchesDefinitionOverShapesFlagsAndStrides) {
                 }
 }
 
-TEST_F(Bf16Matmul, BitsDoNotDependOnThreads) {
-    const PrecisionScope scope(ProductPrecision::bf16);
+TEST_P(AmxMatmul, BitsDoNotDependOnThreads) {
+    const PrecisionScope scope(GetParam());
     for (const bool ta : {false, true}) {
         const std::int64_t m = 515, n = 577, k = 1193;
         Floats a = normal(m * k, 1), b = normal(n * k, 2), first;
@@ -76,10 +78,10 @@ TEST_F(Bf16Matmul, BitsDoNotDependOnThreads) {
     }
 }
 
-TEST_F(Bf16Matmul, AnElementsBitsDependOnItsRowAndColumnAlone) {
+TEST_P(AmxMatmul, AnElementsBitsDependOnItsRowAndColumnAlone) {
     const std::int64_t m = 150, n = 300, k = 4300;  // more than one piece of the depth
     const Floats a = normal(m * k, 1), b = normal(n * k, 2);
-    const PrecisionScope scope(ProductPrecision::bf16);
+    const PrecisionScope scope(GetParam());
     for (const auto& [alpha, beta] : {std::pair{0.7f, 1.0f}, {1.0f, 1.0f}, {1.0f, 0.0f}}) {  // the last two are summed where they are wanted
         const auto product = [&, alpha = alpha, beta = beta](std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols) {
             Floats c(static_cast<std::size_t>(rows * cols), 0.5f);
@@ -97,8 +99,8 @@ TEST_F(Bf16Matmul, AnElementsBitsDependOnItsRowAndColumnAlone) {
     }
 }
 
-TEST_F(Bf16Matmul, ARowsBitsDoNotDependOnItsPlace) {
-    const PrecisionScope scope(ProductPrecision::bf16);
+TEST_P(AmxMatmul, ARowsBitsDoNotDependOnItsPlace) {
+    const PrecisionScope scope(GetParam());
     for (const bool tb : {false, true})
         for (const auto& [n, k] : {std::pair<std::int64_t, std::int64_t>{64, 32}, {32, 64}, {20, 16}, {192, 192}, {576, 192}, {192, 768}, {400, 3072}, {96, 4100}}) {
             const Floats row = normal(k, 1);
@@ -114,7 +116,47 @@ TEST_F(Bf16Matmul, ARowsBitsDoNotDependOnItsPlace) {
         }
 }
 
-TEST_F(Bf16Matmul, OnlyInItsScope) {
+INSTANTIATE_TEST_SUITE_P(Precisions, AmxMatmul, ::testing::Values(ProductPrecision::fp32, ProductPrecision::bf16),
+                         [](const auto& info) { return info.param == ProductPrecision::bf16 ? "bf16" : "fp32"; });
+
+TEST_F(Amx, SumsOfFp32NumbersOfAnySizeAreAsExactAsFp32sOwn) {
+    // Terms of very different sizes, and the bits of an operand that a part less would lose: each result beside the sum of its terms' sizes.
+    const std::int64_t m = 37, n = 45, k = 300;
+    for (const float scale : {1e-12f, 1.0f, 1e12f}) {
+        Floats a = normal(m * k, 1), b = normal(n * k, 2), c(static_cast<std::size_t>(m * n));
+        for (std::size_t i = 0; i < a.size(); ++i) a[i] *= scale * std::exp2(static_cast<float>(i % 7) - 3.0f);
+        cpu::matmul(false, true, 1, {a.data(), m, k, k}, {b.data(), n, k, k}, 0, {c.data(), m, n, n});
+        for (std::int64_t i = 0; i < m; ++i)
+            for (std::int64_t j = 0; j < n; ++j) {
+                double sum = 0, squares = 0;
+                for (std::int64_t l = 0; l < k; ++l) {
+                    const double term = static_cast<double>(a[i * k + l]) * b[j * k + l];
+                    sum += term, squares += term * term;
+                }
+                ASSERT_LT(std::abs(c[i * n + j] - sum), 0x1p-24 * 4 * std::sqrt(static_cast<double>(k) * squares)) << i << " " << j << ", " << scale;
+            }
+    }
+    // One term: exact to the last bit or its neighbour.
+    for (const float x : {1.0f + 0x1p-23f, -3.1415927f, 0x1.fffffep+20f, 0x1.000002p-60f, 16777215.0f})
+        for (const float y : {1.0f, 0x1.fffffep+0f, -0.33333334f, 0x1.555556p+40f}) {
+            Floats a{x}, b{y}, c{0.0f};
+            cpu::matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
+            const double product = static_cast<double>(x) * y;
+            EXPECT_LE(std::abs(c[0] - product), 0x1.8p-24 * std::abs(product)) << x << " " << y;
+        }
+}
+
+TEST_F(Amx, WhatIsNotFiniteShows) {
+    const std::int64_t k = 40;
+    for (const float bad : {INFINITY, -INFINITY, NAN}) {
+        Floats a = normal(3 * k, 1), b = normal(2 * k, 2), c(6);
+        a[k + 5] = bad;
+        cpu::matmul(false, true, 1, {a.data(), 3, k, k}, {b.data(), 2, k, k}, 0, {c.data(), 3, 2, 2});
+        for (int i = 0; i < 6; ++i) EXPECT_EQ(std::isfinite(c[i]), i / 2 != 1) << i;
+    }
+}
+
+TEST_F(Amx, RoundsInItsScopeAlone) {
     Floats a{1.0f + 0x1p-12f}, b{1.0f}, c{0.0f};
     cpu::matmul(false, true, 1, {a.data(), 1, 1, 1}, {b.data(), 1, 1, 1}, 0, {c.data(), 1, 1, 1});
     EXPECT_EQ(c[0], a[0]);

@@ -1,0 +1,212 @@
+#include "ops/cpu/amx_matmul.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/arena.hpp"
+#include "core/parallel.hpp"
+#include "ops/cpu/amx_block.hpp"
+
+namespace atelier::ops::cpu {
+namespace {
+
+// How deep a panel is at most (bf16 numbers, of all parts).
+constexpr std::int64_t longest_depth = 2048;
+// Of the panels that a thread multiplies alone: those that stay in its second-level cache, and those that go by a few at a time.
+constexpr std::int64_t kept_numbers = std::int64_t{1} << 19, passing_numbers = std::int64_t{1} << 18;
+// Where both sides are larger, what all threads share of B, some hundred columns, and of A, all rows that are likely to come.
+constexpr std::int64_t shared_numbers_of_b = std::int64_t{1} << 20, shared_numbers_of_a = std::int64_t{1} << 21;
+// Panels that are packed together where rows of memory lie across them.
+constexpr std::int64_t panels_across = 8;
+
+Parts parts_of(ProductPrecision precision) { return precision == ProductPrecision::bf16 ? Parts::rounded : Parts::exact; }
+
+std::int64_t pieces(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+
+/// Equal pieces of whole steps, by the depth alone.
+std::int64_t depth_of_piece(std::int64_t depth, Parts parts) {
+    return pieces(pieces(depth, pieces(depth, longest_depth / count(parts))), panel_step) * panel_step;
+}
+
+/// Panels of one side: `size` rows of op(A), or columns of op(B), from `first` on.
+struct Range {
+    std::int64_t first, size;
+    std::int64_t panels() const { return pieces(size, panel_side); }
+    std::int64_t end() const { return first + size; }
+    /// The i-th of `count` parts of whole panels.
+    Range part(std::int64_t i, std::int64_t count) const {
+        const auto begin = [&](std::int64_t t) { return std::min(panels() * t / count * panel_side, size); };
+        return {first + begin(i), begin(i + 1) - begin(i)};
+    }
+};
+
+/// One side of a product over a piece of its depth: op(A) by rows, or op(B) by columns.
+struct Operand {
+    Side side;
+    Parts parts;
+    const float* data;  ///< where the piece begins
+    std::int64_t stride;
+    bool is_deep;  ///< a row's (column's) numbers lie side by side
+    std::int64_t depth;
+    std::int64_t numbers() const { return panel_numbers(depth, parts); }  ///< of a panel
+    std::int64_t panels_together() const { return is_deep ? 1 : panels_across; }
+    std::int64_t tasks(const Range& range) const { return pieces(range.panels(), panels_together()); }
+    /// The t-th of `tasks`.
+    void pack(const Range& range, std::int64_t t, Bf16* to) const {
+        const std::int64_t skipped = t * panels_together(), begin = range.first + skipped * panel_side;
+        const std::int64_t count = std::min(panels_together() * panel_side, range.end() - begin);
+        pack_panels(side, parts, {data + begin * (is_deep ? stride : 1), stride, count, depth, is_deep}, to + skipped * numbers());
+    }
+    void pack(const Range& range, Bf16* to) const {
+        for (std::int64_t t = 0; t < tasks(range); ++t) pack(range, t, to);
+    }
+};
+
+/// C = alpha P + beta C for a block.
+void combine(const float* p, std::int64_t rows, std::int64_t cols, float alpha, float beta, float* c, std::int64_t stride) {
+    for (std::int64_t i = 0; i < rows; ++i, p += panel_side, c += stride) {
+        if (beta == 0.0f)
+            for (std::int64_t j = 0; j < cols; ++j) c[j] = alpha * p[j];
+        else
+            for (std::int64_t j = 0; j < cols; ++j) c[j] = alpha * p[j] + beta * c[j];
+    }
+}
+
+/// A product over a piece of its depth.
+struct Product {
+    Operand a, b;
+    float alpha, beta;
+    float* c;
+    std::int64_t stride;
+
+    std::int64_t numbers() const { return a.numbers(); }
+    /// Rows and columns of at most a panel.
+    void block(const Range& rows, const Bf16* packed_a, const Range& cols, const Bf16* packed_b) const {
+        float* to = c + rows.first * stride + cols.first;
+        const auto multiply = [&](bool adds, float* out, std::int64_t out_stride) {
+            multiply_block(a.parts, packed_a, rows.size, packed_b, cols.size, steps_of(a.depth), adds, out, out_stride);
+        };
+        // Sums begin with what is there wherever an element stands, in C itself or beside it.
+        const bool adds = alpha == 1.0f && beta == 1.0f, is_sum = adds || (alpha == 1.0f && beta == 0.0f);
+        if (is_sum && rows.size % tile_side == 0 && cols.size % tile_side == 0) return multiply(adds, to, stride);
+        alignas(64) float sums[panel_side * panel_side];
+        if (adds) {
+            std::fill_n(sums, panel_side * panel_side, 0.0f);
+            for (std::int64_t row = 0; row < rows.size; ++row) std::copy_n(to + row * stride, cols.size, sums + row * panel_side);
+        }
+        multiply(adds, sums, panel_side);
+        combine(sums, rows.size, cols.size, alpha, adds ? 0.0f : beta, to, stride);
+    }
+    /// A panel of B after the other, each for all panels of A.
+    void blocks(const Range& rows, const Bf16* packed_a, const Range& cols, const Bf16* packed_b) const {
+        for (std::int64_t j = 0; j < cols.panels(); ++j)
+            for (std::int64_t i = 0; i < rows.panels(); ++i)
+                block(rows.part(i, rows.panels()), packed_a + i * numbers(), cols.part(j, cols.panels()), packed_b + j * numbers());
+    }
+};
+
+Bf16* room(Workspace& workspace, std::int64_t panels, std::int64_t numbers) {
+    return static_cast<Bf16*>(workspace.build([&](Arena& arena) { return arena.take(DType::bf16, {panels, numbers}); }).raw());
+}
+
+/// How many parts rows and columns are cut into, a part of each for a thread.
+struct Grid {
+    std::int64_t down, across;
+    std::int64_t count() const { return down * across; }
+};
+/// The least work of a thread: packing a panel takes as long as two blocks.
+Grid grid_of(std::int64_t rows, std::int64_t cols) {
+    Grid best{1, 1};
+    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    const std::int64_t threads = free_threads();
+    for (std::int64_t down = 1; down <= std::min(threads, rows); ++down) {
+        const Grid grid{down, std::min(threads / down, cols)};
+        const std::int64_t tall = pieces(rows, grid.down), wide = pieces(cols, grid.across), work = tall * wide + 2 * (tall + wide);
+        if (work < least) best = grid, least = work;
+    }
+    return best;
+}
+
+/// By each thread alone: one side's panels of its part are kept, the other's packed a few at a time.
+void multiply_apart(const Product& product, const Range& rows, const Range& cols, const Grid& grid) {
+    thread_local Workspace workspace{"packed rows and columns"};  // all threads' room; grows to the largest product's once
+    const std::int64_t numbers = product.numbers(), tall = pieces(rows.panels(), grid.down), wide = pieces(cols.panels(), grid.across);
+    const bool keeps_b = wide * numbers <= kept_numbers;
+    const std::int64_t kept = keeps_b ? wide : tall, passing = keeps_b ? tall : wide;
+    const std::int64_t groups = pieces(passing, std::max<std::int64_t>(passing_numbers / numbers, 1)), panels = kept + pieces(passing, groups);
+    const std::int64_t threads = free_threads();
+    Bf16* packed = room(workspace, threads * panels, numbers);
+    parallel_for(grid.count(), 1, [&](std::int64_t begin, std::int64_t end) {
+        const BlockScope scope;
+        Bf16 *of_kept = packed + (threads == 1 ? 0 : thread_index()) * panels * numbers, *of_group = of_kept + kept * numbers;
+        for (std::int64_t t = begin; t < end; ++t) {
+            const Range here = rows.part(t / grid.across, grid.down), there = cols.part(t % grid.across, grid.across), &passes = keeps_b ? here : there;
+            if (keeps_b) product.b.pack(there, of_kept);
+            else product.a.pack(here, of_kept);
+            for (std::int64_t g = 0; g < groups; ++g) {
+                const Range group = passes.part(g, groups);
+                if (keeps_b) {
+                    product.a.pack(group, of_group);
+                    product.blocks(group, of_group, there, of_kept);
+                } else {
+                    product.b.pack(group, of_group);
+                    product.blocks(here, of_kept, group, of_group);
+                }
+            }
+        }
+    });
+}
+
+/// By all threads: panels of B are shared, a part of the columns at a time; those of A are packed by who multiplies them first, and kept.
+void multiply_together(const Product& product, std::int64_t rows, std::int64_t cols) {
+    thread_local Workspace of_a{"packed rows"}, of_b{"packed columns"};  // grow to the largest product's once
+    const std::int64_t numbers = product.numbers(), tall = shared_numbers_of_a / numbers * panel_side, wide = shared_numbers_of_b / numbers * panel_side;
+    for (std::int64_t i = 0; i < rows; i += tall) {
+        const Range here{i, std::min(tall, rows - i)};
+        const std::int64_t groups = std::max(pieces(here.panels() * numbers, passing_numbers), std::min<std::int64_t>(here.panels(), free_threads()));
+        Bf16* packed_a = room(of_a, here.panels(), numbers);
+        for (std::int64_t j = 0; j < cols; j += wide) {
+            const Range columns{j, std::min(wide, cols - j)};
+            Bf16* packed_b = room(of_b, columns.panels(), numbers);
+            parallel_for(product.b.tasks(columns), 1, [&](std::int64_t begin, std::int64_t end) {
+                for (std::int64_t t = begin; t < end; ++t) product.b.pack(columns, t, packed_b);
+            });
+            parallel_for(groups, 1, [&](std::int64_t begin, std::int64_t end) {
+                const BlockScope scope;
+                for (std::int64_t g = begin; g < end; ++g) {
+                    const Range group = here.part(g, groups);
+                    Bf16* packed = packed_a + (group.first - i) / panel_side * numbers;
+                    if (j == 0) product.a.pack(group, packed);
+                    product.blocks(group, packed, columns, packed_b);
+                }
+            });
+        }
+    }
+}
+
+}  // namespace
+
+std::size_t packed_operand_bytes(std::int64_t width, ProductPrecision precision) {
+    if (!has_amx()) return 0;
+    const std::int64_t parts = count(parts_of(precision)), weights = 6 * width * width * parts, rows = 1024 * 3 * width * parts;
+    const bool are_shared = weights > kept_numbers * threads();
+    const std::int64_t shared = are_shared ? std::min(shared_numbers_of_a, rows) + std::min(shared_numbers_of_b, weights) : 0;
+    return static_cast<std::size_t>(shared + threads() * std::min(kept_numbers + passing_numbers, rows)) * sizeof(Bf16);
+}
+
+void amx_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
+    const Parts parts = parts_of(product_precision());
+    const std::int64_t depth = ta ? a.rows : a.cols, longest = depth_of_piece(depth, parts);
+    const Range rows{0, c.rows}, cols{0, c.cols};
+    for (std::int64_t at = 0; at < depth; at += longest) {
+        const std::int64_t deep = std::min(longest, depth - at);
+        const Product product{{Side::a, parts, a.data + at * (ta ? a.stride : 1), a.stride, !ta, deep}, {Side::b, parts, b.data + at * (tb ? 1 : b.stride), b.stride, tb, deep},
+                              alpha, at == 0 ? beta : 1.0f, c.data, c.stride};
+        const Grid grid = grid_of(rows.panels(), cols.panels());
+        const std::int64_t smaller = std::min(pieces(rows.panels(), grid.down), pieces(cols.panels(), grid.across));
+        if (smaller * product.numbers() > kept_numbers) multiply_together(product, c.rows, c.cols);
+        else multiply_apart(product, rows, cols, grid);
+    }
+}
+
+}  // namespace atelier::ops::cpu
