@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 
+#include "ops/cpu/amx_matmul.hpp"
 #include "stage/judge_report.hpp"
 
 namespace atelier::stage {
@@ -42,6 +43,11 @@ Bytes hold_reward_train(MemoryPlan& plan, const Context& c, const judge::Questio
     const Bytes sequence = Workspace::measure([&](Arena& arena) { judge::LabelPass(model.vlm(), 0, sizes, arena); });
     const auto hold = [&](const char* what, const Bytes& bytes) { plan.hold_during("training", what, bytes); };
     if (c.device() != Device::cpu) plan.hold_device_libraries();
+    else {
+        const std::int64_t width = model.vlm().config().text.hidden;
+        plan.hold("turned operands", ops::cpu::turned_operand_bytes(width));
+        plan.hold("packed operands", ops::cpu::packed_operand_bytes(width, model.vlm().precision()));
+    }
     plan.hold_of_libraries("collectives", trainer.collectives);
     const Bytes parameters = judge::TrainedJudge::weight_bytes(model.vlm(), adapted, zero == 3 ? ranks : 0);
     hold("parameters", parameters);

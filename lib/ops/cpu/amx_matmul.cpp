@@ -14,8 +14,8 @@ namespace {
 constexpr std::int64_t longest_depth = 2048;
 // Of the panels that a thread multiplies alone: those that stay in its second-level cache, and those that go by a few at a time.
 constexpr std::int64_t kept_numbers = std::int64_t{1} << 19, passing_numbers = std::int64_t{1} << 18;
-// Where both sides are larger, what all threads share of B, some hundred columns, and of A, all rows that are likely to come.
-constexpr std::int64_t shared_numbers_of_b = std::int64_t{1} << 20, shared_numbers_of_a = std::int64_t{1} << 21;
+// Where both sides are larger, what all threads share of A: all rows that are likely to come.
+constexpr std::int64_t shared_numbers = std::int64_t{1} << 21;
 // Panels that are packed together where rows of memory lie across them.
 constexpr std::int64_t panels_across = 8;
 
@@ -97,10 +97,10 @@ struct Product {
         multiply(adds, sums, panel_side);
         combine(sums, rows.size, cols.size, alpha, adds ? 0.0f : beta, to, stride);
     }
-    /// A panel of B after the other, each for all panels of A.
+    /// A panel of A after the other, each for all panels of B.
     void blocks(const Range& rows, const Bf16* packed_a, const Range& cols, const Bf16* packed_b) const {
-        for (std::int64_t j = 0; j < cols.panels(); ++j)
-            for (std::int64_t i = 0; i < rows.panels(); ++i)
+        for (std::int64_t i = 0; i < rows.panels(); ++i)
+            for (std::int64_t j = 0; j < cols.panels(); ++j)
                 block(rows.part(i, rows.panels()), packed_a + i * numbers(), cols.part(j, cols.panels()), packed_b + j * numbers());
     }
 };
@@ -157,30 +157,26 @@ void multiply_apart(const Product& product, const Range& rows, const Range& cols
     });
 }
 
-/// By all threads: panels of B are shared, a part of the columns at a time; those of A are packed by who multiplies them first, and kept.
-void multiply_together(const Product& product, std::int64_t rows, std::int64_t cols) {
-    thread_local Workspace of_a{"packed rows"}, of_b{"packed columns"};  // grow to the largest product's once
-    const std::int64_t numbers = product.numbers(), tall = shared_numbers_of_a / numbers * panel_side, wide = shared_numbers_of_b / numbers * panel_side;
-    for (std::int64_t i = 0; i < rows; i += tall) {
-        const Range here{i, std::min(tall, rows - i)};
-        const std::int64_t groups = std::max(pieces(here.panels() * numbers, passing_numbers), std::min<std::int64_t>(here.panels(), free_threads()));
-        Bf16* packed_a = room(of_a, here.panels(), numbers);
-        for (std::int64_t j = 0; j < cols; j += wide) {
-            const Range columns{j, std::min(wide, cols - j)};
-            Bf16* packed_b = room(of_b, columns.panels(), numbers);
-            parallel_for(product.b.tasks(columns), 1, [&](std::int64_t begin, std::int64_t end) {
-                for (std::int64_t t = begin; t < end; ++t) product.b.pack(columns, t, packed_b);
-            });
-            parallel_for(groups, 1, [&](std::int64_t begin, std::int64_t end) {
-                const BlockScope scope;
-                for (std::int64_t g = begin; g < end; ++g) {
-                    const Range group = here.part(g, groups);
-                    Bf16* packed = packed_a + (group.first - i) / panel_side * numbers;
-                    if (j == 0) product.a.pack(group, packed);
-                    product.blocks(group, packed, columns, packed_b);
-                }
-            });
-        }
+/// Where neither side stays in a cache: panels of A are packed by all threads for all, those of B by who multiplies them, a part of the columns at a time.
+void multiply_together(const Product& product, const Range& rows, const Range& cols) {
+    thread_local Workspace of_a{"packed rows"}, of_b{"packed columns"};  // all threads' room; grow to the largest product's once
+    const std::int64_t numbers = product.numbers(), regions = pieces(rows.panels(), std::max<std::int64_t>(shared_numbers / numbers, 1)), threads = free_threads();
+    const std::int64_t groups = std::min(pieces(pieces(cols.panels() * numbers, kept_numbers), threads) * threads, cols.panels()), panels = pieces(cols.panels(), groups);
+    Bf16 *packed_a = room(of_a, pieces(rows.panels(), regions), numbers), *packed_b = room(of_b, threads * panels, numbers);
+    for (std::int64_t i = 0; i < regions; ++i) {
+        const Range here = rows.part(i, regions);
+        parallel_for(product.a.tasks(here), 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t t = begin; t < end; ++t) product.a.pack(here, t, packed_a);
+        });
+        parallel_for(groups, 1, [&](std::int64_t begin, std::int64_t end) {
+            const BlockScope scope;
+            Bf16* own = packed_b + (threads == 1 ? 0 : thread_index()) * panels * numbers;
+            for (std::int64_t g = begin; g < end; ++g) {
+                const Range group = cols.part(g, groups);
+                product.b.pack(group, own);
+                product.blocks(here, packed_a, group, own);
+            }
+        });
     }
 }
 
@@ -189,8 +185,7 @@ void multiply_together(const Product& product, std::int64_t rows, std::int64_t c
 std::size_t packed_operand_bytes(std::int64_t width, ProductPrecision precision) {
     if (!has_amx()) return 0;
     const std::int64_t parts = count(parts_of(precision)), weights = 6 * width * width * parts, rows = 1024 * 3 * width * parts;
-    const bool are_shared = weights > kept_numbers * threads();
-    const std::int64_t shared = are_shared ? std::min(shared_numbers_of_a, rows) + std::min(shared_numbers_of_b, weights) : 0;
+    const std::int64_t shared = weights > kept_numbers * threads() ? std::min(shared_numbers, rows) : 0;
     return static_cast<std::size_t>(shared + threads() * std::min(kept_numbers + passing_numbers, rows)) * sizeof(Bf16);
 }
 
@@ -204,7 +199,7 @@ void amx_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const Matrix
                               alpha, at == 0 ? beta : 1.0f, c.data, c.stride};
         const Grid grid = grid_of(rows.panels(), cols.panels());
         const std::int64_t smaller = std::min(pieces(rows.panels(), grid.down), pieces(cols.panels(), grid.across));
-        if (smaller * product.numbers() > kept_numbers) multiply_together(product, c.rows, c.cols);
+        if (smaller * product.numbers() > kept_numbers) multiply_together(product, rows, cols);
         else multiply_apart(product, rows, cols, grid);
     }
 }
