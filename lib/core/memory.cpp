@@ -1,5 +1,6 @@
 #include "core/memory.hpp"
 
+#include <cpuid.h>
 #include <fmt/format.h>
 #include <malloc.h>
 
@@ -35,9 +36,11 @@ std::string describe(const MemoryPlan& plan, Kind kind) {
 
 // What oneDNN (its code, kernels generated at run time, packed operands), HDF5 (its code, caches) and
 // the allocator come to hold once they work, measured: docs/performance.md, "Memory". oneDNN's
-// kernels for AVX-512 are the larger.
+// kernels for AVX-512 are the larger; where there is AMX products are not oneDNN's.
 std::size_t libraries_at_work() {
-    return std::size_t{__builtin_cpu_supports("avx512f") ? 41U : 36U} << 19;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool has_amx_bf16 = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0;
+    return std::size_t{has_amx_bf16 ? 28U : __builtin_cpu_supports("avx512f") ? 41U : 36U} << 19;
 }
 
 // What a device holds of which no other entry of a plan says anything. None of it is measured (docs/gpu.md): sizes are the code's, or guesses.

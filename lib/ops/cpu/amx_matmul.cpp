@@ -184,9 +184,9 @@ void multiply_together(const Product& product, const Range& rows, const Range& c
 
 std::size_t packed_operand_bytes(std::int64_t width, ProductPrecision precision) {
     if (!has_amx()) return 0;
-    const std::int64_t parts = count(parts_of(precision)), weights = 6 * width * width * parts, rows = 1024 * 3 * width * parts;
+    const std::int64_t parts = count(parts_of(precision)), weights = 6 * width * width * parts, rows = 1024 * width * parts;
     const std::int64_t shared = weights > kept_numbers * threads() ? std::min(shared_numbers, rows) : 0;
-    return static_cast<std::size_t>(shared + threads() * std::min(kept_numbers + passing_numbers, rows)) * sizeof(Bf16);
+    return static_cast<std::size_t>(shared + threads() * std::min(kept_numbers + passing_numbers, 3 * rows)) * sizeof(Bf16);
 }
 
 void amx_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
