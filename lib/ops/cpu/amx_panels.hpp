@@ -16,7 +16,7 @@ namespace atelier::ops::cpu {
 using Bf16 = std::uint16_t;  ///< the upper half of an fp32 number
 
 /// How an fp32 number becomes bf16 ones: rounded to the nearest even, or as the sum of three, which is the number itself (24 bits in three times 8 with
-/// signs of their own; of numbers below 2^-110 the last bits are lost, as AMX takes no subnormal numbers).
+/// signs of their own; of numbers below 2^-103 the last bits may be lost, as AMX takes no subnormal numbers).
 enum class Parts : std::uint8_t { rounded = 1, exact = 3 };
 constexpr std::int64_t count(Parts parts) { return static_cast<std::int64_t>(parts); }
 
