@@ -146,7 +146,7 @@ namespace detail {
 void run_parallel(std::int64_t count, std::int64_t grain, RangeFunction function, void* context) {
     if (count <= 0) return;
     grain = std::max<std::int64_t>(grain, 1);
-    if (!t_inside && pool()->size() > 1 && count > grain && pool()->run(count, grain, function, context)) return;
+    if (free_threads() > 1 && count > grain && pool()->run(count, grain, function, context)) return;
     // The same ranges as the pool would hand out, in order.
     for (std::int64_t begin = 0; begin < count; begin += grain) function(context, begin, std::min(begin + grain, count));
 }

@@ -109,6 +109,9 @@ Bf16* room(Workspace& workspace, std::int64_t panels, std::int64_t numbers) {
     return static_cast<Bf16*>(workspace.build([&](Arena& arena) { return arena.take(DType::bf16, {panels, numbers}); }).raw());
 }
 
+/// Which of the rooms of `threads` free threads is the calling one's.
+std::int64_t own_room(std::int64_t threads) { return threads == 1 ? 0 : thread_index(); }
+
 /// How many parts rows and columns are cut into, a part of each for a thread.
 struct Grid {
     std::int64_t down, across;
@@ -132,26 +135,22 @@ void multiply_apart(const Product& product, const Range& rows, const Range& cols
     thread_local Workspace workspace{"packed rows and columns"};  // all threads' room; grows to the largest product's once
     const std::int64_t numbers = product.numbers(), tall = pieces(rows.panels(), grid.down), wide = pieces(cols.panels(), grid.across);
     const bool keeps_b = wide * numbers <= kept_numbers;
+    const Operand &stays = keeps_b ? product.b : product.a, &passes = keeps_b ? product.a : product.b;
     const std::int64_t kept = keeps_b ? wide : tall, passing = keeps_b ? tall : wide;
     const std::int64_t groups = pieces(passing, std::max<std::int64_t>(passing_numbers / numbers, 1)), panels = kept + pieces(passing, groups);
     const std::int64_t threads = free_threads();
     Bf16* packed = room(workspace, threads * panels, numbers);
     parallel_for(grid.count(), 1, [&](std::int64_t begin, std::int64_t end) {
         const BlockScope scope;
-        Bf16 *of_kept = packed + (threads == 1 ? 0 : thread_index()) * panels * numbers, *of_group = of_kept + kept * numbers;
+        Bf16 *of_kept = packed + own_room(threads) * panels * numbers, *of_group = of_kept + kept * numbers;
         for (std::int64_t t = begin; t < end; ++t) {
-            const Range here = rows.part(t / grid.across, grid.down), there = cols.part(t % grid.across, grid.across), &passes = keeps_b ? here : there;
-            if (keeps_b) product.b.pack(there, of_kept);
-            else product.a.pack(here, of_kept);
+            const Range here = rows.part(t / grid.across, grid.down), there = cols.part(t % grid.across, grid.across);
+            stays.pack(keeps_b ? there : here, of_kept);
             for (std::int64_t g = 0; g < groups; ++g) {
-                const Range group = passes.part(g, groups);
-                if (keeps_b) {
-                    product.a.pack(group, of_group);
-                    product.blocks(group, of_group, there, of_kept);
-                } else {
-                    product.b.pack(group, of_group);
-                    product.blocks(here, of_kept, group, of_group);
-                }
+                const Range group = (keeps_b ? here : there).part(g, groups);
+                passes.pack(group, of_group);
+                if (keeps_b) product.blocks(group, of_group, there, of_kept);
+                else product.blocks(here, of_kept, group, of_group);
             }
         }
     });
@@ -170,7 +169,7 @@ void multiply_together(const Product& product, const Range& rows, const Range& c
         });
         parallel_for(groups, 1, [&](std::int64_t begin, std::int64_t end) {
             const BlockScope scope;
-            Bf16* own = packed_b + (threads == 1 ? 0 : thread_index()) * panels * numbers;
+            Bf16* own = packed_b + own_room(threads) * panels * numbers;
             for (std::int64_t g = begin; g < end; ++g) {
                 const Range group = cols.part(g, groups);
                 product.b.pack(group, own);
@@ -193,12 +192,12 @@ void amx_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const Matrix
     const Parts parts = parts_of(product_precision());
     const std::int64_t depth = ta ? a.rows : a.cols, longest = depth_of_piece(depth, parts);
     const Range rows{0, c.rows}, cols{0, c.cols};
+    const Grid grid = grid_of(rows.panels(), cols.panels());
+    const std::int64_t smaller = std::min(pieces(rows.panels(), grid.down), pieces(cols.panels(), grid.across));
     for (std::int64_t at = 0; at < depth; at += longest) {
         const std::int64_t deep = std::min(longest, depth - at);
         const Product product{{Side::a, parts, a.data + at * (ta ? a.stride : 1), a.stride, !ta, deep}, {Side::b, parts, b.data + at * (tb ? 1 : b.stride), b.stride, tb, deep},
                               alpha, at == 0 ? beta : 1.0f, c.data, c.stride};
-        const Grid grid = grid_of(rows.panels(), cols.panels());
-        const std::int64_t smaller = std::min(pieces(rows.panels(), grid.down), pieces(cols.panels(), grid.across));
         if (smaller * product.numbers() > kept_numbers) multiply_together(product, rows, cols);
         else multiply_apart(product, rows, cols, grid);
     }
