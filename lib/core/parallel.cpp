@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,13 @@ namespace {
 
 thread_local int t_index = 0;
 thread_local bool t_inside = false;
+
+/// Lets the core's other hyperthread run for a moment.
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 /// One job at a time: a count, a grain and a function; each thread takes ranges of its own share, one after the other, then what is left of the
 /// others': loops over the same rows find them in the cache of the core that wrote them. A worker that comes when nothing is left is not waited for: on a busy machine, and for short jobs, the caller does the work alone. So does
@@ -49,9 +57,9 @@ class Pool {
         announce();
         take_ranges();
         inside_.fetch_and(~open, std::memory_order_acq_rel);
-        for (int spin = 0; inside_.load(std::memory_order_acquire) != 0; ++spin) {
-            if (spin > spins) std::this_thread::yield();
-        }
+        const auto all_out = [this] { return inside_.load(std::memory_order_acquire) == 0; };
+        if (!comes_soon(all_out))
+            while (!all_out()) std::this_thread::yield();
         const std::exception_ptr error = std::exchange(error_, nullptr);
         is_taken_.store(false, std::memory_order_release);
         if (error) std::rethrow_exception(error);
@@ -59,8 +67,19 @@ class Pool {
     }
 
   private:
-    // About 20 µs of spinning before a worker sleeps: step loops fork again within that time.
-    static constexpr int spins = 4000;
+    // How long a thread stays awake for the next job, or the last one's end: step loops fork again within that time, and to wake a thread takes as long.
+    static constexpr auto patience = std::chrono::microseconds(50);
+    template <typename Condition>
+    static bool comes_soon(const Condition& holds) {
+        const auto end = std::chrono::steady_clock::now() + patience;
+        do {
+            for (int i = 0; i < 32; ++i) {
+                if (holds()) return true;
+                relax();
+            }
+        } while (std::chrono::steady_clock::now() < end);
+        return false;
+    }
     static constexpr std::uint32_t open = std::uint32_t{1} << 31;
 
     void announce() {
@@ -95,9 +114,7 @@ class Pool {
         t_index = index;
         std::uint32_t seen = 0;
         for (;;) {
-            for (int spin = 0; jobs_.load(std::memory_order_acquire) == seen && spin < spins; ++spin) {
-            }
-            jobs_.wait(seen, std::memory_order_acquire);
+            if (!comes_soon([&] { return jobs_.load(std::memory_order_acquire) != seen; })) jobs_.wait(seen, std::memory_order_acquire);
             seen = jobs_.load(std::memory_order_acquire);
             if (stop_.load(std::memory_order_relaxed)) return;
             if (!enter()) continue;

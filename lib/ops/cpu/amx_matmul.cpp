@@ -117,14 +117,18 @@ struct Grid {
     std::int64_t down, across;
     std::int64_t count() const { return down * across; }
 };
-/// The least work of a thread: packing a panel takes as long as two blocks.
-Grid grid_of(std::int64_t rows, std::int64_t cols) {
+/// The least work of a thread. What is cut across leaves the cores that have its rows: panels of A come from other cores' caches, blocks of C go there.
+Grid grid_of(std::int64_t rows, std::int64_t cols, Parts parts) {
+    // In blocks, a product of two panels being one.
+    const double packing = parts == Parts::exact ? 2 : 4, move_of_panel = 2, move_of_block = 0.25;
     Grid best{1, 1};
-    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    double least = std::numeric_limits<double>::max();
     const std::int64_t threads = free_threads();
     for (std::int64_t down = 1; down <= std::min(threads, rows); ++down) {
         const Grid grid{down, std::min(threads / down, cols)};
-        const std::int64_t tall = pieces(rows, grid.down), wide = pieces(cols, grid.across), work = tall * wide + 2 * (tall + wide);
+        const auto tall = static_cast<double>(pieces(rows, grid.down)), wide = static_cast<double>(pieces(cols, grid.across));
+        const double moved = 1.0 - 1.0 / static_cast<double>(grid.across);
+        const double work = tall * wide + packing * (tall + wide) + moved * tall * (move_of_panel + move_of_block * wide);
         if (work < least) best = grid, least = work;
     }
     return best;
@@ -192,7 +196,7 @@ void amx_matmul(bool ta, bool tb, float alpha, const MatrixView& a, const Matrix
     const Parts parts = parts_of(product_precision());
     const std::int64_t depth = ta ? a.rows : a.cols, longest = depth_of_piece(depth, parts);
     const Range rows{0, c.rows}, cols{0, c.cols};
-    const Grid grid = grid_of(rows.panels(), cols.panels());
+    const Grid grid = grid_of(rows.panels(), cols.panels(), parts);
     const std::int64_t smaller = std::min(pieces(rows.panels(), grid.down), pieces(cols.panels(), grid.across));
     for (std::int64_t at = 0; at < depth; at += longest) {
         const std::int64_t deep = std::min(longest, depth - at);
