@@ -394,9 +394,71 @@ KernelCase attention_case(const AttentionCase& a) {
 TEST(Attention, SharedAndOwnKeysMasksAndGroups) {
     check(attention_case({1, 3, 2, 3, 1, 1, 4, false, false}));
     check(attention_case({2, 5, 7, 4, 4, 2, 3, true, true}));
-    expect_good(attention_case({2, 70, 3, 9, 2, 1, 5, false, true}));   // more than one block of queries
+    expect_good(attention_case({2, 70, 3, 9, 2, 1, 5, false, true}));
     expect_good(attention_case({1, 6, 0, 6, 2, 2, 4, true, false}));    // own keys alone
     expect_good(attention_case({3, 4, 5, 0, 1, 1, 2, false, false}));   // shared keys alone
+}
+
+// Of many queries and keys a block of queries runs after the other: as if each had been called with some of them alone.
+TEST(Attention, BlocksOfQueriesAreAsTheirPartsAlone) {
+    constexpr std::int64_t queries = 150, shared_keys = 5, own_keys = 8200, dim = 3, width = 3 * dim;
+    const std::int64_t cuts[] = {0, 64, 80, queries};
+    AttentionShape s;
+    s.queries = queries, s.shared_keys = shared_keys, s.own_keys = own_keys, s.heads = s.kv_heads = 1, s.head_dim = dim;
+    s.q_stride = s.shared_stride = s.own_stride = width, s.out_stride = dim, s.scale = 0.5f;
+    const auto random = [](std::int64_t n, std::uint64_t seed) {
+        Floats x(static_cast<std::size_t>(n));
+        fill_normal(random_key(seed, RandomUse::test, 0), x);
+        return x;
+    };
+    const Floats q = random(queries * width, 1), shared = random(shared_keys * width, 2), own = random(own_keys * width, 3), d_out = random(queries * dim, 4);
+    struct Results {
+        Floats out = Floats(queries * dim), lse = Floats(queries), dq = Floats(queries * width), d_shared = Floats(shared_keys * width), d_own = Floats(own_keys * width);
+    };
+    const auto run = [&](std::int64_t begin, std::int64_t end, Results& r) {
+        AttentionShape part = s;
+        part.queries = end - begin;
+        Floats workspace(attention_backward_workspace(part));
+        const Tensor w = Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())});
+        const AttentionKeys of_shared{shared.data(), shared.data() + dim}, of_own{own.data(), own.data() + dim};
+        float* out = r.out.data() + begin * dim;
+        attention(part, q.data() + begin * width, of_shared, of_own, out, r.lse.data() + begin, w);
+        attention_backward(part, q.data() + begin * width, of_shared, of_own, out, r.lse.data() + begin, d_out.data() + begin * dim, r.dq.data() + begin * width,
+                           {r.d_shared.data(), r.d_shared.data() + dim}, {r.d_own.data(), r.d_own.data() + dim}, w);
+    };
+    Results whole, parts;
+    run(0, queries, whole);
+    Doubles sum(own_keys * width);
+    for (std::size_t i = 0; i + 1 < std::size(cuts); ++i) {
+        run(cuts[i], cuts[i + 1], parts);
+        for (std::size_t j = 0; j < sum.size(); ++j) sum[j] += double(parts.d_own[j]);
+    }
+    // Not the same bits: which product is fastest depends on the block's size. The largest differences of 10^5 sums of 150 or 8,200 fp32 numbers.
+    const auto difference = [](const Floats& a, const Floats& b) { return error_over_rms(a, Doubles(b.begin(), b.end())); };
+    EXPECT_LT(difference(whole.out, parts.out), 1e-4);
+    EXPECT_LT(difference(whole.lse, parts.lse), 1e-4);
+    EXPECT_LT(difference(whole.dq, parts.dq), 1e-4);
+    EXPECT_LT(difference(whole.d_shared, parts.d_shared), 1e-4);
+    EXPECT_LT(error_over_rms(whole.d_own, sum), 1e-4);
+}
+
+// Prompts of different lengths share a workspace that was planned for the longest.
+TEST(Attention, WorkspaceIsNeverLessForMoreKeysOrQueries) {
+    AttentionShape s;
+    s.heads = s.kv_heads = 1, s.head_dim = 2;
+    const auto workspace = [&](std::int64_t queries, std::int64_t keys) {
+        s.queries = queries, s.own_keys = keys;
+        return std::pair{attention_workspace(s), attention_backward_workspace(s)};
+    };
+    for (const std::int64_t queries : {1, 33, 64, 65, 300, 1024, 4096}) {
+        auto fewer = workspace(queries, 1);
+        for (std::int64_t keys = 20; keys < 20000; keys += 37) {
+            const auto more = workspace(queries, keys), of_more_queries = workspace(queries + 1, keys);
+            EXPECT_TRUE(fewer.first <= more.first && fewer.second <= more.second) << queries << " queries, " << keys << " keys";
+            EXPECT_TRUE(more.first <= of_more_queries.first && more.second <= of_more_queries.second) << queries << " queries, " << keys << " keys";
+            fewer = more;
+        }
+    }
 }
 
 TEST(Attention, QueryThatSeesNothingGivesZeros) {

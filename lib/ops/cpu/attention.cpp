@@ -13,11 +13,26 @@
 namespace atelier::ops::cpu {
 namespace {
 
-// Query rows per block: one block's scores against 10,000 keys stay in 2.5 MB.
-constexpr std::int64_t block_queries = 64;
-
 /// Numbers of a row of scores in memory: whole vectors, what lies behind the keys weighs nothing.
 std::int64_t row_stride(const AttentionShape& s) { return (s.shared_keys + s.own_keys + lanes - 1) / lanes * lanes; }
+
+constexpr std::int64_t pieces(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+
+// A block of queries has a multiple of `query_step`, at least `few_queries` if there are as many; more while their scores stay in 2 MB: keys and values are
+// read, turned or packed once a block.
+constexpr std::int64_t query_step = 32, few_queries = 64, most_scores = std::int64_t{1} << 19;
+
+/// Blocks of about the same size.
+std::int64_t block_queries(const AttentionShape& s) {
+    const std::int64_t most = std::max(few_queries, most_scores / row_stride(s) / query_step * query_step), blocks = std::max<std::int64_t>(pieces(s.queries, most), 1);
+    return pieces(pieces(s.queries, blocks), query_step) * query_step;
+}
+
+/// Scores of a block at most; never less for more queries or keys.
+std::int64_t block_scores(const AttentionShape& s) {
+    const std::int64_t stride = row_stride(s);
+    return std::min(std::max(most_scores, few_queries * stride), pieces(s.queries, query_step) * query_step * stride);
+}
 
 float* mutable_data(Operand data) { return const_cast<float*>(data.f32()); }
 
@@ -49,13 +64,15 @@ struct Block {
     bool masked() const { return s.shared_valid != nullptr || s.own_valid != nullptr || s.own_limit != nullptr; }
 };
 
-// Multiplications from which on oneDNN is the faster one.
-constexpr std::int64_t large_product = 1 << 20;
+/// Multiplications from which on `matmul` is the faster one.
+std::int64_t large_product() {
+    if (!has_amx()) return 1 << 20;
+    return product_precision() == ProductPrecision::bf16 ? 0 : 1 << 18;
+}
 
 /// A block's product.
 void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
-    const bool is_bf16 = product_precision() == ProductPrecision::bf16 && has_amx();
-    if (is_bf16 || a.rows * a.cols * (tb ? b.rows : b.cols) >= large_product) matmul(ta, tb, alpha, a, b, beta, c);
+    if (a.rows * a.cols * (tb ? b.rows : b.cols) >= large_product()) matmul(ta, tb, alpha, a, b, beta, c);
     else block_product(ta, tb, alpha, a, b, beta, c);
 }
 
@@ -102,7 +119,7 @@ void check(const AttentionShape& s, const Tensor& workspace) {
                   attention_workspace(s), workspace.elements());
 }
 
-/// The calling thread's part of the workspace, 2 * block_queries rows of scores. Where it lies does not depend on the shape: threads may be
+/// The calling thread's part of the workspace, twice a block's scores. Where it lies does not depend on the shape: threads may be
 /// at work on prompts of different lengths in one workspace.
 float* own_rows(const Tensor& workspace) {
     return workspace.f32() + thread_index() * (workspace.elements() / threads() / lanes * lanes);
@@ -111,7 +128,7 @@ float* own_rows(const Tensor& workspace) {
 }  // namespace
 
 std::int64_t attention_workspace(const AttentionShape& s) {
-    return threads() * 2 * block_queries * row_stride(s);
+    return threads() * 2 * block_scores(s);
 }
 
 std::int64_t attention_backward_workspace(const AttentionShape& s) { return attention_workspace(s); }
@@ -119,16 +136,15 @@ std::int64_t attention_backward_workspace(const AttentionShape& s) { return atte
 void attention(const AttentionShape& s, Operand q, AttentionKeys shared, AttentionKeys own, OperandOut out,
                float* log_sum_exp, const Tensor& workspace) {
     check(s, workspace);
-    const std::int64_t blocks = (s.queries + block_queries - 1) / block_queries;
-    const std::int64_t stride = row_stride(s);
+    const std::int64_t at_once = block_queries(s), blocks = pieces(s.queries, at_once), stride = row_stride(s);
     const ProductPrecision precision = product_precision();  // the caller's
     parallel_for(s.batch * s.heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
         const PrecisionScope of_the_caller(precision);
         float* scores = own_rows(workspace);
         for (std::int64_t t = begin; t < end; ++t) {
-            const std::int64_t first = t % blocks * block_queries;
+            const std::int64_t first = t % blocks * at_once;
             const Block b{s, t / blocks / s.heads, t / blocks % s.heads, first,
-                          std::min(block_queries, s.queries - first)};
+                          std::min(at_once, s.queries - first)};
             product_with_keys(b, s.scale, b.queries(q, s.q_stride), shared.k, own.k, scores);
             float* kept = log_sum_exp == nullptr
                               ? nullptr
@@ -147,18 +163,18 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
                         Operand out, const float* log_sum_exp, Operand dout, float* dq,
                         AttentionKeyGradients dshared, AttentionKeyGradients down, const Tensor& workspace) {
     check(s, workspace);
-    const std::int64_t stride = row_stride(s), group = s.heads / s.kv_heads;
+    const std::int64_t at_once = block_queries(s), stride = row_stride(s), group = s.heads / s.kv_heads;
     const ProductPrecision precision = product_precision();
     // One task per key head: it alone adds to that head's key gradients, batch entries in order.
     parallel_for(s.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
         const PrecisionScope of_the_caller(precision);
         float* weights = own_rows(workspace);
-        float* dscores = weights + block_queries * stride;
+        float* dscores = weights + at_once * stride;
         for (std::int64_t kv = begin; kv < end; ++kv)
             for (std::int64_t batch = 0; batch < s.batch; ++batch)
                 for (std::int64_t head = kv * group; head < (kv + 1) * group; ++head)
-                    for (std::int64_t first = 0; first < s.queries; first += block_queries) {
-                        const Block b{s, batch, head, first, std::min(block_queries, s.queries - first)};
+                    for (std::int64_t first = 0; first < s.queries; first += at_once) {
+                        const Block b{s, batch, head, first, std::min(at_once, s.queries - first)};
                         const MatrixView qs = b.queries(q, s.q_stride), gs = b.queries(dout, s.out_stride);
                         const MatrixView os = b.queries(out, s.out_stride);
                         product_with_keys(b, s.scale, qs, shared.k, own.k, weights);
