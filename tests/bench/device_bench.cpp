@@ -4,12 +4,15 @@
 //   group LAYERS HEADS HEAD_DIM TOKENS_HIGH TOKENS_WIDE MEMBERS MICRO_BATCH STEPS TRAINED REFERENCE_SIDE(0: none) ALL_LAYERS
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <functional>
+#include <thread>
 
 #include "comm/run_main.hpp"
 #include "core/host_vectors.hpp"
+#include "core/parallel.hpp"
 #include "core/philox.hpp"
 #include "flow/noise.hpp"
 #include "model/dit/dit.hpp"
@@ -505,6 +508,7 @@ int run(comm::Communicator&, int argc, char** argv) {
         return static_cast<std::int64_t>(std::atoll(words[i].c_str()));
     };
     ATELIER_CHECK_USAGE(!words.empty(), "what to time: kernels, products, copy, plans, decode, encode, dit or group");
+    set_threads(static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u)));  // which draw a group's noise
     fmt::print("device: {}\n", ops::load_backend().device_name);
     if (words[0] == "kernels") bench_kernels(number(1), number(2));
     else if (words[0] == "products") {

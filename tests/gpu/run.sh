@@ -7,10 +7,11 @@
 #                                  steps or those that a pattern names ('oracles*'); writes the folder ATELIER_GPU_RESULTS (./gpu-results)
 #   tests/gpu/run.sh emulate       here: the same steps at toy sizes on the emulated backend, from a bundle of the present build (CI)
 #
-# Steps go on after one that failed; each has at most ATELIER_GPU_STEP_SECONDS (150), and is killed ten seconds after it. After the first one the
+# Steps go on after one that failed; each has at most ATELIER_GPU_STEP_SECONDS (150), and is killed ten seconds after it. With ATELIER_GPU_SECONDS all
+# have that together, and those that come too late don't run: the table is printed before the machine is taken away. After the first step the
 # checks run side by side, one for two cores; what is timed runs alone. The last lines are the table of all steps and results; it is also in the
-# results' summary.txt with the device's name and clocks, beside a log of each step. Results of an earlier run there are removed, another folder that
-# isn't empty is refused. Exit code: 0 if no step failed.
+# results' summary.txt with the device's name and clocks, beside a log of each step, and all of them in all.txt. Results of an earlier run there are
+# removed, another folder that isn't empty is refused. Exit code: 0 if all steps ran and none failed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -87,8 +88,14 @@ is_wanted() {
     return 1
 }
 
+# Seconds that a step may take now.
+seconds_left() {
+    local most=${ATELIER_GPU_STEP_SECONDS:-150} left=$((${ATELIER_GPU_SECONDS:-1000000} - SECONDS))
+    echo $((left < most ? left : most))
+}
+
 # One that doesn't end when it is told to, as where a device hangs, holds up the rest for ten seconds.
-limited() { timeout -k 10 "${ATELIER_GPU_STEP_SECONDS:-150}" "$@"; }
+limited() { timeout -k 10 "$(seconds_left)" "$@"; }
 
 # An empty folder for results. Removes those of an earlier run and nothing else.
 prepare_results() {
@@ -106,14 +113,19 @@ step() {
     local name=$1 begin=$SECONDS state=passed
     shift
     is_wanted "$name" || return 0
+    if (($(seconds_left) < 10)); then
+        printf '%-28s %-14s\n' "$name" "not run" | tee -a "$out/steps.txt"
+        return 0
+    fi
     if [[ $(type -t "$1") == function ]]; then
         "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     else
         limited "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     fi
-    [[ $state == passed ]] || tail -n 5 "$out/$name.log"
+    [[ $state == passed ]] || { grep -nE -m 8 -A 6 'Failure|CUDA|cuDNN|cuBLASLt|NaN' "$out/$name.log" | cut -c1-300 | head -n 40; tail -n 5 "$out/$name.log"; }
     printf '%-28s %-14s %5d s\n' "$name" "$state" $((SECONDS - begin)) | tee -a "$out/steps.txt"
     sed -n 's/^result: /    /p' "$out/$name.log"  # at once: a machine may be taken away before the table
+    { flock 9; echo "== $name: $state" >&9; cat "$out/$name.log" >&9; } 9>>"$out/all.txt"  # one file, where a machine gives back few
 }
 
 # The same beside others of its kind.
@@ -206,7 +218,7 @@ run_steps() {
         done
     fi
     summary | tee "$out/summary.txt"
-    ! grep -q FAILED "$out/steps.txt"
+    ! grep -qE 'FAILED|not run' "$out/steps.txt"
 }
 
 # With the library that tells when kernels ran.
@@ -238,10 +250,10 @@ install_diffusers() {
     local wheel name missing=()
     for wheel in "$bundle"/wheels/*.whl; do
         name=$(basename "$wheel")
-        python3 -c 'import importlib.metadata as m, sys; m.version(sys.argv[1])' "${name%%-*}" 2>/dev/null || missing+=("$wheel")
+        env -u LD_LIBRARY_PATH python3 -c 'import importlib.metadata as m, sys; m.version(sys.argv[1])' "${name%%-*}" 2>/dev/null || missing+=("$wheel")
     done
     ((${#missing[@]})) || return 0
-    python3 -m pip install --quiet --no-index --no-deps --target "$work/python" "${missing[@]}"
+    env -u LD_LIBRARY_PATH python3 -m pip install --quiet --no-index --no-deps --target "$work/python" "${missing[@]}"
 }
 
 summary() {
@@ -274,7 +286,7 @@ case ${1:-} in
         run_steps emulate "$work/bundle"
         ;;
     *)
-        sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
+        sed -n '2,16p' "${BASH_SOURCE[0]}" >&2
         exit 2
         ;;
 esac
