@@ -33,10 +33,8 @@ GroupPolicy::GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights,
       conditional_(dit, conditional, spec.target, keep, arena),
       batch_(dit, spec.target, spec.micro_batch, arena) {
     check_sampling(spec);
-    ATELIER_CHECK_USAGE(!spec.uses_guidance() || unconditional != nullptr, "guidance {} needs a negative prompt",
-                        spec.guidance.scale);
-    const bool guided = spec.uses_guidance();
-    const bool trains_both = guided && trains_guided();
+    const bool trains_both = spec.trains_both_branches(), guided = spec.uses_guidance() && unconditional != nullptr;
+    ATELIER_CHECK_USAGE(!trains_both || guided, "guidance {} needs a negative prompt", spec.guidance.scale);
     std::int64_t prefix = conditional_.longest();
     if (guided) {
         unconditional_ = std::make_unique<pipeline::Branch>(dit, *unconditional, spec.target,
@@ -81,7 +79,7 @@ void GroupPolicy::evaluate(int step, bool needs_guidance) {
 }
 
 Tensor GroupPolicy::trained_velocity(std::int64_t b) const {
-    return batch_.member(trains_guided() ? guided_ : batch_.v, b);
+    return batch_.member(spec_.trains_both_branches() ? guided_ : batch_.v, b);
 }
 
 GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
@@ -91,6 +89,7 @@ GroupTrajectory GroupPolicy::sample(std::span<const RandomKey> noise_keys) {
 std::optional<GroupTrajectory> GroupPolicy::sample(std::span<const RandomKey> noise_keys, const std::function<bool()>& is_stopped) {
     ATELIER_CHECK(static_cast<int>(noise_keys.size()) == spec_.members, "{} noise keys for {} members", noise_keys.size(),
                   spec_.members);
+    ATELIER_CHECK_USAGE(!spec_.uses_guidance() || unconditional_, "guidance {} needs a negative prompt", spec_.guidance.scale);
     const DeviceScope scope(dit_.device());
     const std::int64_t n = batch_.sample_size(), trained = trained_count();
     GroupTrajectory out;
@@ -98,7 +97,7 @@ std::optional<GroupTrajectory> GroupPolicy::sample(std::span<const RandomKey> no
     out.x.resize(static_cast<std::size_t>(spec_.members * trained * n));
     out.x_next.resize(out.x.size());
     out.log_prob.resize(static_cast<std::size_t>(spec_.members * trained));
-    if (spec_.uses_guidance() && !trains_guided()) out.log_prob_guided.resize(out.log_prob.size());
+    if (spec_.uses_guidance() && !spec_.trains_both_branches()) out.log_prob_guided.resize(out.log_prob.size());
     out.latents.resize(static_cast<std::size_t>(spec_.members * n));
     run_prefixes();
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch) {
@@ -146,7 +145,7 @@ std::vector<float> GroupPolicy::replay(const GroupTrajectory& trajectory) {
             const int step = spec_.trained_steps[static_cast<std::size_t>(k)];
             const flow::Transition t = transition(step);
             batch_.load(trajectory.x, first, trained, k);
-            evaluate(step, trains_guided() && spec_.uses_guidance());
+            evaluate(step, spec_.trains_both_branches());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b) {
                 const std::int64_t at = (first + b) * trained + k;
                 result[static_cast<std::size_t>(at)] = static_cast<float>(*flow::log_prob<float>(
@@ -164,7 +163,7 @@ std::vector<float> GroupPolicy::velocities(const GroupTrajectory& trajectory) {
     for (std::int64_t first = 0; first < spec_.members; first += spec_.micro_batch)
         for (std::int64_t k = 0; k < trained; ++k) {
             batch_.load(trajectory.x, first, trained, k);
-            evaluate(spec_.trained_steps[static_cast<std::size_t>(k)], trains_guided() && spec_.uses_guidance());
+            evaluate(spec_.trained_steps[static_cast<std::size_t>(k)], spec_.trains_both_branches());
             for (std::int64_t b = 0; b < spec_.micro_batch; ++b)
                 transfer(trained_velocity(b), batch_.stored(result, (first + b) * trained + k));
         }

@@ -37,6 +37,8 @@ struct SamplingSpec {
     bool uses_guidance() const {
         return guidance_train != flow::GuidanceTrain::none && !guidance.is_off();
     }
+    /// Whether replay and training run the unconditional branch, too.
+    bool trains_both_branches() const { return uses_guidance() && guidance_train == flow::GuidanceTrain::guided; }
 };
 
 /// Throws Error(usage) where a group cannot be cut into such micro-batches.
@@ -62,8 +64,8 @@ struct GroupTrajectory {
 /// steps and all trained timesteps, backward included.
 class GroupPolicy {
   public:
-    /// Plans its buffers in `arena`. `keep`: nothing for sampling and replay, else training. `unconditional` may be null
-    /// when no guidance is used. Throws Error(usage) when members is no multiple of micro_batch.
+    /// Plans its buffers in `arena`. `keep`: nothing for sampling and replay, else training. `unconditional` may be null where no guidance is used, and,
+    /// if nothing is sampled, where one branch is trained. Throws Error(usage) when members is no multiple of micro_batch.
     GroupPolicy(const dit::Dit& dit, const nn::ParameterStore& weights, const pipeline::EncodedPrompt& conditional,
                 const pipeline::EncodedPrompt* unconditional, const SamplingSpec& spec, dit::Keep keep, Arena& arena);
 
@@ -90,7 +92,6 @@ class GroupPolicy {
     std::int64_t trained_count() const { return static_cast<std::int64_t>(spec_.trained_steps.size()); }
     /// Velocities of the micro-batch at a step: conditional in its v, the sampler's in guided_ (the same memory without guidance).
     void evaluate(int step, bool needs_guidance);
-    bool trains_guided() const { return spec_.guidance_train == flow::GuidanceTrain::guided; }
     /// The velocity whose log-probability is trained, of one of the micro-batch.
     Tensor trained_velocity(std::int64_t b) const;
     void run_prefixes();

@@ -91,7 +91,7 @@ class Update {
         }
         const PromptSource prompts{units.size(), [&](std::size_t i) { return prompt_of(units[i]); }};
         const auto [training, base] = hold_grpo(
-            memory.plan, memory.add_model(c_, model_, prompts, spec_.uses_guidance(), 0), spec_, c_.keep(),
+            memory.plan, memory.add_model(c_, model_, prompts, spec_.trains_both_branches(), 0), spec_, c_.keep(),
             {base_weights_.has_value(), reference_ ? reference_->arena.bytes() : Bytes(), trainer.planned(), snapshots});
         workspace_.reserve(training);
         base_workspace_.reserve(base);
@@ -147,7 +147,7 @@ class Update {
     rl::GroupPolicy build(const EncodedPair& pair, const rl::SamplingSpec& spec, const nn::ParameterStore& weights,
                           dit::Keep keep, Arena& arena) const {
         return rl::GroupPolicy(model_.dit(), weights, pair.conditional,
-                               spec.uses_guidance() ? &pair.unconditional : nullptr, spec, keep, arena);
+                               spec.trains_both_branches() ? &pair.unconditional : nullptr, spec, keep, arena);
     }
     rl::ObjectiveStats train_group(std::size_t unit, double weight,
                                    const nn::ParameterStore& gradients) {
@@ -155,7 +155,7 @@ class Update {
                                          io::TrajectoryParts::training);
         const Prompt& prompt = prompts_.at(shard.prompts.task[0], shard.prompts.id[0],
                                            rollout_ / shards_[unit]);
-        const EncodedPair pair = encode_pair(model_, c_, prompt, spec_.uses_guidance());
+        const EncodedPair pair = encode_pair(model_, c_, prompt, spec_.trains_both_branches());
         const rl::SamplingSpec spec = spec_of(groups_[unit].target);
         const auto trajectory = trajectory_of(shard.shapes[0]);
         std::vector<float> base_velocity;

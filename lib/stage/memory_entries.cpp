@@ -45,11 +45,11 @@ Bytes cache_bytes(const dit::Dit& dit, const pipeline::EncodedPrompt& p, bool tr
     return where(dit, static_cast<std::size_t>(c.layers * tokens * 2 * c.width()) * (size_of(dit.operand_dtype()) + (trains ? sizeof(float) : 0)));
 }
 
-WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep) {
+/// `guided`: with the unconditional branch.
+WorkspaceBytes group_bytes(const ModelOutline& model, const rl::SamplingSpec& spec, bool guided, dit::Keep keep) {
     const nn::ParameterStore none;
     WorkspaceBytes bytes;
-    const bool trains = keep != dit::Keep::nothing, guided = spec.uses_guidance(),
-               trains_both = trains && spec.guidance_train == flow::GuidanceTrain::guided;
+    const bool trains = keep != dit::Keep::nothing, trains_both = trains && guided;
     for (const GroupOutline& g : model.groups) {
         const rl::SamplingSpec own = on_grid(spec, model.schedule, g.target);
         bytes.cover(Workspace::measure([&](Arena& arena) {
@@ -153,7 +153,7 @@ std::size_t most_pending(std::size_t in_work, int members) {
 
 Bytes hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, bool keeps_states,
                          const ScoringMemory& scoring) {
-    const WorkspaceBytes group = group_bytes(model, spec, dit::Keep::nothing);
+    const WorkspaceBytes group = group_bytes(model, spec, spec.uses_guidance(), dit::Keep::nothing);
     group.hold(plan);
     const auto members = static_cast<std::size_t>(spec.members);
     const std::size_t pending = most_pending(scoring.in_work, spec.members);
@@ -170,8 +170,9 @@ Bytes hold_rollout(MemoryPlan& plan, const ModelOutline& model, const rl::Sampli
 }
 
 GrpoWorkspaces hold_grpo(MemoryPlan& plan, const ModelOutline& model, const rl::SamplingSpec& spec, dit::Keep keep, const GrpoMemory& memory) {
-    const WorkspaceBytes training = group_bytes(model, spec, keep),
-                         base = memory.has_kl ? group_bytes(model, spec, dit::Keep::nothing) : WorkspaceBytes();
+    const bool guided = spec.trains_both_branches();
+    const WorkspaceBytes training = group_bytes(model, spec, guided, keep),
+                         base = memory.has_kl ? group_bytes(model, spec, guided, dit::Keep::nothing) : WorkspaceBytes();
     plan.hold("base policy", memory.base_weights + base.all);
     hold_trainer(plan, model, memory.trainer, memory.has_snapshots);
     training.hold(plan, "updating");

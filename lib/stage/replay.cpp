@@ -54,10 +54,10 @@ std::int64_t replay(const fs::path& path, std::ostream& out) {
         const rl::SamplingSpec spec = on_grid(sampling, model.schedule_config(), {s.height, s.width});
         const Prompt& prompt = prompts.at(shard.prompts.task[0], shard.prompts.id[0], file);
         require_same_prompt(c, prompt, shard.prompts, file);
-        const EncodedPair pair = encode_pair(model, c, prompt, spec.uses_guidance());
+        const EncodedPair pair = encode_pair(model, c, prompt, spec.trains_both_branches());
         rl::GroupPolicy group = workspace.build([&](Arena& arena) {
             return rl::GroupPolicy(model.dit(), model.dit_weights(), pair.conditional,
-                                   spec.uses_guidance() ? &pair.unconditional : nullptr, spec,
+                                   spec.trains_both_branches() ? &pair.unconditional : nullptr, spec,
                                    dit::Keep::nothing, arena);
         });
         rl::GroupTrajectory trajectory;

@@ -68,9 +68,18 @@ struct Fixture {
     }
     template <typename Function>
     auto with_policy(dit::Keep keep, Function f) {
+        return with_branches(keep, &unconditional, f);
+    }
+    /// With the branches that are trained alone, as updates and replays have it.
+    template <typename Function>
+    auto with_trained_branches(dit::Keep keep, Function f) {
+        return with_branches(keep, spec.trains_both_branches() ? &unconditional : nullptr, f);
+    }
+    template <typename Function>
+    auto with_branches(dit::Keep keep, const pipeline::EncodedPrompt* negative, Function f) {
         Workspace workspace("group");
         GroupPolicy policy = workspace.build([&](Arena& arena) {
-            return GroupPolicy(model.dit(), model.dit_weights(), conditional, &unconditional, spec, keep, arena);
+            return GroupPolicy(model.dit(), model.dit_weights(), conditional, negative, spec, keep, arena);
         });
         return f(policy);
     }
@@ -95,6 +104,7 @@ TEST_P(Replay, GivesTheStoredLogProbabilityBitForBit) {
         for (dit::Keep keep : {dit::Keep::nothing, dit::Keep::activations, dit::Keep::products, dit::Keep::branches, dit::Keep::inputs}) {
             set_threads(n);
             EXPECT_EQ(f.with_policy(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob);
+            EXPECT_EQ(f.with_trained_branches(keep, [&](GroupPolicy& p) { return p.replay(t); }), t.log_prob);
             const auto again = f.with_policy(keep, [&](GroupPolicy& p) { return p.sample(f.keys); });
             EXPECT_EQ(again.latents, t.latents);
             EXPECT_EQ(again.x_next, t.x_next);
@@ -121,6 +131,23 @@ TEST(GroupPolicy, TheGuidedLogProbabilityStandsBesideTheTrainedOne) {
     EXPECT_NE(conditional.log_prob, guided.log_prob);
     EXPECT_TRUE(guided.log_prob_guided.empty());
     EXPECT_TRUE(sampled(flow::GuidanceTrain::none).log_prob_guided.empty());
+}
+
+TEST(GroupPolicy, OnlyTrainingOfOneBranchDoesWithoutANegativePrompt) {
+    Fixture f;
+    f.text_prompt();
+    const GroupTrajectory t = f.with_policy(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); });
+    const std::vector<double> advantage{1, -1, 0.5, -0.5};
+    const auto gradient = [&](bool with_negative) {
+        Store gradients(f.model);
+        const auto train = [&](GroupPolicy& p) { return p.train({}, t, advantage, 1.0, gradients.values); };
+        with_negative ? f.with_policy(dit::Keep::activations, train) : f.with_trained_branches(dit::Keep::activations, train);
+        return read(gradients.values.flat());
+    };
+    EXPECT_EQ(gradient(false), gradient(true));
+    EXPECT_THROW(f.with_trained_branches(dit::Keep::nothing, [&](GroupPolicy& p) { return p.sample(f.keys); }), Error);
+    f.spec.guidance_train = flow::GuidanceTrain::guided;
+    EXPECT_THROW(f.with_branches(dit::Keep::nothing, nullptr, [&](GroupPolicy& p) { return p.replay(t); }), Error);
 }
 
 TEST(GroupPolicy, SamplingStopsBeforeAStep) {
