@@ -19,6 +19,8 @@ struct StudentSpec {
     /// Of the kl loss: along the ODE there is no KL of transitions, that of flow_sde's with the same states is taken. Throws Error(usage) for
     /// an eta that the sampler doesn't have.
     flow::Transition loss_transition(int step) const;
+    /// Steps that a loss is taken at: for kl those whose standard deviation is above 0. Throws as loss_transition().
+    int loss_steps(LossKind kind) const;
 };
 
 /// Throws Error(usage) when the sampler or the loss has no meaning with this eta: kl needs a step whose standard deviation is above 0.

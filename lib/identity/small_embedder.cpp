@@ -1,4 +1,6 @@
 
+#include <cmath>
+
 #include "core/error.hpp"
 #include "core/json.hpp"
 #include "identity/face_embedder.hpp"
@@ -59,7 +61,9 @@ class SmallEmbedder final : public FaceEmbedder {
             if (&convolution != &convolutions_.back()) ops::cpu::silu(out.data(), out.data(), s.out_height() * s.out_width() * s.out_channels);
             in.swap(out);
         }
-        if (!(in[static_cast<std::size_t>(width_)] > 0)) return {};
+        const float presence = in[static_cast<std::size_t>(width_)];
+        ATELIER_CHECK_INPUT(std::isfinite(presence), "{} gives {} for whether there is a face", file_.string(), presence);
+        if (presence <= 0) return {};
         Face face{static_cast<double>(side_ * side_), {in.begin(), in.begin() + width_}};
         make_unit(face.embedding, file_);
         return {std::move(face)};

@@ -167,9 +167,9 @@ reward::Verdict read_completion(const Template& asked, const Json& completion) {
     const Answer answer = parse_answer(asked, thought + content);
     reward::Verdict verdict{answer.applies, static_cast<double>(std::max(answer.score, 1)),
                             answer.reason};
-    if (!answer.applies) return verdict;
     ATELIER_CHECK_KIND(ErrorKind::reward, answer.position >= thought.size(),
                        "{}: the score stands in the reasoning alone", asked.dimension);
+    if (!answer.applies) return verdict;
     if (const auto expected =
             expected_score(asked, choice, content, answer.position - thought.size()))
         verdict.score = *expected;

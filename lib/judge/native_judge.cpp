@@ -396,14 +396,14 @@ std::optional<std::int32_t> NativeJudge::Engine::next_token(Line& line, std::spa
     const Template& text = line.asked->text;
     const ScoreTokens& tokens = line.asked->tokens;
     if (line.draws()) {
-        if (drawn != model_.end_of_turn() && std::ssize(line.written) < text.reasoning_tokens) {
+        if (!model_.is_end(drawn) && std::ssize(line.written) < text.reasoning_tokens) {
             line.written.push_back(drawn);
             line.reason = model_.tokenizer().decode(line.written);
             line.scores = line.reason.ends_with(score_marker);
             return drawn;
         }
         line.scores = true;
-        line.is_cut = drawn != model_.end_of_turn();
+        line.is_cut = !model_.is_end(drawn);
         if (!line.reason.ends_with("\n"))
             line.forced.insert(line.forced.end(), line_end_.begin(), line_end_.end());
         line.forced.insert(line.forced.end(), tokens.marker.begin(), tokens.marker.end());

@@ -53,6 +53,8 @@ class QuestionMaker {
     const vlm::Vlm& vlm() const { return *vlm_; }
     const model::Tokenizer& tokenizer() const { return tokenizer_; }
     std::int32_t end_of_turn() const { return end_of_turn_; }
+    /// Whether a model that writes this token has finished: the end of its turn, or of all text, where base models end.
+    bool is_end(std::int32_t id) const { return id == end_of_turn_ || tokenizer_.spelling(id) == "<|endoftext|>"; }
     /// Of the weights of a judge that nobody trains.
     Bytes weight_bytes() const;
     const std::filesystem::path& directory() const { return directory_; }

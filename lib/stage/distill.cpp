@@ -176,7 +176,7 @@ int run_distill(const Context& c) {
         if (order.empty() || b == 0) order = order_of(epoch);
         const std::size_t begin = b * batch, end = std::min(shards.size(), begin + batch);
         const double weight =
-            1.0 / (static_cast<double>(end - begin) * spec.members * spec.schedule.steps());
+            1.0 / (static_cast<double>(end - begin) * spec.members * spec.loss_steps(kind));
         trainer.zero_gradients();
         std::map<std::string, std::pair<double, double>> sums;
         for (const std::string& task : c.config.tasks()) sums[task];  // the same keys on every rank

@@ -40,13 +40,22 @@ void add_scores(const EvaluatedTask& task, const std::string& name,
     }
 }
 
+/// Means over the dimensions that both have, where there are any: one without a face is not better for it.
+std::optional<std::pair<double, double>> comparable_totals(const EvaluatedSample& a, const EvaluatedSample& b) {
+    EvaluatedSample x, y;
+    for (const auto& [dimension, score] : a.scores)
+        if (const auto found = b.scores.find(dimension); found != b.scores.end()) x.scores[dimension] = score, y.scores[dimension] = found->second;
+    if (x.scores.empty()) return std::nullopt;
+    return std::pair{*x.total(), *y.total()};
+}
+
 Json to_json(const eval::Interval& i) {
     return {{"mean", i.mean}, {"low", i.low}, {"high", i.high}, {"n", i.n}};
 }
 
 /// Differences to the first model, prompt by prompt and seed by seed: far narrower than the means'
 /// own intervals, because most of their width is how prompts differ. Dimensions count where both
-/// have a score.
+/// have a score, in the total as well.
 Json gains(const std::vector<std::string>& models,
            const std::map<std::string, EvaluatedTask>& tasks) {
     Json json = Json::object();
@@ -65,7 +74,7 @@ Json gains(const std::vector<std::string>& models,
                     if (const auto found = after.scores.find(dimension);
                         found != after.scores.end())
                         add(dimension, score, found->second);
-                if (const auto x = before.total(), y = after.total(); x && y) add("total", *x, *y);
+                if (const auto totals = comparable_totals(before, after)) add("total", totals->first, totals->second);
             }
         json[models[m]] = Json::object();
         for (const auto& [name, pair] : columns)
@@ -82,13 +91,14 @@ void add_elo(const std::vector<std::string>& models,
         for (std::size_t i = 0; i < task.prompts.size() * task.pictures; ++i)
             for (std::size_t a = 0; a < models.size(); ++a)
                 for (std::size_t b = a + 1; b < models.size(); ++b) {
-                    const auto x = task.models[a][i].total(), y = task.models[b][i].total();
-                    if (!x || !y) continue;
+                    const auto totals = comparable_totals(task.models[a][i], task.models[b][i]);
+                    if (!totals) continue;
+                    const auto [x, y] = *totals;
                     outcomes.push_back(
                         {static_cast<int>(a), static_cast<int>(b),
-                         *x > *y   ? 1.0
-                         : *x < *y ? 0.0
-                                   : 0.5,
+                         x > y   ? 1.0
+                         : x < y ? 0.0
+                                 : 0.5,
                          task_number(name) ^ task.prompts[i / task.pictures].number});
                 }
     Json& json = summary["elo"] = Json::object();

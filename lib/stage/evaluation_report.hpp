@@ -30,7 +30,8 @@ struct EvaluatedTask {
 /// {"models": {name: {"<task>/<dimension>": {mean, low, high, n}, "<task>/<dimension>/<category>":
 /// ...}}, "gain": {name: {"<task>/<dimension>": {mean, low, high, n}}} (differences to the first
 /// model, paired by prompt and seed), "elo": {name: {elo, low, high}}, "elo_regularised": whether half a win each way was added to
-/// every pair of models (eval/bradley_terry.hpp)}, 95 % bootstrap bounds, prompts resampled. Pictures without any score are left out (of gains and Elo where either has none); where there are some,
+/// every pair of models (eval/bradley_terry.hpp)}, 95 % bootstrap bounds, prompts resampled. Totals are means of the dimensions present; gains and Elo compare two pictures by the dimensions that both
+/// have. Pictures without any score are left out (of gains and Elo where they have none in common); where there are some,
 /// "without_score": {name: {"<task>": how many}}.
 nlohmann::json evaluation_summary(const std::vector<std::string>& models,
                                   const std::map<std::string, EvaluatedTask>& tasks);

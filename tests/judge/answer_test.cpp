@@ -123,6 +123,14 @@ TEST(Completion, AReasonGivenApart) {
     const auto verdict = read_completion(make_template(), c);
     EXPECT_NEAR(verdict.score, 4.5, 1e-12);
     EXPECT_EQ(verdict.reason, "Two cats.");
+    // Nothing but the reasoning is no answer, whatever stands in it.
+    message["content"] = "";
+    Template asked = make_template();
+    asked.may_not_apply = true;
+    for (const char* thought : {"Two cats.\nScore: 4", "No cats.\nScore: none"}) {
+        message["reasoning_content"] = thought;
+        EXPECT_THROW(read_completion(asked, c), Error) << thought;
+    }
 }
 
 TEST(Completion, WithoutProbabilitiesTheScoreIsReadAndMarked) {

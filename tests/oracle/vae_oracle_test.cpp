@@ -81,6 +81,8 @@ void check_decode(const std::string& name) {
         EXPECT_EQ(pictures, first) << "on " << n << " threads";
     }
     set_threads(1);
+    std::uint8_t byte = 0;
+    for (const float broken : {NAN, INFINITY}) EXPECT_THROW(to_bytes(&broken, 1, &byte), Error);
     for (std::int64_t b = 0; b < batch; ++b) {
         std::vector<float> picture(pixels * channels);
         model.codec.decode_raw(channels_last(raw, b, z, h * w).data(), h, w, picture.data());

@@ -1413,7 +1413,7 @@ TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
     EXPECT_EQ(summary["models"]["base"]["t2i/total"]["mean"], 3);
     EXPECT_EQ(summary["models"]["mine"]["t2i/total"]["mean"], 3);
     EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["n"], 1);
-    EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["mean"], 2);
+    EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["mean"], 1) << "of what both have";
     EXPECT_GT(summary["elo"]["mine"]["elo"], summary["elo"]["base"]["elo"]) << "the one picture that both have a score of";
     EXPECT_EQ(summary["elo_regularised"], true);
     EXPECT_THAT(evaluation_table(summary, {"base", "mine"}), HasSubstr("Elo: half a win each way was added to every pair of models"));
@@ -1430,6 +1430,20 @@ TEST(Evaluation, PicturesWithoutAnyScoreAreLeftOutAndCounted) {
     EXPECT_FALSE(none.contains("elo_regularised"));
     EXPECT_TRUE(none["models"]["base"].empty());
     EXPECT_THAT(evaluation_table(none, {"base", "mine"}), HasSubstr("3 pictures of base"));
+}
+
+// A picture without a face has no score of it, and a higher mean of the others than one whose face is poor.
+TEST(Evaluation, WhatOnePictureLacksDecidesNothing) {
+    EvaluatedTask task;
+    task.prompts = {numbered(0), numbered(1)};
+    for (Prompt& p : task.prompts) p.category = "portrait";
+    const EvaluatedSample with_face{{}, {{"alignment", 4}, {"portrait", 2}}, {}}, without{{}, {{"alignment", 3.5}}, {}}, of_nothing{{}, {{"other", 5}}, {}};
+    task.models = {{with_face, with_face}, {without, of_nothing}};
+    const auto summary = evaluation_summary({"base", "mine"}, {{"t2i", task}});
+    EXPECT_EQ(summary["models"]["base"]["t2i/total"]["mean"], 3);
+    EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["mean"], -0.5);
+    EXPECT_EQ(summary["gain"]["mine"]["t2i/total"]["n"], 1) << "two pictures with nothing in common are not compared";
+    EXPECT_LT(summary["elo"]["mine"]["elo"], summary["elo"]["base"]["elo"]);
 }
 
 }  // namespace

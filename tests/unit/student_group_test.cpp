@@ -56,6 +56,17 @@ struct Fixture {
     pipeline::EncodedPrompt conditional, unconditional;
 };
 
+TEST(Student, TheKlLossIsAMeanOverStepsThatHaveOne) {
+    StudentSpec spec;
+    spec.schedule.sigmas = {1.0f, 0.6f, 0.3f, 0.0f};
+    spec.schedule.timesteps = {1000, 600, 300};
+    spec.sampler = flow::Sampler::cps;  // its last step has no standard deviation
+    EXPECT_EQ(spec.loss_steps(LossKind::kl), 2);
+    EXPECT_EQ(spec.loss_steps(LossKind::velocity), 3);
+    spec.sampler = flow::Sampler::ode;
+    EXPECT_EQ(spec.loss_steps(LossKind::kl), 3);
+}
+
 TEST(Student, OwnVelocitiesLeadFromStateToState) {
     Fixture f;
     const auto t = f.sample();

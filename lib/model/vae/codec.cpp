@@ -313,8 +313,9 @@ Bytes planned_bytes(const Vae& vae, std::span<const PictureUse> uses) {
 
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes) {
     for (std::int64_t i = 0; i < count; ++i) {
-        const float value = picture[i] / 2.0f + 0.5f, unit = value > 0.0f ? std::min(value, 1.0f) : 0.0f;  // NaN: 0
-        bytes[i] = static_cast<std::uint8_t>(std::nearbyint(unit * 255.0f));
+        ATELIER_CHECK_KIND(ErrorKind::numeric, std::isfinite(picture[i]), "a decoded picture holds {}: the weights have diverged, or are not the autoencoder's",
+                           picture[i]);
+        bytes[i] = static_cast<std::uint8_t>(std::nearbyint(std::clamp(picture[i] / 2.0f + 0.5f, 0.0f, 1.0f) * 255.0f));
     }
 }
 

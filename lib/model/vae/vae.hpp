@@ -149,7 +149,8 @@ class Codec {
 /// What a codec's bytes() come to, of weights that aren't there, after all these uses, on this process's threads or the Vae's device.
 Bytes planned_bytes(const Vae& vae, std::span<const PictureUse> uses);
 
-/// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even.
+/// [-1, 1] -> bytes as the pipeline's postprocessing does: (x / 2 + 1/2) clamped, times 255, rounded half to even. Throws Error(numeric) for a number that
+/// is not finite.
 void to_bytes(const float* picture, std::int64_t count, std::uint8_t* bytes);
 
 }  // namespace atelier::vae
