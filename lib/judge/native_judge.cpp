@@ -25,6 +25,8 @@ namespace {
 
 // Between reason and score: a line end and the marker, however they are cut into tokens.
 constexpr std::int64_t tokens_around_score = 32;
+// Of further attempts, at least: the likeliest words failed already.
+constexpr double retry_temperature = 0.7;
 
 /// Index of the token drawn: the likeliest at temperature 0 (the first of equals).
 std::int32_t pick(std::span<const float> logits, double temperature, Random random) {
@@ -387,7 +389,8 @@ void NativeJudge::Engine::choose() {
 }
 
 std::int32_t NativeJudge::Engine::draw(const Line& line, std::span<const float> logits) const {
-    return pick(logits, config_.temperature,
+    const double temperature = line.job->attempt == 0 ? config_.temperature : std::max(config_.temperature, retry_temperature);
+    return pick(logits, temperature,
                 Random(random_key(config_.seed, RandomUse::judge_token, line.job->noise_key.low, line.job->noise_key.high,
                                   number_of(line.asked->text.dimension), static_cast<std::uint64_t>(line.job->attempt) << 32 | line.written.size())));
 }

@@ -16,7 +16,7 @@ struct NativeJudgeConfig {
     std::filesystem::path directory;  ///< of the model
     int answers = 16;          ///< written at once; a sample needs one for each dimension
     std::int64_t context = 2048;  ///< tokens of a question at most, pictures included
-    double temperature = 0;    ///< of the reasoning; 0: the likeliest token
+    double temperature = 0;    ///< of the reasoning; 0: the likeliest token, at the first attempt
     std::uint64_t seed = 0;
     Device device = Device::cpu;  ///< where it runs; on a device in turn with what else runs there (core/device_turn.hpp)
     /// Of products on a device, the process's there; on the CPU they are in fp32.
@@ -38,7 +38,7 @@ void check_answers(const NativeJudgeConfig& config, const std::map<std::string, 
 ///
 /// The reason ends where the model writes "Score:" or ends its turn, or after reasoning_tokens (then it says so: `cut_mark`); the
 /// score is the expectation over the score tokens at the place that follows. An answer without
-/// reason fails. Sampling is keyed by (seed, sample, dimension, attempt, place).
+/// reason fails. Sampling is keyed by (seed, sample, dimension, attempt, place); further attempts draw at a temperature of 0.7 at least.
 class NativeJudge final : public reward::Scorer {
   public:
     /// `templates` by kind. Throws Error(input) for the model's files, Error(usage) for templates

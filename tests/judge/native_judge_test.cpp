@@ -120,6 +120,16 @@ TEST_F(NativeJudgeTest, TheSameBitsInAnyCompany) {
     }
 }
 
+// What failed with the likeliest words would fail with them again.
+TEST_F(NativeJudgeTest, AFurtherAttemptIsDrawnAndTheSameEachTime) {
+    const NativeJudge judge(config(3), {{"t2i", templates({"alignment"})}});
+    const auto reason = [&](int attempt) { return judge.score(request(0), attempt).at("alignment").reason; };
+    EXPECT_EQ(reason(0), reason(0));
+    EXPECT_EQ(reason(1), reason(1));
+    EXPECT_NE(reason(0), reason(1));
+    EXPECT_NE(reason(1), reason(2));
+}
+
 /// One dimension's answer written token by token with a session of its own.
 reward::Verdict written_alone(const JudgeModel& model, const Template& asked, const reward::Request& r) {
     io::Image picture(static_cast<int>(r.width), static_cast<int>(r.height), 4);
