@@ -89,7 +89,7 @@ fi
 
 # What a stage that was killed right after it had published leaves beside its output: it is run again, sees that it is complete, and
 # removes them.
-has_leftovers() { [[ -n $(find "$1" "$(dirname "$1")" -maxdepth 1 \( -name '.tmp-*' -o -name updates \) -print -quit) ]]; }
+has_leftovers() { [[ -d $1-training/updates || -n $(find "$1" "$(dirname "$1")" -maxdepth 1 \( -name '.tmp-*' -o -name updates \) -print -quit) ]]; }
 
 # refused STAGE: sbatch said no.
 refused() {
@@ -125,7 +125,7 @@ for name in "${names[@]}"; do
     # A job is given the key of the judge only if it asks the judge.
     hidden=()
     if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,${stage_of[$name]},* ]]; then hidden=(env -u "${setting[key_variable]}"); fi
-    job[$name]=$("${hidden[@]}" sbatch --parsable --job-name="$name" --output="$run/logs/$name.log" --open-mode=append --requeue --kill-on-invalid-dep=yes \
+    job[$name]=$("${hidden[@]}" sbatch --parsable --job-name="$name" --output="${run//%/%%}/logs/$name.log" --open-mode=append --requeue --kill-on-invalid-dep=yes \
         ${dependency:+--dependency=afterok$dependency} --signal="B:USR1@${setting[stop_early]}" \
         --ntasks="${ranks[$name]}" --nodes="${nodes[$name]}" --ntasks-per-node=$(((ranks[$name] + nodes[$name] - 1) / nodes[$name])) \
         --cpus-per-task="${setting[threads]}" --mem="${memory[$name]}" --time="${time[$name]}" \

@@ -50,14 +50,20 @@ if ((ranks > ${SLURM_NTASKS:-1} || setting[threads] > threads)); then
         if [[ $variable == SLURM_* && $variable != @(SLURM_CONF|SLURM_CLUSTERS|SLURM_JWT) ]]; then unset "$variable"; fi
     done
     number=$(sbatch --parsable --job-name="$name" \
-        --output="$run/logs/$name.log" --signal="B:USR1@${setting[stop_early]}" --ntasks="$ranks" --nodes="$nodes" --ntasks-per-node="$on_a_node" \
+        --output="${run//%/%%}/logs/$name.log" --signal="B:USR1@${setting[stop_early]}" --ntasks="$ranks" --nodes="$nodes" --ntasks-per-node="$on_a_node" \
         --cpus-per-task="${setting[threads]}" --mem="$memory" --time="$time" $( ((gpus == 0)) || echo "--gpus-per-node=$gpus") \
         ${setting[partition]:+--partition="${setting[partition]}"} ${setting[account]:+--account="${setting[account]}"} "${options[@]}" \
         "$0" "$run" "$name" submitted)
+    number=${number%%;*}
+    printf '%s\t%s\n' "$name" "$number" >>"$run/jobs.tsv"
     echo "stage: $needs: job $number"
     exit
 fi
 
+# One submitted by hand is known to pipeline.sh, too, by the name that it has in the queue.
+if [[ -n ${SLURM_JOB_ID:-} && -z $submitted ]] && ((${SLURM_RESTART_COUNT:-0} == 0)); then
+    printf '%s\t%s\n' "${SLURM_JOB_NAME:-stage.sh}" "$SLURM_JOB_ID" >>"$run/jobs.tsv"
+fi
 if [[ -n ${setting[key_variable]:-} && ,${setting[key_stages]}, != *,$stage,* ]]; then unset "${setting[key_variable]}"; fi
 export OMP_NUM_THREADS=${setting[threads]} OMP_WAIT_POLICY=passive
 # srun no longer takes it from the job (Slurm 22.05).
@@ -95,11 +101,12 @@ has_rank() {
     ps -e -o pid=,ppid=,stat=,comm= | awk -v top="$1" '{ parent[$1] = $2 } $4 ~ /^atelier-/ && $3 !~ /^Z/ { ranks[$1] }
         END { for (rank in ranks) { for (pid = rank; pid in parent && pid != top; pid = parent[pid]); if (pid == top) found = 1 } exit !found }'
 }
+is_in_setup() { ((${#setup[@]})) && [[ $(ps -o comm= -p "$1") == bash ]]; }
 watch_launcher() {
     local patience=${ATELIER_LAUNCHER_PATIENCE:-120} alone=0  # seconds, as long as its daemons on other nodes may take to start
     while sleep 5 && kill -0 "$1" 2>/dev/null; do
         alone=$((alone + 1))
-        if has_rank "$1"; then alone=0; fi
+        if has_rank "$1" || is_in_setup "$1"; then alone=0; fi
         if ((5 * alone >= patience)); then
             echo "stage: $starter waits for ranks, and none has run on this node for $((5 * alone)) s: it is ended"
             kill -KILL "$1"

@@ -45,7 +45,7 @@ std::vector<Request> make_requests(const Options& o) {
     std::set<std::string> ids;
     std::string text;
     for (int number = 1; std::getline(in, text); ++number) {
-        if (text.empty()) continue;
+        if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
         const std::string place = fmt::format("{}:{}", o.prompts->string(), number);
         const Json line = parse_json(text, place);
         ATELIER_CHECK_INPUT(line.is_object(), "{} is not a JSON object", place);

@@ -156,6 +156,8 @@ StageLock begin_stage(const Context& c, const std::filesystem::path& lock_at,
     // Rank 0 decides; if it throws, it ends the others.
     std::byte done{0};
     if (c.world->is_root()) {
+        // Renamed away by one that was killed before it put the successor there: it is complete.
+        if (!std::filesystem::exists(lock_at) && std::filesystem::exists(lock_at.parent_path())) io::remove_temporaries(lock_at.parent_path(), lock_at.filename().string());
         stage.lock = std::make_unique<io::DirectoryLock>(lock_at);
         io::remove_temporaries(lock_at);
         done = std::byte{io::is_complete(product)};

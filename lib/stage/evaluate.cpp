@@ -50,6 +50,7 @@ void reserve(const Context& c, pipeline::Pipeline& model,
 void check_name(const Context& c, const std::vector<Candidate>& list, const std::string& name) {
     ATELIER_CHECK_USAGE(std::ranges::all_of(name, [](unsigned char x) { return std::isalnum(x) != 0 || x == '-' || x == '_'; }),
                         "model {}: a name of letters, digits, - and _ was expected", name);
+    ATELIER_CHECK_USAGE(name.find("limit-") == std::string::npos, "model {}: limit- in a name stands for --limit in that of the evaluation's directory", name);
     std::vector<std::string> taken{"base", "base-guided", mix_policy, "student"};
     for (const std::string& task : c.config.tasks()) taken.push_back("teacher-" + task);
     for (const Candidate& each : list) taken.push_back(each.name);
@@ -92,9 +93,11 @@ std::vector<Candidate> candidates_of(const Context& c, const std::vector<std::st
 }
 
 std::filesystem::path evaluation_directory(const Context& c, const std::vector<Candidate>& candidates, std::int64_t limit) {
-    std::string name = c.run.evaluation().filename().string();
+    // Names hold no "+" and no "limit-": other models, or another limit, are another directory.
+    std::string further;
     for (const Candidate& candidate : candidates)
-        if (candidate.further) name += "-" + candidate.name;
+        if (candidate.further) further += (further.empty() ? "-" : "+") + candidate.name;
+    std::string name = c.run.evaluation().filename().string() + further;
     if (limit > 0) name += fmt::format("-limit-{}", limit);
     return c.run.root / name;
 }

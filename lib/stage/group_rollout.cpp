@@ -111,7 +111,7 @@ io::TrajectoryHeader shard_header(const Context& c, const std::string& stage,
             c.world->rank(),
             c.world->size(),
             spec.eta,
-            spec.guidance.scale};
+            spec.uses_guidance() ? spec.guidance.scale : 1.0};
 }
 
 void decode_pictures(pipeline::Pipeline& model, io::TrajectorySamples& s) {

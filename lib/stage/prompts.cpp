@@ -60,7 +60,7 @@ PromptPool::PromptPool(std::filesystem::path file, std::string task, std::string
     std::uint32_t place = 1;
     for (std::size_t begin = 0; begin < text_.size(); ++place) {
         const std::size_t end = std::min(text_.find('\n', begin), text_.size());
-        if (end > begin) {
+        if (std::string_view(text_).substr(begin, end - begin).find_first_not_of(" \t\r") != std::string_view::npos) {
             ATELIER_CHECK_INPUT(end - begin <= UINT32_MAX && place < UINT32_MAX, "{}:{}: a line of {} bytes", file_.string(), place, end - begin);
             Line line{begin, static_cast<std::uint32_t>(end - begin), place, static_cast<std::uint32_t>(lines_.size()), 0};
             line.id_hash = hash_of(parse(line).id);

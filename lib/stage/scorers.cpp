@@ -267,7 +267,9 @@ std::map<std::string, ScorerFile> scorer_files(const Context& c) {
     for (const auto& [kind, templates] : judge_templates(c.config))
         for (const judge::Template& t : templates) files["judge/" + kind + "/" + t.dimension] = {t.path};
     if (c.config.text("reward.scorer") == "judge")
-        for (const auto directory = judge_directory(c); const std::string& name : judge_files(directory)) files["judge/" + name] = {directory / name, true};
+        // The run's own: somebody else's may be changed behind its manifest.
+        for (const auto directory = judge_directory(c); const std::string& name : judge_files(directory))
+            files["judge/" + name] = {directory / name, c.config.text("judge.directory").empty()};
     return files;
 }
 

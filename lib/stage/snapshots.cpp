@@ -93,10 +93,12 @@ void Snapshots::settle(const nlohmann::json& cursor) {
     publish_written(true);
 }
 
+fs::path Snapshots::writing_to() const { return directory_ / fmt::format("{}{:06}-update", io::temporary_prefix, in_writing_); }
+
 void Snapshots::write_state(const nlohmann::json& cursor) {
+    in_writing_ = newest_ = trainer_.updates();
     if (context_.world->is_root()) io::make_directories(writing_to());
     context_.world->barrier();
-    in_writing_ = newest_ = trainer_.updates();
     cursor_ = cursor;
     if (auto write = trainer_.prepare_state(writing_to(), context_)) {
         // Only a library that is safe for threads may write beside what this one reads.

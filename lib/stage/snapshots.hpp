@@ -39,7 +39,8 @@ class Snapshots {
   private:
     void write_state(const nlohmann::json& cursor);
     void publish_written(bool waits);
-    std::filesystem::path writing_to() const { return directory_ / ".tmp-update"; }
+    /// A name of its own for each state: where directories are shared over NFS another node may go on writing to what a name meant before.
+    std::filesystem::path writing_to() const;
     const Context& context_;
     std::filesystem::path directory_;
     Trainer& trainer_;

@@ -75,7 +75,7 @@ go_on() {
     rm -rf "$work/run/$product"
     code 0 on 2 "$program" run "$@"
     mv "$work/run/$product" "$work/$name-undisturbed"
-    ATELIER_FAULTS="calls=rename,path=.tmp-update,at=4,do=kill,rank=0" "$mpiexec" -x LD_PRELOAD="$library" -x ATELIER_FAULTS --oversubscribe --bind-to none -n 2 \
+    ATELIER_FAULTS="calls=rename,path=-update,at=4,do=kill,rank=0" "$mpiexec" -x LD_PRELOAD="$library" -x ATELIER_FAULTS --oversubscribe --bind-to none -n 2 \
         "$bin/atelier-$program" --run "$work/run" "$@" >/dev/null 2>&1 && fail "$name was not killed"
     local updates
     updates=$(dirname "$work/run/$product")/updates

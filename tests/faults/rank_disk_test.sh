@@ -27,9 +27,9 @@ if grep -q "not built for several threads" "$work/out"; then
 else
     between "fsync .*shard-00000.*struck" "open .*png" "rename .*shard-00000" || { cat "$work/log"; fail "the sampling waited for a shard's disk"; }
 fi
-code 0 with "calls=fsync,path=.tmp-update/training,at=1,do=wait:4000;calls=rename,path=.tmp-update,at=1+,do=count;calls=open,path=rollout/shard-,at=1+,do=count" \
+code 0 with "calls=fsync,path=-update/training,at=1,do=wait:4000;calls=rename,path=-update,at=1+,do=count;calls=open,path=rollout/shard-,at=1+,do=count" \
     iteration 1 grpo 1
-[[ $threads == no ]] || between "fsync .*training.*struck" "open .*shard-" "rename .*tmp-update" || { cat "$work/log"; fail "the next update waited for the state's disk"; }
+[[ $threads == no ]] || between "fsync .*training.*struck" "open .*shard-" "rename .*-update" || { cat "$work/log"; fail "the next update waited for the state's disk"; }
 
 code 0 iteration 2 rollout 2
 code 0 iteration 2 grpo 2
@@ -40,11 +40,11 @@ mv "$policy" "$work/undisturbed"
 # Rank 1's part of the second state: the stage ends with the code, the first state and all that was published stay as they are.
 rank_1() { with "$1" "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-grpo" --run "$work/run" --policy edit --iteration 2; }
 before=$(sums)
-writes=$(with "calls=write,path=.tmp-update/training-00001,at=1+,do=count,rank=1" "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-grpo" \
+writes=$(with "calls=write,path=-update/training-00001,at=1+,do=count,rank=1" "$mpiexec" --oversubscribe --bind-to none -n 2 "$bin/atelier-grpo" \
     --run "$work/run" --policy edit --iteration 2 >/dev/null 2>&1; grep -c " write " "$work/log")
 ((writes % 4 == 0 && writes > 0)) || fail "$writes writes of four states"
 rm -rf "$policy"
-code 4 rank_1 "calls=write,path=.tmp-update/training-00001,at=$((writes / 4 + 2))+,do=ENOSPC,rank=1"
+code 4 rank_1 "calls=write,path=-update/training-00001,at=$((writes / 4 + 2))+,do=ENOSPC,rank=1"
 says "training-00001-of-00002.h5.*No space left\|No space left.*training-00001-of-00002.h5"
 [[ ! -e $policy && -e $updates/update-000005 && ! -e $updates/update-000006 ]] || fail "something else than the first state is published: $(ls "$updates")"
 [[ $(sums | grep -v "/updates/\|metrics.jsonl") == $(grep -v "metrics.jsonl" <<<"$before") ]] || fail "what was published was touched"

@@ -743,7 +743,7 @@ TEST_F(Run, APoolGivesThePromptsOfItsLines) {
     {
         std::ofstream out(file);
         for (int i = 0; i < 200; ++i)
-            out << R"({"id":"p)" << i << R"(","task":"t2i","category":"general","text":"x)" << i << "\"}\n" << (i % 7 == 0 ? "\n" : "");
+            out << R"({"id":"p)" << i << R"(","task":"t2i","category":"general","text":"x)" << i << "\"}\n" << (i % 14 == 0 ? " \t\r\n" : i % 7 == 0 ? "\n" : "");
     }
     PromptPool pool(file, "t2i", "t2i");
     ASSERT_EQ(pool.size(), 200u);
@@ -1258,9 +1258,23 @@ TEST_F(Run, FurtherModelsHaveNamesAndADirectoryOfTheirOwn) {
     for (const char* bad : {"../a", "a/b", "..", "table.txt", "a b"})
         EXPECT_THAT(refused({std::string(bad) + "=/a"}), HasSubstr("letters, digits")) << bad;
     EXPECT_THAT(refused({"=/a"}), HasSubstr("NAME=DIRECTORY"));
+    EXPECT_THAT(refused({"limit-6=/a"}), HasSubstr("--limit")) << "the directory of an evaluation of six";
     EXPECT_EQ(evaluation_directory(c, candidates_of(c, {}), 0), directory_ / "eval");
     EXPECT_EQ(evaluation_directory(c, candidates_of(c, {}), 6), directory_ / "eval-limit-6");
-    EXPECT_EQ(evaluation_directory(c, candidates, 6), directory_ / "eval-mine-v2_b-limit-6");
+    EXPECT_EQ(evaluation_directory(c, candidates, 6), directory_ / "eval-mine+v2_b-limit-6");
+}
+
+// Killed between two renames, where a file system cannot exchange names: the pipeline sees no rollout and asks for one.
+TEST_F(Run, ARolloutThatWasRenamedAwayIsNotDrawnAgain) {
+    const auto world = comm::make_self();
+    Context c = context({});
+    c.world = world.get();
+    c.policy = "t2i";
+    const fs::path rollout = c.run.rollout("t2i", 1), displaced = rollout.parent_path() / ".tmp-displaced-rollout";
+    fs::create_directories(displaced);
+    io::publish_manifest(displaced, c.new_manifest("rollout"));
+    EXPECT_TRUE(begin_stage(c, rollout, rollout).is_complete);
+    EXPECT_FALSE(fs::exists(displaced));
 }
 
 /// small_shard() with a scored picture of one colour, and where asked a reference of another.
