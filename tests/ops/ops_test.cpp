@@ -461,6 +461,22 @@ TEST(Attention, WorkspaceIsNeverLessForMoreKeysOrQueries) {
     }
 }
 
+TEST(Attention, WithoutKeysOrQueries) {
+    AttentionShape s;
+    s.heads = s.kv_heads = 1, s.head_dim = 2, s.q_stride = s.own_stride = s.shared_stride = s.out_stride = 2, s.scale = 1;
+    const Floats x{1, 2, 3, 4};
+    for (const auto& [queries, keys] : {std::pair{2, 0}, {0, 2}, {0, 0}}) {
+        s.queries = queries, s.own_keys = keys;
+        const auto n = static_cast<std::size_t>(queries * 2);
+        Floats y(n, 9.0f), lse(n), workspace(attention_backward_workspace(s) + 1), dq(n, 9.0f), dk(4), dv(4);
+        const Tensor w = Tensor::of(workspace.data(), {static_cast<std::int64_t>(workspace.size())});
+        attention(s, x.data(), {}, {x.data(), x.data()}, y.data(), lse.data(), w);
+        EXPECT_EQ(y, Floats(n)) << queries << " queries, " << keys << " keys";
+        attention_backward(s, x.data(), {}, {x.data(), x.data()}, y.data(), lse.data(), x.data(), dq.data(), {}, {dk.data(), dv.data()}, w);
+        EXPECT_EQ(dq, Floats(n)) << queries << " queries, " << keys << " keys";
+    }
+}
+
 TEST(Attention, QueryThatSeesNothingGivesZeros) {
     AttentionShape s;
     s.queries = s.own_keys = 2, s.heads = s.kv_heads = 1, s.head_dim = 2;

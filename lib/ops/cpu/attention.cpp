@@ -24,8 +24,9 @@ constexpr std::int64_t query_step = 32, few_queries = 64, most_scores = std::int
 
 /// Blocks of about the same size.
 std::int64_t block_queries(const AttentionShape& s) {
-    const std::int64_t most = std::max(few_queries, most_scores / row_stride(s) / query_step * query_step), blocks = std::max<std::int64_t>(pieces(s.queries, most), 1);
-    return pieces(pieces(s.queries, blocks), query_step) * query_step;
+    const std::int64_t queries = std::max<std::int64_t>(s.queries, 1), stride = std::max<std::int64_t>(row_stride(s), lanes);
+    const std::int64_t most = std::max(few_queries, most_scores / stride / query_step * query_step);
+    return pieces(pieces(queries, pieces(queries, most)), query_step) * query_step;
 }
 
 /// Scores of a block at most; never less for more queries or keys.
@@ -74,6 +75,10 @@ std::int64_t large_product() {
 void product(bool ta, bool tb, float alpha, const MatrixView& a, const MatrixView& b, float beta, const MatrixView& c) {
     if (a.rows * a.cols * (tb ? b.rows : b.cols) >= large_product()) matmul(ta, tb, alpha, a, b, beta, c);
     else block_product(ta, tb, alpha, a, b, beta, c);
+}
+
+void clear_rows(const MatrixView& rows) {
+    for (std::int64_t i = 0; i < rows.rows; ++i) std::fill_n(rows.data + i * rows.stride, rows.cols, 0.0f);
 }
 
 void product_with_keys(const Block& b, float alpha, const MatrixView& rows, Operand shared, Operand own,
@@ -152,6 +157,7 @@ void attention(const AttentionShape& s, Operand q, AttentionKeys shared, Attenti
             softmax_rows(b, scores, kept);
             round_operand(1, b.rows * stride, 0, scores);
             const MatrixView o = b.queries(out, s.out_stride);
+            if (b.keys() == 0) clear_rows(o);
             if (s.shared_keys > 0) product(false, false, 1.0f, b.shared_part(scores), b.shared(shared.v), 0.0f, o);
             if (s.own_keys > 0)
                 product(false, false, 1.0f, b.own_part(scores), b.own(own.v), s.shared_keys > 0 ? 1.0f : 0.0f, o);
@@ -194,6 +200,7 @@ void attention_backward(const AttentionShape& s, Operand q, AttentionKeys shared
                         }
                         for (float* operand : {weights, dscores}) round_operand(1, b.rows * stride, 0, operand);
                         const MatrixView dqs = b.queries(dq, s.q_stride);
+                        if (b.keys() == 0) clear_rows(dqs);
                         // The first block of the first head of the group writes own gradients, later ones add.
                         const float add = head == kv * group && first == 0 ? 0.0f : 1.0f;
                         if (s.shared_keys > 0) {
