@@ -100,6 +100,7 @@ int run_distill(const Context& c) {
         return on_grid(spec, model.schedule_config(), {s.height, s.width});
     };
     const distill::LossKind kind = distill::parse_loss_kind(c.config.text("distill.loss"));
+    const int loss_steps = spec.loss_steps(kind);
     Trainer trainer({model.dit_weights(), model.sharded_weights(), {}}, start.source,
                     {{c.config.number("distill.beta1"), c.config.number("distill.beta2"), 1e-8, 0.0},
                      c.config.number("distill.max_grad_norm"),
@@ -176,7 +177,7 @@ int run_distill(const Context& c) {
         if (order.empty() || b == 0) order = order_of(epoch);
         const std::size_t begin = b * batch, end = std::min(shards.size(), begin + batch);
         const double weight =
-            1.0 / (static_cast<double>(end - begin) * spec.members * spec.loss_steps(kind));
+            1.0 / (static_cast<double>(end - begin) * spec.members * loss_steps);
         trainer.zero_gradients();
         std::map<std::string, std::pair<double, double>> sums;
         for (const std::string& task : c.config.tasks()) sums[task];  // the same keys on every rank

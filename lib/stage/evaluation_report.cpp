@@ -42,11 +42,11 @@ void add_scores(const EvaluatedTask& task, const std::string& name,
 
 /// Means over the dimensions that both have, where there are any: one without a face is not better for it.
 std::optional<std::pair<double, double>> comparable_totals(const EvaluatedSample& a, const EvaluatedSample& b) {
-    EvaluatedSample x, y;
+    double x = 0, y = 0, n = 0;
     for (const auto& [dimension, score] : a.scores)
-        if (const auto found = b.scores.find(dimension); found != b.scores.end()) x.scores[dimension] = score, y.scores[dimension] = found->second;
-    if (x.scores.empty()) return std::nullopt;
-    return std::pair{*x.total(), *y.total()};
+        if (const auto found = b.scores.find(dimension); found != b.scores.end()) x += score, y += found->second, ++n;
+    if (n == 0) return std::nullopt;
+    return std::pair{x / n, y / n};
 }
 
 Json to_json(const eval::Interval& i) {

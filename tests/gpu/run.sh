@@ -88,14 +88,15 @@ is_wanted() {
     return 1
 }
 
-# Seconds that a step may take now.
-seconds_left() {
-    local most=${ATELIER_GPU_STEP_SECONDS:-150} left=$((${ATELIER_GPU_SECONDS:-1000000} - SECONDS))
-    echo $((left < most ? left : most))
-}
+# Of all steps' time together.
+seconds_left() { echo $((${ATELIER_GPU_SECONDS:-1000000} - SECONDS)); }
 
 # One that doesn't end when it is told to, as where a device hangs, holds up the rest for ten seconds.
-limited() { timeout -k 10 "$(seconds_left)" "$@"; }
+limited() {
+    local most=${ATELIER_GPU_STEP_SECONDS:-150} left
+    left=$(seconds_left)
+    timeout -k 10 $((left < most ? left : most)) "$@"
+}
 
 # An empty folder for results. Removes those of an earlier run and nothing else.
 prepare_results() {
@@ -122,7 +123,8 @@ step() {
     else
         limited "$@" >"$out/$name.log" 2>&1 || state="FAILED ($?)"
     fi
-    [[ $state == passed ]] || { grep -nE -m 8 -A 6 'Failure|CUDA|cuDNN|cuBLASLt|NaN' "$out/$name.log" | cut -c1-300 | head -n 40; tail -n 5 "$out/$name.log"; }
+    # What failed first, where the log has one of these words: a search that finds nothing must not end the run.
+    [[ $state == passed ]] || { grep -nE -m 5 -A 6 'Failure|CUDA|cuDNN|cuBLASLt|NaN' "$out/$name.log" | cut -c1-300 || true; tail -n 5 "$out/$name.log"; }
     printf '%-28s %-14s %5d s\n' "$name" "$state" $((SECONDS - begin)) | tee -a "$out/steps.txt"
     sed -n 's/^result: /    /p' "$out/$name.log"  # at once: a machine may be taken away before the table
     { flock 9; echo "== $name: $state" >&9; cat "$out/$name.log" >&9; } 9>>"$out/all.txt"  # one file, where a machine gives back few
